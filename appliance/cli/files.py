@@ -11,6 +11,7 @@ import typer
 from appliance.cli.options import ConfigOption, HomeOption, finite, load_config, port
 from appliance.cli.tokens import with_store
 from appliance.domain.errors import NotFound
+from appliance.domain.local_url import local_url
 
 if TYPE_CHECKING:
     from appliance.store import Store
@@ -47,7 +48,5 @@ def link(
 
     loaded = load_config(config)
     tls = loaded.server.tls is not None
-    base = loaded.server.public_url or (
-        f"{'https' if tls else 'http'}://{loaded.server.host}:{port(None, loaded)}"
-    )
+    base = loaded.server.public_url or local_url(loaded.server.host, port(None, loaded), tls=tls)
     typer.echo(base + with_store(config, home, signed))

@@ -22,8 +22,10 @@ import psutil
 from appliance import machine, weights
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, WeightsError
+from appliance.domain.local_url import host_and_port
 from appliance.domain.units import readable_bytes
 from appliance.driver import home_lock, repair
+from appliance.gateway.listener import socket_address
 from appliance.runners import KINDS
 
 FILES: Final = 4096  # open files; each client and each replica needs several
@@ -182,17 +184,23 @@ def stored_files(home: Path) -> Iterator[Finding]:
 
 def listening_port(bind_address: str, port: int) -> Finding:
     """Check that the port is free; if not, name the process that listens there."""
-    family = socket.AF_INET6 if ":" in bind_address else socket.AF_INET
+    shown = host_and_port(bind_address, port)
+    try:
+        family, address = socket_address(bind_address, port)
+    except ApplianceError as error:
+        return Finding("port", "failed", error.detail, "change server.host")
+    except OSError as error:
+        return Finding("port", "failed", f"{shown}: {error.strerror}", "change server.host")
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((bind_address, port))
+            probe.bind(address)
         except OSError as error:
             listener = holder(port)
             fix = "stop the process (perhaps a running appliance), or set APPLIANCE_PORT to another port"
-            found = f"{bind_address}:{port}: {error.strerror}" + (f" by {listener}" if listener else "")
+            found = f"{shown}: {error.strerror}" + (f" by {listener}" if listener else "")
             return Finding("port", "warning", found, fix)
-    return Finding("port", "ok", f"{bind_address}:{port} is free")
+    return Finding("port", "ok", f"{shown} is free")
 
 
 def holder(port: int) -> str | None:

@@ -9,7 +9,7 @@ from typing import Final
 import httpx
 
 from appliance.config import Config
-from appliance.domain.local_url import LOOPBACK, local_url
+from appliance.domain.local_url import LOOPBACK, local_host, local_url
 from appliance.driver import certificate
 from appliance.runners.cog.runner import CERTIFICATES
 
@@ -38,8 +38,8 @@ def environment(config: Config, bind_address: str, port: int, folder: Path) -> d
 
 
 def _certified_url(config: Config, bind_address: str, port: int, certified: list[str]) -> str:
-    local = LOOPBACK.get(bind_address, bind_address)
-    for host in (local, "localhost") if local in LOOPBACK.values() else (local,):
+    local = local_host(bind_address)
+    for host in (local, "localhost") if local in LOOPBACK else (local,):
         if host in certified:
             return local_url(host, port, tls=True)
     if config.server.public_url is not None:

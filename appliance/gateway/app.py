@@ -14,6 +14,7 @@ import uvicorn
 
 from appliance.cluster.base import Cluster
 from appliance.cluster.ray import RayCluster
+from appliance.domain.local_url import host_and_port
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens
 from appliance.gateway import connections
@@ -207,5 +208,5 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     )
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
-    _log.info("listening on %s:%d", settings.host, settings.port)
+    _log.info("listening on %s", host_and_port(settings.host, settings.port))
     return Gateway(services, api, server, serving)

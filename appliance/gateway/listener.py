@@ -10,9 +10,10 @@ import asyncio
 import logging
 import socket
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from appliance.domain.errors import ApplianceError
+from appliance.domain.local_url import host_and_port
 
 _log = logging.getLogger(__name__)
 
@@ -25,20 +26,26 @@ class ListeningSocket:
     """The driver's listening socket, handed to gateways through a Unix socket, on the driver's event loop."""
 
     def __init__(self, host: str, port: int, path: Path) -> None:
-        """Bind ``host:port``. Connections are refused until a gateway has asked for the socket at ``path``.
+        """Bind ``host``, an IP address or a name, and ``port``.
+
+        Connections are refused until a gateway has asked for the socket at ``path``.
 
         Raises:
             ApplianceError: the address cannot be bound.
         """
-        self._bind_address = f"{host}:{port}"
+        self._bind_address = host_and_port(host, port)
         self._path = path
         self._handing_out = False
-        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            family, address = socket_address(host, port)
+        except OSError as error:
+            raise ApplianceError(f"cannot listen on {self._bind_address}: {_reason(error)}") from error
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._handout = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._socket.bind((host, port))
+            self._socket.bind(address)
         except OSError as error:
             self.close()
             raise ApplianceError(f"cannot listen on {self._bind_address}: {_reason(error)}") from error
@@ -80,6 +87,24 @@ class ListeningSocket:
                 client.send(f"cannot listen on {self._bind_address}: {_reason(error)}".encode())
             else:
                 socket.send_fds(client, [_LISTENING], [self._socket.fileno()])
+
+
+def socket_address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    """Return the family and address to bind for ``host``. A name with both families means IPv4.
+
+    Raises:
+        ApplianceError: ``host`` is an IPv6 address with a zone.
+        OSError: the name ``host`` cannot be resolved.
+    """
+    if "%" in host:
+        zone = host[host.index("%") :]
+        raise ApplianceError(
+            f"cannot listen on {host}: a URL cannot have the zone {zone}: listen on an address without a "
+            'zone, or on "::", which means all addresses (--host, server.host)'
+        )
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    return family, address
 
 
 def receive_listener(path: Path) -> socket.socket:

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from starlette.types import Receive, Scope, Send
 
 from appliance.domain.errors import ApplianceError
+from appliance.domain.local_url import local_url
 from appliance.observability import logs
 from appliance.protocols.response_types import ModelResponse
 from appliance.ui import layout, session
@@ -119,7 +120,8 @@ async def serve(arguments: argparse.Namespace, secret: str) -> None:
         )
     )
     print(
-        f"the demo of {arguments.model} runs at http://{arguments.host}:{arguments.port} until Ctrl-C",
+        f"the demo of {arguments.model} runs at {local_url(arguments.host, arguments.port, tls=False)} "
+        "until Ctrl-C",
         flush=True,
     )
     await server.serve()

@@ -23,6 +23,7 @@ from appliance.domain.errors import (
     PermissionDenied,
     Throttled,
 )
+from appliance.domain.local_url import host_and_port
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api.services import Services, services_of
 
@@ -124,7 +125,7 @@ def base_url(request: Request) -> str:
         scheme = forwarded if forwarded in {"http", "https"} else scheme
     if not _HOST.fullmatch(host):
         server = request.scope.get("server") or (services.config.server.host, services.config.server.port)
-        host = f"{server[0]}:{server[1]}"
+        host = host_and_port(server[0], server[1])
     return f"{scheme}://{host}"
 
 
@@ -136,6 +137,8 @@ def is_proxy(services: Services, client: str) -> bool:
         address = ipaddress.ip_address(client)
     except ValueError:
         return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped  # a client with IPv4 of a socket that listens on "::"
     networks = map(ipaddress.ip_network, services.config.server.trusted_proxies)
     return any(address in network for network in networks if network.version == address.version)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.errors import ApplianceError
-from appliance.gateway.listener import ListeningSocket, receive_listener
+from appliance.domain.local_url import host_and_port
+from appliance.gateway.listener import ListeningSocket, receive_listener, socket_address
 from tests.support.appliance_process import free_port
 
 
@@ -57,6 +58,35 @@ def test_an_address_of_another_machine_is_reported(tmp_path: Path, port: int, ad
         ApplianceError, match=f"cannot listen on {address}:{port}: .*; choose another port .*address"
     ):
         ListeningSocket(address, port, tmp_path / "listener.sock")
+
+
+@pytest.mark.parametrize(("address", "family"), [("::1", socket.AF_INET6), ("localhost", socket.AF_INET)])
+def test_ipv6_addresses_and_names_are_bound(
+    tmp_path: Path, port: int, address: str, family: socket.AddressFamily
+) -> None:
+    with ListeningSocket(address, port, tmp_path / "listener.sock"):
+        assert socket_address(address, port)[0] is family
+        again = f"cannot listen on {host_and_port(address, port)}: Address already in use".replace("[", r"\[")
+        with socket.socket(family) as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(socket_address(address, port)[1])
+            other.listen()
+            with pytest.raises(ApplianceError, match=again):
+                ListeningSocket(address, port, tmp_path / "listener.sock")
+
+
+def test_a_name_that_has_only_an_ipv6_address_is_bound(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _, *given, **named: resolve("::1", *given, **named))
+    with ListeningSocket("ip6.example.org", port, tmp_path / "listener.sock") as listener:
+        assert listener._socket.getsockname()[:2] == ("::1", port)
+
+
+def test_an_address_with_a_zone_is_refused(tmp_path: Path, port: int) -> None:
+    with pytest.raises(ApplianceError, match="cannot listen on fe80::1%lo: a URL cannot have the zone %lo"):
+        ListeningSocket("fe80::1%lo", port, tmp_path / "listener.sock")
 
 
 async def test_an_address_that_is_taken_meanwhile_is_reported_to_the_gateway(

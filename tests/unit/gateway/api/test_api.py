@@ -17,7 +17,7 @@ from appliance.config import CollectionConfig, Config, ModelConfig
 from appliance.domain import token
 from appliance.domain.prediction import Webhook
 from appliance.domain.token import Scope, Token
-from appliance.gateway.api import paging
+from appliance.gateway.api import paging, requests
 from appliance.gateway.api.rate_limit import RateLimits
 from appliance.gateway.catalogue.catalogue import Catalogue
 from tests.support.api_client import SECRET, Api, services_of
@@ -824,6 +824,7 @@ FORWARDED = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "models.example.c
         (["10.0.0.0/8"], FORWARDED, "http://models.example.org:8000"),
         (["::1/128"], FORWARDED, "http://models.example.org:8000"),
         ([], FORWARDED, "http://models.example.org:8000"),
+        ([], {"Host": "[::1]:8000"}, "http://[::1]:8000"),
     ],
 )
 async def test_links_begin_with_what_a_trusted_proxy_says(
@@ -835,6 +836,15 @@ async def test_links_begin_with_what_a_trusted_proxy_says(
         body = {"version": "test/echo", "input": {}}
         reply = await client.post("/v1/predictions", json=body, headers=headers)
     assert reply.json()["urls"]["get"].rpartition("/v1/")[0] == origin
+
+
+def test_a_proxy_with_ipv4_is_trusted_where_the_appliance_listens_on_all_addresses(bench: Bench) -> None:
+    server = {"trusted_proxies": ["10.0.0.0/8", "fd00::/8"]}
+    config = Config.model_validate({"server": server, "models": [{"name": "a/b", "kind": "echo"}]})
+    services = services_of(bench, config)
+    assert requests.is_proxy(services, "::ffff:10.1.2.3")
+    assert requests.is_proxy(services, "fd00::1")
+    assert not requests.is_proxy(services, "::ffff:11.1.2.3")
 
 
 async def test_a_key_that_is_ignored_may_have_any_value(api: Api) -> None:
