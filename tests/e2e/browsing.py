@@ -77,7 +77,7 @@ def watched(
         if response.status >= 400 and not refused:
             wrong.append(f"{response.status}: {response.url}")
 
-    opened = browser.new_context(base_url=url, **context)
+    opened = browser.new_context(base_url=f"{url}/", **context)
     opened.set_default_timeout(PATIENCE * 1000)
     opened.add_init_script(TELLING)
     page = opened.new_page()
@@ -93,7 +93,7 @@ def watched(
 
 def sign_in(page: Page, secret: str) -> None:
     """Sign in with the form, as people do."""
-    page.goto("/")
+    page.goto("./")  # ``url`` may have a path
     page.get_by_label("API token").fill(secret)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url("**/explore")
