@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.support.appliance_process import PATIENCE, Appliance
+from tests.support.appliance_process import PATIENCE, TOKEN, Appliance, fetch, has_ipv6, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -51,3 +52,32 @@ def test_the_service_manager_is_told_when_the_appliance_is_ready_and_when_it_sto
             code = appliance.stop()
         assert code == 0
         assert manager.recv(4096).decode() == "STOPPING=1\nEXTEND_TIMEOUT_USEC=80000000\nSTATUS=stopping"
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="the machine has no IPv6")
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_the_api_and_the_ui_answer_at_an_ipv6_address(tmp_path: Path, host: str) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text("models:\n  - {name: test/echo, kind: echo, options: {stream: true}}\n")
+    appliance = Appliance(tmp_path / "home", config, ui=True, host=host)
+    assert appliance.url == f"http://[::1]:{appliance.port}"
+    appliance.start()
+    try:
+        with appliance.client() as client:
+            body = {"version": "test/echo", "input": {"text": "a b"}}
+            record = client.post("/v1/predictions", json=body, headers={"Prefer": "wait"}).json()
+            assert record["output"] == ["a ", "b"], record
+            assert all(url.startswith(f"{appliance.url}/") for url in record["urls"].values())
+            assert "event: done" in client.get(record["urls"]["stream"]).text
+        wait_for(lambda: fetch(f"{appliance.url}/signin").status_code == 200, "the UI")
+        with httpx.Client(
+            base_url=appliance.url, headers={"Accept": "text/html"}, timeout=PATIENCE, trust_env=False
+        ) as browser:
+            form = {"token": TOKEN}
+            assert browser.post("/signin", data=form, headers={"Origin": appliance.url}).status_code == 303
+            assert browser.get("/explore").status_code == 200
+        if host == "::":
+            assert fetch(f"http://127.0.0.1:{appliance.port}/readyz").status_code == 200
+    finally:
+        appliance.stop()
+    assert appliance.processes() == []

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import psutil
 
+from appliance.domain.local_url import local_url
 from appliance.machine.processes import is_running
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,6 +37,15 @@ def free_port() -> int:
             return port
 
 
+def has_ipv6() -> bool:
+    """Return whether this machine has the IPv6 loopback address; many containers have none."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
 class Appliance:
     """One `appliance serve` with its own home, config and port."""
 
@@ -50,12 +60,14 @@ class Appliance:
         *,
         port: int | None = None,
         ui: bool = False,
+        host: str | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self.home = home
         self._config = config
         self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.host = host
+        self.url = local_url(host or "127.0.0.1", self.port, tls=False)
         self.ui = ui
         self.variables = variables or {}
         self.process: subprocess.Popen[str] | None = None
@@ -88,6 +100,7 @@ class Appliance:
                 [
                     *self.prefix,
                     *(str(self.program), "serve", *config, "--port", str(self.port)),
+                    *(() if self.host is None else ("--host", self.host)),
                     "--ui" if self.ui else "--no-ui",
                 ],
                 env=self.environment,

@@ -11,7 +11,7 @@ import pytest
 from appliance.domain.errors import ApplianceError
 from appliance.domain.local_url import host_and_port
 from appliance.gateway.listener import ListeningSocket, receive_listener, socket_address
-from tests.support.appliance_process import free_port
+from tests.support.appliance_process import free_port, has_ipv6
 
 
 @pytest.fixture
@@ -60,7 +60,13 @@ def test_an_address_of_another_machine_is_reported(tmp_path: Path, port: int, ad
         ListeningSocket(address, port, tmp_path / "listener.sock")
 
 
-@pytest.mark.parametrize(("address", "family"), [("::1", socket.AF_INET6), ("localhost", socket.AF_INET)])
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="the machine has no IPv6")
+
+
+@pytest.mark.parametrize(
+    ("address", "family"),
+    [pytest.param("::1", socket.AF_INET6, marks=needs_ipv6), ("localhost", socket.AF_INET)],
+)
 def test_ipv6_addresses_and_names_are_bound(
     tmp_path: Path, port: int, address: str, family: socket.AddressFamily
 ) -> None:
@@ -75,6 +81,7 @@ def test_ipv6_addresses_and_names_are_bound(
                 ListeningSocket(address, port, tmp_path / "listener.sock")
 
 
+@needs_ipv6
 def test_a_name_that_has_only_an_ipv6_address_is_bound(
     tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
