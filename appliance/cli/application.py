@@ -11,6 +11,7 @@ from appliance import __version__
 from appliance.cli import (
     adding,
     backup,
+    bundle,
     demo,
     files,
     local,
@@ -64,6 +65,7 @@ for _command in (
     *(remote.run, remote.models, remote.predictions, remote.example, remote.status, remote.reload),
     systemd.systemd,
     *(backup.backup, backup.restore),
+    bundle.bundle,
     *(adding.search, adding.add, adding.remove, adding.update, adding.prune),
     demo.demo,
     usage.usage,

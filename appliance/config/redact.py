@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, Final
 
 from appliance.domain.section import Section
@@ -44,6 +45,30 @@ def _redact(key: str, value: Any) -> Any:
     return _PARAMETER.sub(
         lambda found: f"{found[1]}={HIDDEN}" if _is_secret(found[1]) else found[0], _USER.sub(HIDDEN, value)
     )
+
+
+def secret_keys(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the keys of a config file, such as ``telemetry.headers.x``, whose texts ``redact`` would hide.
+
+    ``value`` is the content of the file. Each key comes with its secret: the whole text, or
+    the user or a parameter of a URL.
+    """
+    name = key.rpartition(".")[2]
+    if isinstance(value, dict):
+        for inner, each in value.items():
+            path = f"{key}.{inner}" if key else str(inner)
+            if name in _MAPPINGS and isinstance(each, str):
+                yield path, each
+            else:
+                yield from secret_keys(each, path)
+    elif isinstance(value, list):
+        for each in value:
+            yield from secret_keys(each, key)
+    elif isinstance(value, str) and _is_secret(name):
+        yield key, value
+    elif isinstance(value, str):
+        yield from ((key, found) for found in _USER.findall(value))
+        yield from ((key, secret) for parameter, secret in _PARAMETER.findall(value) if _is_secret(parameter))
 
 
 def _is_secret(name: str) -> bool:

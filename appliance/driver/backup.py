@@ -252,7 +252,7 @@ def _write(file: IO[bytes], staging: Path, manifest: Manifest, progress: Progres
     ):
         archive.copybufsize = CHUNK  # type: ignore[attr-defined]  # missing in the stubs
         description = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
-        sums.write(_add(archive, MANIFEST, io.BytesIO(description), len(description), 0o600))
+        sums.write(add_file(archive, MANIFEST, io.BytesIO(description), len(description), 0o600))
         for path in _members(staging):
             name = str(path.relative_to(staging))
             if path.is_symlink():
@@ -260,11 +260,11 @@ def _write(file: IO[bytes], staging: Path, manifest: Manifest, progress: Progres
                 continue
             with path.open("rb") as content:
                 found = os.fstat(content.fileno())
-                sums.write(_add(archive, name, content, found.st_size, found.st_mode & 0o700))
+                sums.write(add_file(archive, name, content, found.st_size, found.st_mode & 0o700))
             progress.advance(task, found.st_size)
         size = sums.tell()
         sums.seek(0)
-        _add(archive, CHECKSUMS, sums, size, 0o600)
+        add_file(archive, CHECKSUMS, sums, size, 0o600)
 
 
 class _Hashed:
@@ -280,8 +280,8 @@ class _Hashed:
         return data
 
 
-def _add(archive: tarfile.TarFile, name: str, content: IO[bytes], size: int, mode: int) -> bytes:
-    """Add a file; return the line for the checksums."""
+def add_file(archive: tarfile.TarFile, name: str, content: IO[bytes], size: int, mode: int) -> bytes:
+    """Add a file to an archive; return its line for ``SHA256SUMS``."""
     member = tarfile.TarInfo(name)
     member.size, member.mode, member.mtime = size, mode, int(time.time())
     hashed = _Hashed(content)

@@ -28,8 +28,18 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def fetch(client: httpx.Client, url: str, file: Path, sha256: str, advance: Advance) -> None:
+def fetch(
+    client: httpx.Client,
+    url: str,
+    file: Path,
+    sha256: str,
+    advance: Advance,
+    *,
+    listed_in: str = "models.yaml",
+) -> None:
     """Download ``url`` to ``file``, resuming if ``file`` exists.
+
+    ``listed_in`` names the source of ``sha256`` in an error.
 
     Raises:
         WeightsError: the download failed (the partial file is kept for the next attempt), or the hash differs
@@ -45,7 +55,7 @@ def fetch(client: httpx.Client, url: str, file: Path, sha256: str, advance: Adva
     if found != sha256:
         file.unlink()
         raise WeightsError(
-            f"{_name(url)} has the SHA-256 {found}, but models.yaml says {sha256}: "
+            f"{_name(url)} has the SHA-256 {found}, but {listed_in} says {sha256}: "
             "correct the sha256, or find out why the file changed"
         )
 

@@ -36,6 +36,9 @@ def serving() -> Iterator[Origin]:
         def do_GET(self) -> None:
             self._answer(origin.answers)
 
+        def do_HEAD(self) -> None:
+            self._answer(origin.answers)
+
         def do_POST(self) -> None:
             self._answer(origin.posted)
 
@@ -46,7 +49,8 @@ def serving() -> Iterator[Origin]:
             for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(answer.body)
+            if self.command != "HEAD":
+                self.wfile.write(answer.body)
 
         def log_message(self, *_: Any) -> None:
             pass

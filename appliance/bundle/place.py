@@ -1,0 +1,91 @@
+"""Program that puts the weights of an unpacked bundle into the data folder.
+
+``python -m appliance.bundle.place BUNDLE [HOME]`` runs on the other machine, after ``install`` has checked
+all files and installed the packages. Weights become hard links if both folders are on one disk, else copies.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from appliance import config
+from appliance.bundle.models import WEIGHTS
+from appliance.domain.errors import ApplianceError
+from appliance.domain.units import readable_bytes
+from appliance.driver import permissions
+from appliance.weights import locations
+
+
+def place(bundle: Path, home: Path, progress: Progress) -> None:
+    """Add the weights of ``bundle`` that the data folder does not have yet; a folder appears when complete.
+
+    Raises:
+        ApplianceError: the weights do not fit on the disk, or the data folder cannot be written.
+    """
+    root = locations.root(home)
+    folders = [
+        folder
+        for folder in bundle.glob(f"{WEIGHTS}/*/*")
+        if not (root / folder.parent.name / folder.name).exists()
+    ]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        free = shutil.disk_usage(root).free
+        if bundle.stat().st_dev != root.stat().st_dev and size > free:
+            raise ApplianceError(
+                f"the data folder {home} has {readable_bytes(free)} of free space, and the weights need "
+                f"{readable_bytes(size)}: free space, or choose another data folder with --home"
+            )
+        task = progress.add_task("weights", total=size)
+        for folder in folders:
+            _place(folder, root, progress, task)
+    except OSError as error:
+        raise ApplianceError(
+            f"the weights cannot be put into the data folder {home}: {error.filename}: {error.strerror}"
+        ) from error
+
+
+def _place(folder: Path, root: Path, progress: Progress, task: TaskID) -> None:
+    partial = root / ".partial" / f"{folder.name}.bundle"
+    shutil.rmtree(partial, ignore_errors=True)
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            target = partial / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(file, target)
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(file, target)
+            progress.advance(task, file.stat().st_size)
+    final = root / folder.parent.name / folder.name
+    final.parent.mkdir(exist_ok=True)
+    partial.rename(final)
+
+
+def main(arguments: list[str]) -> int:
+    bundle = Path(arguments[0])
+    permissions.restrict()
+    try:
+        if len(arguments) > 1:
+            home = Path(arguments[1]).absolute()
+        else:
+            home = config.home(config.load(bundle / config.CONFIG_FILE))
+        with Progress(console=Console(stderr=True)) as progress:
+            place(bundle, home, progress)
+    except ApplianceError as error:
+        print(f"install: {error.detail}", file=sys.stderr)
+        return 1
+    print(f"the weights are in {home / WEIGHTS}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
