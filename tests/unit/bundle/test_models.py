@@ -8,6 +8,7 @@ import pytest
 
 from appliance import config
 from appliance.bundle import models
+from appliance.config.redact import secret_keys
 from appliance.domain.errors import ApplianceError, ConfigError
 
 HUB = "{hub: a/b, revision: main}"
@@ -171,4 +172,18 @@ def test_downloaded_weights_keep_their_place_in_the_data_folder(file: Path, tmp_
     # two models with the same source
     assert [member.name for member in models.weight_files(tmp_path / "home", loaded.models)] == [
         f"weights/hub/{folder.name}/config.json"
+    ]
+
+
+def test_secrets_are_found_by_their_keys() -> None:
+    data = {
+        "models": [{"options": {"environment": {"ANY": "x"}, "api_token": "t", "max_tokens": "5"}}],
+        "url": "https://me@host/?password=p&page=2",
+        "plain": "words",
+    }
+    assert list(secret_keys(data)) == [
+        ("models.options.environment.ANY", "x"),
+        ("models.options.api_token", "t"),
+        ("url", "me"),
+        ("url", "p"),
     ]

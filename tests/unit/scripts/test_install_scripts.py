@@ -230,3 +230,56 @@ def test_only_what_stops_the_installation_is_an_error(checkout: Checkout) -> Non
     assert ran.returncode == 0, ran.stderr
     assert "warning: there is no C compiler" in ran.stderr
     assert os.path.lexists(checkout.root / ".uv" / "bin" / "uv")
+
+
+def bundle(folder: Path, top: str) -> Path:
+    """Write an archive with a script that prints how it is called."""
+    script = folder / top / "serve"
+    script.parent.mkdir(parents=True)
+    script.write_text('#!/bin/bash\necho "$0 $*"\n')
+    script.chmod(0o755)
+    file = folder / "a bundle.tar"
+    subprocess.run(["tar", "--create", "--file", file, "--directory", folder, top], check=True)
+    return file
+
+
+def test_a_bundle_is_unpacked_once_and_served(checkout: Checkout, tmp_path: Path) -> None:
+    for name in ("tar", "du", "mv"):
+        program = shutil.which(name)
+        assert program is not None
+        (checkout.bin / name).symlink_to(program)
+    top = "appliance-0.1.0-cpu-20300101-000000"
+    file = bundle(tmp_path / "made", top)
+    ran, calls = checkout.run("serve", "--bundle", str(file), "--port", "9")
+    served = f"{checkout.root}/scripts/../.bundle/{top}/serve --port 9"
+    assert ran.stdout.splitlines() == [f"unpacking {file} (1 MiB) into .bundle/{top}", served]
+    assert calls == []
+    ran, _ = checkout.run("serve", "--bundle", str(file), "--port", "9")
+    assert ran.stdout.splitlines() == [served]
+
+
+def test_a_file_that_is_no_bundle_is_refused(checkout: Checkout, tmp_path: Path) -> None:
+    for name in ("tar", "du", "mv"):
+        program = shutil.which(name)
+        assert program is not None
+        (checkout.bin / name).symlink_to(program)
+    other = bundle(tmp_path / "made", "something")
+    ran, _ = checkout.run("serve", "--bundle", str(other))
+    assert (ran.returncode, ran.stderr) == (
+        1,
+        f"scripts/serve: {other} is not a bundle: make one with `appliance bundle`\n",
+    )
+    other.write_text("no archive")
+    assert "is not a bundle" in checkout.run("serve", "--bundle", str(other))[0].stderr
+    ran, _ = checkout.run("serve", "--bundle", str(tmp_path / "none.tar"))
+    assert (ran.returncode, "there is no file" in ran.stderr) == (2, True)
+    ran, _ = checkout.run("serve", "--bundle", str(other), "--gpu")
+    assert (ran.returncode, "remove --gpu" in ran.stderr) == (2, True)
+    checkout.program("df", "#!/bin/bash\nprintf 'Avail\\n0\\n'\n")
+    whole = bundle(tmp_path / "again", "appliance-1-cpu-2")
+    ran, _ = checkout.run("serve", "--bundle", str(whole))
+    assert (ran.returncode, "needs 1 MiB of disk space, and the checkout has 0 MiB" in ran.stderr) == (
+        1,
+        True,
+    )
+    assert not (checkout.root / ".bundle" / "appliance-1-cpu-2").exists()
