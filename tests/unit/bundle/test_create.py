@@ -238,6 +238,9 @@ def test_it_installs_packages_weights_and_config(site: Site) -> None:
     (bundle / "models.yaml").write_text("edited")
     again = subprocess.run([bundle / "install"], capture_output=True, text=True, check=True)
     assert (again.stdout, len(site.log.read_text().splitlines())) == ("", 3)
+    environment = {**os.environ, "PYTHONPATH": PACKAGES}
+    command = [str(bundle / "install"), "--home", str(site.folder / "other")]
+    subprocess.run(command, env=environment, check=True)
     assert (bundle / "models.yaml").read_text() == "edited"
 
 
