@@ -123,14 +123,15 @@ def create(
         if own := os.environ.get(CATALOGUE_VARIABLE):
             members.append(Member("catalogue.yaml", Path(own).expanduser()))
         contents = {f"{models.CONFIG}/{name}": text for name, text in texts.texts.items()}
-        contents["licences.json"] = _licences(home, planned, members, packages)
+        described = _licences(home, planned, members, packages)
+        contents["licences.json"] = json.dumps(described, indent=2) + "\n"
         contents[_CONF] = _conf(planned, packages, members)
         created = _write(target, planned, contents, sorted(members), progress)
     except OSError as error:
         place = error.filename or target
         raise ApplianceError(f"the bundle {target} cannot be written: {place}: {error.strerror}") from error
     shutil.rmtree(work, ignore_errors=True)
-    return msgspec.structs.replace(created, notes=[*texts.notes, *created.notes])
+    return msgspec.structs.replace(created, notes=[*texts.notes, *licences.unknown(described["models"])])
 
 
 def _lock(root: Path, variant: Variant) -> Path:
@@ -181,7 +182,8 @@ def _check_space(folder: Path, planned: Plan, members: Sequence[Member], work: P
         )
 
 
-def _licences(home: Path, planned: Plan, members: Sequence[Member], packages: Sequence[Path]) -> str:
+def _licences(home: Path, planned: Plan, members: Sequence[Member], packages: Sequence[Path]) -> Any:
+    """Return the content of ``licences.json``."""
     tops = {}
     for model in planned.models:
         folder = models.weights_folder(home, model)
@@ -189,11 +191,10 @@ def _licences(home: Path, planned: Plan, members: Sequence[Member], packages: Se
             tops[model.name] = f"{models.WEIGHTS}/{folder.parent.name}/{folder.name}"
         elif folder is not None:
             tops[model.name] = models.local_name(model)
-    described = {
+    return {
         "models": licences.of_models(planned.models, members, tops),
         "packages": licences.of_packages(packages),
     }
-    return json.dumps(described, indent=2) + "\n"
 
 
 def _conf(planned: Plan, packages: Sequence[Path], members: Sequence[Member]) -> str:

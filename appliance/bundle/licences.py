@@ -41,6 +41,16 @@ def of_models(models: Sequence[ModelConfig], members: Sequence[Member], tops: di
     return described
 
 
+def unknown(described: list[Any]) -> list[str]:
+    """Return a note for each model whose licence is stated nowhere; models without weights have none."""
+    keys = ("license_url", "licence", "files")
+    return [
+        f"the licence of model {model['name']} is not known: read it at the source of its weights"
+        for model in described
+        if model["source"] is not None and not any(model[key] for key in keys)
+    ]
+
+
 def of_packages(wheels: Iterable[Path]) -> list[Any]:
     """Return name, version, licence and licence files of each wheel, from its metadata."""
     described = []

@@ -16,10 +16,10 @@ import pytest
 from rich.progress import Progress
 
 from appliance import config
-from appliance.bundle import create, models, place, toolchain, wheels
+from appliance.bundle import create, licences, models, place, toolchain, wheels
 from appliance.bundle.create import Created, Plan
 from appliance.bundle.wheels import Wheel
-from appliance.domain.errors import ApplianceError
+from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.weights import http_download
 
 ROOT = Path(__file__).parents[3]
@@ -158,6 +158,18 @@ def test_licences_are_listed(site: Site) -> None:
     (package,) = [each for each in found["packages"] if each["name"] == "x"]
     assert package["licence"] == "MIT"
     assert package["files"] == ["x-1.dist-info/licenses/LICENSE", "x-1.dist-info/LICENSE.txt"]
+
+
+def test_a_licence_that_is_not_known_is_reported(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any) -> None:
+        raise WeightsError("the hub cannot be reached")
+
+    monkeypatch.setattr(licences, "list_repository", unreachable)
+    site.config.write_text(TEXT.replace("    license_url: https://example.org/licence\n", ""))
+    (site.weights / "LICENSE").unlink()
+    assert site.create().notes == [
+        "the licence of model test/language is not known: read it at the source of its weights"
+    ]
 
 
 def test_an_own_catalogue_is_in_the_bundle(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
