@@ -18,10 +18,12 @@ from appliance.domain.section import Section
 from appliance.domain.units import readable_bytes
 from appliance.runners.cog.options import CogModel
 from appliance.runners.model_config import FolderSource, GitSource, HubSource, ModelConfig, PypiSource
+from appliance.runners.onnx import options as onnx_options
 
 #: Name of the device for models in main memory.
 _CPU: Final = "cpu"
 _SOURCES: Final = {kind.__name__: kind for kind in (FolderSource, GitSource, HubSource, PypiSource)}
+_UNION_MEMBERS: Final[dict[str, type[Section]]] = {**_SOURCES, **onnx_options.SECTIONS}
 _SECRET: Final = 4  # characters from which a value of a variable is looked for in messages
 _SHOWN: Final = 200  # characters of an invalid value in a message
 
@@ -104,7 +106,7 @@ def _place(loc: Place) -> Place:
             loc = ("hardware", "devices", *rest)
         case _:
             return loc
-    return tuple(each for each in loc if each not in _SOURCES)
+    return tuple(each for each in loc if each not in _UNION_MEMBERS)
 
 
 def _section(loc: Place) -> type[Section] | None:
@@ -112,6 +114,8 @@ def _section(loc: Place) -> type[Section] | None:
     match loc:
         case ("models", int(), str(), "source", str(source), str()):
             return _SOURCES.get(source)
+        case ("models", int(), "onnx", "options", "inputs" | "outputs", str(), str(section), str()):
+            return onnx_options.SECTIONS.get(section)
         case ("models", int(), str(kind), "options", str()):
             return _options(kind)
         case ("models", int(), str(kind), str()):

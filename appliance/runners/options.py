@@ -38,6 +38,11 @@ class Options(Section):
         return self.model_dump(mode="json", exclude={*self.UNVERSIONED, *added})
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether the model runs on the CPU even on a machine with GPUs."""
+        return self.ON_CPU
+
+    @property
     def predictions_at_once(self) -> int:
         """Maximum number of predictions that one worker process runs at a time."""
         return 1

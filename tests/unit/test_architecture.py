@@ -38,7 +38,7 @@ PLACES = {
     "PIL": ("runners",),
     "faster_whisper": ("runners.whisper",),
     "piper": ("runners.piper",),
-    "onnxruntime": ("runners.piper",),
+    "onnxruntime": ("runners.onnx_session", "runners.piper"),
     "pandas": ("ui",),
     "prometheus_client": ("observability.metrics",),
     "opentelemetry": ("observability.tracing",),

@@ -23,7 +23,7 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
     share, memory, count, origin = None, None, 1, Origin.DECLARED
     weight = weights.weight_size_of(weights.folder(home, model)) if model.source else WeightSize()
     kind, with_host_memory = devices[0].kind, devices[-1].is_main_memory
-    on_host = with_host_memory and kind == "cuda" and model.options.ON_CPU
+    on_host = with_host_memory and kind == "cuda" and model.options.on_cpu
     kind = "cpu" if on_host else kind
     may_sleep = with_host_memory and not on_host and model.sleep == "auto"
     sleep = model.options.sleep_footprint(weight, kind) if may_sleep else None

@@ -32,6 +32,7 @@ from appliance.runners.vllm.options import VllmModel, VllmOptions
 
 Write = Callable[[str], Path]
 ECHO = "models:\n  - name: test/echo\n    kind: echo\n"
+ONNX = "models:\n  - name: test/onnx\n    kind: onnx\n    source: {path: /m.onnx}\n    options:\n"
 VLLM = "models:\n  - name: test/llm\n    kind: vllm\n    source: {path: weights}\n"
 
 
@@ -321,6 +322,20 @@ REFUSALS = [
         "options.taks",
         "unknown key; did you mean task?",
     ),
+    (
+        ONNX + "      inputs:\n        x: {type: image, widht: 4}\n      outputs: {y: {type: tensor}}\n",
+        7,
+        "test/onnx",
+        "options.inputs.x.widht",
+        "unknown key; did you mean width? (known here: tensor, ",
+    ),
+    (
+        ONNX + "      inputs: {x: {type: tensor}}\n      outputs:\n        y: {type: video}\n",
+        8,
+        "test/onnx",
+        "options.outputs.y",
+        "should be a mapping with the key type: image, mask, labels",
+    ),
     (ECHO + "    options: {max_tokens: 4}\n", 4, "test/echo", "options.max_tokens", "unknown key"),
     (ECHO + "    options: 4\n", 4, "test/echo", "options", "should be a mapping"),
     (ECHO + "    options:\n      concurrency: 0\n", 5, "test/echo", "options.concurrency", "0 should be"),
@@ -529,6 +544,6 @@ def test_the_schema_agrees_with_the_loader(document: dict[str, Any], valid: bool
 def test_a_model_class_is_known_for_every_kind() -> None:
     kinds = json_schema()["properties"]["models"]["items"]["discriminator"]["mapping"]
     assert set(kinds) == {
-        *("echo", "vllm", "embeddings", "diffusers", "whisper", "piper", "transformers", "cog")
+        *("echo", "vllm", "embeddings", "diffusers", "whisper", "piper", "transformers", "onnx", "cog")
     }
     assert VllmModel.model_fields["source"].is_required()

@@ -23,6 +23,7 @@ from appliance.config import (
 from appliance.config.sections import MODELS, PricesConfig, ServerConfig, UiConfig
 from appliance.domain.section import Section
 from appliance.runners.echo.options import EchoModel
+from appliance.runners.onnx.options import SECTIONS
 from appliance.runners.vllm.options import VllmModel
 
 SHIPPED = Path(__file__).parents[3] / "models.yaml"
@@ -54,6 +55,20 @@ def examples(everything: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def options_of(kind: str) -> type[Section]:
     options: type[Section] = MODELS[kind].model_fields["options"].annotation  # type: ignore[assignment] # it is one
     return options
+
+
+def onnx_sections(everything: dict[str, Any]) -> dict[str, set[str]]:
+    """The keys that the example of kind `onnx` shows for each type of input and output.
+
+    `names` and `names_file` exclude each other: the example of labels shows one, and that of boxes the other.
+    """
+    found: dict[str, set[str]] = {}
+    options = examples(everything)["onnx"]["options"]
+    for group in ("inputs", "outputs"):
+        for given in options[group].values():
+            more = {"names", "names_file"} if given["type"] in {"labels", "boxes"} else set()
+            found[given["type"].title() + group.title()[:-1]] = set(given) | more
+    return found
 
 
 def test_it_loads_with_the_default_models() -> None:
@@ -126,6 +141,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "DeviceConfig": {"name", "memory"},  # their example is held by the test above
         **{model.__name__: {key for place in sources for key in place} for model in MODELS.values()},
         **{options_of(kind).__name__: set(shown[kind]["options"]) for kind in MODELS},
+        **onnx_sections(everything),
         "FolderSource": set(keys[0]),
         "HubSource": set(keys[1]),
         "PypiSource": set(keys[2]),
@@ -148,6 +164,11 @@ def test_the_defaults_it_shows_are_the_true_ones(everything: dict[str, Any]) -> 
         (LoggingConfig, everything["logging"]),
         *((options_of(kind), shown["options"]) for kind, shown in examples(everything).items()),
     ]
+    onnx = examples(everything)["onnx"]["options"]
+    for group in ("inputs", "outputs"):
+        for given in onnx[group].values():
+            name = given["type"].title() + group.title()[:-1]
+            shown.append((SECTIONS[name], {key: each for key, each in given.items() if key != "description"}))
     for section, values in shown:
         read = section.model_validate(values)
         fields = section.model_fields.items()

@@ -54,6 +54,9 @@ def test_what_computes_on_the_cpu_takes_main_memory_beside_gpus(tmp_path: Path) 
     assert asked(tmp_path, "echo").on_cpu
     assert not asked(tmp_path, "piper", cuda=False).on_cpu
     assert not asked(tmp_path, "vllm").on_cpu
+    described: dict[str, Any] = {"inputs": {"x": {"type": "tensor"}}, "outputs": {"y": {"type": "tensor"}}}
+    assert not asked(tmp_path, "onnx", options=described).on_cpu
+    assert asked(tmp_path, "onnx", options={**described, "device": "cpu"}).on_cpu
 
 
 def test_an_echo_model_sleeps_on_logical_devices_if_it_has_something_to_give_back(tmp_path: Path) -> None:

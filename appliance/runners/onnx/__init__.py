@@ -1,0 +1,15 @@
+"""Kind `onnx`: models in ONNX files, whose inputs and outputs models.yaml describes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance.runners.base import Kind
+
+KIND: Final = Kind(
+    name="onnx",
+    model="appliance.runners.onnx.options:OnnxModel",
+    runner="appliance.runners.onnx.runner:OnnxRunner",
+    libraries=("onnxruntime", "tokenizers"),
+    preload=("av", "numpy", "PIL.Image"),  # not onnxruntime: its threads do not survive a fork
+)
