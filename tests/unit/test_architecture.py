@@ -38,6 +38,7 @@ PLACES = {
     "PIL": ("runners",),
     "faster_whisper": ("runners.whisper",),
     "piper": ("runners.piper",),
+    "cv2": ("runners.ocr",),
     "onnxruntime": ("runners.onnx_session", "runners.piper"),
     "pandas": ("ui",),
     "prometheus_client": ("observability.metrics",),

@@ -544,6 +544,18 @@ def test_the_schema_agrees_with_the_loader(document: dict[str, Any], valid: bool
 def test_a_model_class_is_known_for_every_kind() -> None:
     kinds = json_schema()["properties"]["models"]["items"]["discriminator"]["mapping"]
     assert set(kinds) == {
-        *("echo", "vllm", "embeddings", "diffusers", "whisper", "piper", "transformers", "onnx", "cog")
+        *(
+            "echo",
+            "vllm",
+            "embeddings",
+            "diffusers",
+            "whisper",
+            "piper",
+            "transformers",
+            "onnx",
+            "ocr",
+            "vad",
+            "cog",
+        )
     }
     assert VllmModel.model_fields["source"].is_required()
