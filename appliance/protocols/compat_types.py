@@ -84,6 +84,25 @@ class EmbeddingsRequest(Request, kw_only=True):
     user: str | None = None
 
 
+class RerankRequest(Request, kw_only=True):
+    """Documents to order by their relevance to a query."""
+
+    model: str
+    query: str
+    documents: Annotated[list[Any], Meta(description="Texts, or objects with the key text")]
+    top_n: Annotated[int | None, Meta(description="Maximum number of results. Default: all")] = None
+    return_documents: Annotated[
+        bool | None, Meta(description="Whether results have their documents. Default: in /v1/rerank only")
+    ] = None
+    rank_fields: Annotated[
+        list[str] | None, Meta(description="Keys of objects to compare with the query, instead of text")
+    ] = None
+    max_tokens_per_doc: Annotated[
+        int | None, Meta(description="Longer documents are truncated. Default: what the model accepts")
+    ] = None
+    max_chunks_per_doc: Annotated[Any, Meta(description="Not supported")] = None
+
+
 class ImageRequest(Struct, kw_only=True):
     """Images to generate. Other fields are inputs of the model."""
 
@@ -295,6 +314,60 @@ class EmbeddingsResponse(Struct, kw_only=True):
     usage: EmbeddingsUsage
 
 
+class RerankResult(Struct, kw_only=True):
+    """The score of a document."""
+
+    index: Annotated[int, Meta(description="Position in the request")]
+    relevance_score: Annotated[float, Meta(description="From 0 to 1")]
+    document: Annotated[
+        dict[str, Any] | UnsetType, Meta(description="As in the request; a text is under the key text")
+    ] = UNSET
+
+
+class RerankUsage(Struct, kw_only=True):
+    """Number of tokens of the query and the documents, in Jina's form."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class RerankApiVersion(Struct, kw_only=True):
+    """Version of Cohere's API."""
+
+    version: str
+
+
+class RerankBilledUnits(Struct, kw_only=True):
+    """Number of queries with up to 100 documents, as Cohere counts them."""
+
+    search_units: int
+
+
+class RerankTokens(Struct, kw_only=True):
+    """Number of tokens, in Cohere's form."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+class RerankMeta(Struct, kw_only=True):
+    """Version and usage, in Cohere's form."""
+
+    api_version: RerankApiVersion
+    billed_units: RerankBilledUnits
+    tokens: RerankTokens
+
+
+class RerankResponse(Struct, kw_only=True):
+    """Scored documents, the most relevant first, in Jina's and Cohere's form."""
+
+    id: str
+    model: str
+    results: list[RerankResult]
+    usage: RerankUsage
+    meta: RerankMeta
+
+
 class GeneratedImage(Struct, kw_only=True):
     """A generated image; ``response_format`` of the request chooses the field."""
 
@@ -354,6 +427,7 @@ REQUESTS: Final = (
     MessageRequest,
     CountTokensRequest,
     EmbeddingsRequest,
+    RerankRequest,
     ImageRequest,
     ImageEditRequest,
     SpeechRequest,
@@ -370,6 +444,7 @@ RESPONSES: Final = (
     OpenAIModelResponse,
     OpenAIModelsResponse,
     EmbeddingsResponse,
+    RerankResponse,
     ImagesResponse,
     TranscriptionResponse,
 )

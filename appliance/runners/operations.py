@@ -25,10 +25,11 @@ EMBEDDINGS: Final = "embeddings"
 IMAGES: Final = "images"
 TRANSCRIPTIONS: Final = "audio.transcriptions"
 SPEECH: Final = "audio.speech"
+RERANK: Final = "rerank"  # of Jina's and Cohere's APIs
 
-TRANSLATED: Final = (EMBEDDINGS, IMAGES, TRANSCRIPTIONS, SPEECH)
+TRANSLATED: Final = (EMBEDDINGS, IMAGES, TRANSCRIPTIONS, SPEECH, RERANK)
 #: The operations of OpenAI's API.
-OPENAI: Final = (CHAT, COMPLETIONS, RESPONSES, *TRANSLATED)
+OPENAI: Final = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, IMAGES, TRANSCRIPTIONS, SPEECH)
 
 #: Prefix of the id of a response of ``RESPONSES``, before the id of its prediction.
 RESPONSE_PREFIX: Final = "resp_"

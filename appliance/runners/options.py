@@ -52,6 +52,13 @@ class Options(Section):
         """Whether new versions of the model can be trained."""
         return False
 
+    def refusal(self, operation: str) -> str | None:
+        """Return why this model does not support ``operation`` of its kind; None if it does.
+
+        The text follows the name of the model in an error message.
+        """
+        return None
+
     def completed(self, folder: Path) -> Options:
         """Return these options with the values that the weights in ``folder`` determine.
 

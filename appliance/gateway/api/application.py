@@ -27,7 +27,15 @@ from appliance.gateway.api.admin import (
     tokens,
     usage,
 )
-from appliance.gateway.api.compat import anthropic, audio, embeddings, images, openai, stored_responses
+from appliance.gateway.api.compat import (
+    anthropic,
+    audio,
+    embeddings,
+    images,
+    openai,
+    rerank,
+    stored_responses,
+)
 from appliance.gateway.api.rate_limit import RateLimitState
 from appliance.gateway.api.replicate import (
     account,
@@ -70,6 +78,7 @@ ROUTES: Final = (
     *openai.ROUTES,
     *stored_responses.ROUTES,
     *embeddings.ROUTES,
+    *rerank.ROUTES,
     *images.ROUTES,
     *audio.ROUTES,
     *anthropic.ROUTES,

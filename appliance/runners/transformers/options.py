@@ -9,6 +9,7 @@ from pydantic import Field
 from appliance.domain.values import GIB
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.model_config import ModelConfig, WeightsSource
+from appliance.runners.operations import RERANK
 from appliance.runners.options import TORCH_RESIDUE, TRUST_REMOTE_CODE, Options, in_dtype
 
 #: Bytes that a worker process needs besides weights: libraries and working memory.
@@ -49,6 +50,11 @@ class TransformersOptions(Options):
         description="Maximum number of texts of one prediction computed in one batch.",
     )
     trust_remote_code: bool = TRUST_REMOTE_CODE
+
+    def refusal(self, operation: str) -> str | None:
+        if operation == RERANK and self.task != "reranking":
+            return f"is for the task {self.task}; this route needs a model for the task reranking"
+        return None
 
     def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         return (TORCH_RESIDUE, in_dtype(weights, self.dtype, device)) if device == "cuda" else None

@@ -184,6 +184,11 @@ def reranking(loading: LoadRequest) -> Compute:
     def compute(request: TaskInput) -> TaskResult:
         query, documents = request.input["query"], _documents(request.input["documents"])
         scores: list[float] = []
+        longest = limit
+        if "max_tokens" in request.input:
+            wanted = len(tokenizer(query, "")["input_ids"]) + request.input["max_tokens"]
+            longest = wanted if limit is None else min(limit, wanted)
+        count = 0
         for at in range(0, len(documents), size):
             if request.cancelled.is_set():
                 break
@@ -193,16 +198,20 @@ def reranking(loading: LoadRequest) -> Compute:
                 batch,
                 padding=len(batch) > 1,
                 truncation="only_second",
-                max_length=limit,
+                max_length=longest,
                 return_tensors="pt",
             ).to(model.device)
+            count += int(
+                inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+            )
             with torch.inference_mode():
                 logits = model(**inputs).logits.float()
             column = logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(1)[:, 1]
             scores += column.tolist()
         order = sorted(range(len(scores)), key=lambda number: -scores[number])[: request.input.get("top_k")]
         return TaskResult(
-            [{"index": number, "score": scores[number], "document": documents[number]} for number in order]
+            [{"index": number, "score": scores[number], "document": documents[number]} for number in order],
+            {"input_token_count": count},
         )
 
     return compute

@@ -99,6 +99,11 @@ TASKS: Final[dict[str, Task]] = {
             )
             | {LIST_TOO: True},
             "top_k": _count("Maximum number of documents to return, the best first. Default: all"),
+            "max_tokens": integer(
+                "Maximum number of tokens of a document; longer ones are truncated. Default: what the model "
+                "accepts",
+                ge=1,
+            ),
         },
         output=_list_of(index=_INTEGER, score=_NUMBER, document=_STRING),
         load=pipelines.reranking,

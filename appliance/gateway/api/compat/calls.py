@@ -103,12 +103,14 @@ async def parse(request: Request, type: type[Body]) -> Body:
     return requests.convert(given, type)
 
 
-def find_model(request: Request, name: str, caller: Token, kinds: Collection[str]) -> ServedVersion:
+def find_model(
+    request: Request, name: str, caller: Token, kinds: Collection[str], operation: str | None = None
+) -> ServedVersion:
     """Return the newest version of the model ``name``.
 
     Raises:
         ModelNotFound: there is no such model, or the model has no version yet.
-        BadRequest: the kind of the model is not one of ``kinds``.
+        BadRequest: the kind of the model is not one of ``kinds``, or it does not support ``operation``.
     """
     try:
         entry = services_of(request).catalogue.by_compat_name(name, caller.owner)
@@ -119,6 +121,9 @@ def find_model(request: Request, name: str, caller: Token, kinds: Collection[str
         raise BadRequest(
             f"The model `{name}` is of kind {entry.kind}; this route needs a model of kind {answering}."
         )
+    refusal = None if operation is None else entry.model.options.refusal(operation)
+    if refusal is not None:
+        raise BadRequest(f"The model `{name}` {refusal}.")
     return entry
 
 

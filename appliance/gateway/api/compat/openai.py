@@ -23,7 +23,7 @@ from appliance.protocols.compat_types import (
 from appliance.runners import kinds_with_operation, operations
 
 #: The kinds of models that at least one route of this API can call.
-KINDS: Final = kinds_with_operation(*operations.OPENAI)
+KINDS: Final = kinds_with_operation(*operations.OPENAI, operations.RERANK)
 
 
 async def create_chat_completion(request: Request) -> Response:
@@ -37,7 +37,11 @@ async def create_completion(request: Request) -> Response:
 async def list_models(request: Request) -> Response:
     """``GET /models``: the models that a route of this API can call, with aliases without a slash."""
     caller = await calls.find_caller(request, Scope.READ)
-    found = [_model_object(name, entry) for name, entry in calls.list_models(request, caller, KINDS)]
+    found = [
+        _model_object(name, entry)
+        for name, entry in calls.list_models(request, caller, KINDS)
+        if not entry.model.options.refusal(operations.RERANK)
+    ]
     return responses.json(OpenAIModelsResponse(object="list", data=found))
 
 
@@ -45,7 +49,8 @@ async def get_model(request: Request) -> Response:
     """``GET /models/{model}``: by name, alias or version."""
     caller = await calls.find_caller(request, Scope.READ)
     name = request.path_params["model"]
-    return responses.json(_model_object(name, calls.find_model(request, name, caller, KINDS)))
+    entry = calls.find_model(request, name, caller, KINDS, operations.RERANK)
+    return responses.json(_model_object(name, entry))
 
 
 def _model_object(name: str, entry: ServedVersion) -> OpenAIModelResponse:

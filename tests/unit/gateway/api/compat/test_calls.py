@@ -110,6 +110,8 @@ ROUTES = (
     ("POST", f"{RESPONSES}/resp_x/cancel"),
     ("GET", f"{RESPONSES}/resp_x/input_items"),
     ("POST", "/openai/v1/embeddings"),
+    ("POST", "/openai/v1/rerank"),
+    ("POST", "/openai/v2/rerank"),
     ("POST", "/openai/v1/images/generations"),
     ("POST", "/openai/v1/images/edits"),
     ("POST", "/openai/v1/audio/transcriptions"),
