@@ -11,5 +11,10 @@ KIND: Final = Kind(
     model="appliance.runners.onnx.options:OnnxModel",
     runner="appliance.runners.onnx.runner:OnnxRunner",
     libraries=("onnxruntime", "tokenizers"),
-    preload=("av", "numpy", "PIL.Image"),  # not onnxruntime: its threads do not survive a fork
+    preload=(
+        "av",
+        "numpy",
+        "PIL.Image",
+        "appliance.runners.onnx.options",
+    ),  # not onnxruntime: its threads do not survive a fork
 )

@@ -30,7 +30,7 @@ def find_boxes(
 
     rows = _rows(tensors["tensor"], spec)
     scores, classes = _scored(spec, rows, tensors)
-    kept = np.flatnonzero(scores >= threshold)
+    kept = np.flatnonzero((scores >= threshold) & np.isfinite(rows[:, :4]).all(axis=1) & np.isfinite(scores))
     kept = kept[np.argsort(-scores[kept], kind="stable")][:_COMPARED]
     boxes = _in_image(_corners(rows[kept, :4], spec), spec, placement)
     chosen = best_boxes(boxes, classes[kept], spec.overlap)[: spec.max_boxes]

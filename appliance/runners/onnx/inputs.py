@@ -216,8 +216,7 @@ def _placed(
     if max(width, height) > spec.max_side:
         raise PredictionFailed(
             f"input.{name}: this image needs a tensor of {width} x {height} pixels, but this model "
-            "accepts at "
-            f"most {spec.max_side} x {spec.max_side}; scale it down"
+            f"accepts at most {spec.max_side} x {spec.max_side}; scale it down"
         )
     if spec.resize == "stretch":
         placement = Placement(image, width, height, 0, 0, width, height)
@@ -258,7 +257,10 @@ def _as(values: Array, tensor: Any) -> Array:
     import numpy as np
 
     dtype = np.dtype(DTYPES[tensor.type])
-    return (np.rint(values) if dtype.kind in "iu" and values.dtype.kind == "f" else values).astype(dtype)
+    if dtype.kind in "iu" and values.dtype.kind == "f":
+        limits = np.iinfo(dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    return values.astype(dtype)
 
 
 def _audio_reader(name: str, spec: AudioInput, tensor: Any) -> _Reader:
@@ -294,8 +296,7 @@ def _text_reader(name: str, spec: TextInput, tokenizer: Any, tensor: Any, more: 
         if len(encoded.ids) > most:
             raise PredictionFailed(
                 f"input.{name}: the text has {len(encoded.ids)} tokens, but this model accepts at most "
-                f"{most}; "
-                "shorten it"
+                f"{most}; shorten it"
             )
         columns = {"tensor": encoded.ids, "mask": encoded.attention_mask, "types": encoded.type_ids}
         padding = 0 if length is None else length - len(encoded.ids)
@@ -319,7 +320,9 @@ def _number_reader(name: str, tensor: Any) -> _Reader:
         )
 
     def read(value: Any) -> _Part:
-        return _Part({tensor.name: _as(np.full((1,) * len(tensor.shape), value, np.float64), tensor)})
+        values = np.full((1,) * len(tensor.shape), value, np.float64)
+        _check_range(name, values, tensor)
+        return _Part({tensor.name: _as(values, tensor)})
 
     return read
 
@@ -343,9 +346,28 @@ def _tensor_reader(name: str, tensor: Any) -> _Reader:
                 f"input.{name}: this has the shape {shape_text(values.shape)}, but the model expects "
                 f"{shape_text(tensor.shape)} ({DTYPES[tensor.type]})"
             )
+        _check_range(name, values, tensor)
         return _Part({tensor.name: _as(values, tensor)})
 
     return read
+
+
+def _check_range(name: str, values: Array, tensor: Any) -> None:
+    """Check that numbers of a prediction can be converted to the dtype of ``tensor``.
+
+    Raises:
+        PredictionFailed: a number is too small or too large for an integer type.
+    """
+    import numpy as np
+
+    dtype = np.dtype(DTYPES[tensor.type])
+    if dtype.kind not in "iu" or not values.size:
+        return
+    limits = np.iinfo(dtype)
+    if values.min() < limits.min or values.max() > limits.max:
+        raise PredictionFailed(
+            f"input.{name}: the model expects {dtype.name}: numbers from {limits.min} to {limits.max}"
+        )
 
 
 def _fits(shape: Sequence[int], expected: Sequence[Any]) -> bool:

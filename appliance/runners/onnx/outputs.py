@@ -164,7 +164,9 @@ def _maker(
         case MaskOutput():
             return lambda computed: _mask(name, spec, computed.tensors[main], computed)
         case LabelsOutput():
-            return lambda computed: _labels(spec, computed.tensors[main], names, computed.input["top_k"])
+            return lambda computed: _labels(
+                name, spec, computed.tensors[main], names, computed.input["top_k"]
+            )
         case BoxesOutput():
             return lambda computed: find_boxes(
                 spec,
@@ -281,8 +283,14 @@ def _mask(name: str, spec: MaskOutput, tensor: Array, computed: Computed) -> Pat
     return path
 
 
-def _labels(spec: LabelsOutput, tensor: Array, names: list[str], top_k: int) -> list[dict[str, Any]]:
+def _labels(
+    name: str, spec: LabelsOutput, tensor: Array, names: list[str], top_k: int
+) -> list[dict[str, Any]]:
+    import numpy as np
+
     scores = activated(tensor.reshape(-1), spec.activation)
+    if not np.isfinite(scores).all():
+        raise PredictionFailed(f"the output {name} has scores that are infinite or NaN; try another input")
     best = scores.argsort()[::-1][:top_k]
     return [{"label": class_name(names, int(each)), "score": float(scores[each])} for each in best]
 

@@ -12,7 +12,7 @@ from appliance.domain.weight_size import WeightSize
 from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import Options
 
-#: Main memory of a worker process besides the weights, with the samples of two hours of audio.
+#: Main memory of a worker process besides the weights, with the samples of an hour of audio.
 _PROCESS: Final = 1536 * MIB
 
 
@@ -24,7 +24,7 @@ class VadOptions(Options):
     OOM_HINT = "lower its option max_duration"
 
     max_duration: Seconds = Field(
-        default=7200.0,
+        default=3600.0,
         gt=0,
         description="Longest audio that is accepted: seconds, or text such as 2h. Longer audio needs more "
         "memory.",

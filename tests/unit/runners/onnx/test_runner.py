@@ -331,6 +331,30 @@ async def test_numbers_have_the_shape_that_the_file_expects(tmp_path: Path) -> N
         await model(x=[0])
 
 
+async def test_integers_are_in_the_range_of_their_type(tmp_path: Path) -> None:
+    model = await loaded(identity(tmp_path, [1], UINT8), {"x": {"type": "tensor"}}, TENSOR)
+    assert (await model(x=[255])).output == [255]
+    for value in (256, -1):
+        with pytest.raises(
+            PredictionFailed, match=r"input\.x: the model expects uint8: numbers from 0 to 255"
+        ):
+            await model(x=[value])
+
+
+async def test_results_that_are_no_numbers_are_left_out_or_refused(tmp_path: Path) -> None:
+    file = detector(tmp_path, [[0, 0, 8, 8, np.nan], [np.inf, 0, 8, 8, 0.9], [0, 0, 8, 8, 0.8]])
+    model = await loaded(file, IMAGE, {"boxes": {"type": "boxes"}})
+    (found,) = (await model(image=picture(tmp_path, [[RED] * 8] * 8))).output
+    assert found["score"] == pytest.approx(0.8)
+    file = write_onnx(
+        tmp_path / "m.onnx", [Tensor("x", [1])], [Tensor("y", [1])], [Node("Log", ["x"], ["y"])]
+    )
+    labels = {"labels": {"type": "labels", "activation": "none"}}
+    model = await loaded(file, {"x": {"type": "tensor"}}, labels)
+    with pytest.raises(PredictionFailed, match="the output labels has scores that are infinite or NaN"):
+        await model(x=[0])
+
+
 # -- batches
 
 
