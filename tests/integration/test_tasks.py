@@ -120,6 +120,10 @@ async def test_tokens_are_counted_and_documents_truncated(models: Models) -> Non
     assert cut.metrics["input_token_count"] == 3 * (4 + 1)
     scores = {part["index"]: part["score"] for part in cut.output}
     assert scores[0] == pytest.approx(scores[1], abs=1e-4), "only the first word is read"
+    with pytest.raises(
+        PredictionFailed, match=r"input\.query: the query has 100 tokens, but .* accepts 64 for"
+    ):
+        await models("reranking", query="cat " * 100, documents=documents)
 
 
 async def test_documents_are_computed_together_or_not(models: Models) -> None:

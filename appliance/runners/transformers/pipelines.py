@@ -184,10 +184,16 @@ def reranking(loading: LoadRequest) -> Compute:
     def compute(request: TaskInput) -> TaskResult:
         query, documents = request.input["query"], _documents(request.input["documents"])
         scores: list[float] = []
-        longest = limit
-        if "max_tokens" in request.input:
-            wanted = len(tokenizer(query, "")["input_ids"]) + request.input["max_tokens"]
-            longest = wanted if limit is None else min(limit, wanted)
+        asked = len(tokenizer(query, add_special_tokens=False, verbose=False)["input_ids"])
+        used = asked + tokenizer.num_special_tokens_to_add(pair=True)
+        if limit is not None and used >= limit:
+            raise PredictionFailed(
+                f"input.query: the query has {asked} tokens, but this model accepts {limit} for the "
+                "query and a "
+                "document together; shorten it"
+            )
+        wanted = request.input.get("max_tokens")
+        longest = min((most for most in (limit, wanted and used + wanted) if most), default=None)
         count = 0
         for at in range(0, len(documents), size):
             if request.cancelled.is_set():
