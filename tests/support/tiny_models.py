@@ -243,14 +243,14 @@ def translation(folder: Path) -> None:
     M2M100ForConditionalGeneration(config).save_pretrained(folder)
 
 
-def language_model(folder: Path) -> None:
-    """A causal language model without a chat template."""
+def language_model(folder: Path, **more: Any) -> None:
+    """A causal language model without a chat template; vLLM needs heads of at least 32 numbers on a CPU."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer(folder)
     config = LlamaConfig(
         vocab_size=len(SPECIAL + WORDS), max_position_embeddings=64, bos_token_id=2, eos_token_id=3,
-        pad_token_id=0, **_SMALL,
+        pad_token_id=0, **(_SMALL | more),
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
 

@@ -8,10 +8,11 @@ worker process. The engine core is a fork, which need not import everything agai
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -159,7 +160,28 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
     if not on_cpu:
         arguments["enable_sleep_mode"] = spec.sleeps
         arguments["gpu_memory_utilization"] = _memory_fraction(spec.memory)
-    return AsyncEngineArgs(**arguments)
+    return AsyncEngineArgs(**arguments | _converted(options.get("engine", {})))
+
+
+def _converted(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the option ``engine`` with the types that vLLM's command line would make of the values.
+
+    Raises:
+        ValidationError: a mapping does not fit vLLM's class for this argument.
+    """
+    from pydantic import TypeAdapter
+    from vllm.engine import arg_utils
+
+    hints = {field.name: field.type for field in dataclasses.fields(arg_utils.AsyncEngineArgs)}
+    converted = dict(engine)
+    for name, value in engine.items():
+        members = arg_utils.get_type_hints(hints[name])
+        config: Any = next((each for each in members if dataclasses.is_dataclass(each)), None)
+        if isinstance(value, dict) and config is not None:
+            converted[name] = TypeAdapter(config).validate_python(value)
+        elif isinstance(value, list) and arg_utils.contains_type(members, set):
+            converted[name] = set(value)
+    return converted
 
 
 def _dtype(dtype: str, *, on_cpu: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any, Final, Literal
 
@@ -12,7 +13,7 @@ from appliance.domain.values import GIB, Bytes
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import TRUST_REMOTE_CODE, Options, in_dtype
-from appliance.runners.vllm import adapters, kv_cache
+from appliance.runners.vllm import adapters, engine_arguments, kv_cache
 from appliance.runners.vllm.kv_cache import KV_CACHE
 from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
 
@@ -97,6 +98,12 @@ class VllmOptions(Options):
         "Default: everything that the model writes is its answer.",
     )
     trust_remote_code: bool = TRUST_REMOTE_CODE
+    engine: dict[str, Any] = Field(
+        default={},
+        exclude_if=operator.not_,  # the version of a model without it stays the same
+        description="Further arguments of vLLM's engine, with their names in vLLM, such as "
+        "max_num_batched_tokens. They are checked against the arguments of the vLLM that is installed.",
+    )
 
     @property
     def predictions_at_once(self) -> int:
@@ -143,3 +150,5 @@ class VllmModel(ModelConfig):
             yield "options.max_tokens", f"{message} ({options.max_model_len})"
         if reason := kv_cache.conflict(options.kv_cache, self.memory):
             yield "options.kv_cache", reason
+        for name, reason in engine_arguments.problems(options.engine):
+            yield f"options.engine.{name}", reason
