@@ -59,9 +59,8 @@ def recognize(listing: Listing, file: str | None = None) -> Recognized:
     if file is None and "adapter_config.json" in names:
         base = listing.json("adapter_config.json").get("base_model_name_or_path", "an unknown model")
         raise WeightsError(
-            f"{listing.title} is a LoRA adapter for {base} and cannot be served alone: "
-            "add a repository with merged "
-            "weights, or for an image model name the file in the option loras of that model"
+            f"{listing.title} is a LoRA adapter for {base} and cannot be served alone: name it in the key "
+            "adapters of its base model in models.yaml, or add a repository with merged weights"
         )
     if file is None and "cog.yaml" in names:
         return Recognized("cog", "a Cog project (cog.yaml)")

@@ -11,9 +11,10 @@ from typing import Final, NamedTuple
 
 from appliance.config import Config, GitSource
 from appliance.domain.errors import ApplianceError, WeightsError
+from appliance.runners.adapters import with_adapters
 from appliance.weights import folder, git
 
-_KINDS: Final = ("hub", "pypi", "local", "git")
+_KINDS: Final = ("hub", "pypi", "local", "git", "adapters")
 _PARTIAL: Final = ".partial"
 
 
@@ -32,7 +33,7 @@ def unused(home: Path, configs: Iterable[Config]) -> list[Unused]:
     root = home / "weights"
     used = set()
     kinds = set(_KINDS)
-    for model in [model for config in configs for model in config.models]:
+    for model in [model for config in configs for model in with_adapters(config.models)]:
         if isinstance(model.source, GitSource):
             used.add(git.folder(home, model.source))
         elif model.source is not None:

@@ -270,10 +270,12 @@ def _pull(home: Path, model: ModelConfig) -> None:
     )
 
     from appliance import weights
+    from appliance.runners.adapters import with_adapters
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns) as progress:
-        weights.pull(home, model, progress)
+        for each in with_adapters([model]):
+            weights.pull(home, each, progress)
 
 
 def _reload(running: tuple[Client, dict[str, Any]] | None) -> None:

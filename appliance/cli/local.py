@@ -200,6 +200,7 @@ def pull(
     )
 
     from appliance import weights
+    from appliance.runners.adapters import with_adapters
 
     checked = load_config(config)
     chosen = _chosen(checked, models or [])
@@ -207,7 +208,7 @@ def pull(
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     failed = []
     with Progress(TextColumn("{task.description}"), *columns) as progress:
-        for model in chosen:
+        for model in with_adapters(chosen):
             try:
                 weights.pull(home_folder(home, checked), model, progress)
             except WeightsError as error:

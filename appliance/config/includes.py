@@ -93,3 +93,7 @@ def _names(index: int, model: Any) -> Iterator[tuple[Place, str]]:
     for position, alias in enumerate(aliases if isinstance(aliases, list) else ()):
         if isinstance(alias, str):
             yield ("models", index, "aliases", position), alias
+    adapters = model.get("adapters")
+    for number, adapter in enumerate(adapters if isinstance(adapters, list) else ()):
+        for place, name in _names(index, adapter):
+            yield ("models", index, "adapters", number, *place[2:]), name

@@ -16,6 +16,7 @@ from appliance.config.yaml_source import Document, Place
 from appliance.domain.errors import ConfigError
 from appliance.domain.section import Section
 from appliance.domain.units import readable_bytes
+from appliance.runners.adapters import adapters_of
 from appliance.runners.cog.options import CogModel
 from appliance.runners.model_config import FolderSource, GitSource, HubSource, ModelConfig, PypiSource
 from appliance.runners.onnx import options as onnx_options
@@ -219,6 +220,19 @@ def _duplicates(config: Config) -> Iterator[Problem]:
                     f"{alias!r} is already a name of model {owners[alias]}: remove one of the two",
                 )
             owners.setdefault(alias, model.name)
+    for index, model in enumerate(config.models):
+        for number, adapter in enumerate(adapters_of(model)):
+            keys = [
+                ("name", adapter.name),
+                *(("aliases", position, alias) for position, alias in enumerate(adapter.aliases)),
+            ]
+            for *key, name in keys:
+                if name in owners:
+                    yield Problem(
+                        ("models", index, "adapters", number, *key),
+                        f"{name!r} is already a name of model {owners[name]}: choose a unique name",
+                    )
+                owners.setdefault(name, adapter.name)
 
 
 def _collections(config: Config) -> Iterator[Problem]:

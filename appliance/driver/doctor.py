@@ -27,6 +27,7 @@ from appliance.domain.units import readable_bytes
 from appliance.driver import home_lock, repair
 from appliance.gateway.listener import socket_address
 from appliance.runners import KINDS
+from appliance.runners.adapters import with_adapters
 
 FILES: Final = 4096  # open files; each client and each replica needs several
 _FIX: Final = "appliance doctor --fix"
@@ -242,7 +243,7 @@ def shared_memory(mount: Path) -> Finding:
 
 def downloads(config: Config, home: Path) -> Iterator[Finding]:
     """Check for each model whether its weights are downloaded."""
-    for model in config.models:
+    for model in with_adapters(config.models):
         if model.source is None:
             continue
         try:

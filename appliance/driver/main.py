@@ -38,6 +38,7 @@ from appliance.gateway.settings import GatewaySettings
 from appliance.machine.processes import kill_marked
 from appliance.observability import logs
 from appliance.runners import KINDS, hidden_packages, preloaded_modules
+from appliance.runners.adapters import with_adapters
 from appliance.store import Store
 from appliance.worker.cleanup import kill_leftover_workers
 
@@ -163,7 +164,7 @@ def pull_missing(config: Config, home: Path, console: Console) -> None:
     """Download missing weights. A failure for one model is printed, and the other models are served."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        for model in config.models:
+        for model in with_adapters(config.models):
             try:
                 if model.source is not None and not weights.present(home, model):
                     weights.pull(home, model, progress)

@@ -84,7 +84,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         devices=devices,
         in_use=partial(device_usage, devices, Gpus.connect() if devices[0].kind == "cuda" else None),
         files=files,
-        inputs=Inputs(files, fetch_guard, settings.run_dir / "inputs"),
+        inputs=Inputs(files, fetch_guard, settings.run_dir / "inputs", home),
         run_tokens=run_tokens,
         observe=observe,
         on_event=metrics.count_event,

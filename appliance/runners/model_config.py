@@ -101,7 +101,8 @@ def _source_tag(value: object) -> str | None:
     return next((kind.__name__ for key, kind in _BY_KEY if key in value), None)
 
 
-def _one_of(keys: str) -> Discriminator:
+def one_of(keys: str) -> Discriminator:
+    """Return what chooses the class of a source by its keys; ``keys`` names them in the error message."""
     message = f"should be a mapping with one of the keys {keys}"
     return Discriminator(_source_tag, custom_error_type="source", custom_error_message=message)
 
@@ -111,13 +112,13 @@ WeightsSource = Annotated[
     | Annotated[HubSource, Tag("HubSource")]
     | Annotated[PypiSource, Tag("PypiSource")]
     | Annotated[BuiltinSource, Tag("BuiltinSource")],
-    _one_of("path, hub, pypi or builtin"),
+    one_of("path, hub, pypi or builtin"),
 ]
 
 
 ProjectSource = Annotated[
     Annotated[FolderSource, Tag("FolderSource")] | Annotated[GitSource, Tag("GitSource")],
-    _one_of("path or git"),
+    one_of("path or git"),
 ]
 
 

@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 from appliance.domain import input_schema
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.prediction import Job, Log, Metric, Output
+from appliance.runners.adapters import interface_with
 from appliance.runners.base import LoadSpec
 from appliance.runners.diffusers import pipeline
-from appliance.runners.diffusers.options import DiffusersOptions
+from appliance.runners.diffusers.options import DiffusersModel, DiffusersOptions
 from appliance.runners.diffusers.runner import DiffusersRunner
 from tests.support import random_pipelines
 from tests.support.appliance_process import until
@@ -51,6 +52,12 @@ def spec_of(weights: Path, **options: Any) -> LoadSpec:
     )
 
 
+#: A model whose predictions may name adapters; here they are paths, as from the gateway.
+WITH_ADAPTERS = DiffusersModel.model_validate(
+    {"name": "a/a", "kind": "diffusers", "source": {"path": "/"}, "adapter_sources": ["hub:a/*"]}
+)
+
+
 class Loaded:
     """One loaded pipeline, and a folder for what it makes."""
 
@@ -67,9 +74,8 @@ class Loaded:
         self._count += 1
         files = {name: str(value) for name, value in input.items() if isinstance(value, Path)}
         addresses = dict.fromkeys(files, "data:,")
-        validated = (
-            input_schema.validate(self.runner.interface(self.spec.options), {**input, **addresses}) | files
-        )
+        interface = interface_with(self.runner.interface(self.spec.options), WITH_ADAPTERS)
+        validated = input_schema.validate(interface, {**input, **addresses}) | files
         self.logs, found = "", None
         job = Job(f"prediction-{self._count}", 1, validated, folder=str(self.folder / str(self._count)))
         async for event in self.runner.run(job):
@@ -204,24 +210,53 @@ async def test_a_corrupt_image_is_refused_and_the_model_goes_on(load: Load, tmp_
     assert len(await loaded.run(prompt="x")) == 1
 
 
-async def test_lora_weights_by_name(load: Load, tmp_path: Path) -> None:
-    torch.manual_seed(1)
+def lora(file: Path, seed: int, width: int = 32) -> Path:
+    """Write LoRA weights for one layer of the tiny Stable Diffusion."""
+    torch.manual_seed(seed)
     layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-    lora = {f"{layer}.lora_A.weight": torch.randn(4, 32), f"{layer}.lora_B.weight": 9 * torch.randn(32, 4)}
-    save_file(lora, tmp_path / "strong.safetensors")
-    loaded = await load(
-        random_pipelines.stable_diffusion,
-        num_inference_steps=2,
-        loras={"strong": tmp_path / "strong.safetensors"},
-    )
+    a, b = torch.randn(4, width), 9 * torch.randn(width, 4)
+    save_file({f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}, file)
+    return file
+
+
+async def test_adapters_change_the_picture(load: Load, tmp_path: Path) -> None:
+    first, second = (str(lora(tmp_path / f"{seed}.safetensors", seed)) for seed in (1, 2))
+    loaded = await load(random_pipelines.stable_diffusion, num_inference_steps=2)
+    asked = {"prompt": "x", "seed": 3, "output_format": "png"}
+
+    async def picture(**more: Any) -> Any:
+        (image,) = await loaded.run(**asked, **more)
+        return pixels(image)
+
+    without = await picture()
+    with_first, with_second = await picture(lora_weights=first), await picture(lora_weights=second)
+    with_both = await picture(lora_weights=first, extra_lora=second)
+    different = [without, with_first, with_second, with_both]
+    for at, one in enumerate(different):
+        assert all((one != other).any() for other in different[:at])
+    assert abs(without - await picture(lora_weights=first, lora_scale=0.0)).max() <= 1
+    assert (with_first == await picture(lora_weights=first, extra_lora=second, extra_lora_scale=0.0)).all()
+    assert (without == await picture()).all()
+
+
+async def test_an_adapter_that_does_not_fit_fails_alone(load: Load, tmp_path: Path) -> None:
+    fitting, foreign = (str(lora(tmp_path / f"{width}.safetensors", 1, width=width)) for width in (32, 48))
+    other = tmp_path / "other.safetensors"
+    save_file({"transformer.x.lora_A.weight": torch.zeros(4, 8)}, other)
+    loaded = await load(random_pipelines.stable_diffusion, num_inference_steps=2)
     asked = {"prompt": "x", "seed": 3, "output_format": "png"}
     (without,) = await loaded.run(**asked)
-    (with_it,) = await loaded.run(lora="strong", **asked)
-    (nothing_of_it,) = await loaded.run(lora="strong", lora_scale=0.0, **asked)
-    (without_again,) = await loaded.run(**asked)
+    for _ in range(2):
+        with pytest.raises(
+            PredictionFailed, match=r"48.safetensors does not fit test/random: .*size mismatch"
+        ):
+            await loaded.run(lora_weights=foreign, **asked)
+        with pytest.raises(PredictionFailed, match=r"other.safetensors does not fit test/random: "):
+            await loaded.run(lora_weights=str(other), **asked)
+    (again,) = await loaded.run(**asked)
+    (with_it,) = await loaded.run(lora_weights=fitting, **asked)
+    assert (pixels(without) == pixels(again)).all()
     assert (pixels(without) != pixels(with_it)).any()
-    assert abs(pixels(without) - pixels(nothing_of_it)).max() <= 1
-    assert (pixels(without) == pixels(without_again)).all()
 
 
 async def test_a_large_image_is_canceled_within_a_step(load: Load) -> None:

@@ -1,7 +1,9 @@
-"""Options of language models, with a tiny model: arguments of vLLM's engine."""
+"""Options of language models, with a tiny model: arguments of vLLM's engine, LoRA adapters."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +13,15 @@ import msgspec
 import pytest
 
 from appliance.domain.errors import LoadFailed
+from appliance.domain.prediction import Done
 from appliance.runners import preloaded_modules
 from appliance.runners.base import LoadSpec
+from appliance.runners.lora_training.runner import LoraTrainer
 from appliance.runners.vllm import engine, engine_arguments
 from appliance.runners.vllm.options import VllmOptions
 from appliance.worker.replica import Replica
 from scripts.engine_arguments.table import table, text
-from tests.support import tiny_models
+from tests.support import runner_calls, tiny_models
 from tests.support.worker_processes import Caller, Zygote, spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -75,4 +79,74 @@ async def test_a_model_runs_with_engine_arguments(zygote: Zygote, weights: Path,
     caller = Caller(replica)
     done = await caller.run("one", prompt="the cat", max_tokens=4, min_tokens=4)
     assert done.status == "succeeded", caller.logs("one")
+    await replica.unload()
+
+
+TRAINING = {"max_adapter_rank": 16, "chat_template": None, "system_prompt": "", "trust_remote_code": False}
+
+
+#: It begins with the first token of each text, so the tokenizer adds no token at the end either.
+PROMPT = "[CLS] the cat"
+
+
+async def train(weights: Path, folder: Path, completion: str) -> Path:
+    """Train an adapter that continues "the cat" with ``completion``; return its folder."""
+    trainer = LoraTrainer(runner_calls.load_spec("lora", weights, **TRAINING))
+    await trainer.setup()
+    folder.mkdir()
+    data = folder / "train.jsonl"
+    data.write_text(json.dumps({"prompt": PROMPT, "completion": f" {completion}"}) + "\n")
+    settings = {"max_train_steps": 200, "learning_rate": 0.01, "train_batch_size": 1, "lora_rank": 16}
+    job = runner_calls.job(LoraTrainer.interface(TRAINING), folder, train_data=data, **settings)
+    return Path((await runner_calls.run(trainer, job)).output)
+
+
+async def answer(caller: Caller, id: str, adapter: Path | None = None, **more: Any) -> str:
+    done = await caller.run(id, prompt=PROMPT, temperature=0, max_tokens=4, **more)
+    assert done == Done("succeeded"), caller.logs(id)
+    return "".join(caller.output(id))
+
+
+async def test_a_base_model_and_two_adapters_answer_at_the_same_time(
+    zygote: Zygote, weights: Path, tmp_path: Path
+) -> None:
+    first = await train(weights, tmp_path / "first", "sat on the mat")
+    second = await train(weights, tmp_path / "second", "ran on a hill")
+    replica = Replica("runner-1", str(zygote.socket), str(zygote.run_dir))
+    await replica.load(load_spec(weights, tmp_path, max_adapters=2))
+    caller = Caller(replica)
+    plain = await answer(caller, "alone")
+    answers = await asyncio.gather(
+        *(answer(caller, f"base {at}") for at in range(2)),
+        *(answer(caller, f"first {at}", lora_weights=str(first)) for at in range(2)),
+        *(answer(caller, f"second {at}", lora_weights=str(second)) for at in range(2)),
+    )
+    learnt = [text.strip() for text in answers[2:]]
+    assert answers[:2] == [plain] * 2
+    assert learnt == ["sat on the mat"] * 2 + ["ran on a hill"] * 2
+    assert plain.strip() not in learnt
+    await replica.unload()
+
+
+async def test_an_adapter_that_does_not_fit_fails_alone(
+    zygote: Zygote, weights: Path, tmp_path: Path
+) -> None:
+    tiny_models.language_model(tmp_path / "large", hidden_size=128)
+    foreign = await train(tmp_path / "large", tmp_path / "foreign", "sat")
+    high = tmp_path / "high"
+    high.mkdir()
+    (high / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 32}))
+    replica = Replica("runner-2", str(zygote.socket), str(zygote.run_dir))
+    await replica.load(load_spec(weights, tmp_path, max_adapters=2))
+    caller = Caller(replica)
+    plain = await answer(caller, "before")
+    for folder, reason in (
+        (foreign, "it was made for another base model: its model.layers.0."),
+        (high, "the adapter has the rank 32, but the model allows 16: raise max_adapter_rank"),
+        (tmp_path, "does not exist: an adapter of a language model must be a folder in PEFT's format"),
+    ):
+        done = await caller.run(reason, prompt=PROMPT, lora_weights=str(folder))
+        assert done.status == "failed"
+        assert reason in str(done.error)
+    assert await answer(caller, "after") == plain
     await replica.unload()

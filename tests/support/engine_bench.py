@@ -103,7 +103,8 @@ class Bench:
         await self.files.start()
         self.trainings = Trainings(self.catalogue, self.store, self.files)
         self.run_tokens = RunTokens("key")
-        self.inputs = Inputs(self.files, FetchGuard(self.allowed), self.folder / "run" / "inputs")
+        run = self.folder / "run" / "inputs"
+        self.inputs = Inputs(self.files, FetchGuard(self.allowed), run, self.folder)
         capacities = [Capacity("cpu", self.capacity)]
         if self.main is not None:
             capacities.append(Capacity("main", self.main, is_main_memory=True))

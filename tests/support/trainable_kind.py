@@ -61,13 +61,18 @@ class Pupil(EchoRunner):
     """Puts the phrase of its adapter before its output."""
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        phrase = "" if job.adapter is None else (Path(job.adapter) / "phrase.txt").read_text() + " "
+        adapter = job.adapter or job.input.get("lora_weights")
+        phrase = "" if adapter is None else _phrase(Path(adapter)) + " "
         async for event in super().run(job):
             match event:
                 case Output([str(text)], append=False):
                     yield Output([phrase + text], append=False)
                 case _:
                     yield event
+
+
+def _phrase(path: Path) -> str:
+    return (path / "phrase.txt" if path.is_dir() else path).read_text()
 
 
 def pupil(patch: pytest.MonkeyPatch) -> ServedVersion:

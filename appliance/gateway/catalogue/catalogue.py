@@ -20,6 +20,7 @@ from appliance.domain.interface import Interface
 from appliance.domain.model import Adapter, Model
 from appliance.protocols import media
 from appliance.runners import KINDS, operations, runner_class
+from appliance.runners.adapters import AdaptableModel, interface_with
 from appliance.runners.base import LoadSpec
 
 _HEX64: Final = re.compile(r"[0-9a-f]{64}")
@@ -134,10 +135,12 @@ class Catalogue:
     ) -> None:
         """Names and aliases are unique, and collections name existing models: the config has checked both."""
         self._index = _Index(cards, collections)
-        self._index.entries = tuple(entries)
+        entries = tuple(entries)
+        self._index.entries = tuple(entry for entry in entries if entry.adapter is None)
         self._index.by_key = {entry.runs_on: entry for entry in self._index.entries}
-        for entry in self._index.entries:
+        for entry in entries:
             self.add_version(entry)
+        for entry in self._index.entries:
             self._add_trainer(entry)
 
     @property
@@ -312,7 +315,7 @@ class Catalogue:
         return self.by_spec(self._index.short_names.get(name, name), account)
 
     def adapted(self, key: str) -> set[str]:
-        """Return the ids of the trained versions that run on the model loaded under ``key``."""
+        """Return the version ids of the adapters that run on the model loaded under ``key``."""
         entries = (entry for served in self._index.served.values() for entry in served)
         return {entry.version for entry in entries if entry.runs_on == key and entry.adapter is not None}
 
@@ -340,7 +343,8 @@ class Catalogue:
         return entry is not None and (entry.version, self.options(entry)) == (spec.version, spec.options)
 
     def options(self, entry: ServedVersion) -> dict[str, Any]:
-        adapted = entry.kind == entry.model.kind and bool(self.adapted(entry.model.name))
+        fetches = isinstance(entry.model, AdaptableModel) and bool(entry.model.adapter_sources)
+        adapted = entry.kind == entry.model.kind and (fetches or bool(self.adapted(entry.model.name)))
         apart = entry.adapter if entry.runs_on != entry.model.name else None
         return entry.model.options.runner_options(adapted=adapted, weights=apart)
 
@@ -375,7 +379,7 @@ def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[Mode
         license_url=model.license_url,
         cover_image_url=model.cover_image_url,
     )
-    interface = runner_class(model.kind).interface(model.options.model_dump(mode="json"))
+    interface = interface_of(model)
     version = version_of(model, revision)
     entry = ServedVersion(
         name=model.name,
@@ -392,6 +396,12 @@ def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[Mode
         files_out=interface.makes_files,
     )
     return card, entry
+
+
+def interface_of(model: ModelConfig, *, own: bool = False) -> Interface:
+    """Return the interface of a model; with ``own`` that of an adapter of the model."""
+    interface = runner_class(model.kind).interface(model.options.model_dump(mode="json"))
+    return interface_with(interface, model, own=own)
 
 
 def describe_pushed(model: ModelConfig, revision: str, created_at: float) -> ServedVersion:

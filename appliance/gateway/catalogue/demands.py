@@ -9,6 +9,7 @@ from appliance import weights
 from appliance.config import ModelConfig
 from appliance.domain.weight_size import WeightSize
 from appliance.machine import Device
+from appliance.runners.adapters import AdaptableModel
 from appliance.scheduler import Capacity, Demand, Origin, SleepFootprint
 
 TRAINER_IDLE: Final = 60.0  # seconds without a training after which its memory is given back
@@ -33,7 +34,8 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
         share = min(1.0, model.gpu)
         count = max(1, int(model.gpu))
     else:
-        memory, origin = model.options.footprint(weight, kind), Origin.ESTIMATED
+        memory = model.options.footprint(weight, kind) + _adapter_size(model, home)
+        origin = Origin.ESTIMATED
     return Demand(
         model=model.name,
         concurrency=model.options.predictions_at_once,
@@ -48,6 +50,14 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
         sleep_footprint=None if sleep is None else SleepFootprint(*sleep),
         on_cpu=on_host,
     )
+
+
+def _adapter_size(model: ModelConfig, home: Path) -> int:
+    """Return the bytes of the model's adapters, if they take memory of their own once they are loaded."""
+    if not isinstance(model, AdaptableModel) or not model.ADAPTERS_ADD_MEMORY:
+        return 0
+    folders = [weights.folder(home, adapter.as_model) for adapter in model.adapters]
+    return sum(weights.weight_size_of(path).stored for path in (*folders, *model.local_adapters.values()))
 
 
 def training_demand(model: ModelConfig, home: Path) -> Demand:

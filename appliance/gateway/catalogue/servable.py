@@ -10,9 +10,11 @@ from appliance import weights
 from appliance.config import Config, ModelConfig
 from appliance.domain.errors import WeightsError
 from appliance.gateway.catalogue import catalogue
+from appliance.gateway.catalogue.adapters import describe_adapter
 from appliance.gateway.catalogue.catalogue import ModelCard, ServedVersion
 from appliance.gateway.catalogue.demands import demand, training_demand
 from appliance.machine import Device
+from appliance.runners.adapters import adapters_of
 from appliance.scheduler import Demand
 
 
@@ -22,7 +24,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
     config: Config  # only models that can be served, with options completed from their weights
     described: tuple[tuple[ModelCard, ServedVersion], ...]
     demands: tuple[Demand, ...]  # of models and of their trainings
-    left_out: dict[str, str]  # model -> why it cannot be served
+    left_out: dict[str, str]  # model or adapter -> why it cannot be served
 
 
 def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float) -> Servable:
@@ -51,6 +53,12 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
         models.append(completed)
         described.append((card, entry))
         demands += needed
+        for adapter in adapters_of(completed):
+            try:
+                with weights.as_weights_errors(adapter.name):
+                    described.append(describe_adapter(adapter, home, entry))
+            except WeightsError as error:
+                left_out[adapter.name] = error.detail
     return Servable(
         config=config.model_copy(update={"models": tuple(models)}),
         described=tuple(described),

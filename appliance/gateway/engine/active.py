@@ -12,6 +12,7 @@ import msgspec
 from appliance.domain.errors import ApplianceError, PredictionFailed
 from appliance.domain.prediction import Emitted, OutputItems, Prediction, Status
 from appliance.gateway.catalogue.catalogue import ServedVersion
+from appliance.runners.adapters import unfetched
 from appliance.store import Progress
 
 _log = logging.getLogger(__name__)
@@ -73,7 +74,10 @@ class ActivePrediction:
 
     @property
     def has_files(self) -> bool:
+        """Whether files are fetched before the prediction runs: input files, or an adapter."""
         interface = self.entry.interface
+        if not interface.verbatim and unfetched(self.input):
+            return True
         return self.entry.files_in and (
             interface.verbatim or any(self.input.get(name) is not None for name in interface.file_inputs)
         )

@@ -16,6 +16,7 @@ from appliance.config import LimitsConfig
 from appliance.domain import input_schema
 from appliance.domain.errors import InvalidVersion, LoadFailed, NotFound, ShuttingDown, StoreError
 from appliance.domain.prediction import Prediction, Status, Webhook, new_id, new_stream_token
+from appliance.gateway.catalogue import adapters
 from appliance.gateway.catalogue.catalogue import ServedVersion, operating
 from appliance.gateway.engine import admission, recovery, report
 from appliance.gateway.engine.active import ActivePrediction, Seen, follow, items, without_secrets
@@ -244,6 +245,7 @@ class Engine:
         if operation is not None:
             entry = operating(entry, operation, input)
         validated = input_schema.validate(entry.interface, input)
+        validated = adapters.selected(self._catalogue, entry, validated, owner)
         if self._draining and parent is None:
             raise ShuttingDown
         recovery.add_to_scheduler(self._dependencies, self._memory_profiles, entry)
@@ -445,6 +447,8 @@ class Engine:
         """
         for entry in reconcile(self._scheduler, self._catalogue, self.instances, demands, before):
             self._memory_profiles.reset(entry)
+        for entry in self._catalogue.entries:
+            self._loads.reload_instances(entry.runs_on)
         self._predictions.end_outdated()
         self.decide()
 

@@ -134,7 +134,7 @@ class Loads:
                 self.reload_model(instance)
 
     def reload_model(self, instance: str) -> None:
-        """Reload a ready model whose options have changed, because a first version was trained on it.
+        """Reload a ready model whose options have changed, because it has its first adapter or no more any.
 
         Its running predictions finish first. The scheduler begins the reload at its next decision.
         """
@@ -142,7 +142,7 @@ class Loads:
             return
         loaded_with = self._options.get(instance)
         if loaded_with and loaded_with != self._catalogue.options(self._catalogue.entry_for(instance)):
-            self._scheduler.request_unload(instance, "a first version was trained on it", time.monotonic())
+            self._scheduler.request_unload(instance, "its adapters have changed", time.monotonic())
             self._scheduler.request_load(instance)
 
     def hardware(self, devices: Sequence[str]) -> str:

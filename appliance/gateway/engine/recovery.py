@@ -11,6 +11,7 @@ import msgspec
 from appliance.domain import input_schema
 from appliance.domain.errors import InvalidVersion, RequestError
 from appliance.domain.prediction import Prediction, Status
+from appliance.gateway.catalogue import adapters
 from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion, operating
 from appliance.gateway.engine.active import HIDDEN
 from appliance.gateway.engine.dependencies import Dependencies
@@ -57,6 +58,7 @@ async def recover_predictions(
             add_to_scheduler(dependencies, memory_profiles, entry)
             entry = _on_its_instance(instances, entry, prediction.id, held)
             validated = input_schema.validate(entry.interface, prediction.input)
+            validated = adapters.selected(dependencies.catalogue, entry, validated, prediction.owner)
         except RequestError:
             reason = f"version {prediction.version} of {prediction.model} is no longer served here"
             failed.append(_interrupted(prediction, reason))

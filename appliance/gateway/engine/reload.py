@@ -23,6 +23,7 @@ from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Engine
 from appliance.machine import Device
 from appliance.runners import preloaded_modules
+from appliance.runners.adapters import with_adapters
 from appliance.store import Store, VersionRow
 
 _log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Reload:
     async def _fetch(self, config: Config) -> dict[str, str]:
         """Download missing weights and build Cog projects; return the failed models with their reasons."""
         failed: dict[str, str] = {}
-        for model in config.models:
+        for model in with_adapters(config.models):
             try:
                 if model.source is None or weights.present(self.home, model):
                     continue

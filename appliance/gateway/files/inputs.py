@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import mimetypes
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
@@ -20,13 +22,15 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from appliance.domain.errors import DiskFull, PredictionFailed, UrlRefused
+from appliance import weights
+from appliance.domain.errors import DiskFull, PredictionFailed, UrlRefused, WeightsError
 from appliance.domain.file import File
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Prediction
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.protocols import content_encodings, media
+from appliance.runners.adapters import hub_adapter, remote, unfetched
 
 #: Paths of URLs of this appliance's files. The path of ``server.public_url`` may precede them.
 _OURS: Final = re.compile(r"(?:/.+)?(?:/files/([A-Za-z0-9]+)(?:/download)?/?|/outputs/([0-9a-f]{64})/[^/]+)")
@@ -38,11 +42,12 @@ _TIMEOUT: Final = 30.0  # seconds to connect, and between two chunks
 class Inputs:
     """Fetches input files; used on the gateway's event loop only."""
 
-    def __init__(self, files: FileStore, fetch_guard: FetchGuard, folder: Path) -> None:
-        """Download into ``folder``, whose files need not survive a restart of the appliance."""
+    def __init__(self, files: FileStore, fetch_guard: FetchGuard, folder: Path, home: Path) -> None:
+        """Download into ``folder``, whose files need not survive a restart, and adapters into ``home``."""
         self._files = files
         self._fetch_guard = fetch_guard
         self._folder = folder
+        self._home = home
 
     async def fetch(self, record: Prediction, interface: Interface, input: dict[str, Any]) -> dict[str, Any]:
         """Return ``input`` with absolute paths in place of file URLs; ``discard`` deletes the files.
@@ -66,6 +71,8 @@ class Inputs:
                             await self._one(record, f"input.{name}.{at}", url, folder / name / str(at))
                             for at, url in enumerate(input[name])
                         ]
+                for name, source in unfetched(input).items():
+                    fetched[name] = await self._adapter(f"input.{name}", source)
         except TimeoutError as error:
             limit = self._files.config.input_timeout
             raise PredictionFailed(
@@ -108,6 +115,36 @@ class Inputs:
             reason = DiskFull().detail if full else str(error) or type(error).__name__
             short = url if len(url) < 200 else url[:200] + "..."
             raise PredictionFailed(f"{field}: {short} cannot be fetched: {reason}") from error
+
+    async def _adapter(self, field: str, value: str) -> str:
+        """Return the path of an adapter from a source that the model allows. It is downloaded once.
+
+        Raises:
+            PredictionFailed: the adapter cannot be downloaded.
+        """
+        source = remote(value)
+        assert source is not None, "the source was checked when the prediction was created"
+        try:
+            if source.url is None:
+                adapter = hub_adapter(source)
+                return str(await asyncio.to_thread(weights.pull, self._home, adapter))
+            folder = self._home / "weights" / "adapters"
+            name = safe_name(PurePosixPath(urlsplit(source.url).path).name)
+            target = folder / f"{hashlib.sha256(source.url.encode()).hexdigest()[:16]}-{name}"
+            if not target.exists():
+                partial = self._home / "weights" / ".partial"
+                for place in (folder, partial):
+                    await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=partial) as unfinished:
+                    await asyncio.to_thread(
+                        os.replace, await self._download(source.url, Path(unfinished)), target
+                    )
+            return str(target)
+        except WeightsError as error:
+            raise PredictionFailed(f"{field}: {value} cannot be fetched: {error.detail}") from error
+        except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, UrlRefused) as error:
+            reason = str(error) or type(error).__name__
+            raise PredictionFailed(f"{field}: {value} cannot be fetched: {reason}") from error
 
     async def _ours(self, url: str, owner: str) -> File | None:
         match = _OURS.fullmatch(urlsplit(url).path)

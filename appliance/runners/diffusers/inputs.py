@@ -32,7 +32,6 @@ RATIOS: Final = {
 }
 _RATIO_SIDE: Final = 1024
 CUSTOM: Final = "custom"
-NO_LORA: Final = "none"
 OWN_SCHEDULER: Final = "default"
 #: Replicate's name of a scheduler -> diffusers' class, and settings that replace those of the weights.
 SCHEDULERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
@@ -186,11 +185,6 @@ def _steps(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
         description = f"Scheduler of the denoising; {OWN_SCHEDULER}: the model's own"
         inputs["scheduler"] = choice(description, [OWN_SCHEDULER, *SCHEDULERS], default=OWN_SCHEDULER)
     inputs["seed"] = integer("Equal seeds give equal outputs. Default: random", ge=0, le=_LARGEST_SEED)
-    if options["loras"]:
-        inputs["lora"] = choice(
-            "LoRA weights to add to the model", [NO_LORA, *options["loras"]], default=NO_LORA
-        )
-        inputs["lora_scale"] = number("Scale of the LoRA weights", default=1.0, ge=-2, le=4)
     return inputs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +12,9 @@ from pydantic import Field
 from appliance.domain.section import subsection
 from appliance.domain.values import GIB, KIB, FilePath
 from appliance.domain.weight_size import WeightSize
+from appliance.runners.adapters import AdaptableModel
 from appliance.runners.diffusers import pipeline
-from appliance.runners.model_config import ModelConfig, WeightsSource
+from appliance.runners.model_config import WeightsSource
 from appliance.runners.options import TORCH_RESIDUE, Options, in_dtype
 
 _PROCESS = GIB // 2  # bytes on the device besides weights and images
@@ -74,7 +76,8 @@ class DiffusersOptions(Options):
     )
     loras: dict[str, FilePath] = Field(
         default={},
-        description="LoRA weights by the name that predictions use: a safetensors file or a folder with one.",
+        description="Short form of `adapters` for files of this machine, which are no models of their own: "
+        "a safetensors file or a folder with one, by the name that predictions use.",
     )
     offload: Literal["none", "model", "sequential"] = Field(
         default="none",
@@ -119,9 +122,23 @@ class DescribedDiffusersOptions(DiffusersOptions):
         return int(width * height * self.max_outputs)
 
 
-class DiffusersModel(ModelConfig):
+class DiffusersModel(AdaptableModel):
     """A pipeline that generates images or videos, run with diffusers."""
+
+    SCALES = True
+    ADAPTERS_ADD_MEMORY = True
 
     kind: Literal["diffusers"] = Field(description="A pipeline for images or videos, run with diffusers.")
     source: WeightsSource = Field(description="Source of the weights.")
     options: DiffusersOptions = subsection(DiffusersOptions(), "Options of this kind.")
+
+    @property
+    def local_adapters(self) -> Mapping[str, Path]:
+        return self.options.loras
+
+    def adapter_problem(self, folder: Path) -> str | None:
+        if reason := super().adapter_problem(folder):
+            return reason
+        if folder.is_dir() and not any(folder.glob("*.safetensors")):
+            return f"{folder} has no safetensors file: correct the source"
+        return None

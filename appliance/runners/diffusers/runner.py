@@ -21,7 +21,8 @@ from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import failures, images, threads
 from appliance.runners.base import LoadSpec
-from appliance.runners.diffusers import inputs
+from appliance.runners.diffusers import adapters, inputs
+from appliance.runners.diffusers.adapters import Adapters
 from appliance.runners.diffusers.inputs import Size
 from appliance.runners.diffusers.pipeline import Pipeline, PipelineCall
 from appliance.runners.torch_runner import GPU, TorchRunner
@@ -55,6 +56,7 @@ class _Request(NamedTuple):
     image: Image | None
     mask: Image | None
     seed: int
+    adapter: str | None  # path of the adapter that the model itself is
 
 
 class _Result(NamedTuple):
@@ -71,6 +73,7 @@ class DiffusersRunner(TorchRunner):
         self._pipes: dict[str, Any] = {}  # by the name of the class; all share the weights
         self._dtype: Any
         self._scheduler: Any  # the weights' own
+        self._adapters = Adapters(spec.model)
         self._one_at_a_time = asyncio.Lock()
 
     @staticmethod
@@ -89,7 +92,7 @@ class DiffusersRunner(TorchRunner):
             ) from error
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        request = await asyncio.to_thread(self._request, job.input)
+        request = await asyncio.to_thread(self._request, job)
         yield Log(f"Using seed: {request.seed}\n")
         if request.size is not None:
             yield Log(f"Size: {request.size.width} x {request.size.height}\n")
@@ -140,7 +143,11 @@ class DiffusersRunner(TorchRunner):
             trust_remote_code=False,
         )
         for lora, path in options["loras"].items():
-            self._add_lora(pipe, lora, Path(path))
+            if not Path(path).exists():
+                raise LoadFailed(
+                    f"model {self._spec.model}: options.loras.{lora} is {path}, which does not exist; "
+                    "correct it"
+                )
         if options["vae_tiling"]:
             pipe.vae.enable_tiling()
         if options["offload"] == "model":
@@ -153,20 +160,6 @@ class DiffusersRunner(TorchRunner):
         self._scheduler = pipe.scheduler
         self._pipes[type(pipe).__name__] = pipe
 
-    def _add_lora(self, pipe: Any, name: str, path: Path) -> None:
-        if not path.exists():
-            raise LoadFailed(
-                f"model {self._spec.model}: options.loras.{name} is {path}, which does not exist; correct it"
-            )
-        file = {"weight_name": path.name} if path.is_file() else {}
-        pipe.load_lora_weights(
-            path.parent if file else path,
-            adapter_name=name,
-            local_files_only=True,
-            use_safetensors=True,
-            **file,
-        )
-
     def _pipe(self, name: str) -> Any:
         """Return the pipeline of the class ``name``. All pipelines share the loaded weights."""
         if name not in self._pipes:
@@ -177,10 +170,11 @@ class DiffusersRunner(TorchRunner):
             self._pipes[name] = getattr(diffusers, name).from_pipe(first, dtype=self._dtype)
         return self._pipes[name]
 
-    def _request(self, input: dict[str, Any]) -> _Request:
+    def _request(self, job: Job) -> _Request:
         """Read the input's images, and choose the pipeline class, the size and the seed."""
         from PIL import ImageOps
 
+        input = job.input
         image, mask = (_read(name, input.get(name)) for name in ("image", "mask"))
         call = inputs.call_for(self._pipeline, image=image is not None, mask=mask is not None)
         size = None
@@ -192,7 +186,7 @@ class DiffusersRunner(TorchRunner):
         seed = input.get("seed")
         if seed is None:
             seed = random.SystemRandom().randrange(2**32)
-        return _Request(call, {**input, **others}, size, image, mask, seed)
+        return _Request(call, {**input, **others}, size, image, mask, seed, job.adapter)
 
     def _compute(self, request: _Request, stop: threading.Event) -> _Result:
         """Run the pipeline. Blocks: the caller uses a thread.
@@ -203,7 +197,7 @@ class DiffusersRunner(TorchRunner):
         pipe = self._pipe(request.call.name)
         checker = getattr(pipe, "safety_checker", None)
         try:
-            self._choose_lora(pipe, request.input)
+            self._adapters.choose(pipe, adapters.chosen(request.adapter, request.input))
             pipe.scheduler = self._stoppable_scheduler(request.input, stop)
             if checker is not None and request.input["disable_safety_checker"]:
                 pipe.safety_checker = None
@@ -220,15 +214,6 @@ class DiffusersRunner(TorchRunner):
         flags = getattr(result, "nsfw_content_detected", None) or [False] * len(result.images)
         kept = [image for image, flagged in zip(result.images, flags, strict=True) if not flagged]
         return _Result(kept, len(result.images) - len(kept))
-
-    def _choose_lora(self, pipe: Any, input: dict[str, Any]) -> None:
-        if "lora" not in input:
-            return
-        if input["lora"] == inputs.NO_LORA:
-            pipe.disable_lora()
-        else:
-            pipe.enable_lora()
-            pipe.set_adapters([input["lora"]], [input["lora_scale"]])
 
     def _stoppable_scheduler(self, input: dict[str, Any], stop: threading.Event) -> Any:
         """Return a new scheduler of the requested class. Its steps raise ``_Canceled`` once ``stop`` is set.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import Field
@@ -11,7 +12,8 @@ from pydantic import Field
 from appliance.domain.section import subsection
 from appliance.domain.values import GIB, Bytes
 from appliance.domain.weight_size import WeightSize
-from appliance.runners.model_config import ModelConfig, WeightsSource
+from appliance.runners.adapters import AdaptableModel
+from appliance.runners.model_config import WeightsSource
 from appliance.runners.options import TRUST_REMOTE_CODE, Options, in_dtype
 from appliance.runners.vllm import adapters, engine_arguments, kv_cache
 from appliance.runners.vllm.kv_cache import KV_CACHE
@@ -61,12 +63,12 @@ class VllmOptions(Options):
         default=4,
         ge=0,
         le=64,
-        description="Maximum number of trained versions (LoRA adapters) in one batch; others take turns. "
-        "Costs nothing until the first version is trained. 0: the model cannot be trained.",
+        description="Maximum number of LoRA adapters in one batch; others take turns. Costs nothing until "
+        "the model has an adapter or a trained version. 0: no adapters, and the model cannot be trained.",
     )
     max_adapter_rank: Literal[8, 16, 32, 64, 128] = Field(
         default=16,
-        description="Largest LoRA rank of a trained version. A larger rank needs more memory and time.",
+        description="Largest rank of a LoRA adapter. A larger rank needs more memory and time.",
     )
     system_prompt: str = Field(
         default="You are a helpful assistant.", description="Default system prompt of a prediction."
@@ -125,7 +127,7 @@ class VllmOptions(Options):
 
     def runner_options(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
         options = super().runner_options(adapted=adapted, weights=weights)
-        # Without trained versions adapters are disabled: on a CPU they make vLLM a sixth slower.
+        # Without adapters vLLM is loaded without LoRA, which makes it a sixth slower on a CPU.
         return options if adapted else {**options, "max_adapters": 0}
 
     def training_footprint(self, weights: WeightSize) -> int:
@@ -133,8 +135,11 @@ class VllmOptions(Options):
         return 2 * weights.in_32_bits + _PROCESS
 
 
-class VllmModel(ModelConfig):
+class VllmModel(AdaptableModel):
     """A language model served by vLLM."""
+
+    SCALES = False
+    ADAPTERS_ADD_MEMORY = False  # vLLM reserves memory for `max_adapters`
 
     kind: Literal["vllm"] = Field(description="A language model, served by vLLM.")
     source: WeightsSource = Field(description="Source of the weights.")
@@ -150,5 +155,13 @@ class VllmModel(ModelConfig):
             yield "options.max_tokens", f"{message} ({options.max_model_len})"
         if reason := kv_cache.conflict(options.kv_cache, self.memory):
             yield "options.kv_cache", reason
+        if (self.adapters or self.adapter_sources) and not options.max_adapters:
+            yield (
+                "options.max_adapters",
+                "0 allows no adapters: raise it, or remove the adapters of the model",
+            )
         for name, reason in engine_arguments.problems(options.engine):
             yield f"options.engine.{name}", reason
+
+    def adapter_problem(self, folder: Path) -> str | None:
+        return super().adapter_problem(folder) or adapters.problem(folder, self.options.max_adapter_rank)

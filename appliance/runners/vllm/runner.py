@@ -13,12 +13,14 @@ import os
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import failures
+from appliance.runners.adapters import LORA
 from appliance.runners.base import LoadSpec
 from appliance.runners.vllm import engine, errors, inputs
 from appliance.runners.vllm.adapters import Adapters
@@ -58,7 +60,8 @@ class VllmRunner:
         """Load the model. This blocks the event loop, on which nothing else runs yet."""
         spec = self._spec
         self._engine = engine.start(spec, failures.existing_weights(spec))
-        self._adapters = Adapters(self._engine)
+        weights = Path(str(spec.weights))
+        self._adapters = Adapters(self._engine, weights, spec.options["max_adapter_rank"])
         process = engine.core_process(self._engine)
         asyncio.get_running_loop().add_reader(process.sentinel, self._core_died)
         self._context = self._engine.model_config.max_model_len
@@ -71,7 +74,8 @@ class VllmRunner:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
-            adapter = None if job.adapter is None else await self._adapters.load(job.adapter)
+            folder = job.adapter or (job.input.get(LORA) if job.operation is None else None)
+            adapter = None if folder is None else await self._adapters.load(folder)
             events = (
                 self._predict(job, adapter) if job.operation is None else self._operations().run(job, adapter)
             )

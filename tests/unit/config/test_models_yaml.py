@@ -22,6 +22,7 @@ from appliance.config import (
 )
 from appliance.config.sections import MODELS, PricesConfig, ServerConfig, UiConfig
 from appliance.domain.section import Section
+from appliance.runners.adapters import AdaptableModel
 from appliance.runners.echo.options import EchoModel
 from appliance.runners.onnx.options import SECTIONS
 from appliance.runners.vllm.options import VllmModel
@@ -69,6 +70,10 @@ def onnx_sections(everything: dict[str, Any]) -> dict[str, set[str]]:
             more = {"names", "names_file"} if given["type"] in {"labels", "boxes"} else set()
             found[given["type"].title() + group.title()[:-1]] = set(given) | more
     return found
+
+
+def adapts(model: type[ModelConfig]) -> bool:
+    return issubclass(model, AdaptableModel)
 
 
 def test_it_loads_with_the_default_models() -> None:
@@ -139,7 +144,13 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "UiConfig": set(everything["ui"]),
         "HardwareConfig": set(everything["hardware"]),
         "DeviceConfig": {"name", "memory"},  # their example is held by the test above
-        **{model.__name__: {key for place in sources for key in place} for model in MODELS.values()},
+        **{
+            model.__name__: {
+                key for place in sources for key in place if adapts(model) or "adapter" not in key
+            }
+            for model in MODELS.values()
+        },
+        "AdapterConfig": set(language_model["adapters"][0]),
         **{options_of(kind).__name__: set(shown[kind]["options"]) for kind in MODELS},
         **onnx_sections(everything),
         "FolderSource": set(keys[0]),
@@ -181,4 +192,4 @@ def test_the_defaults_it_shows_are_the_true_ones(everything: dict[str, Any]) -> 
     model = ModelConfig.model_validate(language_model)
     for name in ("aliases", "preload", "pin", "description", "visibility"):
         assert getattr(model, name) == ModelConfig.model_fields[name].default
-    assert set(EchoModel.model_fields) == set(VllmModel.model_fields)
+    assert set(EchoModel.model_fields) == set(VllmModel.model_fields) - {"adapters", "adapter_sources"}

@@ -91,10 +91,9 @@ def test_an_argument_that_a_pipeline_lacks_is_no_input() -> None:
 
 
 def test_options_are_the_defaults_of_inputs() -> None:
-    found = interface(LARGE, num_inference_steps=4, guidance_scale=0, max_outputs=2, loras={"ink": "/ink"})
+    found = interface(LARGE, num_inference_steps=4, guidance_scale=0, max_outputs=2)
     filled = input_schema.validate(found, {"prompt": "x"})
-    assert (filled["num_inference_steps"], filled["guidance_scale"], filled["lora"]) == (4, 0, "none")
-    assert found.components["lora"]["enum"] == ["none", "ink"]
+    assert (filled["num_inference_steps"], filled["guidance_scale"], filled["num_outputs"]) == (4, 0, 1)
     with pytest.raises(InvalidInput, match="less than or equal to 2"):
         input_schema.validate(found, {"prompt": "x", "num_outputs": 3})
 

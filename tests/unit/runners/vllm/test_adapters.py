@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,12 +50,12 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 
 def loader(engine: Any) -> Adapters:
-    return Adapters(engine)
+    return Adapters(engine, Path("/nowhere"), 16)
 
 
 def trained(folder: Path) -> str:
     folder.mkdir()
-    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
     return str(folder)
 
 
@@ -66,7 +68,7 @@ async def test_each_folder_has_an_id_of_its_own(engine: Engine, tmp_path: Path) 
 
 
 async def test_missing_weights_are_named(engine: Engine, tmp_path: Path) -> None:
-    with pytest.raises(PredictionFailed, match=f"are missing at {tmp_path}; train the version again"):
+    with pytest.raises(PredictionFailed, match=f"{tmp_path}/adapter_config.json does not exist: an adapter"):
         await loader(engine).load(str(tmp_path))
     assert engine.loaded == []
 
@@ -93,3 +95,36 @@ def test_adapters_are_enabled_for_models_that_can_be_trained() -> None:
 def test_adapters_take_memory_by_number_and_rank() -> None:
     assert adapters.footprint(8000, 1, 16) == 160
     assert adapters.footprint(8000, 4, 32) == 8 * 160
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"peft_type": "LORA", "r": 16}, None),
+        ({"peft_type": "LORA", "r": 32}, "the rank 32, but the model allows 16: raise max_adapter_rank"),
+        ({"peft_type": "IA3", "r": 8}, "of the type IA3, but vLLM runs LoRA adapters only"),
+        ({"r": 8}, "cannot be used: KeyError: 'peft_type'"),
+    ],
+)
+def test_configs_of_adapters(tmp_path: Path, config: dict[str, Any], said: str | None) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    found = adapters.problem(tmp_path, 16)
+    assert found is None if said is None else said in str(found)
+
+
+def test_an_adapter_of_another_base_model(tmp_path: Path) -> None:
+    def reason(**shapes: tuple[int, ...]) -> str | None:
+        named = {f"base_model.model.{name}.weight": shape for name, shape in shapes.items()}
+        safetensors(tmp_path / "adapter_model.safetensors", named)
+        return adapters.foreign(tmp_path, {"q.weight": (8, 16), "norm.weight": (16,)})
+
+    assert reason(**{"q.lora_A": (4, 16), "q.lora_B": (8, 4), "other.lora_A": (4, 2)}) is None
+    assert reason(**{"q.lora_A": (4, 32)}) == "its q has the size 32, but that of this model has 16"
+    assert reason(**{"q.lora_A": (4, 16), "q.lora_B": (9, 4)}) is not None
+    assert "none of the layers" in str(reason(**{"k.lora_A": (4, 16)}))
+    assert adapters.foreign(tmp_path, {}) is None, "the shapes of the base model are unknown"
+
+
+def safetensors(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    header = json.dumps({name: {"dtype": "F32", "shape": shape} for name, shape in shapes.items()}).encode()
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
