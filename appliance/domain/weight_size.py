@@ -10,6 +10,7 @@ class WeightSize(NamedTuple):
 
     stored: int = 0  # bytes
     parameters: int | None = None  # number of parameters; None if unknown
+    quantized: bool = False  # the weights stay as stored, whatever the dtype to compute in
 
     @property
     def in_16_bits(self) -> int:

@@ -94,7 +94,12 @@ class Options(Section):
 
 
 def in_dtype(weights: WeightSize, dtype: str, device: Literal["cpu", "cuda"]) -> int:
-    """Return the bytes of weights loaded as ``dtype``; ``auto``: float32 on a CPU, as stored on a GPU."""
+    """Return the bytes of weights loaded as ``dtype``; ``auto``: float32 on a CPU, as stored on a GPU.
+
+    Quantized weights stay as stored.
+    """
+    if weights.quantized:
+        return weights.stored
     if dtype == "float32" or (dtype == "auto" and device == "cpu"):
         return weights.in_32_bits
     return weights.stored if dtype == "auto" else weights.in_16_bits

@@ -13,6 +13,8 @@ from appliance.domain.weight_size import WeightSize
 
 #: Suffixes of weight files.
 _SUFFIXES: Final = (".safetensors", ".gguf", ".bin", ".onnx", ".pt", ".pth", ".ckpt", ".npz")
+#: Types of tensors besides weights, such as positions and masks.
+_INDEXES: Final = frozenset({"I64", "BOOL"})
 _LONGEST_HEADER: Final = 100 * 1024**2  # bytes; the format's own limit
 
 
@@ -25,10 +27,12 @@ def weight_size_of(path: Path) -> WeightSize:
         WeightsError: a file is damaged.
     """
     files = [path] if path.is_file() else list(_loaded(path))
-    counts = [_parameters(file) for file in files]
+    headers = [_header(file) for file in files]
+    counts = [_parameters(header) for header in headers]
     known = [count for count in counts if count is not None]
     parameters = sum(known) if files and len(known) == len(files) else None
-    return WeightSize(sum(file.stat().st_size for file in files), parameters)
+    quantized = parameters is None and any(_is_quantized(header) for header in headers)
+    return WeightSize(sum(file.stat().st_size for file in files), parameters, quantized)
 
 
 def _loaded(folder: Path) -> Iterator[Path]:
@@ -51,8 +55,8 @@ def _is_variant(file: Path, names: Iterable[str]) -> bool:
     return bool(stem) and bool(variant) and f"{stem}{file.suffix}" in names
 
 
-def _parameters(file: Path) -> int | None:
-    """Return the number of parameters in a safetensors file; None for other or damaged files.
+def _header(file: Path) -> dict[str, Any] | None:
+    """Return the tensors in the header of a safetensors file; None for other or damaged files.
 
     Raises:
         WeightsError: the header is nested too deeply to be parsed.
@@ -65,13 +69,33 @@ def _parameters(file: Path) -> int | None:
             if length > _LONGEST_HEADER:
                 return None
             header: dict[str, Any] = json.loads(stream.read(length))
-        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
-        if any(not str(tensor["dtype"]).startswith(("F", "BF")) for tensor in tensors):
-            return None  # probably quantized: one number in the file packs several parameters
-        return sum(int(math.prod(tensor["shape"])) for tensor in tensors)
+        return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
     except RecursionError as error:
         raise WeightsError(
             f"{file} is damaged: its header is nested too deeply; download it again"
         ) from error
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # loading it raises the error
+    except (OSError, ValueError, AttributeError):  # loading it raises the error
         return None
+
+
+def _parameters(header: dict[str, Any] | None) -> int | None:
+    """Return the number of parameters of the tensors in ``header``; None if it is unknown."""
+    if header is None:
+        return None
+    try:
+        tensors = header.values()
+        if any(not _is_float(tensor["dtype"]) for tensor in tensors):
+            return None  # probably quantized: one number in the file packs several parameters
+        return sum(int(math.prod(tensor["shape"])) for tensor in tensors)
+    except (ValueError, KeyError, TypeError):  # loading it raises the error
+        return None
+
+
+def _is_quantized(header: dict[str, Any] | None) -> bool:
+    """Return whether a tensor has packed integers or floats of 8 or fewer bits, as of AWQ, GPTQ and FP8."""
+    dtypes = {str(tensor.get("dtype")) for tensor in (header or {}).values() if isinstance(tensor, dict)}
+    return any(not _is_float(dtype) and dtype not in _INDEXES for dtype in dtypes)
+
+
+def _is_float(dtype: object) -> bool:
+    return dtype in {"F64", "F32", "F16", "BF16"}

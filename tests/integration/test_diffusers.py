@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from appliance.domain import input_schema
 from appliance.domain.errors import LoadFailed, PredictionFailed
@@ -356,3 +356,44 @@ def test_what_the_source_says_is_what_python_sees() -> None:
                     assert argument.default in {default, None}, (found.name, key)
     assert compared > 50
     assert untold < compared / 50
+
+
+async def test_a_gguf_file_stays_quantized(load: Load, tmp_path: Path) -> None:
+    weights = random_pipelines.flux(tmp_path / "plain")
+    file = gguf_of(weights / "transformer", tmp_path / "transformer.gguf")
+    asked = {"prompt": "x", "seed": 3, "num_inference_steps": 2, "size": "32x32", "output_format": "png"}
+    plain = await load(random_pipelines.flux)
+    (without,) = await plain.run(**asked)
+    quantized = await load(lambda _: weights, gguf={"transformer": file})
+    (with_it,) = await quantized.run(**asked)
+    (pipe,) = quantized.runner._pipes.values()
+    assert "GGUFLinear" in {type(module).__name__ for module in pipe.transformer.modules()}
+    assert abs(pixels(without) - pixels(with_it)).max() <= 8, "8 bits a weight change little"
+    reason = await refusal_of(load, weights, gguf={"transformer": tmp_path / "gone.gguf"})
+    assert "options.gguf.transformer: " in reason
+    assert "gone.gguf does not exist; correct it" in reason
+
+
+async def refusal_of(load: Load, weights: Path, **options: Any) -> str:
+    with pytest.raises(LoadFailed) as caught:
+        await load(lambda _: weights, **options)
+    return caught.value.detail
+
+
+def gguf_of(component: Path, file: Path) -> Path:
+    """Write the weights of a component with 8 bits a weight where the format allows."""
+    import gguf
+
+    writer = gguf.GGUFWriter(file, "flux")
+    eight = gguf.GGMLQuantizationType.Q8_0
+    for name, tensor in load_file(component / "diffusion_pytorch_model.safetensors").items():
+        values = tensor.float().numpy()
+        if values.ndim == 2 and values.shape[1] % 32 == 0:
+            writer.add_tensor(name, gguf.quantize(values, eight), raw_dtype=eight)
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -19,6 +19,7 @@ from appliance.runners.base import LoadSpec
 from appliance.runners.lora_training.runner import LoraTrainer
 from appliance.runners.vllm import engine, engine_arguments
 from appliance.runners.vllm.options import VllmOptions
+from appliance.runners.vllm.parsers import Quantization
 from appliance.worker.replica import Replica
 from scripts.engine_arguments.table import table, text
 from tests.support import runner_calls, tiny_models
@@ -55,6 +56,12 @@ async def test_the_table_of_engine_arguments_is_that_of_the_installed_vllm() -> 
     assert engine_arguments.FILE.read_text() == text(table()), "run scripts/engine-arguments"
 
 
+async def test_the_quantization_methods_are_those_of_the_installed_vllm() -> None:
+    from vllm.model_executor.layers.quantization import QuantizationMethods
+
+    assert get_args(Quantization) == get_args(QuantizationMethods)
+
+
 async def test_engine_arguments_reach_vllm(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +71,9 @@ async def test_engine_arguments_reach_vllm(
         "structured_outputs_config": {"backend": "xgrammar"},
         "cpu_offload_params": ["layers"],
     }
-    arguments = engine._arguments(load_spec(weights, tmp_path, engine=asked), weights)
+    loading = load_spec(weights, tmp_path, engine=asked, quantization="fp8_per_tensor")
+    arguments = engine._arguments(loading, weights)
+    assert arguments.quantization == "fp8_per_tensor"
     assert arguments.max_num_batched_tokens == 128
     assert arguments.structured_outputs_config.backend == "xgrammar"
     assert arguments.cpu_offload_params == {"layers"}

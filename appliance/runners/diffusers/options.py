@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ from appliance.domain.section import subsection
 from appliance.domain.values import GIB, KIB, FilePath
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.adapters import AdaptableModel
-from appliance.runners.diffusers import pipeline
+from appliance.runners.diffusers import pipeline, quantization
+from appliance.runners.diffusers.quantization import GGUF, GgufFiles, Quantization
 from appliance.runners.model_config import WeightsSource
 from appliance.runners.options import TORCH_RESIDUE, Options, in_dtype
 
@@ -84,13 +86,23 @@ class DiffusersOptions(Options):
         description="GPU only: keep parts of the pipeline in main memory until they compute. model: moves "
         "whole models, a little slower; sequential: moves single layers, much slower.",
     )
+    quantization: Quantization | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,  # the version of a model without it stays the same
+        description="Quantize components while they are loaded: needs less device memory. Default: no.",
+    )
+    gguf: GgufFiles = GGUF
     vae_tiling: bool = Field(
         default=False, description="Decode large images in tiles: needs less memory and more time."
     )
 
     def completed(self, folder: Path) -> DescribedDiffusersOptions:
         described = msgspec.to_builtins(pipeline.read(folder))
-        return DescribedDiffusersOptions.model_validate(self.model_dump() | {"pipeline": described})
+        names = [*(self.quantization.components if self.quantization is not None else ()), *self.gguf]
+        shares = quantization.shares(folder, names)
+        return DescribedDiffusersOptions.model_validate(
+            self.model_dump() | {"pipeline": described, "shares": shares}
+        )
 
     def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         # With `offload` the weights are in main memory already.
@@ -103,7 +115,11 @@ class DiffusersOptions(Options):
 
     def _loaded(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         dtype = "bfloat16" if self.dtype == "auto" and device == "cuda" else self.dtype
-        return in_dtype(weights, dtype, device)
+        return self._quantized(in_dtype(weights, dtype, device), 32 if dtype in {"auto", "float32"} else 16)
+
+    def _quantized(self, loaded: int, bits: int) -> int:
+        """Return the bytes of ``loaded`` weights of ``bits`` bits after the quantization of components."""
+        return loaded  # the sizes of components are unknown until the weights are downloaded
 
     def _pixels(self) -> int:
         """Return the number of pixels of all images that are decoded together."""
@@ -113,9 +129,19 @@ class DiffusersOptions(Options):
 class DescribedDiffusersOptions(DiffusersOptions):
     """``DiffusersOptions`` plus the description of the pipeline, which users cannot set."""
 
-    UNVERSIONED = DiffusersOptions.UNVERSIONED | {"pipeline"}
+    UNVERSIONED = DiffusersOptions.UNVERSIONED | {"pipeline", "shares"}
 
     pipeline: dict[str, Any]  # fields of ``runners.diffusers.pipeline.Pipeline``
+    #: Share of the bytes of all weights, by the name of each component that is quantized.
+    shares: dict[str, float] = Field(default={}, exclude_if=operator.not_)
+
+    def _quantized(self, loaded: int, bits: int) -> int:
+        if self.quantization is not None:
+            share = sum(self.shares[name] for name in self.quantization.components)
+            loaded -= int(loaded * share * (1 - self.quantization.bits / bits))
+        for name, file in self.gguf.items():
+            loaded += file.stat().st_size - int(loaded * self.shares[name])
+        return loaded
 
     def _pixels(self) -> int:
         width, height = self.width or self.pipeline["width"], self.height or self.pipeline["height"]
@@ -131,6 +157,13 @@ class DiffusersModel(AdaptableModel):
     kind: Literal["diffusers"] = Field(description="A pipeline for images or videos, run with diffusers.")
     source: WeightsSource = Field(description="Source of the weights.")
     options: DiffusersOptions = subsection(DiffusersOptions(), "Options of this kind.")
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        yield from super().conflicts()
+        quantized = self.options.quantization
+        for name in self.options.gguf:
+            if quantized is not None and name in quantized.components:
+                yield "options.gguf", f"{name} is quantized in its GGUF file: remove it from quantization"
 
     @property
     def local_adapters(self) -> Mapping[str, Path]:

@@ -21,7 +21,7 @@ from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import failures, images, threads
 from appliance.runners.base import LoadSpec
-from appliance.runners.diffusers import adapters, inputs
+from appliance.runners.diffusers import adapters, inputs, quantization
 from appliance.runners.diffusers.adapters import Adapters
 from appliance.runners.diffusers.inputs import Size
 from appliance.runners.diffusers.pipeline import Pipeline, PipelineCall
@@ -134,8 +134,10 @@ class DiffusersRunner(TorchRunner):
             )
         name = ("float32" if on_cpu else "bfloat16") if options["dtype"] == "auto" else options["dtype"]
         self._dtype = getattr(torch, name)
+        quantized = quantization.components(self._spec.model, weights, options, self._dtype)
         pipe = DiffusionPipeline.from_pretrained(
             weights,
+            **quantized,
             dtype=self._dtype,
             variant=options["variant"],
             use_safetensors=True,  # other formats can contain code

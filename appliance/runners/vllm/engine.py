@@ -141,6 +141,7 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
         "max_model_len": options["max_model_len"],
         "max_num_seqs": options["max_num_seqs"],
         "enforce_eager": eager,
+        "quantization": options.get("quantization"),
         "tensor_parallel_size": devices,
         "distributed_executor_backend": "uni" if devices == 1 else "mp",
         "trust_remote_code": options["trust_remote_code"],

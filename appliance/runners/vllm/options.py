@@ -17,7 +17,7 @@ from appliance.runners.model_config import WeightsSource
 from appliance.runners.options import TRUST_REMOTE_CODE, Options, in_dtype
 from appliance.runners.vllm import adapters, engine_arguments, kv_cache
 from appliance.runners.vllm.kv_cache import KV_CACHE
-from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
+from appliance.runners.vllm.parsers import ONLINE_BITS, Quantization, ReasoningParser, ToolParser
 
 _PROCESS: Final = GIB  # bytes on the device besides weights, adapters and KV cache
 _RESIDUE: Final = 2 * GIB  # bytes of the device that a sleeping model keeps
@@ -99,6 +99,13 @@ class VllmOptions(Options):
         description="vLLM's reasoning parser for this model, such as qwen3. "
         "Default: everything that the model writes is its answer.",
     )
+    quantization: Quantization | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,  # the version of a model without it stays the same
+        description="vLLM's quantization method. Default: that in the config of the weights, such as AWQ, "
+        "GPTQ or FP8. For weights that are not quantized: a method that quantizes them while they are "
+        "loaded, such as fp8.",
+    )
     trust_remote_code: bool = TRUST_REMOTE_CODE
     engine: dict[str, Any] = Field(
         default={},
@@ -113,6 +120,8 @@ class VllmOptions(Options):
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         loaded = in_dtype(weights, self.dtype, device)
+        if self.quantization in ONLINE_BITS and not weights.quantized:
+            loaded = weights.in_16_bits * ONLINE_BITS[self.quantization] // 16
         trained = adapters.footprint(loaded, self.max_adapters, self.max_adapter_rank)
         return loaded + trained + self.kv_cache + _PROCESS
 

@@ -1,11 +1,11 @@
-"""vLLM's names of its parsers of tool calls and of reasoning.
+"""vLLM's names of its parsers of tool calls and of reasoning, and of its quantization methods.
 
-They are copied here because importing vLLM takes seconds. A test compares both lists with vLLM's.
+They are copied here because importing vLLM takes seconds. A test compares the lists with vLLM's.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 ToolParser = Literal[
     "apertus", "cohere_command3", "cohere_command4", "deepseek_v3", "deepseek_v31", "deepseek_v32",
@@ -26,3 +26,17 @@ ReasoningParser = Literal[
     "muse_glimmer", "nemotron_v3", "olmo3", "openai_gptoss", "plamo3", "poolside_v1", "qwen3",
     "seed_oss", "step3", "step3p5",
 ]  # fmt: skip
+
+Quantization = Literal[
+    "awq", "auto_awq", "fp8", "fbgemm_fp8", "fp_quant", "modelopt", "modelopt_fp4", "modelopt_mxfp8",
+    "modelopt_mixed", "auto_gptq", "gptq", "gptq_marlin", "awq_marlin", "humming", "compressed-tensors",
+    "experts_int8", "quark", "moe_wna16", "torchao", "inc", "mxfp4", "gpt_oss_mxfp4", "deepseek_v4_fp8",
+    "online", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel", "int8_per_channel_weight_only",
+    "nvfp4_per_token", "mxfp8",
+]  # fmt: skip
+
+#: Method that quantizes weights while they are loaded -> bits of one weight, with its scales.
+ONLINE_BITS: Final[dict[str | None, int]] = {
+    "fp8": 8, "fp8_per_tensor": 8, "fp8_per_block": 8, "fp8_per_channel": 8, "experts_int8": 8,
+    "int8_per_channel_weight_only": 8, "mxfp8": 9, "nvfp4_per_token": 5,
+}  # fmt: skip

@@ -559,3 +559,16 @@ def test_a_model_class_is_known_for_every_kind() -> None:
         )
     }
     assert VllmModel.model_fields["source"].is_required()
+
+
+def test_footprints_of_quantized_weights() -> None:
+    def weights(size: WeightSize, quantization: str | None = None) -> int:
+        options = {"kv_cache": 1000, "max_adapters": 0, "quantization": quantization}
+        return VllmOptions.model_validate(options).footprint(size, "cuda") - 1000 - 1024**3
+
+    stored = WeightSize(100, None, quantized=True)
+    assert weights(stored) == weights(stored, "awq") == weights(stored, "fp8") == 100
+    assert VllmOptions(dtype="float32").footprint(stored, "cpu") == VllmOptions().footprint(stored, "cuda")
+    plain = WeightSize(200, 100)
+    assert (weights(plain), weights(plain, "fp8"), weights(plain, "mxfp8")) == (200, 100, 112)
+    assert "quantization" not in VllmOptions().model_dump()

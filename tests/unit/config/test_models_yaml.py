@@ -151,6 +151,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
             for model in MODELS.values()
         },
         "AdapterConfig": set(language_model["adapters"][0]),
+        "Quantization": set(shown["diffusers"]["options"]["quantization"]),
         **{options_of(kind).__name__: set(shown[kind]["options"]) for kind in MODELS},
         **onnx_sections(everything),
         "FolderSource": set(keys[0]),

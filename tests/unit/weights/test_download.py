@@ -120,10 +120,18 @@ def test_what_is_stored_in_safetensors_is_counted(tmp_path: Path) -> None:
     size += stored(tmp_path / "more.safetensors", "BF16", [5])
     assert weights.weight_size_of(tmp_path) == WeightSize(size, 16)
     size += stored(tmp_path / "packed.safetensors", "I32", [5])
-    assert weights.weight_size_of(tmp_path) == WeightSize(
-        size
-    )  # four of the model's in one of the file's, perhaps
+    packed = weights.weight_size_of(tmp_path)  # four of the model's in one of the file's, perhaps
+    assert packed == WeightSize(size, quantized=True)
     assert WeightSize(size).in_32_bits == 2 * size
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quantized"), [("F8_E4M3", True), ("I8", True), ("I64", False), ("F16", False)]
+)
+def test_quantized_weights_are_recognized(tmp_path: Path, dtype: str, quantized: bool) -> None:
+    stored(tmp_path / "model.safetensors", "BF16", [5])
+    stored(tmp_path / "other.safetensors", dtype, [5])
+    assert weights.weight_size_of(tmp_path).quantized is quantized
 
 
 def test_the_same_weights_in_other_formats_and_variants_do_not_count(tmp_path: Path) -> None:
