@@ -222,11 +222,9 @@ def _duplicates(config: Config) -> Iterator[Problem]:
             owners.setdefault(alias, model.name)
     for index, model in enumerate(config.models):
         for number, adapter in enumerate(adapters_of(model)):
-            keys = [
-                ("name", adapter.name),
-                *(("aliases", position, alias) for position, alias in enumerate(adapter.aliases)),
-            ]
-            for *key, name in keys:
+            names: list[tuple[Place, str]] = [(("name",), adapter.name)]
+            names += [(("aliases", position), alias) for position, alias in enumerate(adapter.aliases)]
+            for key, name in names:
                 if name in owners:
                     yield Problem(
                         ("models", index, "adapters", number, *key),

@@ -445,10 +445,12 @@ class Engine:
         Predictions that run, or wait for a loaded model, finish on the version that they were created for.
         Predictions that wait for a replaced version fail if that version will not be loaded again.
         """
-        for entry in reconcile(self._scheduler, self._catalogue, self.instances, demands, before):
+        changed = reconcile(self._scheduler, self._catalogue, self.instances, demands, before)
+        for entry in changed:
             self._memory_profiles.reset(entry)
         for entry in self._catalogue.entries:
-            self._loads.reload_instances(entry.runs_on)
+            if entry not in changed:  # those are outdated, and are reloaded when they are needed
+                self._loads.reload_instances(entry.runs_on)
         self._predictions.end_outdated()
         self.decide()
 

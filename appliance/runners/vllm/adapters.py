@@ -60,7 +60,8 @@ def problem(folder: Path, max_rank: int) -> str | None:
 def foreign(folder: Path, base: Mapping[str, tuple[int, ...]]) -> str | None:
     """Return why the adapter in ``folder`` belongs to another model; None if its shapes fit.
 
-    ``base`` has the shape of each tensor of the base model. vLLM's engine core would end with an error.
+    ``base`` has the shape of each tensor of the base model. The engine, which other predictions use, must
+    not get an adapter that does not fit.
     """
     fitting = 0
     for name, shape in safetensors_header.shapes(folder).items():

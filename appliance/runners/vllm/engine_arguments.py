@@ -99,6 +99,11 @@ def problems(engine: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, message
 
 
+def accepts(name: str) -> bool:
+    """Return whether the option ``engine`` can set this argument."""
+    return name in _table()["arguments"] and name not in REFUSED
+
+
 @functools.cache
 def _table() -> dict[str, Any]:
     table: dict[str, Any] = msgspec.json.decode(FILE.read_bytes())

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from appliance.runners.vllm import engine_arguments
+
 #: vLLM's name of a setting, with underscores for hyphens -> the key of the model in models.yaml.
 _KEYS: Final = {
     "gpu_memory_utilization": "memory",
@@ -79,6 +81,8 @@ def _with_keys(sentence: str) -> tuple[str, dict[str, None]]:
     def key(found: re.Match[str]) -> str:
         name = found["name"] if found["name"].isupper() else found["name"].replace("-", "_")
         known = _KEYS.get(name)
+        if known is None and found["flag"] and engine_arguments.accepts(name):
+            known = f"options.engine.{name}"
         if known is None or (name in _ALSO_IN_REQUESTS and not found["flag"]):
             return found[0]
         keys[known] = None

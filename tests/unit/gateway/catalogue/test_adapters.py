@@ -14,7 +14,7 @@ from appliance import config as configuration
 from appliance.domain import token
 from appliance.domain.token import Scope, Token
 from appliance.gateway.catalogue.adapters import describe_adapter
-from appliance.gateway.catalogue.catalogue import Catalogue, describe
+from appliance.gateway.catalogue.catalogue import Catalogue, ModelCard, ServedVersion, describe
 from appliance.gateway.catalogue.servable import Servable, servable
 from appliance.runners.adapters import AdaptableModel
 from appliance.runners.echo.options import EchoOptions
@@ -132,6 +132,32 @@ async def test_private_addresses_stay_refused(api: Api, bench: Bench, origin: Or
     url = f"{origin.url}/loras/a.safetensors"
     assert "cannot be fetched: " in await said(api, "test/base", lora_weights=url)
     assert origin.asked == []
+
+
+async def test_the_first_adapter_of_a_loaded_model_reloads_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runner_options(self: EchoOptions, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
+        return {**self.model_dump(mode="json"), "adapted": adapted}
+
+    monkeypatch.setattr(EchoOptions, "runner_options", runner_options)
+    with_sources = bench.catalogue.resolve("test/base", None)
+    base = with_sources.model.model_copy(update={"adapter_sources": (), "adapters": ()})
+    card, plain = describe(base, "none", 0.0)
+    others = [(bench.catalogue.cards[name], bench.catalogue.resolve(name, None)) for name in ("me/moo",)]
+
+    async def adapted(*described: tuple[ModelCard, ServedVersion]) -> bool:
+        before = bench.catalogue.entries_by_key
+        cards, entries = zip((card, plain), *described, strict=True)
+        bench.catalogue.replace_with(Catalogue(cards, entries, ()))
+        demands = [bench.scheduler.demand("test/base"), bench.scheduler.demand("test/base:training")]
+        bench.engine.reconcile(demands, before)
+        await bench.ended(await bench.submit(plain, text="x"))
+        return bool(bench.cluster._loaded["test/base"].spec.options["adapted"])
+
+    assert not await adapted()
+    assert await adapted(*others)
+    assert not await adapted()
 
 
 async def test_names_of_the_openai_api(bench: Bench) -> None:

@@ -105,7 +105,12 @@ from appliance.runners.vllm.options import VllmModel, VllmOptions
                 "thinking_token_budget is set but reasoning_config is not configured. Please set "
                 "--reasoning-parser and/or --reasoning-config to use thinking_token_budget."
             ),
-            "thinking_token_budget is set but reasoning_config is not configured.",
+            (
+                "thinking_token_budget is set but reasoning_config is not configured. Please set "
+                "options.reasoning_parser and/or options.engine.reasoning_config to use "
+                "thinking_token_budget; options.reasoning_parser and options.engine.reasoning_config are "
+                "keys of the model in models.yaml"
+            ),
         ),
         (
             (
@@ -131,14 +136,22 @@ from appliance.runners.vllm.options import VllmModel, VllmOptions
                 "Requested sample logprobs of 30, which is greater than max allowed: 20. Set "
                 "max_logprobs (--max-logprobs) to at least 30."
             ),
-            "Requested sample logprobs of 30, which is greater than max allowed: 20.",
+            (
+                "Requested sample logprobs of 30, which is greater than max allowed: 20. Set max_logprobs "
+                "(options.engine.max_logprobs) to at least 30; options.engine.max_logprobs is a key of the "
+                "model in models.yaml"
+            ),
         ),
         (
             "You must set `--enable-mm-embeds` to input `image_embeds`",
             (
-                "You must set `--enable-mm-embeds` to input `image_embeds`; models.yaml has no "
-                "key for that setting of vLLM"
+                "You must set options.engine.enable_mm_embeds to input `image_embeds`; "
+                "options.engine.enable_mm_embeds is a key of the model in models.yaml"
             ),
+        ),
+        (
+            "You must set `--nnodes` to 2",
+            "You must set `--nnodes` to 2; models.yaml has no key for that setting of vLLM",
         ),
         (
             "The model does not support chat_template with dtype float16.",
