@@ -9,6 +9,9 @@ import msgspec
 
 #: Prefix of references to the schemas in ``components``.
 REF: Final = "#/components/schemas/"
+#: Schema key of a string input whose lines may be HTTP URLs of files. The runner gets the list of its lines,
+#: each an object with the key ``text`` and, if the line is a URL, the key ``file``, the path of the file.
+FILE_LINES: Final = "x-appliance-file-lines"
 
 
 class DeclaredInput(NamedTuple):
@@ -42,7 +45,14 @@ class Interface(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def file_inputs(self) -> list[str]:
-        return [name for name, schema in self.input["properties"].items() if _is_file(schema)]
+        """Names of the inputs that are files, or texts with URLs of files."""
+        properties = self.input["properties"].items()
+        return [name for name, schema in properties if schema.get(FILE_LINES) or _is_file(schema)]
+
+    @cached_property
+    def file_lines(self) -> list[str]:
+        """Names of the inputs that are texts with URLs of files."""
+        return [name for name, schema in self.input["properties"].items() if schema.get(FILE_LINES)]
 
     @cached_property
     def secret_inputs(self) -> list[str]:

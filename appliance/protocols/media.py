@@ -23,9 +23,9 @@ def urls(body: Any) -> Iterator[tuple[dict[str, Any], str]]:
             for key in _KEYS:
                 inner = value.get(key)
                 place = (inner, "url") if isinstance(inner, dict) else (value, key)
-                if _is_http_url(place[0].get(place[1])):
+                if is_http_url(place[0].get(place[1])):
                     yield place
-            if value.get("type") == "url" and _is_http_url(value.get("url")):
+            if value.get("type") == "url" and is_http_url(value.get("url")):
                 yield value, "url"
 
 
@@ -90,5 +90,5 @@ def _plain_url(url: str) -> str:
     return f"data:{head[5:-7]};base64{comma}{plain_base64(unquote(data))}"
 
 
-def _is_http_url(value: Any) -> bool:
+def is_http_url(value: Any) -> bool:
     return isinstance(value, str) and value.lower().startswith(("http://", "https://"))

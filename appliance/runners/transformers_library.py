@@ -30,7 +30,9 @@ def _token_positions(model: Any) -> int | None:
     https://github.com/huggingface/transformers/blob/main/src/transformers/models/roberta/modeling_roberta.py
     """
     names = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions")
-    values = (getattr(model.config, name, None) for name in names)
+    # Models for images and texts have a config of their own for texts.
+    configs = (model.config, getattr(model.config, "text_config", None))
+    values = (getattr(config, name, None) for config in configs for name in names)
     positions = next((value for value in values if isinstance(value, int) and value > 0), None)
     if positions is None:
         return None

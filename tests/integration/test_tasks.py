@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import jsonschema
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -22,50 +21,11 @@ from PIL import Image
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import audio
-from appliance.runners.transformers.options import TransformersOptions
-from appliance.runners.transformers.runner import TransformersRunner
 from tests.support import tiny_models
-from tests.support.runner_calls import Ran, job, load_spec, run
+from tests.support.runner_calls import job, run
+from tests.support.task_models import Models, runner_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
-
-
-class Models:
-    """Tiny models, made and loaded when they are first asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._loaded: dict[Callable[[Path], None], TransformersRunner] = {}
-
-    def made(self, maker: Callable[[Path], None]) -> Path:
-        folder = self.folder / maker.__name__
-        if not folder.exists():
-            maker(folder)
-        return folder
-
-    async def loaded(self, task: str, maker: Callable[[Path], None] | None = None) -> TransformersRunner:
-        maker = maker or tiny_models.MAKERS[task]
-        if maker not in self._loaded:
-            self._loaded[maker] = runner_of(self.made(maker), task)
-            await self._loaded[maker].setup()
-        return self._loaded[maker]
-
-    async def __call__(self, task: str, maker: Callable[[Path], None] | None = None, /, **given: Any) -> Ran:
-        """One prediction, whose output is held to what the interface says."""
-        runner = await self.loaded(task, maker)
-        interface = runner.interface({"task": task})
-        ran = await run(runner, job(interface, self.folder / "output", **given))
-        plain = str(ran.output) if isinstance(ran.output, Path) else ran.output
-        jsonschema.validate(json.loads(json.dumps(plain)), interface.output)
-        return ran
-
-
-def options(task: str, **more: Any) -> dict[str, Any]:
-    return TransformersOptions.model_validate({"task": task, **more}).model_dump(mode="json")
-
-
-def runner_of(folder: Path | None, task: str, **more: Any) -> TransformersRunner:
-    return TransformersRunner(load_spec("transformers", folder, **options(task, **more)))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -17,10 +17,10 @@ WORDS: Final = [
     *["the", "a", "cat", "dog", "bird", "fish", "sat", "ran", "on", "mat", "hill", "good", "bad"],
     *["this", "example", "is", ".", ",", "red", "blue", "green", "sun", "moon", "rain"],
 ]
-_SMALL: Final = {
+SMALL: Final = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
 }  # fmt: skip
-_SIZE: Final = {"height": 32, "width": 32}
+SIZE: Final = {"height": 32, "width": 32}
 
 
 def tokenizer(folder: Path, **more: Any) -> Any:
@@ -46,8 +46,7 @@ def tokenizer(folder: Path, **more: Any) -> Any:
         mask_token="[MASK]",
         bos_token="[CLS]",
         eos_token="[SEP]",
-        model_max_length=64,
-        **more,
+        **{"model_max_length": 64, **more},
     )
     made.save_pretrained(folder)
     return made
@@ -61,14 +60,14 @@ def _bert(folder: Path, kind: str, labels: list[str] | None = None, **more: Any)
         "id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)},
     }  # fmt: skip
     config = transformers.BertConfig(
-        vocab_size=len(SPECIAL + WORDS), max_position_embeddings=64, **(_SMALL | named | more)
+        vocab_size=len(SPECIAL + WORDS), max_position_embeddings=64, **(SMALL | named | more)
     )
     model = getattr(transformers, kind)(config)
     model.save_pretrained(folder)
     return model
 
 
-def _learn(model: Any, loss: Callable[[], Any], rate: float) -> None:
+def learn(model: Any, loss: Callable[[], Any], rate: float, *, below: float = 0.02) -> None:
     """Train until it has learned it; how soon that is differs with the number of threads that compute."""
     import torch
 
@@ -81,7 +80,7 @@ def _learn(model: Any, loss: Callable[[], Any], rate: float) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         mean = 0.9 * mean + 0.1 * now.item()
-        if mean < 0.02:
+        if mean < below:
             return
     raise AssertionError(f"it has not learned it: the loss is {mean}")
 
@@ -126,7 +125,7 @@ def reranking(folder: Path) -> None:
         inputs = words(queries, texts, padding=True, return_tensors="pt")
         return torch.nn.functional.binary_cross_entropy_with_logits(model(**inputs).logits, wanted)
 
-    _learn(model, loss, 5e-4)
+    learn(model, loss, 5e-4)
     model.save_pretrained(folder)
 
 
@@ -136,14 +135,14 @@ def image_classification(folder: Path) -> None:
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
     torch.manual_seed(0)
-    ViTImageProcessorPil(size=_SIZE).save_pretrained(folder)
+    ViTImageProcessorPil(size=SIZE).save_pretrained(folder)
     model = ViTForImageClassification(
         ViTConfig(
             image_size=32,
             patch_size=8,
             id2label={0: "red", 1: "blue"},
             label2id={"red": 0, "blue": 1},
-            **_SMALL,
+            **SMALL,
         )
     )
 
@@ -153,7 +152,7 @@ def image_classification(folder: Path) -> None:
         pixels[torch.arange(32), wanted * 2] += 1.5
         return model(pixel_values=pixels, labels=wanted).loss
 
-    _learn(model, loss, 2e-3)
+    learn(model, loss, 2e-3)
     model.save_pretrained(folder)
 
 
@@ -162,10 +161,10 @@ def object_detection(folder: Path) -> None:
 
     config = YolosConfig(
         image_size=[32, 32], patch_size=8, num_detection_tokens=5, id2label={0: "red", 1: "blue"},
-        label2id={"red": 0, "blue": 1}, **_SMALL,
+        label2id={"red": 0, "blue": 1}, **SMALL,
     )  # fmt: skip
     YolosForObjectDetection(config).save_pretrained(folder)
-    YolosImageProcessorPil(size=_SIZE).save_pretrained(folder)
+    YolosImageProcessorPil(size=SIZE).save_pretrained(folder)
 
 
 def image_captioning(folder: Path) -> None:
@@ -173,14 +172,14 @@ def image_captioning(folder: Path) -> None:
     from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
 
     text = {
-        **_SMALL, "vocab_size": len(SPECIAL + WORDS), "encoder_hidden_size": 16, "projection_dim": 16,
+        **SMALL, "vocab_size": len(SPECIAL + WORDS), "encoder_hidden_size": 16, "projection_dim": 16,
         "max_position_embeddings": 512, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3,
         "pad_token_id": 0,
     }  # fmt: skip
-    sight = {**_SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 16}
+    sight = {**SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 16}
     config = BlipConfig(text_config=text, vision_config=sight, image_text_hidden_size=16, projection_dim=16)
     BlipForConditionalGeneration(config).save_pretrained(folder)
-    BlipProcessor(BlipImageProcessorPil(size=_SIZE), tokenizer(folder)).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessorPil(size=SIZE), tokenizer(folder)).save_pretrained(folder)
 
 
 def captioning_without_beginning(folder: Path) -> None:
@@ -194,7 +193,7 @@ def captioning_without_beginning(folder: Path) -> None:
     )
 
     tokenizer(folder)
-    encoder = ViTConfig(image_size=32, patch_size=8, **_SMALL)
+    encoder = ViTConfig(image_size=32, patch_size=8, **SMALL)
     decoder = GPT2Config(
         vocab_size=len(SPECIAL + WORDS), n_embd=16, n_layer=1, n_head=2, n_positions=64, bos_token_id=2,
         eos_token_id=3, is_decoder=True, add_cross_attention=True,
@@ -204,7 +203,7 @@ def captioning_without_beginning(folder: Path) -> None:
     model.generation_config.decoder_start_token_id = 2
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
-    ViTImageProcessorPil(size=_SIZE).save_pretrained(folder)
+    ViTImageProcessorPil(size=SIZE).save_pretrained(folder)
 
 
 def summarization(folder: Path) -> None:
@@ -250,7 +249,7 @@ def language_model(folder: Path, **more: Any) -> None:
     tokenizer(folder)
     config = LlamaConfig(
         vocab_size=len(SPECIAL + WORDS), max_position_embeddings=64, bos_token_id=2, eos_token_id=3,
-        pad_token_id=0, **(_SMALL | more),
+        pad_token_id=0, **(SMALL | more),
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
 
@@ -283,7 +282,7 @@ def automatic_speech_recognition(folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     config = Wav2Vec2Config(
-        vocab_size=32, conv_dim=[8] * 7, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, **_SMALL
+        vocab_size=32, conv_dim=[8] * 7, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, **SMALL
     )
     Wav2Vec2ForCTC(config).save_pretrained(folder)
     marks = ["<pad>", "<s>", "</s>", "<unk>", "|", *string.ascii_lowercase, "'"]
@@ -349,7 +348,7 @@ def captioning_by_chat(folder: Path) -> None:
     words = tokenizer(folder)
     words.add_special_tokens({"additional_special_tokens": ["<image>"]})
     sight = CLIPVisionConfig(
-        image_size=32, patch_size=8, projection_dim=16, **(_SMALL | {"num_hidden_layers": 2})
+        image_size=32, patch_size=8, projection_dim=16, **(SMALL | {"num_hidden_layers": 2})
     )
     speech = LlamaConfig(
         vocab_size=len(words),
@@ -357,7 +356,7 @@ def captioning_by_chat(folder: Path) -> None:
         bos_token_id=2,
         eos_token_id=3,
         pad_token_id=0,
-        **_SMALL,
+        **SMALL,
     )
     config = LlavaConfig(
         vision_config=sight.to_dict(), text_config=speech.to_dict(),
@@ -369,7 +368,7 @@ def captioning_by_chat(folder: Path) -> None:
         "{% if part.type == 'image' %}<image> {% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
     )
     LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=_SIZE),
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=SIZE),
         words,
         patch_size=8,
         vision_feature_select_strategy="default",

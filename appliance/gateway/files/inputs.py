@@ -64,7 +64,9 @@ class Inputs:
                 if interface.verbatim:
                     return await self._embedded(record, input, folder)
                 for name in interface.file_inputs:
-                    if isinstance(input.get(name), str):
+                    if name in interface.file_lines:
+                        fetched[name] = await self._lines(record, name, input.get(name), folder / name)
+                    elif isinstance(input.get(name), str):
                         fetched[name] = await self._one(record, f"input.{name}", input[name], folder / name)
                     elif isinstance(input.get(name), list):
                         fetched[name] = [
@@ -85,6 +87,18 @@ class Inputs:
         folder = self._folder / id
         if folder.exists():
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _lines(
+        self, record: Prediction, name: str, value: str | list[str] | None, folder: Path
+    ) -> list[dict[str, str]]:
+        """Return the lines of a text, without empty lines; lines that are HTTP URLs also have a file."""
+        given = value.split("\n") if isinstance(value, str) else value or []
+        lines = [{"text": text} for text in map(str.strip, given) if text]
+        for at, line in enumerate(lines):
+            if media.is_http_url(line["text"]):
+                field = f"input.{name}, line {at + 1}"
+                line["file"] = await self._one(record, field, line["text"], folder / str(at))
+        return lines
 
     async def _embedded(self, record: Prediction, body: dict[str, Any], folder: Path) -> dict[str, Any]:
         """Return a copy of ``body`` with ``data:`` URLs in place of the URLs of images and audio."""

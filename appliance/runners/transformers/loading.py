@@ -93,6 +93,36 @@ def load_model(loading: LoadRequest, auto_class: str) -> Any:
     return model
 
 
+def load_image_processor(loading: LoadRequest) -> Any:
+    """Load an image processor that prepares images with Pillow, because torchvision may not be installed."""
+    from transformers import AutoImageProcessor
+
+    if model_type(loading) == "segformer":
+        return _segformer_processor(loading)
+    return load_processor(AutoImageProcessor, loading, backend="pil")
+
+
+def _segformer_processor(loading: LoadRequest) -> Any:
+    """Return a processor that prepares images as SegFormer's does.
+
+    SegFormer's own processor cannot be imported without torchvision. Both resize, scale and normalize images.
+    They differ in the default values and in the preparation of training labels:
+    https://github.com/huggingface/transformers/blob/main/src/transformers/models/segformer/image_processing_pil_segformer.py
+    """
+    from transformers import ViTImageProcessorPil
+    from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    file = loading.folder / "preprocessor_config.json"
+    config = json.loads(file.read_bytes()) if file.is_file() else {}
+    settings = {
+        "size": {"height": 512, "width": 512},
+        "image_mean": IMAGENET_DEFAULT_MEAN,
+        "image_std": IMAGENET_DEFAULT_STD,
+    }
+    names = (*settings, "do_resize", "do_rescale", "do_normalize", "resample", "rescale_factor")
+    return ViTImageProcessorPil(**settings | {name: config[name] for name in names if name in config})
+
+
 def make_pipeline(loading: LoadRequest, task: str, model: Any, **parts: Any) -> Any:
     """Return transformers' pipeline for ``task``; ``parts`` are the model's tokenizer and processors."""
     from transformers import pipeline
@@ -100,6 +130,27 @@ def make_pipeline(loading: LoadRequest, task: str, model: Any, **parts: Any) -> 
     return pipeline(
         task, model=model, device=loading.device, trust_remote_code=loading.trust_remote_code, **parts
     )
+
+
+def on_device(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tensors of ``inputs`` on the model's device; those with floats in the model's dtype."""
+    return {
+        name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+        for name, value in inputs.items()
+    }
+
+
+def labels_of(value: str | list[str], field: str) -> list[str]:
+    """Return the labels in an input: a list, or a text that separates them by commas or vertical bars.
+
+    Raises:
+        PredictionFailed: there is no label.
+    """
+    names = value if isinstance(value, list) else value.split("|" if "|" in value else ",")
+    labels = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not labels:
+        raise PredictionFailed(f"input.{field}: there is no label; give at least one")
+    return labels
 
 
 def stopping_criteria(cancelled: threading.Event) -> Any:
@@ -113,8 +164,10 @@ def stopping_criteria(cancelled: threading.Event) -> Any:
     return StoppingCriteriaList([stops])
 
 
-def check_fits(model: Any, tokenizer: Any, text: str) -> None:
+def check_fits(model: Any, tokenizer: Any, text: str, field: str = "text") -> None:
     """Check that the model accepts a text of this length: its pipeline would truncate the text.
+
+    ``field`` is the name of the input, for error messages.
 
     Raises:
         PredictionFailed: the text is too long.
@@ -125,5 +178,5 @@ def check_fits(model: Any, tokenizer: Any, text: str) -> None:
     count = len(tokenizer(text, verbose=False)["input_ids"])
     if count > limit:
         raise PredictionFailed(
-            f"input.text: the text has {count} tokens, but this model accepts at most {limit}; shorten it"
+            f"input.{field}: the text has {count} tokens, but this model accepts at most {limit}; shorten it"
         )

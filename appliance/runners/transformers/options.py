@@ -22,6 +22,15 @@ Task = Literal[
     "image-classification",
     "image-captioning",
     "object-detection",
+    "ocr",
+    "visual-question-answering",
+    "image-text-embeddings",
+    "zero-shot-image-classification",
+    "zero-shot-object-detection",
+    "image-segmentation",
+    "background-removal",
+    "depth-estimation",
+    "super-resolution",
     "translation",
     "summarization",
     "text-classification",
@@ -47,7 +56,7 @@ class TransformersOptions(Options):
         default=16,
         ge=1,
         le=4096,
-        description="Maximum number of texts of one prediction computed in one batch.",
+        description="Maximum number of texts or images of one prediction computed in one batch.",
     )
     trust_remote_code: bool = TRUST_REMOTE_CODE
 

@@ -18,6 +18,8 @@ from appliance.runners.transformers.loading import (
     TaskInput,
     TaskResult,
     check_fits,
+    labels_of,
+    load_image_processor,
     load_model,
     load_processor,
     make_pipeline,
@@ -156,10 +158,7 @@ def object_detection(loading: LoadRequest) -> Compute:
 
 
 def _image_pipeline(loading: LoadRequest, task: str, auto_class: str) -> Any:
-    """Return a pipeline that prepares images with Pillow, because torchvision may not be installed."""
-    from transformers import AutoImageProcessor
-
-    processor = load_processor(AutoImageProcessor, loading, backend="pil")
+    processor = load_image_processor(loading)
     return make_pipeline(loading, task, load_model(loading, auto_class), image_processor=processor)
 
 
@@ -257,11 +256,7 @@ def zero_shot_classification(loading: LoadRequest) -> Compute:
         )
 
     def compute(request: TaskInput) -> TaskResult:
-        given = request.input["labels"]
-        names = given if isinstance(given, list) else given.split(",")
-        labels = list(dict.fromkeys(name.strip() for name in names if name.strip()))
-        if not labels:
-            raise PredictionFailed("input.labels: there is no label; give at least one")
+        labels = labels_of(request.input["labels"], "labels")
         check_fits(pipe.model, pipe.tokenizer, request.input["text"])
         found = pipe(
             request.input["text"],

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.domain.errors import PredictionFailed
+from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import images
 from appliance.runners.transformers.loading import (
     Compute,
@@ -19,6 +19,8 @@ from appliance.runners.transformers.loading import (
     check_fits,
     load_model,
     load_processor,
+    model_type,
+    on_device,
     stopping_criteria,
 )
 
@@ -28,6 +30,19 @@ if TYPE_CHECKING:
 
 def image_captioning(loading: LoadRequest) -> Compute:
     """Describe an image with a model that completes a prompt, such as BLIP, takes none or is a chat model."""
+    return _image_to_text(loading, "Describe this image.")
+
+
+def ocr(loading: LoadRequest) -> Compute:
+    """Read the text in an image with a model that takes no prompt, such as TrOCR, or with a chat model."""
+    return _image_to_text(loading, "Read all the text in this image.")
+
+
+def _image_to_text(loading: LoadRequest, question: str) -> Compute:
+    """Return the function that computes a text about an image.
+
+    ``question`` is the prompt for chat models if the prediction has none.
+    """
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
     from transformers.processing_utils import ProcessorMixin
 
@@ -37,16 +52,17 @@ def image_captioning(loading: LoadRequest) -> Compute:
     tokenizer = processor.tokenizer if combined else load_processor(AutoTokenizer, loading)
     image_processor = None if combined else load_processor(AutoImageProcessor, loading, backend="pil")
     chats = combined and bool(getattr(processor, "chat_template", None))
+    completes = combined and model_type(loading) != "vision-encoder-decoder"  # starts with the prompt
 
     def compute(request: TaskInput) -> TaskResult:
         image = images.read(Path(request.input["image"]), "image")
         prompt = request.input.get("prompt") or None
-        if image_processor is not None:
+        if not chats and not completes:
             if prompt is not None:
                 raise PredictionFailed("input.prompt: this model takes no prompt; leave this input out")
-            inputs = image_processor(images=image, return_tensors="pt")
+            inputs = (image_processor or processor)(images=image, return_tensors="pt")
         else:
-            text = _chat_prompt(processor, prompt) if chats else prompt
+            text = _chat_prompt(processor, prompt or question) if chats else prompt
             inputs = processor(images=image, text=text, return_tensors="pt")
         tokens = _generate(model, inputs, request)
         start = inputs["input_ids"].shape[1] if chats else 0
@@ -56,12 +72,46 @@ def image_captioning(loading: LoadRequest) -> Compute:
     return compute
 
 
-def _chat_prompt(processor: Any, prompt: str | None) -> str:
-    content = [{"type": "image"}, {"type": "text", "text": prompt or "Describe this image."}]
+def _chat_prompt(processor: Any, prompt: str) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
     text: str = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
     return text
+
+
+def visual_question_answering(loading: LoadRequest) -> Compute:
+    """Answer a question about an image with BLIP, which generates text, or ViLT, which chooses an answer.
+
+    Raises:
+        LoadFailed: the model is of another type.
+    """
+    import torch
+    from transformers import AutoProcessor
+
+    kind = model_type(loading)
+    if kind not in {"blip", "vilt"}:
+        raise LoadFailed(
+            f"visual-question-answering supports the model types blip and vilt, not {kind!r}; use the task "
+            "image-captioning, whose input prompt may be a question"
+        )
+    model = load_model(loading, "AutoModelForVisualQuestionAnswering")
+    processor = load_processor(AutoProcessor, loading)
+
+    def compute(request: TaskInput) -> TaskResult:
+        image = images.read(Path(request.input["image"]), "image")
+        question = request.input["question"]
+        check_fits(model, processor.tokenizer, question, "question")
+        inputs = processor(images=image, text=question, return_tensors="pt")
+        if kind == "vilt":
+            with torch.inference_mode():
+                best = int(model(**on_device(model, inputs)).logits.argmax(-1)[0])
+            return TaskResult(model.config.id2label[best])
+        tokens = _generate(model, inputs, request)
+        answer = processor.tokenizer.decode(tokens[0], skip_special_tokens=True).strip()
+        return TaskResult(answer, {"output_token_count": int(tokens.shape[1])})
+
+    return compute
 
 
 def translation(loading: LoadRequest) -> Compute:
@@ -130,12 +180,8 @@ def _set_languages(tokenizer: Any, default: str | None, input: Mapping[str, Any]
 def _generate(model: Any, inputs: Mapping[str, Any], request: TaskInput, **more: Any) -> torch.Tensor:
     """Return the generated tokens; a cancel ends the generation early."""
     beams = request.input.get("num_beams")
-    moved = {
-        name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
-        for name, value in inputs.items()
-    }
     tokens: torch.Tensor = model.generate(
-        **moved,
+        **on_device(model, inputs),
         **more,
         **({} if beams is None else {"num_beams": beams}),
         max_new_tokens=request.input["max_new_tokens"],

@@ -7,10 +7,11 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from appliance.domain.input_schema import LIST_TOO
+from appliance.domain.interface import FILE_LINES
 from appliance.runners import audio
 from appliance.runners.interfaces import FILE
 from appliance.runners.schemas import boolean, choice, integer, number, string
-from appliance.runners.transformers import pipelines, seq2seq
+from appliance.runners.transformers import image_outputs, image_text, pipelines, seq2seq
 from appliance.runners.transformers.loading import Compute, LoadRequest
 
 Schema = dict[str, Any]
@@ -52,6 +53,10 @@ _GENERATION: Final[dict[str, Schema]] = {
 }
 _PREFIX: Final = string('Text to put before the input, such as "translate English to German: " for T5 models')
 _LABELS: Final = _list_of(label=_STRING, score=_NUMBER)
+_BOX: Final[Schema] = {
+    "type": "object",
+    "properties": dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), _INTEGER),
+}
 _TOP_K: Final = _count("Maximum number of labels to return, the most likely first", default=5)
 
 TASKS: Final[dict[str, Task]] = {
@@ -132,11 +137,164 @@ TASKS: Final[dict[str, Task]] = {
         output=_list_of(
             label=_STRING,
             score=_NUMBER,
-            box={"type": "object", "properties": dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), _INTEGER)},
+            box=_BOX,
         ),
         load=pipelines.object_detection,
         required=("image",),
         aliases={"input": "image", "confidence": "threshold"},
+    ),
+    "ocr": Task(
+        inputs={
+            "image": _IMAGE,
+            "prompt": string("Instruction to a chat model. Default: read all the text in this image"),
+            **_GENERATION,
+        },
+        output=dict(_STRING),
+        load=seq2seq.ocr,
+        required=("image",),
+    ),
+    "visual-question-answering": Task(
+        inputs={"image": _IMAGE, "question": _text("Question about the image"), **_GENERATION},
+        output=dict(_STRING),
+        load=seq2seq.visual_question_answering,
+        required=("image", "question"),
+        aliases={"prompt": "question", "text": "question", "query": "question"},
+    ),
+    "image-text-embeddings": Task(
+        inputs={
+            "inputs": string(
+                "Texts and URLs of images (http:// or https://), one a line or as a list. A text too long "
+                "for the model is truncated",
+                minLength=1,
+            )
+            | {LIST_TOO: True, FILE_LINES: True},
+            "normalize_embeddings": boolean(
+                "Scale vectors to length 1, so that their dot product is their cosine", default=False
+            ),
+        },
+        output=_list_of(input=_STRING, embedding={"type": "array", "items": _NUMBER}),
+        load=image_text.image_text_embeddings,
+        required=("inputs",),
+        aliases={"text": "inputs", "texts": "inputs"},
+    ),
+    "zero-shot-image-classification": Task(
+        inputs={
+            "image": _IMAGE,
+            "labels": _text("Labels to choose from, separated by commas or | or as a list")
+            | {LIST_TOO: True},
+            "hypothesis_template": string(
+                "Text for the comparison; {} is replaced by each label",
+                default="This is a photo of {}.",
+                pattern=r"\{\}",
+            ),
+        },
+        output=_LABELS,
+        load=image_text.zero_shot_image_classification,
+        required=("image", "labels"),
+        aliases={"candidate_labels": "labels", "text": "labels", "input": "image"},
+    ),
+    "zero-shot-object-detection": Task(
+        inputs={
+            "image": _IMAGE,
+            "query": _text("Objects to find, separated by commas or as a list") | {LIST_TOO: True},
+            "box_threshold": number("Minimum confidence of the objects to return", default=0.25, ge=0, le=1),
+            "text_threshold": number(
+                "Minimum match of a word for it to be part of an object's label; only for Grounding DINO",
+                default=0.25,
+                ge=0,
+                le=1,
+            ),
+            "show_visualisation": boolean("Return the image with the boxes drawn on it", default=True),
+        },
+        output={
+            "type": "object",
+            "properties": {
+                "detections": _list_of(
+                    bbox={"type": "array", "items": _INTEGER}, label=_STRING, confidence=_NUMBER
+                ),
+                "result_image": dict(FILE),
+            },
+        },
+        load=image_text.zero_shot_object_detection,
+        required=("image", "query"),
+        aliases={
+            "prompt": "query",
+            "labels": "query",
+            "candidate_labels": "query",
+            "threshold": "box_threshold",
+        },
+    ),
+    "image-segmentation": Task(
+        inputs={
+            "image": _IMAGE,
+            "threshold": number(
+                "Minimum score of the segments to return. Default: 0.5 for models that find objects, 0 for "
+                "models that label each pixel",
+                ge=0,
+                le=1,
+            ),
+        },
+        output=_list_of(label=_STRING, score=_NUMBER, box=_BOX, mask=dict(FILE)),
+        load=image_outputs.image_segmentation,
+        required=("image",),
+        aliases={"input": "image", "input_image": "image"},
+    ),
+    "background-removal": Task(
+        inputs={
+            "image": _IMAGE,
+            "labels": string(
+                "Labels of the model to keep, separated by commas or as a list. Default: all but the "
+                "background"
+            )
+            | {LIST_TOO: True},
+            "threshold": number(
+                "Share of the foreground in a pixel from which the pixel is kept whole; others are removed. "
+                "0: soft edges",
+                default=0,
+                ge=0,
+                le=1,
+            ),
+            "reverse": boolean("Remove the foreground instead of the background", default=False),
+            "background_type": choice(
+                "rgba: transparent background; map: only the mask, white is kept; or a colour",
+                ["rgba", "map", *image_outputs.COLOURS],
+                default="rgba",
+            ),
+        },
+        output=dict(FILE),
+        load=image_outputs.background_removal,
+        required=("image",),
+        aliases={"input_image": "image"},
+    ),
+    "depth-estimation": Task(
+        inputs={"image": _IMAGE},
+        output={
+            "type": "object",
+            "properties": {
+                "grey_depth": dict(FILE),
+                "depth_16_bits": dict(FILE),
+                "minimum": _NUMBER,
+                "maximum": _NUMBER,
+            },
+        },
+        load=image_outputs.depth_estimation,
+        required=("image",),
+        aliases={"input_image": "image"},
+    ),
+    "super-resolution": Task(
+        inputs={
+            "image": _IMAGE,
+            "scale": number(
+                "Factor of width and height. The image is enlarged by the model's own factor, and then "
+                "resized. Default: the model's own factor",
+                ge=0.1,
+                le=10,
+            ),
+        },
+        output=dict(FILE),
+        load=image_outputs.super_resolution,
+        required=("image",),
+        aliases={"img": "image", "input_image": "image", "upscale": "scale"},
     ),
     "translation": Task(
         inputs={

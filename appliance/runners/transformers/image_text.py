@@ -1,0 +1,245 @@
+"""Tasks of kind `transformers` with models that compare images with texts, such as CLIP and OWL-ViT.
+
+Each public function loads a model for the task and returns the function that computes one prediction.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.domain.errors import LoadFailed, PredictionFailed
+from appliance.runners import images
+from appliance.runners.transformers.loading import (
+    Compute,
+    LoadRequest,
+    TaskInput,
+    TaskResult,
+    labels_of,
+    load_image_processor,
+    load_model,
+    load_processor,
+    on_device,
+)
+from appliance.runners.transformers_library import max_input_tokens
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+_LINE: Final = 300  # pixels of an image's side for each pixel of the width of a drawn box
+
+
+def image_text_embeddings(loading: LoadRequest) -> Compute:
+    """Turn texts and images into vectors that can be compared, with a model such as CLIP or SigLIP.
+
+    Raises:
+        LoadFailed: the model does not have separate vectors for texts and images.
+    """
+    model = load_model(loading, "AutoModel")
+    if not (hasattr(model, "get_text_features") and hasattr(model, "get_image_features")):
+        raise LoadFailed(
+            f"the model type {model.config.model_type} has no vectors of texts and images; use a model such "
+            "as CLIP or SigLIP"
+        )
+    texts, pictures = _TextEncoder(loading, model), _ImageEncoder(loading, model)
+
+    def compute(request: TaskInput) -> TaskResult:
+        lines = request.input["inputs"]
+        if not lines:
+            raise PredictionFailed("input.inputs: there is no text and no URL of an image; give at least one")
+        vectors: list[Any] = [None] * len(lines)
+        for encoder, key in ((texts, "text"), (pictures, "file")):
+            chosen = [at for at, line in enumerate(lines) if ("file" in line) == (key == "file")]
+            for first in range(0, len(chosen), loading.max_batch):
+                if request.cancelled.is_set():
+                    return TaskResult([])
+                batch = chosen[first : first + loading.max_batch]
+                for at, vector in zip(batch, encoder([lines[at][key] for at in batch]), strict=True):
+                    vectors[at] = vector
+        if request.input["normalize_embeddings"]:
+            vectors = [vector / max(float(vector.norm()), 1e-12) for vector in vectors]
+        pairs = zip(lines, vectors, strict=True)
+        return TaskResult([{"input": line["text"], "embedding": vector.tolist()} for line, vector in pairs])
+
+    return compute
+
+
+class _TextEncoder:
+    """Turns a list of texts into a tensor with one vector for each."""
+
+    def __init__(self, loading: LoadRequest, model: Any) -> None:
+        from transformers import AutoTokenizer
+
+        self._model = model
+        self._tokenizer = load_processor(AutoTokenizer, loading)
+        self._limit = max_input_tokens(model, self._tokenizer)
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        import torch
+
+        # SigLIP was trained on texts padded to the maximum length.
+        padding = "max_length" if "siglip" in self._model.config.model_type else True
+        inputs = self._tokenizer(
+            texts,
+            padding=padding if self._limit else True,
+            truncation=self._limit is not None,
+            max_length=self._limit,
+            return_token_type_ids=False,
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            return _vectors(self._model.get_text_features(**on_device(self._model, inputs)))
+
+
+class _ImageEncoder:
+    """Turns a list of image files into a tensor with one vector for each."""
+
+    def __init__(self, loading: LoadRequest, model: Any) -> None:
+        self._model = model
+        self._processor = load_image_processor(loading)
+
+    def __call__(self, files: list[str]) -> torch.Tensor:
+        import torch
+
+        # Images are opened one at a time, because they are large until they are prepared.
+        prepared = [self._processor(images.read(Path(file), "inputs"), return_tensors="pt") for file in files]
+        inputs = {name: torch.cat([each[name] for each in prepared]) for name in prepared[0]}
+        with torch.inference_mode():
+            return _vectors(self._model.get_image_features(**on_device(self._model, inputs)))
+
+
+def _vectors(features: Any) -> torch.Tensor:
+    """Return the vectors in the result of ``get_text_features`` or ``get_image_features``."""
+    vectors: torch.Tensor = getattr(features, "pooler_output", features)
+    return vectors.float().cpu()
+
+
+def zero_shot_image_classification(loading: LoadRequest) -> Compute:
+    """Score the caller's labels for an image, with a model such as CLIP or SigLIP."""
+    import torch
+    from transformers import AutoTokenizer
+
+    model = load_model(loading, "AutoModelForZeroShotImageClassification")
+    tokenizer = load_processor(AutoTokenizer, loading)
+    processor = load_image_processor(loading)
+    limit = max_input_tokens(model, tokenizer)
+    independent = "siglip" in model.config.model_type  # scores of labels do not depend on other labels
+
+    def compute(request: TaskInput) -> TaskResult:
+        labels = labels_of(request.input["labels"], "labels")
+        image = images.read(Path(request.input["image"]), "image")
+        texts = tokenizer(
+            [request.input["hypothesis_template"].replace("{}", label) for label in labels],
+            padding="max_length" if independent and limit else True,
+            truncation=limit is not None,
+            max_length=limit,
+            return_tensors="pt",
+        )
+        inputs = {**texts, **processor(image, return_tensors="pt")}
+        with torch.inference_mode():
+            logits = model(**on_device(model, inputs)).logits_per_image[0].float()
+        scores = (logits.sigmoid() if independent else logits.softmax(0)).tolist()
+        found = sorted(zip(labels, scores, strict=True), key=lambda pair: -pair[1])
+        return TaskResult([{"label": label, "score": score} for label, score in found])
+
+    return compute
+
+
+def zero_shot_object_detection(loading: LoadRequest) -> Compute:
+    """Find the objects in an image that texts describe, with OWL-ViT, OWLv2 or Grounding DINO.
+
+    Raises:
+        LoadFailed: the model is of another type.
+    """
+    import torch
+    from transformers import AutoProcessor
+
+    model = load_model(loading, "AutoModelForZeroShotObjectDetection")
+    processor = load_processor(AutoProcessor, loading, backend="pil")
+    together = "grounding-dino" in model.config.model_type  # reads all descriptions as one text
+    if not together and not model.config.model_type.startswith("owl"):
+        raise LoadFailed(
+            f"zero-shot-object-detection supports OWL-ViT, OWLv2 and Grounding DINO, not the model type "
+            f"{model.config.model_type}; choose another model"
+        )
+
+    def compute(request: TaskInput) -> TaskResult:
+        names = labels_of(request.input["query"], "query")
+        image = images.read(Path(request.input["image"]), "image")
+        texts: Any = ". ".join(name.lower() for name in names) + "." if together else [names]
+        _check_length(model, processor.tokenizer, [texts] if together else names)
+        inputs = processor(images=image, text=texts, return_tensors="pt")
+        with torch.inference_mode():
+            outputs = model(**on_device(model, inputs))
+        settings: dict[str, Any] = (
+            {"input_ids": inputs["input_ids"], "text_threshold": request.input["text_threshold"]}
+            if together
+            else {"text_labels": [names]}
+        )
+        (found,) = processor.post_process_grounded_object_detection(
+            outputs,
+            threshold=request.input["box_threshold"],
+            target_sizes=[(image.height, image.width)],
+            **settings,
+        )
+        boxes, scores = found["boxes"].tolist(), found["scores"].tolist()
+        labels = found["text_labels"][: len(boxes)]  # without boxes Grounding DINO's has one empty label
+        detections = [
+            {"bbox": _pixels(box, image), "label": label, "confidence": score}
+            for box, label, score in zip(boxes, labels, scores, strict=True)
+        ]
+        detections.sort(key=lambda detection: -detection["confidence"])
+        output: dict[str, Any] = {"detections": detections}
+        if request.input["show_visualisation"]:
+            request.folder.mkdir(parents=True, exist_ok=True)
+            output["result_image"] = request.folder / "result.png"
+            draw_boxes(image, detections).save(output["result_image"])
+        return TaskResult(output)
+
+    return compute
+
+
+def _check_length(model: Any, tokenizer: Any, texts: list[str]) -> None:
+    """Check that the model accepts descriptions of this length.
+
+    Raises:
+        PredictionFailed: a text is too long.
+    """
+    limits = (getattr(model.config, "max_text_len", None), max_input_tokens(model, tokenizer))
+    limit = min((limit for limit in limits if limit), default=None)
+    for text in texts:
+        count = len(tokenizer(text, verbose=False)["input_ids"])
+        if limit is not None and count > limit:
+            raise PredictionFailed(
+                f"input.query: {text[:80]!r} has {count} tokens, but this model accepts at most {limit}; "
+                "shorten it"
+            )
+
+
+def _pixels(box: list[float], image: Image) -> list[int]:
+    """Return left, top, right and bottom of a box in whole pixels inside the image."""
+    sides = (image.width, image.height) * 2
+    return [min(max(round(at), 0), side) for at, side in zip(box, sides, strict=True)]
+
+
+def draw_boxes(image: Image, detections: list[dict[str, Any]]) -> Image:
+    """Return a copy of the image with the boxes and their labels."""
+    from PIL import ImageDraw, ImageFont
+
+    copy = image.copy()
+    draw = ImageDraw.Draw(copy)
+    width = 1 + max(image.size) // _LINE
+    font = ImageFont.load_default(10 + 2 * width)
+    for detection in reversed(detections):  # the best on top
+        left, top, right, bottom = detection["bbox"]
+        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline="red", width=width)
+        caption = f"{detection['label']} {detection['confidence']:.2f}"
+        end = draw.textbbox((0, 0), caption, font=font)
+        at = (
+            max(0, min(left + 2 * width, image.width - end[2])),
+            max(0, min(top + 2 * width, image.height - end[3])),
+        )
+        draw.rectangle(draw.textbbox(at, caption, font=font), fill="red")
+        draw.text(at, caption, fill="white", font=font)
+    return copy

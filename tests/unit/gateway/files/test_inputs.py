@@ -1,0 +1,59 @@
+"""Input files whose URLs are lines of a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.config import FilesConfig
+from appliance.domain import input_schema
+from appliance.domain.errors import InvalidInput, PredictionFailed
+from appliance.domain.prediction import Prediction
+from appliance.gateway.files.fetch_guard import FetchGuard
+from appliance.gateway.files.file_store import FileStore
+from appliance.gateway.files.inputs import Inputs
+from appliance.runners.transformers.runner import TransformersRunner
+from appliance.store import Store
+from tests.support.web_server import Answer, serving
+
+INTERFACE = TransformersRunner.interface({"task": "image-text-embeddings"})
+
+
+def record(**input: Any) -> Prediction:
+    return Prediction(
+        id="p", model="test/clip", version="0" * 64, owner="me", input=input, created_at=0.0, stream_token="s"
+    )
+
+
+async def fetched(store: Store, folder: Path, inputs: Any) -> Any:
+    """Return the value that the runner gets for the input ``inputs``."""
+    files = FileStore(store.files, folder / "files", FilesConfig())
+    asked = {"inputs": inputs}
+    complete = input_schema.validate(INTERFACE, asked)
+    fetcher = Inputs(files, FetchGuard(["127.0.0.0/8"]), folder / "inputs")
+    return (await fetcher.fetch(record(**asked), INTERFACE, complete))["inputs"]
+
+
+async def test_lines_that_are_urls_become_files_and_others_stay_texts(store: Store, tmp_path: Path) -> None:
+    with serving() as web:
+        web.answers["/cat.png"] = Answer(b"a cat")
+        url = f"{web.url}/cat.png"
+        for given in (f"\n a photo \n\n{url}\n/etc/passwd\n", ["a photo", url, "/etc/passwd"]):
+            text, picture, path = await fetched(store, tmp_path, given)
+            assert text == {"text": "a photo"}
+            assert picture["text"] == url
+            assert Path(picture["file"]).read_bytes() == b"a cat"
+            assert path == {"text": "/etc/passwd"}, "only the gateway says which files the model opens"
+    with pytest.raises(InvalidInput, match=r"inputs\.0"):
+        await fetched(store, tmp_path, [{"text": "x", "file": "/etc/passwd"}])
+
+
+async def test_the_error_names_the_line(store: Store, tmp_path: Path) -> None:
+    with serving() as web:
+        web.answers["/gone.png"] = Answer(b"", status=404)
+        with pytest.raises(
+            PredictionFailed, match=r"^input\.inputs, line 2: .*/gone\.png cannot be fetched: HTTP 404"
+        ):
+            await fetched(store, tmp_path, f"a text\n{web.url}/gone.png")
