@@ -29,8 +29,15 @@ Task = Literal[
     "text-to-speech",
     "embeddings",
     "reranking",
-    "text-in-images",
     "voice-activity",
+    "image-text-embeddings",
+    "object-detection",
+    "image-segmentation",
+    "background-removal",
+    "depth-estimation",
+    "super-resolution",
+    "ocr",
+    "visual-question-answering",
 ]
 
 

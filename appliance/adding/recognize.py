@@ -17,7 +17,19 @@ _TASKS: Final = {
     "ForTokenClassification": "token-classification",
     "ForMaskedLM": "fill-mask",
     "ForImageClassification": "image-classification",
+    "OwlViTForObjectDetection": "zero-shot-object-detection",
+    "Owlv2ForObjectDetection": "zero-shot-object-detection",
+    "GroundingDinoForObjectDetection": "zero-shot-object-detection",
     "ForObjectDetection": "object-detection",
+    "ForSemanticSegmentation": "image-segmentation",
+    "DetrForSegmentation": "image-segmentation",
+    "ForDepthEstimation": "depth-estimation",
+    "Swin2SRForImageSuperResolution": "super-resolution",
+    "BlipForQuestionAnswering": "visual-question-answering",
+    "ViltForQuestionAnswering": "visual-question-answering",
+    "CLIPModel": "image-text-embeddings",
+    "SiglipModel": "image-text-embeddings",
+    "Siglip2Model": "image-text-embeddings",
     "ForCTC": "automatic-speech-recognition",
     "ForSpeechSeq2Seq": "automatic-speech-recognition",
     "WhisperForConditionalGeneration": "automatic-speech-recognition",
@@ -30,6 +42,8 @@ _TASKS: Final = {
     "BlipForConditionalGeneration": "image-captioning",
     "VisionEncoderDecoderModel": "image-captioning",
 }
+#: Encoders and decoders of VisionEncoderDecoderModel that read text (TrOCR, Donut), by ``model_type``.
+_READERS: Final = {"trocr", "donut-swin"}
 _LOOKED_FOR: Final = (
     "cog.yaml (a Cog project), model_index.json (a diffusers pipeline), a file .gguf, modules.json (a "
     "sentence-transformers model), model.bin with config.json (Whisper in CTranslate2's format), files .onnx "
@@ -165,6 +179,10 @@ def _task(architecture: str, config: dict[str, Any]) -> str | None:
         if len(labels) == 1 or config.get("num_labels") == 1:
             return "reranking"
         return "zero-shot-classification" if "entailment" in labels else "text-classification"
+    if architecture == "VisionEncoderDecoderModel":
+        parts = [config.get(key) for key in ("encoder", "decoder")]
+        types = {part.get("model_type") for part in parts if isinstance(part, dict)}
+        return "ocr" if types & _READERS else "image-captioning"
     return next((task for end, task in _TASKS.items() if architecture.endswith(end)), None)
 
 

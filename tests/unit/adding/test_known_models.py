@@ -42,7 +42,7 @@ def test_names_and_aliases_are_unique() -> None:
     [
         ("wisper", "whisper-small"),
         ("embedings", "minilm"),
-        ("text-in-images", "pp-ocr"),
+        ("ocr", "pp-ocr"),
         ("rapidocr", "pp-ocr"),
         ("flux", "flux-kontext"),
         ("stability-ai/sdxl", "sdxl"),

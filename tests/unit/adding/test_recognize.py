@@ -59,6 +59,19 @@ def test_kind(files: Listing, kind: str) -> None:
         (transformer("BartForSequenceClassification", "no", "ENTAILMENT"), "zero-shot-classification"),
         (transformer("BertForSequenceClassification", "bad", "good"), "text-classification"),
         (transformer("WhisperForConditionalGeneration"), "automatic-speech-recognition"),
+        (transformer("CLIPModel"), "image-text-embeddings"),
+        (transformer("YolosForObjectDetection"), "object-detection"),
+        (transformer("Owlv2ForObjectDetection"), "zero-shot-object-detection"),
+        (transformer("MMGroundingDinoForObjectDetection"), "zero-shot-object-detection"),
+        (transformer("SegformerForSemanticSegmentation", "wall", "sky"), "image-segmentation"),
+        (transformer("DepthAnythingForDepthEstimation"), "depth-estimation"),
+        (transformer("Swin2SRForImageSuperResolution"), "super-resolution"),
+        (transformer("BlipForQuestionAnswering"), "visual-question-answering"),
+        (transformer("VisionEncoderDecoderModel"), "image-captioning"),
+        (
+            listing(WEIGHTS, config=config("VisionEncoderDecoderModel", decoder={"model_type": "trocr"})),
+            "ocr",
+        ),
     ],
 )
 def test_task(files: Listing, task: str) -> None:
