@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 import tarfile
@@ -12,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, BinaryIO, Final
+from typing import IO, TYPE_CHECKING, Annotated, Any, BinaryIO, Final, Literal
 
 import msgspec
 import typer
@@ -20,6 +19,7 @@ import typer
 from appliance.cli.options import JsonOption
 from appliance.cli.remote import UrlOption, connected
 from appliance.domain.errors import ApplianceError, NotFound
+from appliance.domain.ignore_rules import IgnoreRules
 from appliance.domain.units import readable_bytes
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ _NOT_UPLOADED: Final = frozenset(
         ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints",
     }
 )  # fmt: skip
-#: Patterns of paths; True if matching files are not uploaded, False if they are.
-Patterns = list[tuple[re.Pattern[str], bool]]
 _POLL_INTERVAL: Final = 0.5  # seconds between requests for the state of a build
 
 
@@ -51,8 +49,8 @@ def push(
     """Upload a Cog project to a running appliance, which builds it as a new version of a model.
 
     The token needs the scope admin, and models.yaml must have code.cog: true. .git, environments, caches and
-    files in .dockerignore are not uploaded. The default of --memory is 1 GiB plus the size of the project's
-    weights. Ctrl-C cancels the build.
+    files in .dockerignore (or else in .gitignore) are not uploaded. The default of --memory is 1 GiB plus the
+    size of the project's weights. Ctrl-C cancels the build.
 
     Example: appliance push ./my-model me/my-model --memory 4GiB
     """
@@ -97,7 +95,7 @@ def _ensure_model(client: Client, owner: str, name: str, *, public: bool) -> Non
 
 
 def _pack(folder: Path, archive: IO[bytes]) -> None:
-    left_out = _dockerignore(folder)
+    left_out = _ignore_rules(folder)
     try:
         with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=6) as packed:
             for file, inside in sorted(_files(folder, Path(), left_out)):
@@ -106,38 +104,32 @@ def _pack(folder: Path, archive: IO[bytes]) -> None:
         raise ApplianceError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
 
 
-def _files(folder: Path, inside: Path, left_out: Patterns) -> Iterator[tuple[Path, Path]]:
+def _files(folder: Path, inside: Path, left_out: IgnoreRules) -> Iterator[tuple[Path, Path]]:
     for file in folder.iterdir():
         path = inside / file.name
         if file.name in _NOT_UPLOADED or file.suffix == ".pyc":
             continue
         if file.is_dir() and not file.is_symlink():
             yield from _files(file, path, left_out)
-        elif not _ignored(path.as_posix(), left_out):
+        elif not left_out.ignored(path.as_posix()):
             yield file, path
 
 
-def _dockerignore(folder: Path) -> Patterns:
-    """Return the patterns in .dockerignore; for each path, the last matching pattern decides."""
-    file = folder / ".dockerignore"
-    lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
-    patterns = []
-    for line in lines:
-        text = line.strip()
-        if text and not text.startswith("#"):
-            back = text.startswith("!")
-            patterns.append((_pattern(text.removeprefix("!").strip().strip("/")), not back))
-    return patterns
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    found = re.split(r"(\*\*/|\*\*|\*|\?)", text.removeprefix("./"))
-    return re.compile("".join(parts.get(part, re.escape(part)) for part in found) + "(?:/.*)?")
-
-
-def _ignored(path: str, left_out: Patterns) -> bool:
-    return next((out for pattern, out in reversed(left_out) if pattern.fullmatch(path)), False)
+def _ignore_rules(folder: Path) -> IgnoreRules:
+    """Return the rules of .dockerignore, or those of .gitignore if there is no .dockerignore."""
+    names: tuple[tuple[str, Literal["docker", "git"]], ...] = (
+        (".dockerignore", "docker"),
+        (".gitignore", "git"),
+    )
+    for name, syntax in names:
+        file = folder / name
+        if file.is_file():
+            if syntax == "git":
+                typer.echo(
+                    "files in .gitignore are not uploaded: .dockerignore replaces .gitignore", err=True
+                )
+            return IgnoreRules(file.read_text(encoding="utf-8", errors="replace"), syntax)
+    return IgnoreRules("")
 
 
 def _upload(client: Client, archive: BinaryIO, name: str) -> FileResponse:

@@ -267,7 +267,7 @@ def document(interface: Interface) -> dict[str, Any]:
     schemas = {"Input": interface.input, "Output": {"title": "Output", **interface.output}}
     return {
         "openapi": "3.0.2",
-        "info": {"title": "Cog", "version": "0.1.0"},
+        "info": {"title": "Cog", "version": "0.1.0", **interface.info},
         "paths": {
             "/health-check": {"get": _operation("Healthcheck", "healthcheck_health_check_get", {"200": {}})},
             "/predictions": {

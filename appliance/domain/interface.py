@@ -29,7 +29,7 @@ class Interface(msgspec.Struct, frozen=True, dict=True):
     ``input`` is the schema ``Input``, whose properties have ``x-order``, and ``output`` the schema
     ``Output``. ``components`` has the enumerations that ``input`` refers to by name. ``aliases`` maps
     alternative names of inputs to the names in ``input``. With ``verbatim`` every JSON object is a valid
-    input, and only the runner checks it.
+    input, and only the runner checks it. ``info`` has further fields of the document's ``info``.
     """
 
     input: dict[str, Any]
@@ -37,6 +37,7 @@ class Interface(msgspec.Struct, frozen=True, dict=True):
     components: dict[str, Any] = {}
     aliases: dict[str, str] = {}
     verbatim: bool = False
+    info: dict[str, Any] = {}
 
     @property
     def iterates(self) -> bool:

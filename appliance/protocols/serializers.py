@@ -157,7 +157,10 @@ def accepted(record: Prediction, base: str) -> PredictionResponse:
 def version(id: str, created_at: float, document: dict[str, Any]) -> VersionResponse:
     """Return a version of a model; ``document`` is its OpenAPI document."""
     return VersionResponse(
-        id=id, created_at=timestamp(created_at), cog_version=COG_VERSION, openapi_schema=document
+        id=id,
+        created_at=timestamp(created_at),
+        cog_version=document["info"].get("x-cog-version", COG_VERSION),
+        openapi_schema=document,
     )
 
 

@@ -7,59 +7,34 @@ complete. The project itself is not changed.
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
-import logging
 import os
-import select
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from appliance.config import BuiltCogOptions, CogModel, FolderSource, GitSource, ModelConfig, yaml_source
-from appliance.domain.errors import ConfigError, WeightsError
+from appliance.config import BuiltCogOptions, CogModel, FolderSource, GitSource, ModelConfig
+from appliance.domain.errors import WeightsError
+from appliance.domain.ignore_rules import IgnoreRules
 from appliance.machine.processes import is_running
-from appliance.runners.child_environment import without_secrets
-from appliance.runners.cog.installed_modules import install_modules
-from appliance.weights import git
+from appliance.runners.cog.runner import PYTHON_SERVER
+from appliance.runners.cog.search_paths import SYSTEM
+from appliance.weights import build_process, cog_environment, cog_yaml, git
+from appliance.weights.build_process import BuildProcess
+from appliance.weights.cog_yaml import COG, CogYaml, is_coglet
 from appliance.weights.fingerprint import fingerprint
 
-_log = logging.getLogger(__name__)
-
-#: Version of the ``cog`` package, which runs the project; part of the name of a build.
-COG: Final = "0.23.1"
 #: Version of the layout of builds; part of the name of a build.
-_FORMAT: Final = 4
+_FORMAT: Final = 5
 DESCRIPTION: Final = "build.json"
-#: Prefix of lines in the log of a build that name the next step; other lines are output of tools.
-STEP: Final = "==> "
-PROJECT: Final = "project"
+STEP: Final = build_process.STEP
+PROJECT: Final = cog_environment.PROJECT
+python = cog_environment.python
 TRAINING: Final = "training"
-_ENVIRONMENT: Final = "venv"
-_PACKAGES: Final = "packages.txt"
 _IGNORED: Final = shutil.ignore_patterns(".git", ".cog", "__pycache__", ".venv", "venv", "*.pyc")
-_TIMEOUT: Final = 1800.0  # seconds for installing, and for describing
-_TAIL: Final = 2000  # characters of the output of a command in an error message
-_PIPE: Final = 65536  # bytes that a pipe holds
-_INTERVAL: Final = 500  # milliseconds between checks whether a silent process has ended
-#: Key of cog.yaml that the appliance reads -> its type.
-_KEY_TYPES: Final[dict[str, type]] = {
-    "build": dict,
-    "build.python_packages": list,
-    "build.python_requirements": str,
-    "build.system_packages": list,
-    "environment": list,
-    "concurrency": dict,
-    "concurrency.max": int,
-}
-_TYPE_NAMES: Final = {dict: "a mapping", list: "a list", str: "text", int: "a whole number"}
 
 
 def folder(home: Path, model: ModelConfig) -> Path:
@@ -79,10 +54,6 @@ def _source(home: Path, model: CogModel) -> Path:
     """Return the project's folder. If it is in a git repository, it does not exist before ``git.fetch``."""
     source = model.source
     return git.project(home, source) if isinstance(source, GitSource) else source.path
-
-
-def python(build: Path) -> Path:
-    return build / _ENVIRONMENT / "bin" / "python"
 
 
 def described(build: Path) -> dict[str, Any]:
@@ -163,7 +134,7 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = lambda _line
         say(f"{STEP}fetching {model.source.git}")
         git.fetch(home, model.source)
     project = _source(home, model)
-    settings = _settings(model.name, project)
+    settings = cog_yaml.read(model.name, project)
     target = folder(home, model)
     if target.exists():
         say(f"{STEP}the project is built already")
@@ -172,10 +143,15 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = lambda _line
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        shutil.copytree(project, unfinished / PROJECT, ignore=_IGNORED)
-        _install(model.name, settings, unfinished, say)
-        say(f"{STEP}reading the inputs and the output of the project")
-        description = _describe(model.name, settings, unfinished, say)
+        shutil.copytree(project, unfinished / PROJECT, ignore=_left_out(project))
+        process = BuildProcess(model.name, unfinished, say, settings.environment)
+        for note in settings.notes:
+            process.note(note)
+        if settings.gpu and not Path("/dev/nvidiactl").exists():
+            process.note("build.gpu: this machine has no NVIDIA GPU")
+        cog_environment.make(settings, process)
+        process.step("reading the inputs and the output of the project")
+        description = _describe(settings, process)
         _publish(description, unfinished)
         relocate(unfinished, unfinished, target)
         unfinished.rename(target)
@@ -187,114 +163,102 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = lambda _line
     return target
 
 
-def _settings(name: str, project: Path) -> dict[str, Any]:
-    """Return the content of ``cog.yaml``.
+def _left_out(project: Path) -> Callable[[str, list[str]], set[str]]:
+    """Return a function for ``copytree``: the names in a folder that are not copied.
 
-    Raises:
-        WeightsError: the file is missing, names no handler, or has a key of the wrong type.
+    These are caches, environments, and what .dockerignore leaves out of an image.
     """
-    file = project / "cog.yaml"
-    if not file.exists():
-        raise WeightsError(f"model {name}: {project} has no cog.yaml: add one, or correct the source")
-    try:
-        found = yaml_source.read(file).data
-    except ConfigError as error:
-        raise WeightsError(f"model {name}: {error}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("run", found.get("predict")), str):
-        raise WeightsError(f'model {name}: {file} needs the key run (or predict), such as "run.py:Runner"')
-    for key, kind in _KEY_TYPES.items():
-        value: Any = found
-        for level in key.split("."):
-            value = (value or {}).get(level)
-        if value is not None and not isinstance(value, kind):
-            raise WeightsError(f"model {name}: {file}: {key} should be {_TYPE_NAMES[kind]}")
-    return found
+    file = project / ".dockerignore"
+    rules = IgnoreRules(file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "")
 
+    def names(folder: str, found: list[str]) -> set[str]:
+        inside = Path(folder).relative_to(project)
+        files = [name for name in found if not Path(folder, name).is_dir()]
+        return _IGNORED(folder, found) | {name for name in files if rules.ignored((inside / name).as_posix())}
 
-def _install(name: str, settings: dict[str, Any], build: Path, say: Callable[[str], None]) -> None:
-    """Make a Python environment with the requirements of the project, and Cog's runtime."""
-    section = settings.get("build") or {}
-    version = str(section.get("python_version") or f"{sys.version_info.major}.{sys.version_info.minor}")
-    uv = [sys.executable, "-m", "uv"]
-    environment = build / _ENVIRONMENT
-    say(f"{STEP}making an environment with Python {version}")
-    venv = [*uv, "venv", "--quiet", "--relocatable", "--python", version, str(environment)]
-    _run(name, venv, build, say)
-    packages = [f"cog=={COG}", *map(str, section.get("python_packages") or ())]
-    # In a requirements file, because lines such as "-e ./package" are allowed there.
-    (build / _PACKAGES).write_text("".join(f"{package}\n" for package in packages), encoding="utf-8")
-    requirements = ["--requirement", str(build / _PACKAGES)]
-    if section.get("python_requirements"):
-        packages.append(f"the packages in {section['python_requirements']}")
-        requirements += ["--requirement", str(build / PROJECT / section["python_requirements"])]
-    say(f"{STEP}installing {' '.join(packages)}")
-    install = [*uv, "pip", "install", "--no-progress", "--compile-bytecode", "--python", str(python(build))]
-    _run(name, [*install, *requirements], build / PROJECT, say)  # relative paths start there
-    install_modules(environment)
-    _report_missing(name, [str(each) for each in section.get("system_packages") or ()], say)
+    return names
 
 
 def relocate(build: Path, before: Path, after: Path) -> None:
-    """Replace the path ``before`` of a build by ``after``, in the files of editable packages.
+    """Replace the path ``before`` of a build by ``after``, in editable packages and in scripts.
 
     Files outside the build, to which links may lead, are not changed.
     """
     inside = build.resolve()
-    for packages in (build / _ENVIRONMENT / "lib").glob("python*/site-packages"):
-        for pattern in ("*.pth", "*editable*.py", "*.dist-info/direct_url.json"):
-            for file in packages.glob(pattern):
-                if not file.resolve().is_relative_to(inside):
-                    continue
-                content = file.read_bytes()
-                if os.fsencode(before) in content:
-                    file.write_bytes(content.replace(os.fsencode(before), os.fsencode(after)))
+    packages = f"{cog_environment.ENVIRONMENT}/lib/python*/site-packages"
+    patterns = [f"{packages}/{each}" for each in ("*.pth", "*editable*.py", "*.dist-info/direct_url.json")]
+    patterns += [f"{cog_environment.ENVIRONMENT}/bin/*", f"{SYSTEM}/usr/local/bin/*"]
+    for file in itertools.chain.from_iterable(map(build.glob, patterns)):
+        if not (file.is_file() and file.resolve().is_relative_to(inside)):
+            continue
+        is_program = file.parent.name == "bin"
+        if is_program and not _is_script(file):
+            continue
+        content = file.read_bytes()
+        if os.fsencode(before) in content:
+            file.write_bytes(content.replace(os.fsencode(before), os.fsencode(after)))
 
 
-def _report_missing(name: str, packages: list[str], say: Callable[[str], None]) -> None:
-    """Report system packages of the project that are not installed. The project may work without them."""
-    if (query := shutil.which("dpkg-query")) is None:
-        return
-    for package in packages:
-        if subprocess.run([query, "--status", package], capture_output=True, check=False).returncode != 0:
-            say(f"the system package {package} is not installed; if the project fails, install it")
-            _log.warning("model %s: its system package %s is not installed: install it", name, package)
+def _is_script(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(2) == b"#!"
 
 
-def _describe(name: str, settings: dict[str, Any], build: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _describe(settings: CogYaml, build: BuildProcess) -> dict[str, Any]:
     """Return the description of the project. This runs the project's code."""
-    handler = str(settings.get("run", settings.get("predict")))
-    description = _interface(name, handler, build, say)
-    if isinstance(settings.get("train"), str):
-        training = _interface(name, settings["train"], build, say)
-        description["training"] = {"handler": settings["train"], "interface": training["interface"]}
-    limits = settings.get("concurrency") or {}
-    environment = [str(each).partition("=")[::2] for each in settings.get("environment") or ()]
-    packages = [str(each) for each in (settings.get("build") or {}).get("system_packages") or ()]
+    version = cog_environment.cog_version(build.folder)
+    if is_coglet(version):
+        description = _coglet_description(settings, build)
+    else:
+        if settings.handler_key != "predict":
+            raise build.error(f"Cog {version} does not know the key run: replace run by predict in cog.yaml")
+        script = "describe_python_server.py"
+        description = _described_by(script, [], build, what=f"the import of {settings.handler}")
+        description["runtime"] = PYTHON_SERVER
+    concurrency = int(settings.concurrency or description["concurrency"])
+    if concurrency > description["concurrency"] and description.get("runtime") and not _runs_several(version):
+        build.note(f"concurrency.max {concurrency}: Cog {version} runs one prediction at a time")
+        concurrency = 1
+    info = {"x-cog-version": version, **({"x-not-honoured": build.notes} if build.notes else {})}
+    description["interface"]["info"] = info
     return {
         **description,
-        "handler": handler,
-        "concurrency": int(limits.get("max", description["concurrency"])),
-        "environment": dict(environment),
-        "system_packages": packages,
+        "handler": settings.handler,
+        "concurrency": concurrency,
+        "environment": settings.environment,
+        "system_packages": list(settings.system_packages),
+        "cog": version,
+        "notes": build.notes,
     }
 
 
-def _interface(name: str, handler: str, build: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run ``describe_cog.py`` for a handler, and return the description of the handler.
+def _runs_several(version: str) -> bool:
+    """Return whether this version of Cog can run several predictions at the same time."""
+    return tuple(map(int, version.split(".")[:2])) >= (0, 14)
 
-    The script writes the description to a file, because its standard output has the text of the project.
+
+def _coglet_description(settings: CogYaml, build: BuildProcess) -> dict[str, Any]:
+    script = "describe_cog.py"
+    description = _described_by(script, [settings.handler], build, what=f"the import of {settings.handler}")
+    if settings.train is not None:
+        training = _described_by(script, [settings.train], build, what=f"the import of {settings.train}")
+        description["training"] = {"handler": settings.train, "interface": training["interface"]}
+    return description
+
+
+def _described_by(script: str, arguments: list[str], build: BuildProcess, what: str) -> dict[str, Any]:
+    """Run a script in the project's environment, and return the description that it writes to a file.
+
+    It does not print the description, because its standard output has the text of the project.
     """
-    script = Path(__file__).with_name("describe_cog.py")
+    program = str(Path(__file__).with_name(script))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "description.json")
-        _run(name, [str(python(build)), str(script), handler, str(file)], build / PROJECT, say)
+        build.run([str(python(build.folder)), program, *arguments, str(file)], build.folder / PROJECT)
         try:
             found: dict[str, Any] = json.loads(file.read_bytes())
         except (OSError, ValueError) as error:
-            raise WeightsError(
-                f"model {name}: its Cog project cannot be built: "
-                f"the process ended during the import of {handler}"
-            ) from error
+            raise build.error(f"the process ended during {what}") from error
     return found
 
 
@@ -304,6 +268,9 @@ def _publish(description: dict[str, Any], build: Path) -> None:
     The runtime reads schemas of predictions and of trainings from the same path in the project's folder, so
     trainings have a copy of the folder.
     """
+    if description.get("runtime") == PYTHON_SERVER:  # which makes the schemas itself
+        (build / DESCRIPTION).write_text(json.dumps(description))
+        return
     if "training" in description:
         shutil.copytree(build / PROJECT, build / TRAINING, copy_function=os.link)
         _publish_schema(description["training"]["interface"], build / TRAINING)
@@ -328,66 +295,3 @@ def _publish_schema(interface: dict[str, Any], project: Path) -> None:
     file = project / ".cog" / "openapi_schema.json"
     file.parent.mkdir()
     file.write_text(json.dumps(document))
-
-
-def _run(name: str, command: list[str], cwd: Path, say: Callable[[str], None]) -> None:
-    """Run a command, pass each line that it prints to ``say``, and kill child processes that remain.
-
-    Raises:
-        WeightsError: the command failed or took too long; the message has the end of its output.
-    """
-    variables = without_secrets()
-    variables.pop("VIRTUAL_ENV", None)  # the project has its own environment
-    process = subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        process_group=0,
-    )
-    output: deque[str] = deque(maxlen=100)
-    deadline = time.monotonic() + _TIMEOUT
-    with process:
-        try:
-            for line in _lines(process, deadline):
-                output.append(line)
-                say(line)
-            code = process.wait(max(0.0, deadline - time.monotonic()))
-        except (TimeoutError, subprocess.TimeoutExpired) as error:
-            raise WeightsError(
-                f"model {name}: its Cog project cannot be built: {command[0]} ran longer than {_TIMEOUT:g} s"
-            ) from error
-        finally:  # also at Ctrl-C
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    if code != 0:
-        reason = "\n".join(output).strip()[-_TAIL:] or f"{command[0]} ended with code {code}"
-        raise WeightsError(f"model {name}: its Cog project cannot be built: {reason}")
-
-
-def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[str]:
-    """Yield the lines that a process prints until it ends. Lines longer than a pipe are split.
-
-    The end of the pipe is not awaited, because child processes may keep the pipe open.
-
-    Raises:
-        TimeoutError: ``deadline`` (of ``time.monotonic``) has passed.
-    """
-    assert process.stdout is not None, "the process was started with a pipe"
-    os.set_blocking(process.stdout.fileno(), False)
-    poll = select.poll()
-    poll.register(process.stdout, select.POLLIN)
-    rest, ended, chunk = b"", False, None
-    while chunk != b"" and not ended:
-        ended = process.poll() is not None
-        chunk = os.read(process.stdout.fileno(), _PIPE) if poll.poll(0 if ended else _INTERVAL) else None
-        *lines, rest = (rest + (chunk or b"")).split(b"\n")
-        if len(rest) > _PIPE:
-            lines, rest = [*lines, rest], b""
-        yield from (line.decode(errors="replace").rstrip("\r") for line in lines)
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    if rest:
-        yield rest.decode(errors="replace")

@@ -9,7 +9,7 @@ from appliance.runners.base import Kind
 KIND: Final = Kind(
     name="cog",
     model="appliance.runners.cog.options:CogModel",
-    runner="appliance.runners.cog.runner:CogRunner",
+    runner="appliance.runners.cog.choice:PredictionRunner",
     trainer="cog-train",
 )
-TRAINER: Final = Kind(name="cog-train", runner="appliance.runners.cog.runner:CogTrainer")
+TRAINER: Final = Kind(name="cog-train", runner="appliance.runners.cog.choice:TrainingRunner")

@@ -11,17 +11,12 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextvars
-import http.server
 import json
 import logging
-import mimetypes
 import os
 import re
-import secrets
-import shutil
 import sys
 import tempfile
-import threading
 import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping
@@ -39,7 +34,9 @@ from appliance.runners.base import LoadSpec
 from appliance.runners.child_environment import without_secrets
 from appliance.runners.cog import cog_worker, free_port
 from appliance.runners.cog.installed_modules import install_modules
+from appliance.runners.cog.loopback_server import LoopbackServer
 from appliance.runners.cog.pipes import InPipe
+from appliance.runners.cog.search_paths import with_programs
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +51,9 @@ _CLASS: Final = re.compile(r"^(?:[A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit)
 _CANCEL_DELAY: Final = 0.25
 #: Events after which a prediction has no others; ``error``: the runtime has dropped events.
 _LAST: Final = frozenset({"completed", "refused", "error"})
-_BUSY: Final = "busy"  # not an event: the runtime has no free slot for the prediction yet
+#: Beginnings of the error of a prediction whose worker has crashed: of coglet, and of the Python server.
+_CRASHES: Final = ("Worker crashed", "Prediction failed for an unknown reason. It might have run out of")
+BUSY: Final = "busy"  # not an event: the runtime has no free slot for the prediction yet
 _STOP_TIMEOUT: Final = 30.0  # seconds for the runtime to stop a prediction after it has dropped events
 _TAIL: Final = 2000  # characters of the output of ``setup`` in the error if it fails
 
@@ -62,10 +61,14 @@ _TAIL: Final = 2000  # characters of the output of ``setup`` in the error if it 
 CERTIFICATES: Final = "APPLIANCE_CERTIFICATES"
 
 #: Names and data of the runtime's events for one prediction, ended by None.
-_Events = asyncio.Queue[tuple[str, dict[str, Any]] | None]
+Events = asyncio.Queue[tuple[str, dict[str, Any]] | None]
 
 
-def _description(options: Mapping[str, Any]) -> dict[str, Any]:
+#: The runtime in the description of a project whose Cog is older than 0.17 (``python_server.py``).
+PYTHON_SERVER: Final = "python server"
+
+
+def description_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the description of the project, which its build contains."""
     description: dict[str, Any] = json.loads((Path(options["build"]) / "build.json").read_bytes())
     return description
@@ -83,7 +86,7 @@ class CogRunner:
         self._interface = self.interface(spec.options)
         self._process: Process
         self._client: httpx.AsyncClient
-        self._files = _InputServer()
+        self._files = LoopbackServer()
         self._output_folder = ""  # where Cog's worker puts output files; ends in a slash
         self._running: dict[str, contextvars.Context] = {}
         self._pipes: list[InPipe] = []  # for the text of Cog's worker, see ``cog_worker``
@@ -94,13 +97,12 @@ class CogRunner:
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
-        return msgspec.convert(_description(options)["interface"], Interface)
+        return msgspec.convert(description_of(options)["interface"], Interface)
 
     async def setup(self) -> None:
-        description = _description(self._spec.options)
-        install_modules(self._build / "venv")
+        description = description_of(self._spec.options)
+        self._prepare()
         with free_port.reserved() as port:
-            programs = self._build / "venv" / "bin"
             self._pipes = [InPipe(self._on_text)]
             if self._spec.concurrency > 1:
                 self._pipes.append(InPipe(self._on_labelled_text))
@@ -111,26 +113,14 @@ class CogRunner:
                 **({"SSL_CERT_FILE": os.environ[CERTIFICATES]} if CERTIFICATES in os.environ else {}),
                 **description["environment"],
                 **self._spec.options["environment"],
-                # The runtime starts its worker as "python".
-                "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
                 "PORT": str(port),
                 **self._handlers(description),
                 "COG_MAX_CONCURRENCY": str(self._spec.concurrency),
                 "COG_LOG_LEVEL": "warn",
                 "PYTHONUNBUFFERED": "1",
-                cog_worker.TEXT: ",".join(str(pipe.writer) for pipe in self._pipes),
-                cog_worker.FILES: self._output_folder.rstrip("/"),
             }
             variables.pop("VIRTUAL_ENV", None)
-            self._files.start()
-            self._process = await asyncio.create_subprocess_exec(
-                str(programs / "python"),
-                *("-m", "cog.server.http", "--host", "127.0.0.1", "--x-mode", self.mode),
-                cwd=self._build / self.folder,
-                env=variables,
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[pipe.writer for pipe in self._pipes],
-            )
+            self._process = await self._start(with_programs(variables, self._build))
             for pipe in self._pipes:
                 pipe.start()
             self._client = httpx.AsyncClient(
@@ -142,12 +132,30 @@ class CogRunner:
             await self._until_ready()
         self._watch = asyncio.get_running_loop().create_task(self._watch_runtime())
 
+    def _prepare(self) -> None:
+        """Change the build as the runtime needs it, before the runtime starts."""
+        install_modules(self._build / "venv")
+
+    async def _start(self, variables: dict[str, str]) -> Process:
+        """Start the runtime with these environment variables, in the project's folder."""
+        self._files.start()
+        variables[cog_worker.TEXT] = ",".join(str(pipe.writer) for pipe in self._pipes)
+        variables[cog_worker.FILES] = self._output_folder.rstrip("/")
+        return await asyncio.create_subprocess_exec(
+            str(self._build / "venv" / "bin" / "python"),
+            *("-m", "cog.server.http", "--host", "127.0.0.1", "--x-mode", self.mode),
+            cwd=self._build / self.folder,
+            env=variables,
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=[pipe.writer for pipe in self._pipes],
+        )
+
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         id = f"{job.id}-{job.attempt}"
         body: dict[str, Any] = {"id": id, "input": self._input_with_urls(job)}
         if job.token is not None:
             body["context"] = {"replicate_api_token": job.token}
-        events: _Events = asyncio.Queue()  # unbounded: the runtime disconnects a client that does not read
+        events: Events = asyncio.Queue()  # unbounded: the runtime disconnects a client that does not read
         # A separate task, which continues after a cancel, because the project may still send text.
         reading = asyncio.get_running_loop().create_task(self._predict(body, events))
         began, ended = time.monotonic(), False
@@ -171,12 +179,12 @@ class CogRunner:
             self._files.forget(job.id)
             reading.cancel()
 
-    async def _predict(self, body: dict[str, Any], events: _Events) -> None:
+    async def _predict(self, body: dict[str, Any], events: Events) -> None:
         """Have the runtime run a prediction. Put its events into ``events``, then None."""
         name = ""
         try:
             # The runtime frees a slot only a moment after the response of its prediction has ended.
-            while (name := await self._post(body, events)) == _BUSY:
+            while (name := await self._post(body, events)) == BUSY:
                 await self._until_free()
             if name not in _LAST:
                 self._exit("the runtime closed the connection during a prediction")
@@ -186,15 +194,15 @@ class CogRunner:
             events.put_nowait(("error", {"error": f"{type(error).__name__}: {error}"}))
         events.put_nowait(None)
 
-    async def _post(self, body: dict[str, Any], events: _Events) -> str:
-        """Post a prediction and put its events into ``events``. Return the last one's name or ``_BUSY``."""
+    async def _post(self, body: dict[str, Any], events: Events) -> str:
+        """Post a prediction and put its events into ``events``. Return the last one's name or ``BUSY``."""
         headers = {"Accept": "text/event-stream"}
         name = ""
         async with self._client.stream("POST", "/predictions", json=body, headers=headers) as response:
             if response.status_code != httpx.codes.OK:
-                detail = _error_detail(await response.aread())
+                detail = error_detail(await response.aread())
                 if response.status_code == httpx.codes.CONFLICT and detail.startswith("At capacity"):
-                    return _BUSY
+                    return BUSY
                 events.put_nowait(("refused", {"detail": detail}))
                 return "refused"
             reader = sse.EventReader()
@@ -253,12 +261,12 @@ class CogRunner:
             raise asyncio.CancelledError
         if data["status"] == "failed":
             error = str(data.get("error") or "")
-            if error == "Worker crashed":
+            if error.startswith(_CRASHES):
                 self._exit("Cog's worker crashed")
             error = _PREFIXES.sub("", error)
             raise PredictionFailed(_CLASS.sub("", error).strip() or "the project raised an empty error")
 
-    async def _cancel(self, id: str, began: float, events: _Events, reading: asyncio.Task[None]) -> None:
+    async def _cancel(self, id: str, began: float, events: Events, reading: asyncio.Task[None]) -> None:
         """Cancel a prediction in the runtime, and wait until its slot is free.
 
         Text that the project writes meanwhile goes to the log of the worker process.
@@ -310,8 +318,13 @@ class CogRunner:
         """
         while True:
             if self._process.returncode is not None:
+                self._drain()
+                output = self._setup_output.strip()[-_TAIL:]
                 code = self._process.returncode
-                raise LoadFailed(f"setup of {self._spec.model} failed: Cog's runtime ended with code {code}")
+                raise LoadFailed(
+                    f"setup of {self._spec.model} failed: Cog's runtime ended with code {code}"
+                    + (f":\n{output}" if output else "")
+                )
             try:
                 health = (await self._client.get("/health-check")).json()
             except httpx.TransportError:  # the runtime does not listen yet
@@ -389,7 +402,7 @@ class CogTrainer(CogRunner):
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
-        return msgspec.convert(_description(options)["training"]["interface"], Interface)
+        return msgspec.convert(description_of(options)["training"]["interface"], Interface)
 
     def _handlers(self, description: dict[str, Any]) -> dict[str, str]:
         return {**super()._handlers(description), "COG_TRAIN_TYPE_STUB": description["training"]["handler"]}
@@ -401,7 +414,7 @@ class CogTrainer(CogRunner):
         return weights
 
 
-def _error_detail(body: bytes) -> str:
+def error_detail(body: bytes) -> str:
     """Return the reason in an error response of the runtime, which has refused an input."""
     try:
         response = json.loads(body)
@@ -411,46 +424,3 @@ def _error_detail(body: bytes) -> str:
         return str(response.get("error", detail))
     except (ValueError, KeyError, AttributeError):
         return body.decode(errors="replace")[:500]
-
-
-class _InputServer:
-    """An HTTP server for the input files of running predictions, at URLs that cannot be guessed."""
-
-    def __init__(self) -> None:
-        self._paths: dict[str, tuple[str, Path]] = {}  # token -> (prediction, file)
-        self._server: http.server.ThreadingHTTPServer
-
-    def start(self) -> None:
-        paths = self._paths
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                found = paths.get(self.path.split("/")[1])
-                if found is None:
-                    self.send_error(404)
-                    return
-                file = found[1]
-                self.send_response(200)
-                self.send_header("Content-Length", str(file.stat().st_size))
-                kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-                self.send_header("Content-Type", kind)
-                self.end_headers()
-                with file.open("rb") as opened:
-                    shutil.copyfileobj(opened, self.wfile)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def url(self, prediction: str, path: str) -> str:
-        """Serve a file for a prediction; return its URL, which ends in the name of the file."""
-        token = secrets.token_urlsafe(24)
-        self._paths[token] = prediction, Path(path)
-        return f"http://127.0.0.1:{self._server.server_address[1]}/{token}/{Path(path).name}"
-
-    def forget(self, prediction: str) -> None:
-        """Stop serving the files of a prediction."""
-        for token in [token for token, (owner, _) in self._paths.items() if owner == prediction]:
-            del self._paths[token]

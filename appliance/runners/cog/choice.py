@@ -1,0 +1,37 @@
+"""Chooses the runner of a Cog project: its version of Cog has coglet, or an older server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from appliance.domain.interface import Interface
+from appliance.runners.base import LoadSpec, Runner
+from appliance.runners.cog.python_server import PythonServerRunner, PythonServerTrainer
+from appliance.runners.cog.runner import PYTHON_SERVER, CogRunner, CogTrainer, description_of
+
+
+class PredictionRunner:
+    """Creates the runner of predictions. It is a class, because the runner of a kind is named by a class."""
+
+    def __new__(cls, spec: LoadSpec) -> Runner:  # type: ignore[misc]  # as above
+        return PythonServerRunner(spec) if _has_python_server(spec) else CogRunner(spec)
+
+    @staticmethod
+    def interface(options: Mapping[str, Any]) -> Interface:
+        return CogRunner.interface(options)
+
+
+class TrainingRunner:
+    """Creates the runner of trainings."""
+
+    def __new__(cls, spec: LoadSpec) -> Runner:  # type: ignore[misc]  # as above
+        return PythonServerTrainer(spec) if _has_python_server(spec) else CogTrainer(spec)
+
+    @staticmethod
+    def interface(options: Mapping[str, Any]) -> Interface:
+        return CogTrainer.interface(options)
+
+
+def _has_python_server(spec: LoadSpec) -> bool:
+    return description_of(spec.options).get("runtime") == PYTHON_SERVER

@@ -1,0 +1,171 @@
+"""Makes the Python environment of a Cog project."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from appliance.domain.errors import WeightsError
+from appliance.runners.cog.installed_modules import install_modules
+from appliance.runners.cog.search_paths import SYSTEM
+from appliance.weights import system_packages
+from appliance.weights.build_process import BuildProcess
+from appliance.weights.cog_yaml import CogYaml, Command, is_coglet
+
+ENVIRONMENT: Final = "venv"
+PROJECT: Final = "project"
+_PACKAGES: Final = "packages.txt"
+#: Programs that change the whole system.
+_SYSTEM_PROGRAMS: Final = re.compile(
+    r"(?:^|[;&|(`]|\bthen|\bdo)\s*((?:sudo|apt|apt-get|dpkg|add-apt-repository|ldconfig|update-alternatives)\b)",
+    re.MULTILINE,
+)
+#: Folders of Cog's images, and the folder of the build that takes their place in commands.
+_PROGRAMS: Final = "usr/local/bin"
+_SITE_PACKAGES: Final = re.compile(
+    r"(?:/usr/local|/root/\.pyenv/versions/[\d.]+)/lib/python3\.\d+/(?:site|dist)-packages\b"
+)
+_SOURCE: Final = re.compile(r"(?<![\w./-])/src(?=[/\s'\";]|$)")
+
+
+def python(build: Path) -> Path:
+    return build / ENVIRONMENT / "bin" / "python"
+
+
+def site_packages(environment: Path) -> Path:
+    return next((environment / "lib").glob("python*/site-packages"))
+
+
+def make(settings: CogYaml, build: BuildProcess) -> None:
+    """Make an environment with the project's system packages, Python packages and Cog, and run its commands.
+
+    Raises:
+        WeightsError: the environment cannot be made; the message says which step failed.
+    """
+    system_packages.install(settings.system_packages, build)
+    uv = [sys.executable, "-m", "uv"]
+    environment = build.folder / ENVIRONMENT
+    interpreter = _interpreter(settings, build)
+    build.step(f"making an environment with Python {settings.minor} ({interpreter})")
+    # With pip and setuptools, which Cog's images have and older packages and commands need.
+    venv = [*uv, "venv", "--quiet", "--seed", "--relocatable", "--python", interpreter, str(environment)]
+    build.run(venv, build.folder)
+    for command in settings.pre_install:
+        _run(command, build)
+    packages = [f"cog=={settings.cog}", *settings.requirements]
+    # In a requirements file, because lines such as "-e ./package" are allowed there.
+    file = build.folder / _PACKAGES
+    file.write_text("".join(f"{package}\n" for package in packages), encoding="utf-8")
+    requirements = ["--requirement", str(file)]
+    if settings.requirements_file:
+        packages.append(f"the packages in {settings.requirements_file}")
+        requirements += ["--requirement", str(build.folder / PROJECT / settings.requirements_file)]
+    build.step(f"installing {' '.join(packages)}")
+    install = [*uv, "pip", "install", "--no-progress", "--compile-bytecode"]
+    # As pip does, for which the projects were written: an index does not hide the versions of another one.
+    install += ["--index-strategy", "unsafe-best-match", "--python", str(python(build.folder))]
+    build.run([*install, *requirements], build.folder / PROJECT)  # relative paths start there
+    for command in settings.run:
+        _run(command, build)
+    if is_coglet(cog_version(build.folder)):
+        install_modules(environment)
+
+
+def cog_version(build: Path) -> str:
+    """Return the version of Cog in the environment, which the project's commands may have changed."""
+    found = sorted(site_packages(build / ENVIRONMENT).glob("cog-*.dist-info"))
+    return found[-1].name.removeprefix("cog-").removesuffix(".dist-info") if found else ""
+
+
+def _run(command: Command, build: BuildProcess) -> None:
+    """Run a command of ``cog.yaml`` with the shell, in the copy of the project.
+
+    Raises:
+        WeightsError: it failed, took too long, or would change the system.
+    """
+    if (program := _SYSTEM_PROGRAMS.search(command.text)) is not None:
+        raise build.error(
+            f"{command.key} calls {program[1]}, which changes the whole system: this is possible only in an "
+            "image. List Debian packages in build.system_packages instead, or build an image with `cog build`"
+        )
+    programs = build.folder / SYSTEM / _PROGRAMS
+    programs.mkdir(parents=True, exist_ok=True)
+    text = _SITE_PACKAGES.sub(str(site_packages(build.folder / ENVIRONMENT)), command.text)
+    text = _SOURCE.sub(str(build.folder / PROJECT), text.replace(f"/{_PROGRAMS}", str(programs)))
+    build.step(f"running {command.key}: {command.text.strip()}")
+    if text != command.text:
+        build.say("paths of Cog's images are replaced by paths of the build")
+    try:
+        build.run(
+            ["/bin/sh", "-c", text], build.folder / PROJECT, what=f"{command.key} ({command.text.strip()})"
+        )
+    except WeightsError as error:
+        if "Permission denied" in error.detail or "Read-only file system" in error.detail:
+            raise WeightsError(
+                f"{error.detail}\nThe command may write only below /usr/local/bin and /src: everything else "
+                "needs root, and thus an image"
+            ) from error
+        raise
+
+
+def _interpreter(settings: CogYaml, build: BuildProcess) -> str:
+    """Return the path of a Python of the project's version. uv downloads one if there is none.
+
+    Raises:
+        WeightsError: there is none, and it cannot be downloaded.
+    """
+    patch = settings.python if settings.python != settings.minor else None
+    found: dict[str, str] = {}  # version -> path, best first
+    for candidate in _candidates(settings.minor):
+        version = _version(candidate)
+        if version.startswith(f"{settings.minor}."):
+            found.setdefault(version, str(candidate))
+    if patch in found:
+        return found[patch]
+    if not found:
+        managed = ["--managed-python", "--no-project", settings.python]
+        uv = [sys.executable, "-m", "uv", "python"]
+        build.step(f"downloading Python {settings.python}")
+        try:
+            build.run([*uv, "install", "--no-bin", "--quiet", settings.python], build.folder)
+        except WeightsError as error:
+            build.say(error.detail)
+            raise build.error(
+                f"build.python_version {settings.python} is not on this machine, and cannot be downloaded: "
+                f"install it, for example with `pyenv install {settings.minor}`"
+            ) from error
+        done = subprocess.run([*uv, "find", *managed], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+    version, path = next(iter(found.items()))
+    if patch is not None:
+        build.note(f"build.python_version {patch}: Python {version} is used")
+    return path
+
+
+def _candidates(minor: str) -> Iterator[Path]:
+    """Yield the Pythons that may be of this version: ours, then those of pyenv, then one on the path."""
+    yield Path(sys.base_prefix, "bin", f"python{minor}")
+    versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
+    patches = [each for each in versions.glob(f"{minor}.*") if each.name.rpartition(".")[2].isdecimal()]
+    for folder in sorted(patches, key=lambda each: -int(each.name.rpartition(".")[2])):
+        yield folder / "bin" / f"python{minor}"
+    if (program := shutil.which(f"python{minor}")) is not None:
+        yield Path(program)
+
+
+def _version(path: Path) -> str:
+    """Return the version of a Python, such as 3.8.18, or an empty string if it does not run."""
+    try:
+        script = "import platform; print(platform.python_version())"
+        done = subprocess.run(
+            [str(path), "-c", script], capture_output=True, text=True, check=False, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
