@@ -159,7 +159,7 @@ def version(id: str, created_at: float, document: dict[str, Any]) -> VersionResp
     return VersionResponse(
         id=id,
         created_at=timestamp(created_at),
-        cog_version=document["info"].get("x-cog-version", COG_VERSION),
+        cog_version=document.get("info", {}).get("x-cog-version", COG_VERSION),
         openapi_schema=document,
     )
 

@@ -21,6 +21,7 @@ from appliance.weights.cog_yaml import CogYaml, Command, is_coglet
 ENVIRONMENT: Final = "venv"
 PROJECT: Final = "project"
 _PACKAGES: Final = "packages.txt"
+_OVERRIDES: Final = "overrides.txt"
 #: Programs that change the whole system.
 _SYSTEM_PROGRAMS: Final = re.compile(
     r"(?:^|[;&|(`]|\bthen|\bdo)\s*((?:sudo|apt|apt-get|dpkg|add-apt-repository|ldconfig|update-alternatives)\b)",
@@ -31,6 +32,7 @@ _PROGRAMS: Final = "usr/local/bin"
 _SITE_PACKAGES: Final = re.compile(
     r"(?:/usr/local|/root/\.pyenv/versions/[\d.]+)/lib/python3\.\d+/(?:site|dist)-packages\b"
 )
+_PYTHON_PROGRAMS: Final = re.compile(r"/usr/local/bin/(?=(?:python|pip)[\d.]*(?![\w-]))")
 _SOURCE: Final = re.compile(r"(?<![\w./-])/src(?=[/\s'\";]|$)")
 
 
@@ -63,6 +65,9 @@ def make(settings: CogYaml, build: BuildProcess) -> None:
     file = build.folder / _PACKAGES
     file.write_text("".join(f"{package}\n" for package in packages), encoding="utf-8")
     requirements = ["--requirement", str(file)]
+    overrides = build.folder / _OVERRIDES  # a requirements file may pin another version
+    overrides.write_text(f"cog=={settings.cog}\n", encoding="utf-8")
+    requirements += ["--override", str(overrides)]
     if settings.requirements_file:
         packages.append(f"the packages in {settings.requirements_file}")
         requirements += ["--requirement", str(build.folder / PROJECT / settings.requirements_file)]
@@ -97,6 +102,7 @@ def _run(command: Command, build: BuildProcess) -> None:
     programs = build.folder / SYSTEM / _PROGRAMS
     programs.mkdir(parents=True, exist_ok=True)
     text = _SITE_PACKAGES.sub(str(site_packages(build.folder / ENVIRONMENT)), command.text)
+    text = _PYTHON_PROGRAMS.sub(f"{build.folder / ENVIRONMENT / 'bin'}/", text)
     text = _SOURCE.sub(str(build.folder / PROJECT), text.replace(f"/{_PROGRAMS}", str(programs)))
     build.step(f"running {command.key}: {command.text.strip()}")
     if text != command.text:

@@ -56,22 +56,25 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
             shutil.copytree(VETERAN, source)
             settings = (source / "cog.yaml").read_text()
             settings = settings.replace('"3.8"', f'"{python}"').replace("predict.py:Predictor", handler)
+            if handler.startswith("several.py"):
+                settings = settings.replace("train: ", "concurrency: {max: 4}\n# ")
             if cog is not None:
                 settings = settings.replace("build:\n", f'build:\n  sdk_version: "{cog}"\n')
             (source / "cog.yaml").write_text(settings)
         model = CogModel.model_validate(
             {"name": "cog/veteran", "kind": "cog", "source": {"path": str(source)}}
         )
+        folder = project.build(home, model)
         return LoadSpec(
             model=model.name,
             version="0" * 64,
             kind=loaded.pop("kind", "cog"),
-            options={"build": str(project.build(home, model)), "environment": loaded},
+            options={"build": str(folder), "environment": loaded},
             weights=None,
             device="cpu",
             memory=1,
             threads=1,
-            concurrency=1,
+            concurrency=project.described(folder)["concurrency"],
             cache=str(home / "cache"),
         )
 
@@ -202,6 +205,25 @@ async def test_a_function_that_yields_is_streamed(
     mine = await through_replica(caller, tmp_path, "words", {"count": 5})
     assert mine == theirs
     assert mine["output"] == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("cog", ["0.14.12", "0.16.12"])
+async def test_several_predictions_run_at_the_same_time(
+    built: Built, replica: Replica, tmp_path: Path, cog: str
+) -> None:
+    await replica.load(built("3.11", cog, "several.py:Predictor"))
+    caller = Caller(replica)
+    texts = ["first", "second", "third", "fourth"]
+    found = await asyncio.gather(
+        *(through_replica(caller, tmp_path, text, {"text": text, "together": 4}) for text in texts)
+    )
+    for text, prediction in zip(texts, found, strict=True):
+        assert prediction == {
+            "status": "succeeded",
+            "error": None,
+            "output": list(text),
+            "logs": f"saying {text}\nsaid {text}\n",
+        }
 
 
 @pytest.mark.parametrize(("python", "cog"), [("3.8", None), ("3.8", "0.8.0")])

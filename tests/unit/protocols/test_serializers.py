@@ -44,6 +44,12 @@ def test_a_file_that_never_expires_has_a_time() -> None:
     assert serializers.timestamp(serializers.FOR_EVER) == "9999-12-31T23:59:59.000000Z"
 
 
+def test_a_version_names_the_cog_that_runs_it() -> None:
+    old = serializers.version("a" * 64, 1.0, {"info": {"x-cog-version": "0.8.6"}})
+    new = serializers.version("b" * 64, 1.0, {"info": {}})
+    assert (old.cog_version, new.cog_version) == ("0.8.6", serializers.COG_VERSION)
+
+
 def test_a_new_prediction() -> None:
     address = f"{BASE}/v1/predictions/kr2d2jhqbsrj60cjb2vtmekgh4"
     assert body(serializers.prediction(record(), BASE)) == {

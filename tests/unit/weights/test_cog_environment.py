@@ -39,12 +39,14 @@ def test_a_command_runs_in_the_project_and_writes_programs_into_the_build(
 ) -> None:
     text = (
         "echo $OF_COG_YAML > /src/said; pwd; echo '#!/bin/sh' > /usr/local/bin/tool; "
-        "chmod +x /usr/local/bin/tool; touch /usr/local/lib/python3.8/site-packages/module.py; echo my/src"
+        "chmod +x /usr/local/bin/tool; echo /usr/local/bin/python3 /usr/local/bin/pip-tool; "
+        "touch /usr/local/lib/python3.8/site-packages/module.py; echo my/src"
     )
     cog_environment._run(Command(key="build.run[0]", text=text), build)
     cog_environment._run(Command(key="build.run[1]", text="command -v tool"), build)
     assert (build.folder / "project" / "said").read_text() == "set\n"
     assert (build.folder / "venv" / "lib" / "python3.8" / "site-packages" / "module.py").exists()
+    assert f"{build.folder}/venv/bin/python3 {build.folder}/system/usr/local/bin/pip-tool" in lines
     for line in (str(build.folder / "project"), str(build.folder / "system/usr/local/bin/tool"), "my/src"):
         assert line in lines
 

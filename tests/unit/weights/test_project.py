@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,14 @@ def test_a_build_that_is_damaged_is_said_to_be(tmp_path: Path) -> None:
     (tmp_path / project.DESCRIPTION).write_text("{")
     with pytest.raises(WeightsError, match=f"{tmp_path} is damaged"):
         project.described(tmp_path)
+
+
+def test_files_in_dockerignore_are_not_copied_into_the_build(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("cog.yaml", "data/a.bin", "data/keep.bin", "venv/bin/python", ".git/HEAD"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("x")
+    (source / ".dockerignore").write_text("data/*\n!data/keep.bin\n")
+    shutil.copytree(source, tmp_path / "copy", ignore=project._left_out(source))
+    copied = [file.relative_to(tmp_path / "copy").as_posix() for file in (tmp_path / "copy").rglob("*")]
+    assert sorted(copied) == [".dockerignore", "cog.yaml", "data", "data/keep.bin"]

@@ -203,6 +203,19 @@ def packed(folder: Path) -> set[str]:
         return set(opened.getnames())
 
 
+def test_files_in_gitignore_stay_here_if_there_is_no_dockerignore(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cog.yaml", "a/output.log", "weights.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".gitignore").write_text("*.log\n")
+    assert packed(tmp_path) == {"cog.yaml", "weights.bin", ".gitignore"}
+    assert "files in .gitignore are not uploaded" in capsys.readouterr().err
+    (tmp_path / ".dockerignore").write_text("weights.bin\n")
+    assert packed(tmp_path) == {"cog.yaml", "a/output.log", ".gitignore", ".dockerignore"}
+
+
 def test_environments_caches_and_what_is_named_stay_here(tmp_path: Path) -> None:
     for name in (
         "cog.yaml", "run.py", ".git/HEAD", ".venv/bin/python", "venv/x", "a/__pycache__/b.pyc", "a/b.py",
