@@ -22,6 +22,7 @@ ENVIRONMENT: Final = "venv"
 PROJECT: Final = "project"
 _PACKAGES: Final = "packages.txt"
 _OVERRIDES: Final = "overrides.txt"
+_CONSTRAINTS: Final = "constraints.txt"
 #: Programs that change the whole system.
 _SYSTEM_PROGRAMS: Final = re.compile(
     r"(?:^|[;&|(`]|\bthen|\bdo)\s*((?:sudo|apt|apt-get|dpkg|add-apt-repository|ldconfig|update-alternatives)\b)",
@@ -75,7 +76,17 @@ def make(settings: CogYaml, build: BuildProcess) -> None:
     install = [*uv, "pip", "install", "--no-progress", "--compile-bytecode"]
     # As pip does, for which the projects were written: an index does not hide the versions of another one.
     install += ["--index-strategy", "unsafe-best-match", "--python", str(python(build.folder))]
-    build.run([*install, *requirements], build.folder / PROJECT)  # relative paths start there
+    try:
+        build.run([*install, *requirements], build.folder / PROJECT)  # relative paths start there
+    except WeightsError as error:
+        if "pkg_resources" not in error.detail:
+            raise
+        # Older source packages import it without a declaration; setuptools 82 has removed it.
+        build.step("installing with setuptools before 82: a package needs pkg_resources to be built")
+        constraints = build.folder / _CONSTRAINTS
+        constraints.write_text("setuptools<82\n", encoding="utf-8")
+        older = ["--build-constraints", str(constraints)]
+        build.run([*install, *older, *requirements], build.folder / PROJECT)
     for command in settings.run:
         _run(command, build)
     if is_coglet(cog_version(build.folder)):

@@ -97,3 +97,20 @@ def test_relative_paths_count_from_the_projects_folder(tmp_path: Path) -> None:
         str(build / "project/src/whole_project.py"),
         str(build / "project/inner/src/inner_project.py"),
     ]
+
+
+def test_a_package_that_needs_pkg_resources_is_built_with_an_older_setuptools(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "old").mkdir(parents=True)
+    (source / "old" / "of_old.py").write_text("")
+    (source / "old" / "setup.py").write_text(
+        "import pkg_resources\nfrom setuptools import setup\n"
+        "setup(name='of_old', version='1', py_modules=['of_old'])\n"
+    )
+    (source / "cog.yaml").write_text("run: run.py:Runner\nbuild:\n  python_packages: [./old, cog==0.20.0]\n")
+    (source / "run.py").write_text(RUN.format(modules="of_old"))
+    log: list[str] = []
+    build = project.build(tmp_path / "home", model(source), log.append)
+    assert "==> installing with setuptools before 82: a package needs pkg_resources to be built" in log
+    notes = ["the package cog 0.20.0: Cog 0.23.1 is used"]
+    assert project.described(build)["notes"] == notes

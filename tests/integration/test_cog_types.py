@@ -22,6 +22,7 @@ from appliance.domain.interface import Interface
 from appliance.domain.prediction import Done
 from appliance.runners.base import LoadSpec
 from appliance.weights import project
+from appliance.weights.build_process import BuildProcess
 from appliance.worker.replica import Replica
 from tests.support.appliance_process import ROOT
 from tests.support.worker_processes import Caller
@@ -263,5 +264,6 @@ def test_what_a_project_leaves_running_ends_with_its_description(built: Path) ->
 def test_a_project_that_cannot_be_described_is_refused(built: Path, source: str, said: str) -> None:
     """In the environment that is there: only the last step of a build is tried."""
     (built / "project" / "other.py").write_text(source)
+    build = BuildProcess("cog/other", built, lambda _line: None, {})
     with pytest.raises(WeightsError, match=said.replace("run.py", "other.py")):
-        project._interface("cog/other", "other.py:Runner", built, lambda _: None)
+        project._described_by("describe_cog.py", ["other.py:Runner"], build, "the import of other.py:Runner")

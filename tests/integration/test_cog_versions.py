@@ -185,7 +185,8 @@ async def test_predictions_and_schemas_are_those_of_cogs_own_server(
             assert without_paths(mine) == without_paths(theirs)
     output = mine if mine["output"] else await through_replica(caller, tmp_path, "last", {"text": "x"})
     assert output["output"]["python"] == python
-    assert output["output"]["facts"][:4] == ["tool x", "of the environment", python[:3], "1.16.0"]
+    facts = ["tool x", "Hello, world!", "of the environment", python[:3], "1.16.0"]
+    assert output["output"]["facts"][:5] == facts
 
 
 def without_paths(prediction: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ def with_programs(variables: dict[str, str], build: Path) -> dict[str, str]:
         found |= {"LD_LIBRARY_PATH": libraries, "LIBRARY_PATH": libraries}
         found["PKG_CONFIG_PATH"] = [each / "pkgconfig" for each in libraries if (each / "pkgconfig").is_dir()]
         found["CPATH"] = [system / "usr/include", *system.glob("usr/include/*-linux-gnu*")]
+    found["PERL5LIB"] = [system / "usr/share/perl5", *system.glob("usr/lib/*-linux-gnu*/perl5/*")]
     merged = dict(variables)
     for name, folders in found.items():
         before = [variables[name]] if variables.get(name) else []

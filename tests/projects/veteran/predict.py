@@ -4,16 +4,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from typing import Iterator, List
 
 import six
 from cog import BaseModel, BasePredictor, Input, Path
 
 
+def printed(*command: str) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode().strip()
+
+
 class Output(BaseModel):
     text: str
     python: str
-    facts: list[str]
+    facts: List[str]
     picture: Path
 
 
@@ -42,12 +46,10 @@ class Predictor(BasePredictor):
         while time.monotonic() < ended:
             time.sleep(0.05)
         said = " ".join([text.upper() if style == "loud" else text] * times)
-        tool = (
-            subprocess.run(["veteran-tool", "x"], stdout=subprocess.PIPE, check=True).stdout.decode().strip()
-        )
+        tool = printed("veteran-tool", "x")
         picture = Path("/tmp/veteran.txt")
         picture.write_text(file.read_text() if file else "no file")
-        facts = [tool, os.environ["VETERAN"], open("built.txt").read().strip(), six.__version__, self.phrase]
+        facts = [tool, printed("hello"), os.environ["VETERAN"], open("built.txt").read().strip(), six.__version__, self.phrase]
         return Output(text=said, python="%d.%d" % sys.version_info[:2], facts=facts, picture=picture)
 
 
