@@ -14,7 +14,7 @@ from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.runners.adapters import with_adapters
 from appliance.weights import folder, git
 
-_KINDS: Final = ("hub", "pypi", "local", "git", "adapters")
+_KINDS: Final = ("hub", "pypi", "local", "git", "image", "adapters")
 _PARTIAL: Final = ".partial"
 
 
@@ -39,6 +39,7 @@ def unused(home: Path, configs: Iterable[Config]) -> list[Unused]:
         elif model.source is not None:
             try:
                 used.add(folder(home, model))
+                used.add(folder(home, model).resolve())  # of an image that is named by a tag
             except (WeightsError, OSError):  # a folder of the user that is missing, perhaps not mounted
                 kinds.discard("local")
     found = [path for kind in _KINDS if kind in kinds for path in _inside(root / kind) if path not in used]
@@ -63,7 +64,7 @@ def delete(found: Unused) -> None:
 
 def folder_size(path: Path) -> int:
     """Return the bytes of all files in a folder, or of a file."""
-    files = path.rglob("*") if path.is_dir() else [path]
+    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
     return sum(file.lstat().st_size for file in files if file.is_file() and not file.is_symlink())
 
 

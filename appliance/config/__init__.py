@@ -22,12 +22,13 @@ from appliance.config.sections import (
     TelemetryConfig,
 )
 from appliance.domain.errors import ConfigError
-from appliance.runners.cog.options import BuiltCogOptions, CogModel
+from appliance.runners.cog.options import BuiltCogOptions, CogModel, ImageCogOptions
 from appliance.runners.model_config import (
     BuiltinSource,
     FolderSource,
     GitSource,
     HubSource,
+    ImageSource,
     ModelConfig,
     PypiSource,
     Source,
@@ -46,6 +47,8 @@ __all__ = [
     "GitSource",
     "HardwareConfig",
     "HubSource",
+    "ImageCogOptions",
+    "ImageSource",
     "LimitsConfig",
     "LoggingConfig",
     "ModelConfig",

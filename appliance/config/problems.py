@@ -18,12 +18,21 @@ from appliance.domain.section import Section
 from appliance.domain.units import readable_bytes
 from appliance.runners.adapters import adapters_of
 from appliance.runners.cog.options import CogModel
-from appliance.runners.model_config import FolderSource, GitSource, HubSource, ModelConfig, PypiSource
+from appliance.runners.model_config import (
+    FolderSource,
+    GitSource,
+    HubSource,
+    ImageSource,
+    ModelConfig,
+    PypiSource,
+)
 from appliance.runners.onnx import options as onnx_options
 
 #: Name of the device for models in main memory.
 _CPU: Final = "cpu"
-_SOURCES: Final = {kind.__name__: kind for kind in (FolderSource, GitSource, HubSource, PypiSource)}
+_SOURCES: Final = {
+    kind.__name__: kind for kind in (FolderSource, GitSource, HubSource, ImageSource, PypiSource)
+}
 _UNION_MEMBERS: Final[dict[str, type[Section]]] = {**_SOURCES, **onnx_options.SECTIONS}
 _SECRET: Final = 4  # characters from which a value of a variable is looked for in messages
 _SHOWN: Final = 200  # characters of an invalid value in a message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
@@ -12,6 +13,11 @@ from appliance.domain.section import Section
 from appliance.domain.values import Alias, Bytes, FilePath, HttpUrl, ModelName, Seconds
 from appliance.runners import model_configs
 from appliance.runners.options import Options
+
+#: Prefixes of images on this machine, and patterns of images of a registry, with a tag, a digest or both.
+_LOCAL_TRANSPORTS: Final = ("oci-archive", "docker-archive", "oci")
+_REGISTRY_IMAGE: Final = r"\w[\w.-]*(:\d+)?(/[\w.-]+)+(:[\w.-]+)?(@sha256:[0-9a-f]{64})?"
+_IMAGE: Final = rf"^({'|'.join(_LOCAL_TRANSPORTS)}):/\S+$|^{_REGISTRY_IMAGE}$"
 
 
 class FolderSource(Section):
@@ -79,7 +85,44 @@ class GitSource(Section):
     submodules: bool = Field(default=False, description="Fetch submodules too.")
 
 
-Source = FolderSource | HubSource | PypiSource | BuiltinSource | GitSource
+class ImageSource(Section):
+    """An OCI or Docker image of a Cog project, from a registry or from this machine."""
+
+    image: str = Field(
+        pattern=_IMAGE,
+        description="Image of a registry, such as r8.im/owner/model@sha256:..., or an image on this machine: "
+        "oci-archive:, docker-archive: or oci: and an absolute path. Prefer a digest: a tag is pulled once "
+        "and never updated.",
+    )
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of the image's manifest that the source names; None for a tag or a local image."""
+        found = self.image.rpartition("@")[2]
+        return found if self.local is None and found.startswith("sha256:") else None
+
+    @property
+    def local(self) -> Path | None:
+        """Path of the archive or layout on this machine; None for an image of a registry."""
+        transport, _, path = self.image.partition(":")
+        return Path(path.partition(":")[0]) if transport in _LOCAL_TRANSPORTS and path[:1] == "/" else None
+
+    @property
+    def repository(self) -> str:
+        """Registry and repository of the image, without tag and digest."""
+        name = self.image.partition("@")[0]
+        folder, _, last = name.rpartition("/")
+        return f"{folder}/{last.partition(':')[0]}".lstrip("/")
+
+    @property
+    def transport_reference(self) -> str:
+        """The image in the notation of skopeo, which does not allow a tag together with a digest."""
+        if self.local is not None:
+            return self.image
+        return f"docker://{self.image if self.digest is None else f'{self.repository}@{self.digest}'}"
+
+
+Source = FolderSource | HubSource | PypiSource | BuiltinSource | GitSource | ImageSource
 
 
 #: Key that identifies a source -> its class. `path` is last, because two other sources also have this key.
@@ -88,6 +131,7 @@ _BY_KEY: Final = (
     ("hub", HubSource),
     ("builtin", BuiltinSource),
     ("git", GitSource),
+    ("image", ImageSource),
     ("path", FolderSource),
 )
 
@@ -117,8 +161,10 @@ WeightsSource = Annotated[
 
 
 ProjectSource = Annotated[
-    Annotated[FolderSource, Tag("FolderSource")] | Annotated[GitSource, Tag("GitSource")],
-    one_of("path or git"),
+    Annotated[FolderSource, Tag("FolderSource")]
+    | Annotated[GitSource, Tag("GitSource")]
+    | Annotated[ImageSource, Tag("ImageSource")],
+    one_of("path, git or image"),
 ]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from appliance.config import CogModel, ModelConfig
-from appliance.weights import locations, project
+from appliance.config import CogModel, ImageSource, ModelConfig
+from appliance.weights import cog_image, locations, project
 
 
 def complete_options(home: Path, model: ModelConfig) -> ModelConfig:
@@ -14,6 +14,8 @@ def complete_options(home: Path, model: ModelConfig) -> ModelConfig:
     Raises:
         WeightsError: the weights or the project are missing or invalid.
     """
+    if isinstance(model, CogModel) and isinstance(model.source, ImageSource):
+        return cog_image.completed(model, cog_image.folder(home, model.source))
     if isinstance(model, CogModel):
         return project.built(model, project.folder(home, model))
     if model.source is None:

@@ -23,12 +23,13 @@ from appliance.config import (
     FolderSource,
     GitSource,
     HubSource,
+    ImageSource,
     ModelConfig,
     PypiSource,
     Source,
 )
 from appliance.domain.errors import WeightsError
-from appliance.weights import http_download, hub, index, locations, project
+from appliance.weights import cog_image, http_download, hub, index, locations, project
 from appliance.weights.errors import as_weights_errors
 from appliance.weights.wheel import LICENSES, unpack
 
@@ -61,6 +62,8 @@ def _pull(home: Path, model: ModelConfig, source: Source, report: _Report) -> Pa
     target = locations.folder(home, model)
     if target.exists():
         return target
+    if isinstance(source, ImageSource):
+        return _pull_image(home, source, report)
     if isinstance(model, CogModel):
         report.say("building the Cog project")
         return project.build(home, model)
@@ -80,6 +83,14 @@ def _pull(home: Path, model: ModelConfig, source: Source, report: _Report) -> Pa
     return target
 
 
+def _pull_image(home: Path, source: ImageSource, report: _Report) -> Path:
+    partial = locations.root(home) / PARTIAL
+    partial.mkdir(parents=True, exist_ok=True)
+    mark = locations.digest(source)
+    with _alone(partial / f"{mark}.lock", report):
+        return cog_image.pull(home, source, partial / mark, report.say)
+
+
 def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) -> Path:
     """Download and unpack a source. Return its folder; for a GGUF source, the file."""
     match source:
@@ -87,8 +98,8 @@ def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) 
             return source.path
         case BuiltinSource():
             return locations.BUILTIN / source.builtin
-        case GitSource():
-            raise AssertionError("only projects have a git source, and projects are built")
+        case GitSource() | ImageSource():
+            raise AssertionError("only Cog models have such a source, which other functions fetch")
         case HubSource():
             folder = work / "snapshot"
             report.say("downloading from the hub")

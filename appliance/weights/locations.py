@@ -13,12 +13,15 @@ from appliance.config import (
     FolderSource,
     GitSource,
     HubSource,
+    ImageCogOptions,
+    ImageSource,
     ModelConfig,
     PypiSource,
     Source,
 )
 from appliance.domain.errors import WeightsError
-from appliance.weights import project
+from appliance.runners.cog.image import description
+from appliance.weights import cog_image, project
 from appliance.weights.errors import as_weights_errors
 from appliance.weights.fingerprint import fingerprint
 
@@ -48,6 +51,8 @@ def folder(home: Path, model: ModelConfig) -> Path:
     source, so that a changed source never gets the weights of the old source.
     """
     source = source_of(model)
+    if isinstance(source, ImageSource):
+        return cog_image.folder(home, source)
     if isinstance(model, CogModel):
         return project.folder(home, model)
     if isinstance(source, BuiltinSource):
@@ -75,6 +80,8 @@ def revision(model: ModelConfig) -> str:
 
     For a local folder, this is the fingerprint, which does not depend on the folder's path.
     """
+    if isinstance(model.options, ImageCogOptions):
+        return f"image:{description(Path(model.options.image)).digest}"
     if isinstance(model.options, BuiltCogOptions):
         return f"folder:{project.content(Path(model.options.build))}"
     if model.source is None:
@@ -96,6 +103,8 @@ def identity(source: Source) -> str:
             return fingerprint(BUILTIN / source.builtin)
         case GitSource():
             return f"{source.git}@{source.revision}/{source.path or ''}"
+        case ImageSource():
+            return source.image
 
 
 def digest(source: Source) -> str:
@@ -121,3 +130,5 @@ def _member(source: Source) -> str:
             return source.builtin
         case GitSource():
             return source.git
+        case ImageSource():
+            return source.image

@@ -16,7 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from appliance.config import BuiltCogOptions, CogModel, FolderSource, GitSource, ModelConfig
+from appliance.config import (
+    BuiltCogOptions,
+    CogModel,
+    FolderSource,
+    GitSource,
+    ImageSource,
+    ModelConfig,
+)
 from appliance.domain.errors import WeightsError
 from appliance.domain.ignore_rules import IgnoreRules
 from appliance.machine.processes import is_running
@@ -53,6 +60,7 @@ def content(build: Path) -> str:
 def _source(home: Path, model: CogModel) -> Path:
     """Return the project's folder. If it is in a git repository, it does not exist before ``git.fetch``."""
     source = model.source
+    assert not isinstance(source, ImageSource), "images are not built"
     return git.project(home, source) if isinstance(source, GitSource) else source.path
 
 

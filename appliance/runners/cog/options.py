@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, Literal
 
 from pydantic import Field
@@ -9,7 +10,7 @@ from pydantic import Field
 from appliance.domain.section import subsection
 from appliance.domain.values import GIB
 from appliance.domain.weight_size import WeightSize
-from appliance.runners.model_config import ModelConfig, ProjectSource
+from appliance.runners.model_config import ImageSource, ModelConfig, ProjectSource
 from appliance.runners.options import Options
 
 _PROCESS: Final = GIB
@@ -18,7 +19,7 @@ _PROCESS: Final = GIB
 class CogOptions(Options):
     """Options of a Cog project."""
 
-    UNVERSIONED = frozenset({"concurrency"})
+    UNVERSIONED = frozenset({"concurrency", "network"})
     OOM_HINT = "lower its option concurrency"
 
     concurrency: int | None = Field(
@@ -29,6 +30,10 @@ class CogOptions(Options):
     )
     environment: dict[str, str] = Field(
         default={}, description="Additional environment variables for the project's process."
+    )
+    network: bool = Field(
+        default=False,
+        description="Allow an image to connect to other machines. Projects that are not images always can.",
     )
 
     @property
@@ -43,7 +48,7 @@ class CogOptions(Options):
 class BuiltCogOptions(CogOptions):
     """``CogOptions`` plus facts about the build, which users cannot set."""
 
-    UNVERSIONED = frozenset({"concurrency", "build", "trains"})
+    UNVERSIONED = frozenset({"concurrency", "network", "build", "trains"})
 
     build: str  # absolute path of the folder of the build
     trains: bool  # whether the project defines train()
@@ -62,9 +67,27 @@ class BuiltCogOptions(CogOptions):
         return options
 
 
+class ImageCogOptions(CogOptions):
+    """``CogOptions`` plus facts about the unpacked image, which users cannot set."""
+
+    UNVERSIONED = frozenset({"concurrency", "network", "image"})
+
+    image: str  # absolute path of the folder of the image
+
+
 class CogModel(ModelConfig):
     """A Cog project."""
 
     kind: Literal["cog"] = Field(description="A Cog project, run by Cog's own runtime.")
-    source: ProjectSource = Field(description="Source of the project: a folder that contains cog.yaml.")
+    source: ProjectSource = Field(
+        description="Source of the project: a folder that contains cog.yaml, or an image."
+    )
     options: CogOptions = subsection(CogOptions(), "Options of this kind.")
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        yield from super().conflicts()
+        if self.options.network and not isinstance(self.source, ImageSource):
+            yield (
+                "options.network",
+                "only images have this option: other projects can always connect; remove it",
+            )

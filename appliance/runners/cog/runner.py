@@ -415,7 +415,7 @@ class CogTrainer(CogRunner):
 
 
 def error_detail(body: bytes) -> str:
-    """Return the reason in an error response of the runtime, which has refused an input."""
+    """Return the reason in an error response of Cog's server, which has refused an input."""
     try:
         response = json.loads(body)
         detail = response.get("detail", response)
@@ -424,3 +424,9 @@ def error_detail(body: bytes) -> str:
         return str(response.get("error", detail))
     except (ValueError, KeyError, AttributeError):
         return body.decode(errors="replace")[:500]
+
+
+def without_prefixes(error: str) -> str:
+    """Return an error message without the prefixes that Cog's runtime has added, if it has added any."""
+    found = _PREFIXES.sub("", error)
+    return error if found == error else _CLASS.sub("", found).strip()

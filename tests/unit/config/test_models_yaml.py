@@ -112,9 +112,13 @@ def test_it_agrees_with_the_schema(everything: dict[str, Any]) -> None:
 def test_the_alternatives_it_shows_are_right(everything: dict[str, Any]) -> None:
     base = examples(everything)["vllm"]
     shown = list(everything["alternatives"])
-    assert [sorted(alternative) for alternative in shown] == [["source"]] * 3 + [["memory"], ["source"]]
-    project = shown.pop()
-    CogModel.model_validate({**examples(everything)["cog"], **project})
+    assert [sorted(alternative) for alternative in shown] == [["source"]] * 3 + [
+        ["memory"],
+        ["source"],
+        ["source"],
+    ]
+    for project in (shown.pop(), shown.pop()):
+        CogModel.model_validate({**examples(everything)["cog"], **project})
     for alternative in shown:
         changed = {key: value for key, value in base.items() if key != "gpu"} | alternative
         assert isinstance(ModelConfig.model_validate(changed), VllmModel)
@@ -159,6 +163,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "PypiSource": set(keys[2]),
         "BuiltinSource": set(keys[3]),
         "GitSource": set(keys[4]),
+        "ImageSource": set(keys[5]),
     }
     assert documented == {name: set(schema["properties"]) for name, schema in definitions.items()}
     assert set(everything) - {"alternatives"} == set(json_schema()["properties"])
