@@ -6,7 +6,10 @@ Has no CLI or HTTP code, so that the CLI, the API and the UI can use it.
 from __future__ import annotations
 
 from appliance.adding.fit import DeviceUse, Fit, find_fit, uses_of_config
+from appliance.adding.hub import HubModel, search_hub
 from appliance.adding.known_models import CatalogueModel, catalogue, search
+from appliance.adding.pending import Pending
+from appliance.adding.plan import Plan, plan, uses_of_status
 from appliance.adding.proposal import Proposal, propose
 from appliance.adding.unused import Unused, delete, folder_size, unused
 from appliance.adding.updates import Update, find_update
@@ -15,6 +18,9 @@ __all__ = [
     "CatalogueModel",
     "DeviceUse",
     "Fit",
+    "HubModel",
+    "Pending",
+    "Plan",
     "Proposal",
     "Unused",
     "Update",
@@ -23,8 +29,11 @@ __all__ = [
     "find_fit",
     "find_update",
     "folder_size",
+    "plan",
     "propose",
     "search",
+    "search_hub",
     "unused",
     "uses_of_config",
+    "uses_of_status",
 ]

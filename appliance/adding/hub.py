@@ -3,9 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from appliance.adding.listing import Listing
 from appliance.weights import hub
+
+
+class HubModel(msgspec.Struct, frozen=True):
+    """A repository that a search of the hub found."""
+
+    repository: str
+    task: str | None
+    library: str | None
+    licence: str | None
+    downloads: int  # in the last 30 days
+    gated: bool
+
+
+def search_hub(word: str, limit: int) -> list[HubModel]:
+    """Return up to ``limit`` public repositories of models whose names contain ``word``, most used first.
+
+    Raises:
+        WeightsError: the hub cannot be reached, or refuses; the message says what to do.
+    """
+    from huggingface_hub import HfApi
+
+    with hub.as_weights_errors(f"the search for {word!r}", "main"):
+        found = list(HfApi().list_models(search=word, sort="downloads", limit=limit, full=True))
+    return [
+        HubModel(
+            each.id,
+            each.pipeline_tag,
+            each.library_name,
+            _licence(each.tags or []),
+            each.downloads or 0,
+            bool(each.gated),
+        )
+        for each in found
+    ]
+
+
+def _licence(tags: list[str]) -> str | None:
+    return next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), None)
 
 
 def list_repository(repository: str, revision: str | None = None) -> Listing:
@@ -32,4 +73,12 @@ def list_repository(repository: str, revision: str | None = None) -> Listing:
         read,
         commit,
         str(licence) if licence else None,
+        found.pipeline_tag,
+        _first(card.get("base_model")),
+        tuple(found.tags or ()),
     )
+
+
+def _first(value: Any) -> str | None:
+    found = value[0] if isinstance(value, list) and value else value
+    return found if isinstance(found, str) else None

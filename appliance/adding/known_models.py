@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import httpx
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from appliance.config import text_file, yaml_source
+from appliance.config import Config, text_file, yaml_source
+from appliance.config.yaml_source import Document, Place
 from appliance.domain.errors import ApplianceError, ConfigError
 from appliance.domain.section import Section
 from appliance.domain.values import Bytes, ModelName
+from appliance.protocols import content_encodings
+from appliance.runners import model_configs
 
-#: Environment variable with the path of an additional catalogue. Its models come before the shipped ones.
+#: Environment variable with the path or https URL of a catalogue; it overrides `catalogue.source`.
 VARIABLE: Final = "APPLIANCE_CATALOGUE"
+_TIMEOUT: Final = 30.0  # seconds
 _SHIPPED: Final = Path(__file__).with_name("catalogue.yaml")
 
 Task = Literal[
@@ -85,29 +91,119 @@ class CatalogueFile(Section):
     models: tuple[CatalogueModel, ...] = Field(strict=False)
 
 
-def catalogue() -> tuple[CatalogueModel, ...]:
-    """Return the models of the catalogue that APPLIANCE_CATALOGUE names, and then the shipped ones.
+def catalogue(config: Config) -> tuple[CatalogueModel, ...]:
+    """Return the models of the catalogue that the config names, and then the shipped ones.
+
+    Of models with the same short name, the first is returned.
 
     Raises:
         ConfigError: a catalogue cannot be read or has an error.
     """
-    own = os.environ.get(VARIABLE)
-    models = (*(read(Path(own).expanduser()) if own else ()), *read(_SHIPPED))
+    own = os.environ.get(VARIABLE) or config.catalogue.source
+    models = () if own is None else read(own)
+    if config.catalogue.shipped:
+        models += read(str(_SHIPPED))
     by_short: dict[str, CatalogueModel] = {}
     for model in models:
         by_short.setdefault(model.short, model)
     return tuple(by_short.values())
 
 
-def read(path: Path) -> tuple[CatalogueModel, ...]:
-    document = yaml_source.parse(text_file.read(path), str(path))
+def read(source: str) -> tuple[CatalogueModel, ...]:
+    """Read a catalogue from a path or an https URL.
+
+    Raises:
+        ConfigError: names the line, the model and the key of each problem.
+    """
+    if source.startswith("https://"):
+        text, place = _fetch(source), source
+    else:
+        path = Path(source).expanduser()
+        text, place = text_file.read(path), str(path)
+    document = yaml_source.parse(text, place)
     try:
-        return CatalogueFile.model_validate(document.data, context={"folder": path.parent}).models
+        models = CatalogueFile.model_validate(document.data).models
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(each) for each in first["loc"])
-        line = document.line(tuple(first["loc"]))
-        raise ConfigError(f"{first['msg']}: correct it", file=str(path), line=line, key=key) from error
+        problems = [(tuple(each["loc"]), each["msg"]) for each in error.errors(include_url=False)]
+        raise _error(problems, document, place) from error
+    if problems := list(_problems(models)):
+        raise _error(problems, document, place)
+    return models
+
+
+def _fetch(url: str) -> str:
+    context = httpx.create_ssl_context()
+    context.load_default_certs()  # the authorities that the system trusts, besides those of certifi
+    content = b""
+    try:
+        with (
+            httpx.Client(verify=context, timeout=_TIMEOUT, follow_redirects=True) as client,
+            client.stream("GET", url, headers=content_encodings.IDENTITY) as response,
+        ):
+            response.raise_for_status()
+            content_encodings.refuse(response)
+            for piece in response.iter_bytes():
+                content += piece
+                if len(content) > text_file.LARGEST:
+                    raise ConfigError(
+                        f"is larger than {text_file.LARGEST // 1024**2} MiB: shorten the catalogue", file=url
+                    )
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError("is not UTF-8 text: correct catalogue.source", file=url) from error
+    except (httpx.HTTPError, ImportError, ValueError) as error:  # the last two: the proxy cannot be used
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"cannot be fetched: {reason}: correct catalogue.source", file=url) from error
+
+
+def _problems(models: tuple[CatalogueModel, ...]) -> Iterator[tuple[Place, str]]:
+    """Yield problems that a single value does not show."""
+    seen: set[str] = set()
+    for index, model in enumerate(models):
+        place = ("models", index)
+        if model.short in seen:
+            yield (*place, "short"), "another model of this catalogue has this short name: choose another"
+        seen.add(model.short)
+        config = model_configs().get(model.kind)
+        if config is None:
+            yield (*place, "kind"), f"there is no kind {model.kind} (known: {', '.join(model_configs())})"
+            continue
+        source = {"hub": model.hub, "revision": "main"} if model.hub else _wheel(model.pypi or "")
+        source |= {"file": model.file} if model.file else {}
+        entry = {"name": model.name, "kind": model.kind, "source": source, "options": model.options}
+        try:
+            config.model_validate(entry)
+        except ValidationError as error:
+            for each in error.errors(include_url=False):
+                yield (*place, *each["loc"]), each["msg"]
+
+
+def _wheel(text: str) -> dict[str, str]:
+    """Return a source for ``package==version/path`` whose hash is not known yet."""
+    wheel, _, path = text.partition("/")
+    package, _, version = wheel.partition("==")
+    return {"pypi": package, "version": version, "path": path, "sha256": "0" * 64}
+
+
+def _error(problems: list[tuple[Place, str]], document: Document, file: str) -> ConfigError:
+    """Return one error about all problems, with their lines, models and keys."""
+    errors = []
+    for place, message in problems:
+        model = None
+        if len(place) > 1 and place[0] == "models":
+            entry = document.data["models"][place[1]]
+            short = entry.get("short") if isinstance(entry, dict) else None
+            model = str(short or f"number {int(place[1]) + 1}")
+            inner = place[2:]
+        else:
+            inner = place
+        key = ".".join(str(each) for each in inner) or None
+        errors.append(
+            ConfigError(f"{message}: correct it", file=file, line=document.line(place), model=model, key=key)
+        )
+    first, *others = errors
+    message = "\n".join([first.message, *map(str, others)])
+    return ConfigError(message, file=file, line=first.line, model=first.model, key=first.key)
 
 
 def find(name: str, models: tuple[CatalogueModel, ...]) -> CatalogueModel | None:

@@ -24,6 +24,9 @@ class Listing(msgspec.Struct):
     read: Callable[[str], bytes]
     revision: str | None = None  # commit of a repository
     licence: str | None = None
+    task: str | None = None  # of the description of a repository
+    base_model: str | None = None  # of the description of an adapter
+    tags: tuple[str, ...] = ()
 
     def json(self, name: str) -> dict[str, Any]:
         """Return a JSON object; empty if there is no such file.

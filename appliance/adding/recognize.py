@@ -9,10 +9,13 @@ from typing import Any, Final
 
 import msgspec
 
+from appliance.adding import lora
 from appliance.adding.listing import Listing
-from appliance.domain.errors import WeightsError
+from appliance.domain.errors import ApplianceError, WeightsError
+from appliance.runners import model_configs
+from appliance.weights import selection
 
-#: Ends of architectures in config.json -> task of the kind `transformers`.
+#: Ends of architectures in config.json -> task of the kind `transformers`; the first that matches is used.
 _TASKS: Final = {
     "ForTokenClassification": "token-classification",
     "ForMaskedLM": "fill-mask",
@@ -37,13 +40,19 @@ _TASKS: Final = {
     "VitsModel": "text-to-speech",
     "MarianMTModel": "translation",
     "M2M100ForConditionalGeneration": "translation",
+    "MBartForConditionalGeneration": "translation",
+    "FSMTForConditionalGeneration": "translation",
     "PegasusForConditionalGeneration": "summarization",
+    "LEDForConditionalGeneration": "summarization",
     "BartForConditionalGeneration": "summarization",
     "BlipForConditionalGeneration": "image-captioning",
     "VisionEncoderDecoderModel": "image-captioning",
 }
 #: Encoders and decoders of VisionEncoderDecoderModel that read text (TrOCR, Donut), by ``model_type``.
 _READERS: Final = {"trocr", "donut-swin"}
+#: Tasks that encoder-decoder models for text are served for.
+_TEXT_TO_TEXT: Final = ("translation", "summarization")
+_SMALLER: Final = 0.75  # a variant is chosen if its files have at most this share of the plain files' size
 _LOOKED_FOR: Final = (
     "cog.yaml (a Cog project), model_index.json (a diffusers pipeline), a file .gguf, modules.json (a "
     "sentence-transformers model), model.bin with config.json (Whisper in CTranslate2's format), files .onnx "
@@ -61,8 +70,13 @@ class Recognized(msgspec.Struct, frozen=True):
     file: str | None = None  # the only file to use
 
 
-def recognize(listing: Listing, file: str | None = None) -> Recognized:
-    """Return the kind and options for a source. ``file`` chooses among several GGUF files or voices.
+def recognize(
+    listing: Listing, file: str | None = None, kind: str | None = None, task: str | None = None
+) -> Recognized:
+    """Return the kind and options for a source.
+
+    ``file`` chooses among several GGUF files or voices. ``kind`` and ``task``, if given, are used instead of
+    those that the files suggest.
 
     Raises:
         WeightsError: the files are of no kind that the appliance runs; the message says what was looked for.
@@ -70,21 +84,10 @@ def recognize(listing: Listing, file: str | None = None) -> Recognized:
     names = set(listing.sizes)
     if file is not None and file not in names:
         raise WeightsError(f"{listing.title} has no file {file}: correct --file")
-    if file is None and "adapter_config.json" in names:
-        base = listing.json("adapter_config.json").get("base_model_name_or_path", "an unknown model")
-        raise WeightsError(
-            f"{listing.title} is a LoRA adapter for {base} and cannot be served alone: name it in the key "
-            "adapters of its base model in models.yaml, or add a repository with merged weights"
-        )
-    if file is None and "cog.yaml" in names:
-        return Recognized("cog", "a Cog project (cog.yaml)")
-    if file is None and "model_index.json" in names:
-        pipeline = str(listing.json("model_index.json").get("_class_name", "unknown"))
-        _need_safetensors(listing)
-        return Recognized("diffusers", f"a diffusers pipeline, {pipeline}")
-    if file is None and "modules.json" in names:
-        _need_safetensors(listing)
-        return Recognized("embeddings", "a sentence-transformers model (modules.json)")
+    if kind is not None or task is not None:
+        return _as_kind(listing, file, kind or "transformers", task)
+    if file is None and (whole := _of_one_file(listing)) is not None:
+        return whole
     if found := _gguf(listing, file):
         return Recognized("vllm", f"a language model as GGUF, {found}", file=found)
     if found_onnx := _onnx(listing, file):
@@ -104,8 +107,86 @@ def _unrecognised(listing: Listing) -> WeightsError:
         )
     return WeightsError(
         f"{listing.title} is not recognised: looked for {_LOOKED_FOR}, and found none of them; if you know "
-        "the kind, write the entry in models.yaml by hand"
+        "the kind, name it with --kind"
     )
+
+
+def _of_one_file(listing: Listing) -> Recognized | None:
+    """Return the source as a model of a kind that one file of a certain name identifies."""
+    lora.refuse_adapter(listing)
+    if "cog.yaml" in listing.sizes:
+        return Recognized("cog", "a Cog project (cog.yaml)")
+    if selection.PIPELINE in listing.sizes:
+        return _diffusers(listing)
+    if "modules.json" in listing.sizes:
+        _need_safetensors(listing)
+        return Recognized("embeddings", "a sentence-transformers model (modules.json)")
+    return None
+
+
+def _as_kind(listing: Listing, file: str | None, kind: str, task: str | None) -> Recognized:
+    """Return the source as a model of a kind that the user names."""
+    known = [name for name, each in model_configs().items() if each.model_fields["source"].is_required()]
+    if kind not in known:
+        raise ApplianceError(
+            f"{kind!r} is no kind of models with weights: name one of {', '.join(known)} with --kind"
+        )
+    options: dict[str, Any] = {}
+    about = f"the kind {kind}, as given"
+    if kind == "cog" and "cog.yaml" not in listing.sizes:
+        raise WeightsError(f"{listing.title} is no Cog project: it has no cog.yaml")
+    if kind == "vllm":
+        file = file or _gguf(listing, None)
+    if kind == "diffusers":
+        found = _diffusers(listing)
+        options, about = dict(found.options), found.about
+    if kind == "transformers":
+        architecture, content = _architecture(listing)
+        task = task or _task(architecture, content, listing.task)
+        about = f"{architecture or 'a model'}, for {task or 'no task'}"
+    if task is not None:
+        if "task" not in _option_fields(kind):
+            raise ApplianceError(f"models of the kind {kind} have no task: leave out --task")
+        options["task"] = task
+    return Recognized(kind, about, options, file)
+
+
+def _option_fields(kind: str) -> dict[str, Any]:
+    annotation: Any = model_configs()[kind].model_fields["options"].annotation
+    return dict(getattr(annotation, "model_fields", {}))
+
+
+def _diffusers(listing: Listing) -> Recognized:
+    index = listing.json(selection.PIPELINE)
+    _need_safetensors(listing)
+    about = f"a diffusers pipeline, {index.get('_class_name', 'unknown')}"
+    variant = _variant(listing, selection.components(index))
+    if variant is None:
+        return Recognized("diffusers", about)
+    return Recognized("diffusers", f"{about}, variant {variant}", {"variant": variant})
+
+
+def _variant(listing: Listing, pipeline: frozenset[str]) -> str | None:
+    """Return the variant of a pipeline that is much smaller than the plain files; None if there is none."""
+    patterns = ("*.safetensors",)
+
+    def size(variant: str | None) -> int:
+        files = selection.weight_files(listing.sizes, patterns, variant=variant, pipeline=pipeline)
+        return sum(listing.sizes[name] for name in files)
+
+    plain = size(None)
+    only = {name: size(name) for name in ("fp16", "bf16") if name in selection.variants(listing.sizes)}
+    smallest = min(only, key=lambda name: only[name], default=None)
+    if smallest is None:
+        return None
+    has_plain = not _lacks_plain(listing, pipeline)
+    return smallest if only[smallest] <= _SMALLER * plain or not has_plain else None
+
+
+def _lacks_plain(listing: Listing, pipeline: frozenset[str]) -> bool:
+    """Return whether a component of the pipeline has weights only as a variant."""
+    files = selection.weight_files(listing.sizes, ("*.safetensors",), pipeline=pipeline)
+    return bool(selection.variants(files))
 
 
 def _gguf(listing: Listing, file: str | None) -> str | None:
@@ -149,30 +230,42 @@ def _onnx(listing: Listing, file: str | None) -> Recognized | None:
     return None
 
 
-def _transformers(listing: Listing) -> Recognized:
+def _architecture(listing: Listing) -> tuple[str, dict[str, Any]]:
+    """Return the architecture and the content of config.json; an empty architecture if it names none."""
     config = listing.json("config.json")
-    architectures = [str(each) for each in config.get("architectures") or []]
-    if not architectures:
+    architectures = config.get("architectures")
+    return str(architectures[0]) if isinstance(architectures, list) and architectures else "", config
+
+
+def _transformers(listing: Listing) -> Recognized:
+    name, config = _architecture(listing)
+    if not name:
         raise WeightsError(
             f"{listing.title}: the key architectures of config.json is missing or empty: if you know the "
-            "kind, write the entry in models.yaml by hand"
+            "kind, name it with --kind"
         )
-    name = architectures[0]
     _need_safetensors(listing)
-    if task := _task(name, config):
+    if task := _task(name, config, listing.task):
         return Recognized("transformers", f"{name}, for {task}", {"task": task})
     if name.endswith(("ForCausalLM", "LMHeadModel")):
         return Recognized("vllm", f"a language model, {name}")
     if name.endswith("ForConditionalGeneration") and "vision_config" in config:
         return Recognized("vllm", f"a vision-language model, {name}")
+    if config.get("is_encoder_decoder") is True and name.endswith("ForConditionalGeneration"):
+        raise WeightsError(
+            f"{listing.title} is an encoder-decoder model for text, {name}, and its files do not say whether "
+            f"it is for {' or '.join(_TEXT_TO_TEXT)}: name the task with --task. The kind transformers "
+            "serves such models for these tasks only; no kind serves them for chat or free text"
+        )
     raise WeightsError(
         f"{listing.title} has the architecture {name}, which the appliance does not recognise: looked for "
         f"{', '.join(sorted({*_TASKS, 'ForCausalLM', 'ForSequenceClassification'}))}; if you know the kind "
-        "that runs it, write the entry in models.yaml by hand"
+        "that runs it, name it with --kind"
     )
 
 
-def _task(architecture: str, config: dict[str, Any]) -> str | None:
+def _task(architecture: str, config: dict[str, Any], stated: str | None) -> str | None:
+    """Return the task of an architecture; ``stated`` is the task in the description of the repository."""
     if architecture.endswith("ForSequenceClassification"):
         labels = config.get("id2label")
         labels = {str(label).lower() for label in labels.values()} if isinstance(labels, dict) else set()
@@ -183,7 +276,19 @@ def _task(architecture: str, config: dict[str, Any]) -> str | None:
         parts = [config.get(key) for key in ("encoder", "decoder")]
         types = {part.get("model_type") for part in parts if isinstance(part, dict)}
         return "ocr" if types & _READERS else "image-captioning"
-    return next((task for end, task in _TASKS.items() if architecture.endswith(end)), None)
+    found = next((task for end, task in _TASKS.items() if architecture.endswith(end)), None)
+    text_to_text = architecture.endswith("ForConditionalGeneration") and config.get("is_encoder_decoder")
+    if (found is None and text_to_text is True) or found in _TEXT_TO_TEXT:
+        return (stated if stated in _TEXT_TO_TEXT else None) or found or _trained_task(config)
+    return found
+
+
+def _trained_task(config: dict[str, Any]) -> str | None:
+    """Return the task for which config.json of an encoder-decoder model has settings, if it is only one."""
+    settings = config.get("task_specific_params")
+    trained = {str(name).partition("_")[0] for name in settings} if isinstance(settings, dict) else set()
+    found = trained & set(_TEXT_TO_TEXT)
+    return found.pop() if len(found) == 1 else None
 
 
 def _need_safetensors(listing: Listing) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from appliance.config import Config, GitSource
+from appliance.adding import pending
+from appliance.config import Config, GitSource, HubSource, PypiSource
 from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.runners.adapters import with_adapters
-from appliance.weights import folder, git
+from appliance.weights import folder, git, locations
 
 _KINDS: Final = ("hub", "pypi", "local", "git", "image", "adapters")
 _PARTIAL: Final = ".partial"
@@ -28,12 +29,14 @@ class Unused(NamedTuple):
 def unused(home: Path, configs: Iterable[Config]) -> list[Unused]:
     """Return weights, and leftovers of downloads, that no model of the configs uses; the largest first.
 
-    Environments of Cog projects are not looked at, because pushed versions use them too.
+    Models that are being added use their weights. Environments of Cog projects are not looked at, because
+    pushed versions use them too.
     """
     root = home / "weights"
     used = set()
     kinds = set(_KINDS)
-    for model in [model for config in configs for model in with_adapters(config.models)]:
+    added = [each.config() for each in pending.read_all(home)]
+    for model in with_adapters([*added, *(model for config in configs for model in config.models)]):
         if isinstance(model.source, GitSource):
             used.add(git.folder(home, model.source))
         elif model.source is not None:
@@ -43,7 +46,8 @@ def unused(home: Path, configs: Iterable[Config]) -> list[Unused]:
             except (WeightsError, OSError):  # a folder of the user that is missing, perhaps not mounted
                 kinds.discard("local")
     found = [path for kind in _KINDS if kind in kinds for path in _inside(root / kind) if path not in used]
-    found += _leftovers(root / _PARTIAL)
+    marks = {locations.mark(model) for model in added if isinstance(model.source, HubSource | PypiSource)}
+    found += [path for path in _leftovers(root / _PARTIAL) if path.name.partition("-")[0] not in marks]
     return sorted((Unused(path, folder_size(path)) for path in found), key=lambda each: -each.size)
 
 

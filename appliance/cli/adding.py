@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import typer
@@ -14,10 +14,12 @@ from appliance.domain.units import readable_bytes
 from appliance.driver import permissions
 
 if TYPE_CHECKING:
-    from appliance.adding import DeviceUse, Proposal
+    from appliance.adding import DeviceUse, Plan
     from appliance.cli.client import Client
     from appliance.config import Config, ModelConfig
+    from appliance.config.edit_file import Edited
 
+_HUB_ROWS: Final = 20
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -25,6 +27,7 @@ def search(
     word: Annotated[
         str, typer.Argument(help="Part of a name or task; a few wrong letters are allowed.")
     ] = "",
+    on_hub: Annotated[bool, typer.Option("--hub", help="Search the Hugging Face hub instead.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -34,12 +37,18 @@ def search(
 
     from appliance import adding
 
-    models = adding.catalogue()
+    if on_hub:
+        _search_hub(word, as_json=as_json)
+        return
+    checked = _load(config_path(config))
+    models = adding.catalogue(checked)
     found = adding.search(word, models) if word else list(models)
     if not found:
         tasks = ", ".join(dict.fromkeys(model.task for model in models))
-        raise ApplianceError(f"the catalogue has no model like {word!r}: search for a task, one of {tasks}")
-    checked = _load(config_path(config))
+        raise ApplianceError(
+            f"the catalogue has no model like {word!r}: search for a task, one of {tasks}, or search the hub "
+            "with --hub"
+        )
     devices = _devices(checked, _running(checked))
     rows = [(model, adding.find_fit(model.memory, devices)) for model in found]
     if as_json:
@@ -58,6 +67,25 @@ def search(
     Console().print(table)
 
 
+def _search_hub(word: str, *, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from appliance import adding
+
+    found = adding.search_hub(word, _HUB_ROWS)
+    if as_json:
+        print_json([msgspec.to_builtins(each) for each in found])
+        return
+    if not found:
+        raise ApplianceError(f"the hub has no model whose name contains {word!r}: search for another word")
+    table = Table(Column("source", no_wrap=True), "task", "library", "licence", "downloads", box=None)
+    for each in found:
+        licence = (each.licence or "not stated") + (", gated" if each.gated else "")
+        table.add_row(f"hub:{each.repository}", each.task, each.library, licence, f"{each.downloads:,}")
+    Console().print(table)
+
+
 def add(
     source: Annotated[
         str,
@@ -71,7 +99,14 @@ def add(
     file: Annotated[
         str | None, typer.Option(help="GGUF file or voice to use, if the repository has several.")
     ] = None,
+    kind: Annotated[str | None, typer.Option(help="Kind of the model, if its files do not tell it.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task of a model of the kind transformers, such as summarization.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Add the model although it does not fit.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the model and the change of models.yaml.")
+    ] = False,
     yes: YesOption = False,
     config: ConfigOption = None,
     home: HomeOption = None,
@@ -82,33 +117,33 @@ def add(
     """
     from appliance import adding
     from appliance.config.edit import add_entry
-    from appliance.config.edit_file import check_edit, edit_file
+    from appliance.config.edit_file import check_writable, edit_file
 
     path = config_path(config)
     checked = _load(path)
     folder = home_folder(home, checked)
     permissions.restrict()
-    proposal = adding.propose(source, folder, name, file, adding.catalogue())
-    entry = dict(proposal.entry)
-    taken = {each for model in checked.models for each in (model.name, *model.aliases)}
-    if aliases := [alias for alias in entry.pop("aliases", ()) if alias not in taken]:
-        entry["aliases"] = aliases
-    proposal = msgspec.structs.replace(proposal, entry=entry)
-    check_edit(path, lambda text: add_entry(text, entry, str(path)))
+    proposal = adding.propose(
+        source, folder, name, file, lambda: adding.catalogue(checked), kind=kind, task=task
+    )
     running = _running(checked)
-    _show(proposal, _devices(checked, running), force=force)
+    plan = adding.plan(proposal, path, checked, _devices(checked, running))
+    _show(plan)
+    if dry_run:
+        typer.echo(plan.edited.diff(path), nl=False)
+        return
+    plan.check(force=force)
+    check_writable(path)
     if not yes:
         typer.confirm(f"Add it to {path}?", abort=True)
-    _pull(folder, proposal.config())
-    edit_file(path, lambda text: add_entry(text, entry, str(path)))
-    typer.echo(f"added {proposal.name} to {path}")
-    _reload(running)
+    model = plan.proposal.config()
+    _pull(folder, model)
+    edited = edit_file(path, lambda text: add_entry(text, plan.proposal.entry, str(path)))
+    _reload(running, path, edited, f"added {model.name} to {path}")
 
 
-def _show(proposal: Proposal, devices: list[DeviceUse], *, force: bool) -> None:
-    from appliance import adding
-
-    needed = proposal.needed(devices[0].kind)
+def _show(plan: Plan) -> None:
+    proposal = plan.proposal
     typer.echo(f"{proposal.name}: {proposal.about}: kind {proposal.entry['kind']}")
     typer.echo(
         f"weights   {readable_bytes(proposal.stored)}, {readable_bytes(proposal.download)} to download"
@@ -116,17 +151,10 @@ def _show(proposal: Proposal, devices: list[DeviceUse], *, force: bool) -> None:
     typer.echo(f"licence   {proposal.licence or 'not stated: read it at the source'}")
     if proposal.tested is False:
         typer.echo("note      this model of the catalogue has not been run with the appliance yet")
-    if needed is None:
+    if plan.memory is None:
         typer.echo("memory    unknown: set the key memory in models.yaml afterwards")
-        return
-    fit = adding.find_fit(needed, devices)
-    typer.echo(f"memory    about {readable_bytes(needed)}: {fit}")
-    if fit.state == "does not fit" and not force:
-        largest = max(device.memory for device in devices)
-        raise ApplianceError(
-            f"{proposal.name} needs about {readable_bytes(needed)}, and the largest device has "
-            f"{readable_bytes(largest)}: choose a smaller model, or add it anyway with --force"
-        )
+    else:
+        typer.echo(f"memory    about {readable_bytes(plan.memory)}: {plan.fit}")
 
 
 def remove(
@@ -139,20 +167,19 @@ def remove(
     """Remove a model from models.yaml. Its weights stay on the disk, unless --prune is given."""
     from appliance import adding
     from appliance.config.edit import remove_entry
-    from appliance.config.edit_file import check_edit, edit_file
+    from appliance.config.edit_file import edit_file, preview
 
     path = config_path(config)
     folder = home_folder(home, _load(path))
     before = {each.path for each in adding.unused(folder, [_load(path)])}
-    after = check_edit(path, lambda text: remove_entry(text, name, str(path)))
+    after = preview(path, lambda text: remove_entry(text, name, str(path))).config
     freed = [each for each in adding.unused(folder, [after]) if each.path not in before]
     for each in freed:
         typer.echo(f"{'deletes' if prune else 'keeps'} {each.path} ({readable_bytes(each.size)})")
     if not yes:
         typer.confirm(f"Remove {name} from {path}?", abort=True)
-    edit_file(path, lambda text: remove_entry(text, name, str(path)))
-    typer.echo(f"removed {name} from {path}")
-    _reload(_running(after))
+    edited = edit_file(path, lambda text: remove_entry(text, name, str(path)))
+    _reload(_running(after), path, edited, f"removed {name} from {path}")
     for each in freed if prune else ():
         adding.delete(each)
 
@@ -166,7 +193,7 @@ def update(
     """Change a model to the newest revision of its repository. Its old weights stay on the disk."""
     from appliance import adding
     from appliance.config.edit import change_entry
-    from appliance.config.edit_file import check_edit, edit_file
+    from appliance.config.edit_file import edit_file, preview
 
     path = config_path(config)
     checked = _load(path)
@@ -180,14 +207,13 @@ def update(
     def edit(text: str) -> str:
         return change_entry(text, model.name, ("source", "revision"), revisions.new, str(path))
 
-    after = check_edit(path, edit)
+    after = preview(path, edit).config
     if not yes:
         typer.confirm(f"Update it in {path}?", abort=True)
     permissions.restrict()
     _pull(home_folder(home, checked), _named(after, model.name, path))
-    edit_file(path, edit)
-    typer.echo(f"updated {model.name} in {path}")
-    _reload(_running(after))
+    edited = edit_file(path, edit)
+    _reload(_running(after), path, edited, f"updated {model.name} in {path}")
 
 
 def prune(yes: YesOption = False, config: ConfigOption = None, home: HomeOption = None) -> None:
@@ -242,21 +268,7 @@ def _running(config: Config) -> tuple[Client, dict[str, Any]] | None:
 def _devices(config: Config, running: tuple[Client, dict[str, Any]] | None) -> list[DeviceUse]:
     from appliance import adding
 
-    if running is None:
-        return adding.uses_of_config(config)
-    status = running[1]
-    pinned = {model["name"] for model in status["models"] if model["pinned"]}
-    return [
-        adding.DeviceUse(
-            device["name"],
-            device["kind"],
-            device["memory"],
-            device["free"],
-            {model: size for model, size in device["reserved"].items() if model not in pinned},
-        )
-        for device in status["devices"]
-        if not device["is_main_memory"]
-    ]
+    return adding.uses_of_config(config) if running is None else adding.uses_of_status(running[1])
 
 
 def _pull(home: Path, model: ModelConfig) -> None:
@@ -276,14 +288,25 @@ def _pull(home: Path, model: ModelConfig) -> None:
     with Progress(TextColumn("{task.description}"), *columns) as progress:
         for each in with_adapters([model]):
             weights.pull(home, each, progress)
+    with weights.as_weights_errors(model.name):
+        weights.complete_options(home, model)  # raises if the weights are not of this kind
 
 
-def _reload(running: tuple[Client, dict[str, Any]] | None) -> None:
+def _reload(running: tuple[Client, dict[str, Any]] | None, path: Path, edited: Edited, change: str) -> None:
+    """Reload the running appliance and print the ``change``; put models.yaml back if the reload fails."""
     from appliance.config import Report
+    from appliance.config.edit_file import put_back
 
     if running is None:
+        typer.echo(change)
         typer.echo(
             "models.yaml was not reloaded: start the appliance, or run `appliance reload` with an admin token"
         )
         return
-    typer.echo(str(msgspec.convert(running[0].post("/admin/reload"), Report)))
+    try:
+        report = msgspec.convert(running[0].post("/admin/reload"), Report)
+    except ApplianceError as error:
+        place = "is as before" if put_back(path, edited) else "was edited meanwhile and keeps the change"
+        raise ApplianceError(f"the appliance did not reload: {error.detail}: {path} {place}") from error
+    typer.echo(change)
+    typer.echo(str(report))

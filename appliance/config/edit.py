@@ -51,6 +51,11 @@ def add_entry(text: str, entry: Mapping[str, Any], file: str = "models.yaml") ->
     return _first_valid_edit(wanted, text, _additions(text, data, entry), file, f"model {name}")
 
 
+def entry_text(entry: Mapping[str, Any]) -> str:
+    """Return the lines of an entry, as ``add_entry`` writes them."""
+    return _block(variables.escape(dict(entry)), 2)
+
+
 def remove_entry(text: str, name: str, file: str = "models.yaml") -> str:
     """Return ``text`` without the entry of a model. Comments above the entry stay.
 

@@ -3,46 +3,113 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import errno
 import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final, NamedTuple
 
 from appliance.config import includes, text_file, validated, yaml_source
 from appliance.config.sections import Config
 from appliance.domain.errors import ConfigError
 
+_ATTEMPTS: Final = 10  # at an edit, if other programs change the file meanwhile
 
-def edit_file(path: Path, edit: Callable[[str], str]) -> Config:
-    """Replace the content of ``path`` by ``edit`` of its text, and return the new config.
+
+class Edited(NamedTuple):
+    """An edit of the file: the config of the new text, and both texts."""
+
+    config: Config
+    old: str
+    new: str
+
+    def diff(self, path: Path) -> str:
+        """Return the unified diff of the texts; empty if they are the same."""
+        old, new = (text.removesuffix("\n").split("\n") for text in (self.old, self.new))
+        found = difflib.unified_diff(old, new, fromfile=path.name, tofile=path.name, lineterm="")
+        return "".join(f"{line}\n" for line in found)
+
+
+def edit_file(path: Path, edit: Callable[[str], str]) -> Edited:
+    """Replace the content of ``path`` by ``edit`` of its text.
 
     The new text is checked like any models.yaml. The file is replaced at once, so that readers see the old or
-    the new text. A file that is missing is created.
+    the new text. If another program has changed the file meanwhile, its new text is edited instead. A file
+    that is missing is created.
 
     Raises:
         ConfigError: the new text is not a valid config, or the file cannot be written. The old file stays.
     """
     real = path.resolve()  # a symbolic link stays a link
     with _alone(real.parent):
-        exists = real.exists()
-        old = text_file.read(real) if exists else ""
-        new = edit(old)
-        checked = _checked(new, path)
-        if new != old:
-            marked = exists and real.read_bytes().startswith(b"\xef\xbb\xbf")
-            _replace(real, new.encode("utf-8-sig" if marked else "utf-8"))
-    return checked
+        for _ in range(_ATTEMPTS):
+            old = _text(real)
+            new = edit(old)
+            edited = Edited(_checked(new, path), old, new)
+            if _text(real) == old:
+                if new != old:
+                    _write(real, new)
+                return edited
+        raise ConfigError("is changed by another program all the time: try again later", file=str(path))
 
 
-def check_edit(path: Path, edit: Callable[[str], str]) -> Config:
-    """Return the config that ``edit_file`` would give, and write nothing.
+def put_back(path: Path, edited: Edited) -> bool:
+    """Undo an edit. Return False, and change nothing, if the file has been changed since.
+
+    Raises:
+        ConfigError: the file cannot be read or written.
+    """
+    real = path.resolve()
+    with _alone(real.parent):
+        if _text(real) != edited.new:
+            return False
+        if edited.new != edited.old:
+            _write(real, edited.old)
+        return True
+
+
+def preview(path: Path, edit: Callable[[str], str]) -> Edited:
+    """Return the edit that ``edit_file`` would make, and write nothing.
 
     Raises:
         ConfigError: the new text is not a valid config.
     """
-    text = edit(text_file.read(path) if path.exists() else "")
-    return _checked(text, path)
+    old = _text(path)
+    new = edit(old)
+    return Edited(_checked(new, path), old, new)
+
+
+def check_writable(path: Path) -> None:
+    """Do nothing if ``edit_file`` can replace the file ``path``.
+
+    Raises:
+        ConfigError: the file cannot be replaced.
+    """
+    real = path.resolve()
+    try:
+        with tempfile.NamedTemporaryFile(dir=real.parent, prefix=f".{real.name}."):
+            pass
+        if os.path.ismount(real):  # such a file cannot be replaced, only written
+            raise OSError(errno.EBUSY, "the file is a mount of its own: mount its folder instead")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    message = f"cannot be written: {error.strerror}: correct the permissions of the file and its folder"
+    return ConfigError(message, file=str(path))
+
+
+def _text(path: Path) -> str:
+    return text_file.read(path) if path.exists() else ""
+
+
+def _write(path: Path, text: str) -> None:
+    marked = path.exists() and path.read_bytes().startswith(b"\xef\xbb\xbf")
+    _replace(path, text.encode("utf-8-sig" if marked else "utf-8"))
 
 
 def _checked(text: str, path: Path) -> Config:
@@ -64,10 +131,7 @@ def _replace(path: Path, content: bytes) -> None:
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise ConfigError(
-            f"cannot be written: {error.strerror}: correct the permissions of the file and its folder",
-            file=str(path),
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from appliance.domain.values import (
     HttpUrl,
     ModelName,
     NetworkName,
+    PathOrUrl,
     PublicUrl,
     Seconds,
 )
@@ -231,6 +232,19 @@ class CollectionConfig(Section):
     models: tuple[ModelName, ...] = Field(strict=False, description="Names of models in this file, in order.")
 
 
+class CatalogueConfig(Section):
+    """The catalogue of models that can be added by short name."""
+
+    source: PathOrUrl | None = Field(
+        default=None,
+        description="File or https URL of a catalogue of your own; its models come first. A relative path is "
+        "resolved against the folder of this file. Overridden by APPLIANCE_CATALOGUE. Default: none.",
+    )
+    shipped: bool = Field(
+        default=True, description="Whether the models of the catalogue of the appliance are offered too."
+    )
+
+
 class DeviceConfig(Section):
     """A logical device: a part of main memory that models are placed on as if it were a GPU."""
 
@@ -296,6 +310,9 @@ class Config(Section):
     logging: LoggingConfig = subsection(LoggingConfig(), "Format and level of the log.")
     telemetry: TelemetryConfig = subsection(TelemetryConfig(), "Where traces are sent.")
     prices: PricesConfig = subsection(PricesConfig(), "Prices of predictions.")
+    catalogue: CatalogueConfig = subsection(
+        CatalogueConfig(), "The catalogue of models that can be added by short name."
+    )
     collections: tuple[CollectionConfig, ...] = Field(
         default=(), strict=False, description="Lists of models under a heading."
     )

@@ -128,6 +128,13 @@ class MethodNotAllowed(RequestError):
     title = "Method not allowed"
 
 
+class Conflict(RequestError):
+    """The request does not fit the current state of models.yaml; the message gives the reason."""
+
+    status = 409
+    title = "Conflict"
+
+
 class BodyTooLarge(RequestError):
     """The request body exceeds the configured limit."""
 

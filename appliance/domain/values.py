@@ -142,6 +142,15 @@ def _path(value: object, info: ValidationInfo) -> Path:
     return folder / path
 
 
+def _path_or_url(value: object, info: ValidationInfo) -> str:
+    """Return an https URL, or an absolute path as text."""
+    if isinstance(value, str) and value.startswith("https://") and _HTTP_URL.fullmatch(value):
+        return value
+    if isinstance(value, str) and "://" in value:
+        raise PydanticCustomError("path_or_url", 'should be a path, or a URL that begins with "https://"')
+    return str(_path(value, info))
+
+
 def _network(value: str) -> str:
     try:
         return str(ipaddress.ip_network(value))
@@ -175,4 +184,5 @@ DeviceName = Annotated[str, AfterValidator(_device), _pattern(_DEVICE)]
 NetworkName = Annotated[str, AfterValidator(_network)]
 HttpUrl = Annotated[str, AfterValidator(_http_url), _pattern(_HTTP_URL)]
 PublicUrl = Annotated[str, AfterValidator(_public_url), _pattern(_PUBLIC_URL)]
+PathOrUrl = Annotated[str, BeforeValidator(_path_or_url), WithJsonSchema({"type": "string", "minLength": 1})]
 FilePath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})]

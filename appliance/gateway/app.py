@@ -27,6 +27,7 @@ from appliance.gateway.catalogue.demands import capacities
 from appliance.gateway.catalogue.servable import servable
 from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Dependencies, Engine
+from appliance.gateway.engine.additions import Additions
 from appliance.gateway.engine.reload import Reload, catalogue_of
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
@@ -91,6 +92,21 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         finalize=trainings.finalize,
     )
     engine = Engine(dependencies)
+    reload = Reload(
+        file=settings.config_file,
+        in_force=settings.config,
+        home=home,
+        run_dir=settings.run_dir,
+        devices=devices,
+        catalogue=models,
+        store=store,
+        cluster=cluster,
+        engine=engine,
+        builds=builds,
+        trainings=trainings,
+        left_out=found.left_out,
+        pull=settings.pull,
+    )
     return Services(
         config=config,
         catalogue=models,
@@ -111,21 +127,8 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         cluster=cluster,
         storage=Storage(home),
         devices=devices,
-        reload=Reload(
-            file=settings.config_file,
-            in_force=settings.config,
-            home=home,
-            run_dir=settings.run_dir,
-            devices=devices,
-            catalogue=models,
-            store=store,
-            cluster=cluster,
-            engine=engine,
-            builds=builds,
-            trainings=trainings,
-            left_out=found.left_out,
-            pull=settings.pull,
-        ),
+        reload=reload,
+        additions=Additions(home, reload),
         started_at=now,
     )
 
@@ -152,6 +155,7 @@ class Gateway:
         """
         unfinished = await self._services.engine.drain(seconds)
         await self._services.engine.close()
+        await self._services.additions.close()
         await self._services.reload.close()
         await self._services.webhooks.close()
         await self._services.retention.close()
@@ -185,6 +189,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     services.retention.start()
     await services.engine.deployed()
     await services.engine.start()
+    services.additions.resume(services.configure)
     tls = settings.config.server.tls
     api = create_api(services, settings.ui_socket if settings.ui else None)
     server = uvicorn.Server(

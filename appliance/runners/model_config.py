@@ -243,6 +243,11 @@ class ModelConfig(Section):
     cover_image_url: HttpUrl | None = Field(default=None, description="URL of an image for the UI.")
 
     @property
+    def weight_variant(self) -> str | None:
+        """Variant of the weight files that is loaded, such as ``fp16``; None for files without a variant."""
+        return None
+
+    @property
     def training_key(self) -> str:
         """Name of this model's trainer in the scheduler. Its colon keeps it distinct from names of models."""
         return f"{self.name}:training"

@@ -16,7 +16,7 @@ def add_missing(store: Unindexed, predictions: Sequence[Prediction]) -> asyncio.
     """Store predictions that have ended, in one transaction; return how many were new.
 
     Predictions whose ids are stored already are left as they are. New ones are added to the run counts and
-    to the usage.
+    to the usage, except those that were deleted with their version: both still count them.
     """
 
     def action(connection: sqlite3.Connection) -> int:

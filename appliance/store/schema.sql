@@ -413,3 +413,42 @@ CREATE TABLE unindexed_predictions (
     output        BLOB,
     input         BLOB NOT NULL
 );
+
+-- step: 15
+-- Deleted predictions stay in the usage and in the run counts. An import of such a prediction must not add it there again.
+
+CREATE TABLE deleted_predictions (
+    id TEXT PRIMARY KEY
+) WITHOUT ROWID;
+
+CREATE TRIGGER deletions_are_recorded AFTER DELETE ON predictions
+BEGIN
+    INSERT OR IGNORE INTO deleted_predictions (id) VALUES (OLD.id);
+END;
+
+DROP TRIGGER runs_are_counted;
+CREATE TRIGGER runs_are_counted AFTER INSERT ON predictions
+WHEN NOT EXISTS (SELECT 1 FROM deleted_predictions WHERE id = NEW.id)
+BEGIN
+    INSERT INTO run_counts (model, count) VALUES (NEW.model, 1)
+    ON CONFLICT (model) DO UPDATE SET count = count + 1;
+END;
+
+DROP TRIGGER usage_of_new_is_counted;
+CREATE TRIGGER usage_of_new_is_counted AFTER INSERT ON predictions
+WHEN NEW.status IN ('succeeded', 'failed', 'canceled', 'aborted')
+    AND NOT EXISTS (SELECT 1 FROM deleted_predictions WHERE id = NEW.id)
+BEGIN
+    INSERT INTO usage VALUES (
+        strftime('%Y-%m-%d', CAST(coalesce(NEW.completed_at, NEW.created_at) AS INTEGER), 'unixepoch'), NEW.model,
+        iif(NEW.destination IS NULL, 'prediction', 'training'), NEW.owner, coalesce(NEW.token, ''),
+        coalesce(NEW.hardware, ''), NEW.status = 'succeeded', NEW.status = 'failed', NEW.status = 'canceled',
+        NEW.status = 'aborted', NEW.predict_us, NEW.cold_start_us > 0, NEW.cold_start_us, NEW.input_tokens,
+        NEW.output_tokens
+    ) ON CONFLICT DO UPDATE SET
+        succeeded = succeeded + excluded.succeeded, failed = failed + excluded.failed,
+        canceled = canceled + excluded.canceled, aborted = aborted + excluded.aborted,
+        predict_us = predict_us + excluded.predict_us, cold_starts = cold_starts + excluded.cold_starts,
+        cold_start_us = cold_start_us + excluded.cold_start_us,
+        input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens;
+END;

@@ -69,12 +69,12 @@ def _pull(home: Path, model: ModelConfig, source: Source, report: _Report) -> Pa
         return project.build(home, model)
     partial = locations.root(home) / PARTIAL
     partial.mkdir(parents=True, exist_ok=True)
-    mark = locations.digest(source)
+    mark = locations.mark(model)
     with _alone(partial / f"{mark}.lock", report):
         if target.exists():  # another process was faster
             return target
         work = partial / mark
-        fetched = _fetch(source, model.WEIGHT_FILES, work, report)
+        fetched = _fetch(source, model, work, report)
         if locations.is_gguf(source):
             fetched = _converted(fetched, partial / f"{mark}-converted", report)
         target.parent.mkdir(exist_ok=True)
@@ -91,7 +91,7 @@ def _pull_image(home: Path, source: ImageSource, report: _Report) -> Path:
         return cog_image.pull(home, source, partial / mark, report.say)
 
 
-def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) -> Path:
+def _fetch(source: Source, model: ModelConfig, work: Path, report: _Report) -> Path:
     """Download and unpack a source. Return its folder; for a GGUF source, the file."""
     match source:
         case FolderSource():
@@ -103,7 +103,7 @@ def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) 
         case HubSource():
             folder = work / "snapshot"
             report.say("downloading from the hub")
-            hub.snapshot(source, folder, files, report.advance)
+            hub.snapshot(source, folder, model.WEIGHT_FILES, report.advance, variant=model.weight_variant)
             shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's state for resuming
             if source.file and not locations.is_gguf(source):  # a voice, which another file describes
                 return (folder / source.file).parent

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import glob
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
@@ -13,14 +15,13 @@ import httpx2
 
 from appliance.config import HubSource
 from appliance.domain.errors import WeightsError
+from appliance.weights import selection
 from appliance.weights.http_download import Advance, sha256_of
 
 _LICENSES: Final = ("LICENSE*", "NOTICE*")
 #: Files besides weights: configs, tokenizers, custom model code and licences.
 _PATTERNS: Final = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", *_LICENSES)
 _SHA256: Final = 64  # hex digits
-#: Folders with the same weights in other formats.
-_IGNORED: Final = ("original/*", "onnx/*", "openvino/*")
 
 
 @contextlib.contextmanager
@@ -54,39 +55,77 @@ def _unfetched(repository: str, revision: str, reason: str) -> WeightsError:
 
 
 def snapshot(
-    source: HubSource, folder: Path, weights: tuple[str, ...], advance: Advance = lambda _have, _total: None
+    source: HubSource,
+    folder: Path,
+    weights: tuple[str, ...],
+    advance: Advance = lambda _have, _total: None,
+    *,
+    variant: str | None = None,
 ) -> None:
     """Download a repository at its revision into ``folder``, except files that are there already.
 
-    ``weights`` are patterns of the repository's weight files. The environment variables HF_TOKEN, HF_ENDPOINT
-    and HF_HUB_OFFLINE apply. ``advance`` gets the progress of the bytes.
+    ``weights`` are patterns of the repository's weight files; ``variant`` is the variant of them to download.
+    The environment variables HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE apply. ``advance`` gets the progress of
+    the bytes.
 
     Raises:
         WeightsError: the download failed, or the repository has no such weights.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
-    wanted = (source.file,) if source.file else weights
-    others = (f"{source.file}.json", *_LICENSES) if source.file else _PATTERNS
     with as_weights_errors(source.hub, source.revision):
+        tree = HfApi().list_repo_tree(source.hub, revision=source.revision, recursive=True)
+        # Folders have no size. Only large files have a SHA-256.
+        hashes = {each.path: _sha256(each) for each in tree if getattr(each, "size", None) is not None}
+        wanted = _wanted(source, folder, hashes, weights, variant)
+        if not wanted:
+            names = source.file or " or ".join(weights)
+            raise WeightsError(
+                f"{source.hub} at {source.revision} has no file {names}: correct hub, revision or file"
+            )
         _link_cached(source, folder, wanted)
         snapshot_download(
             source.hub,
             revision=source.revision,
             local_dir=folder,
-            allow_patterns=[*wanted, *others],
-            ignore_patterns=None if source.file else list(_IGNORED),
+            allow_patterns=[glob.escape(name) for name in (*wanted, *_others(source, hashes))],
             tqdm_class=_progress_bar(advance),
         )
-        _verify(source, folder)
-    if not any(any(folder.rglob(name)) for name in wanted):
-        names = " or ".join(wanted)
-        raise WeightsError(
-            f"{source.hub} at {source.revision} has no file {names}: correct hub, revision or file"
-        )
+        _verify(source, folder, hashes)
 
 
-def _link_cached(source: HubSource, folder: Path, wanted: tuple[str, ...]) -> None:
+def _sha256(file: Any) -> str | None:
+    lfs = getattr(file, "lfs", None)
+    return None if lfs is None else str(lfs.sha256)
+
+
+def _wanted(
+    source: HubSource, folder: Path, names: Iterable[str], weights: tuple[str, ...], variant: str | None
+) -> list[str]:
+    """Return the weight files of a repository with the files ``names`` that the model loads."""
+    if source.file:
+        return [source.file] if source.file in names else []
+    pipeline = None
+    if selection.PIPELINE in names:
+        from huggingface_hub import hf_hub_download
+
+        index = hf_hub_download(source.hub, selection.PIPELINE, revision=source.revision, local_dir=folder)
+        pipeline = selection.components(json.loads(Path(index).read_bytes()))
+    return selection.weight_files(names, weights, variant=variant, pipeline=pipeline)
+
+
+def _others(source: HubSource, names: Iterable[str]) -> list[str]:
+    """Return the files to download besides weights."""
+    patterns = (f"{glob.escape(source.file)}.json", *_LICENSES) if source.file else _PATTERNS
+    return [
+        name
+        for name in names
+        if any(fnmatch(name, each) for each in patterns)
+        and (source.file or not selection.in_other_format(name))
+    ]
+
+
+def _link_cached(source: HubSource, folder: Path, wanted: list[str]) -> None:
     """Link weights that are in the cache of huggingface_hub, so that they need no download and no more disk.
 
     Files of a cache on another file system cannot be linked.
@@ -100,10 +139,9 @@ def _link_cached(source: HubSource, folder: Path, wanted: tuple[str, ...]) -> No
     reference = cache / "refs" / source.revision
     commit = reference.read_text().strip() if reference.is_file() else source.revision
     snapshot = cache / "snapshots" / commit
-    for file in snapshot.rglob("*"):
-        name = file.relative_to(snapshot).as_posix()
-        target = folder / name
-        if not any(fnmatch(name, pattern) for pattern in wanted) or target.exists() or not file.is_file():
+    for name in wanted:
+        file, target = snapshot / name, folder / name
+        if target.exists() or not file.is_file():
             continue
         blob = file.resolve()  # large files are named after their SHA-256, others after git's SHA-1
         if len(blob.name) == _SHA256 and sha256_of(blob) != blob.name:
@@ -117,25 +155,22 @@ def _link_cached(source: HubSource, folder: Path, wanted: tuple[str, ...]) -> No
             return
 
 
-def _verify(source: HubSource, folder: Path) -> None:
+def _verify(source: HubSource, folder: Path, hashes: Mapping[str, str | None]) -> None:
     """Compare the SHA-256 of large files with those of the hub; huggingface_hub compares only sizes.
 
     Raises:
         WeightsError: a file differs. It is removed, so that the next attempt downloads it again.
     """
-    from huggingface_hub import HfApi
-
-    for entry in HfApi().list_repo_tree(source.hub, revision=source.revision, recursive=True):
-        lfs = getattr(entry, "lfs", None)  # only large files have it
-        file = folder / entry.path
-        if lfs is None or not file.is_file():
+    for name, expected in hashes.items():
+        file = folder / name
+        if expected is None or not file.is_file():
             continue
         found = sha256_of(file)
-        if found != lfs.sha256:
+        if found != expected:
             file.unlink()
             raise WeightsError(
-                f"{entry.path} of {source.hub} at {source.revision} has the SHA-256 {found}, but the hub "
-                f"says {lfs.sha256}: pull again, and check the proxy or mirror if the hash differs again"
+                f"{name} of {source.hub} at {source.revision} has the SHA-256 {found}, but the hub "
+                f"says {expected}: pull again, and check the proxy or mirror if the hash differs again"
             )
 
 

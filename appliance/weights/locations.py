@@ -62,7 +62,12 @@ def folder(home: Path, model: ModelConfig) -> Path:
     kind = {FolderSource: "local", HubSource: "hub", PypiSource: "pypi"}[type(source)]
     name = PurePosixPath(_member(source)).name
     name = f"{name[: -len('.gguf')]}-transformers" if is_gguf(source) else name.removesuffix(".zip")
-    return root(home) / kind / f"{digest(source)}-{name}"
+    found = root(home) / kind / f"{mark(model)}-{name}"
+    plain = found.with_name(f"{digest(source)}-{name}")
+    # Older releases downloaded all variants to one folder.
+    if found != plain and not found.exists() and any(plain.rglob(f"*.{model.weight_variant}*.safetensors")):
+        return plain
+    return found
 
 
 def present(home: Path, model: ModelConfig) -> bool:
@@ -110,6 +115,14 @@ def identity(source: Source) -> str:
 def digest(source: Source) -> str:
     """Return 16 hex digits of ``identity``, for names of files and folders."""
     return hashlib.sha256(identity(source).encode()).hexdigest()[:16]
+
+
+def mark(model: ModelConfig) -> str:
+    """Return 16 hex digits that identify the files that are downloaded for the model."""
+    source = source_of(model)
+    if model.weight_variant is None or not isinstance(source, HubSource):
+        return digest(source)
+    return hashlib.sha256(f"{identity(source)}:{model.weight_variant}".encode()).hexdigest()[:16]
 
 
 def is_gguf(source: Source) -> bool:

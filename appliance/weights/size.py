@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from appliance.domain.errors import WeightsError
 from appliance.domain.weight_size import WeightSize
+from appliance.weights import selection
 
 #: Suffixes of weight files.
 _SUFFIXES: Final = (".safetensors", ".gguf", ".bin", ".onnx", ".pt", ".pth", ".ckpt", ".npz")
@@ -18,7 +18,7 @@ _INDEXES: Final = frozenset({"I64", "BOOL"})
 _LONGEST_HEADER: Final = 100 * 1024**2  # bytes; the format's own limit
 
 
-def weight_size_of(path: Path) -> WeightSize:
+def weight_size_of(path: Path, variant: str | None = None) -> WeightSize:
     """Return the size of the weights in a folder or file; 0 bytes if the path does not exist.
 
     If a folder has the weights in several formats or variants, only the files that are loaded count.
@@ -26,7 +26,7 @@ def weight_size_of(path: Path) -> WeightSize:
     Raises:
         WeightsError: a file is damaged.
     """
-    files = [path] if path.is_file() else list(_loaded(path))
+    files = [path] if path.is_file() else _loaded(path, variant)
     headers = [_header(file) for file in files]
     counts = [_parameters(header) for header in headers]
     known = [count for count in counts if count is not None]
@@ -35,24 +35,32 @@ def weight_size_of(path: Path) -> WeightSize:
     return WeightSize(sum(file.stat().st_size for file in files), parameters, quantized)
 
 
-def _loaded(folder: Path) -> Iterator[Path]:
-    """Yield the weight files that runners load: in each folder the newest formats, without variants."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
-    for inner in sorted({file.parent for file in files}):
-        here = [file for file in files if file.parent == inner]
-        formats = {file.suffix for file in here}
-        if ".safetensors" in formats:  # files of other formats have the same weights, except ONNX files
-            formats = {".safetensors", ".onnx"} & formats
-        names = {file.name for file in here}
-        for file in here:
-            if file.suffix in formats and not _is_variant(file, names):
-                yield file
+def _loaded(folder: Path, variant: str | None) -> list[Path]:
+    """Return the weight files that runners load."""
+    files = [file for file in folder.rglob("*") if file.suffix in _SUFFIXES and file.is_file()]
+    formats: dict[Path, set[str]] = {}
+    for file in files:
+        formats.setdefault(file.parent, set()).add(file.suffix)
+    pipeline = _components(folder)
+    # Files of other formats beside safetensors have the same weights, except ONNX files of other models.
+    beside = {".safetensors", ".onnx"} if pipeline is None else {".safetensors"}
+    names = [
+        file.relative_to(folder).as_posix()
+        for file in files
+        if ".safetensors" not in formats[file.parent] or file.suffix in beside
+    ]
+    patterns = [f"*{suffix}" for suffix in _SUFFIXES]
+    chosen = selection.weight_files(names, patterns, variant=variant, pipeline=pipeline)
+    return [folder / name for name in chosen]
 
 
-def _is_variant(file: Path, names: Iterable[str]) -> bool:
-    """Return whether the file is like ``model.fp16.safetensors`` next to ``model.safetensors``."""
-    stem, _, variant = file.stem.rpartition(".")
-    return bool(stem) and bool(variant) and f"{stem}{file.suffix}" in names
+def _components(folder: Path) -> frozenset[str] | None:
+    """Return the components of the pipeline in a folder; None if it has none, or its index is damaged."""
+    try:
+        index = json.loads((folder / selection.PIPELINE).read_bytes())
+    except (OSError, ValueError, RecursionError):  # loading it raises the error
+        return None
+    return selection.components(index) if isinstance(index, dict) else None
 
 
 def _header(file: Path) -> dict[str, Any] | None:

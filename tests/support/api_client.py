@@ -13,6 +13,7 @@ from appliance.gateway.api import create_api
 from appliance.gateway.api.auth import Auth
 from appliance.gateway.api.rate_limit import RateLimits
 from appliance.gateway.api.services import Services
+from appliance.gateway.engine.additions import Additions
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.webhooks.sender import Webhooks
@@ -32,6 +33,7 @@ CONFIG = Config.model_validate(
 def services_of(bench: Bench, config: Config = CONFIG) -> Services:
     """Return the services of the routes, over the engine of ``bench``."""
     fetch_guard = FetchGuard(())
+    reload = bench.reload(config)
     return Services(
         config=config,
         catalogue=bench.catalogue,
@@ -50,7 +52,8 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         cluster=bench.cluster,
         storage=Storage(bench.folder),
         devices=DEVICES,
-        reload=bench.reload(config),
+        reload=reload,
+        additions=Additions(bench.folder, reload),
         started_at=time.time(),
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = 4096  # bytes; larger files are in LFS
 
@@ -27,6 +27,8 @@ class StubHub:
         self.commits: dict[str, str] = {}
         self.gated: set[str] = set()
         self.cut: list[int] = []  # the next LFS downloads break off after so many bytes
+        self.gate = threading.Event()  # LFS downloads wait for it
+        self.gate.set()
         self.damaged = False  # LFS downloads have the right size and wrong content
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range
 
@@ -54,6 +56,7 @@ def serving_hub() -> Iterator[StubHub]:
     try:
         yield hub
     finally:
+        hub.gate.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -67,6 +70,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         if found := re.fullmatch(r"/lfs/([^/]+/[^/]+)/(.+)", path):
             self._lfs(self.hub.repositories[found[1]][found[2]])
+            return
+        if path == "/api/models":
+            self._search()
             return
         patterns = (
             r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?",
@@ -86,6 +92,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._describe(name, tree=match[2] == "tree")
 
     do_HEAD = do_GET  # noqa: N815 - the base class's names
+
+    def _search(self) -> None:
+        (word,) = parse_qs(urlsplit(self.path).query)["search"]
+        found = [
+            {"id": name, "tags": ["license:apache-2.0"], "downloads": 7, "pipeline_tag": "text-generation"}
+            for name in self.hub.repositories
+            if word.lower() in name.lower()
+        ]
+        self._send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
 
     def _describe(self, name: str, *, tree: bool) -> None:
         files = [_described(path, data) for path, data in self.hub.repositories[name].items()]
@@ -119,6 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _lfs(self, data: bytes) -> None:
         etag = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+        if self.command == "GET":
+            self.hub.gate.wait()
         if self.hub.damaged:
             data = bytes(len(data))
         start = int((self.headers.get("Range") or "bytes=0-")[len("bytes=") :].partition("-")[0])

@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from appliance.domain.errors import ApplianceError, BadRequest, DiskFull, MethodNotAllowed, NotFound
 from appliance.gateway.api import errors, reference, requests
 from appliance.gateway.api.admin import (
+    additions,
     builds,
     examples,
     history,
@@ -74,6 +75,7 @@ ROUTES: Final = (
     *settings.ROUTES,
     *usage.ROUTES,
     *examples.ROUTES,
+    *additions.ROUTES,
     *reference.ROUTES,
     *openai.ROUTES,
     *stored_responses.ROUTES,

@@ -11,7 +11,7 @@ from appliance import __version__
 from appliance.domain import usage
 from appliance.domain.prediction import Status
 from appliance.gateway.api.openapi_operations import ANY_JSON, CREATED, OPEN, OPERATIONS, Operation
-from appliance.protocols import admin_types, compat_types, request_types, response_types
+from appliance.protocols import adding_types, admin_types, compat_types, request_types, response_types
 
 Schema = dict[str, Any]
 
@@ -19,6 +19,8 @@ _BODIES: Final = (
     *request_types.REQUESTS,
     *response_types.RESPONSES,
     *admin_types.RESPONSES,
+    *adding_types.REQUESTS,
+    *adding_types.RESPONSES,
     *compat_types.REQUESTS,
     *compat_types.RESPONSES,
 )
@@ -36,6 +38,7 @@ _REASONS: Final = {
     401: "The request has no valid token",
     403: "The token does not permit this",
     404: "The object does not exist, or belongs to another account",
+    409: "models.yaml, or the source, does not permit it in its current state",
     413: "The body is too large",
     422: "The request is not valid; invalid_fields names each wrong field",
     500: "The appliance failed to respond; the reason is in its log",
@@ -99,6 +102,8 @@ _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
         {"type": "string", "enum": ["prediction", "training"]},
         "Only predictions, or only trainings",
     ),
+    "query": ("query", _TEXT, "Word to search for; a few wrong letters are allowed"),
+    "prune": ("query", {"type": "boolean"}, "Whether to delete the weights that only this model uses"),
     "from": ("query", _DAY, "First day, in UTC"),
     "to": ("query", _DAY, "Last day, in UTC"),
     "by": ("query", _TEXT, f"Keys to group by, with commas between: {', '.join(usage.KEYS)}"),

@@ -131,6 +131,8 @@ REPLICATE: Final = (
 )  # fmt: skip
 
 _ADMIN_MODEL: Final = "/admin/models/{owner}/{name}"
+_EDITS: Final = (400, 401, 403, 404, 409, 429)
+_ADDS: Final = (400, 401, 403, 404, 409, 413, 422, 429)
 _PERIOD: Final = ("from", "to", "by")
 _HISTORY: Final = (*_LISTS, "limit", "model", "status", "owner", "token", "type")
 
@@ -167,6 +169,37 @@ ADMIN: Final = (
               "Make a prediction an example of its model", {204: None}, errors=(400, *_READ)),
     Operation("delete", f"{_ADMIN_MODEL}/examples/{{id}}", "admin.models.examples.remove",
               "Remove an example from its model", {204: None}, errors=_READ),
+    Operation("delete", _ADMIN_MODEL, "admin.models.remove", "Remove a model from models.yaml",
+              {200: "Removal"}, None, ("prune",), errors=_EDITS),
+    Operation("get", f"{_ADMIN_MODEL}/update", "admin.models.update.find",
+              "Get the newest revision of a model's source", {200: "Update"}, errors=_EDITS),
+    Operation("post", f"{_ADMIN_MODEL}/update", "admin.models.update",
+              "Download the newest revision of a model and change models.yaml", {202: "Addition"},
+              errors=_EDITS),
+    Operation("get", "/admin/catalogue", "admin.catalogue", "Search the catalogue of models",
+              {200: "Catalogue"}, None, ("query",), errors=_EDITS),
+    Operation("get", "/admin/hub", "admin.hub", "Search the Hugging Face hub", {200: "HubSearch"}, None, (),
+              ("query",), _EDITS),
+    Operation("post", "/admin/proposals", "admin.proposals.create",
+              "Look at a model, and at the change of models.yaml for it, without any change",
+              {200: "Proposal"}, "ProposalRequest", errors=_ADDS),
+    Operation("get", "/admin/additions", "admin.additions.list",
+              "List the models that are being added or updated, newest first", {200: "AdditionPage"},
+              errors=_READ),
+    Operation("post", "/admin/additions", "admin.additions.create",
+              "Download a model and write it to models.yaml", {202: "Addition"}, "AdditionRequest",
+              errors=_ADDS),
+    Operation("get", "/admin/additions/{id}", "admin.additions.get", "Get an addition and its progress",
+              {200: "Addition"}, errors=_READ),
+    Operation("get", "/admin/additions/{id}/events", "admin.additions.events",
+              "Stream the progress of an addition as server-sent events", {200: "text/event-stream"},
+              errors=_READ),
+    Operation("post", "/admin/additions/{id}/cancel", "admin.additions.cancel", "Cancel an addition",
+              {200: "Addition"}, errors=_READ),
+    Operation("get", "/admin/weights/unused", "admin.weights.unused", "List weights that no model uses",
+              {200: "UnusedWeightsPage"}, errors=_EDITS),
+    Operation("post", "/admin/weights/prune", "admin.weights.prune", "Delete unused weights",
+              {200: "Prune"}, "PruneRequest", errors=_ADDS),
     Operation("get", "/admin/tokens", "admin.tokens.list", "List all tokens, oldest first",
               {200: "TokenPage"}, errors=_READ),
     Operation("post", "/admin/tokens", "admin.tokens.create", "Create a token", {201: "Token"},

@@ -13,6 +13,7 @@ from appliance.gateway.catalogue.builds import ProjectBuilds
 from appliance.gateway.catalogue.catalogue import Catalogue
 from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Engine
+from appliance.gateway.engine.additions import Additions
 from appliance.gateway.engine.reload import Reload
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
@@ -45,6 +46,7 @@ class Services(msgspec.Struct, kw_only=True):
     cluster: Cluster
     storage: Storage
     reload: Reload
+    additions: Additions
     devices: tuple[Device, ...]
     started_at: float  # Unix seconds
 

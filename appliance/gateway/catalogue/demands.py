@@ -22,7 +22,7 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
     in main memory.
     """
     share, memory, count, origin = None, None, 1, Origin.DECLARED
-    weight = weights.weight_size_of(weights.folder(home, model)) if model.source else WeightSize()
+    weight = _size(model, home)
     kind, with_host_memory = devices[0].kind, devices[-1].is_main_memory
     on_host = with_host_memory and kind == "cuda" and model.options.on_cpu
     kind = "cpu" if on_host else kind
@@ -62,7 +62,7 @@ def _adapter_size(model: ModelConfig, home: Path) -> int:
 
 def training_demand(model: ModelConfig, home: Path) -> Demand:
     """Return how much memory a training of the model needs while it runs."""
-    weight = weights.weight_size_of(weights.folder(home, model)) if model.source else WeightSize()
+    weight = _size(model, home)
     return Demand(
         model=model.training_key,
         concurrency=1,
@@ -70,6 +70,12 @@ def training_demand(model: ModelConfig, home: Path) -> Demand:
         origin=Origin.ESTIMATED,
         idle_unload_after=TRAINER_IDLE,
     )
+
+
+def _size(model: ModelConfig, home: Path) -> WeightSize:
+    if model.source is None:
+        return WeightSize()
+    return weights.weight_size_of(weights.folder(home, model), model.weight_variant)
 
 
 def capacities(devices: tuple[Device, ...]) -> list[Capacity]:

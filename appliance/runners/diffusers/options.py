@@ -158,6 +158,10 @@ class DiffusersModel(AdaptableModel):
     source: WeightsSource = Field(description="Source of the weights.")
     options: DiffusersOptions = subsection(DiffusersOptions(), "Options of this kind.")
 
+    @property
+    def weight_variant(self) -> str | None:
+        return self.options.variant
+
     def conflicts(self) -> Iterator[tuple[str, str]]:
         yield from super().conflicts()
         quantized = self.options.quantization

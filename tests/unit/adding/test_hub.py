@@ -49,6 +49,38 @@ def test_a_repository_is_added_at_its_commit_and_downloaded(hub: StubHub, tmp_pa
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
 
 
+PIPELINE = {
+    "model_index.json": json.dumps({"_class_name": "X", "unet": ["diffusers", "U"]}).encode(),
+    "unet/config.json": b"{}",
+    "unet/model.safetensors": bytes(20_000),
+    "unet/model.fp16.safetensors": bytes(10_000),
+    "x.safetensors": bytes(20_000),
+}
+
+
+def test_only_the_variant_of_a_pipeline_is_downloaded(hub: StubHub, tmp_path: Path) -> None:
+    hub.add("org/images", PIPELINE)
+    proposal = propose("hub:org/images", tmp_path)
+    assert (proposal.entry["options"], proposal.download) == ({"variant": "fp16"}, 10_000)
+    folder = weights.pull(tmp_path, proposal.config())
+    found = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
+    assert found == ["model_index.json", "unet/config.json", "unet/model.fp16.safetensors"]
+    plain = proposal.config().model_copy(update={"options": type(proposal.config().options)()})
+    assert weights.pull(tmp_path, plain) != folder
+    assert (weights.folder(tmp_path, plain) / "unet/model.safetensors").exists()
+
+
+def test_a_folder_with_all_variants_of_an_older_release_is_used(hub: StubHub, tmp_path: Path) -> None:
+    hub.add("org/images", PIPELINE)
+    config = propose("hub:org/images", tmp_path).config()
+    plain = config.model_copy(update={"options": type(config.options)()})
+    old = weights.folder(tmp_path, plain)
+    (old / "unet").mkdir(parents=True)
+    assert weights.folder(tmp_path, config) != old
+    (old / "unet/model.fp16.safetensors").write_bytes(b"x")
+    assert weights.folder(tmp_path, config) == old
+
+
 def test_an_interrupted_download_goes_on_where_it_stopped(hub: StubHub, tmp_path: Path) -> None:
     content = os.urandom(24_000_000)  # the client keeps whole chunks of 10 MB
     hub.add("org/model", {**FILES, "model.safetensors": content})

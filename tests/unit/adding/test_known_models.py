@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+import yaml
 
 from appliance import weights
 from appliance.adding import DeviceUse, Fit, catalogue, delete, find_fit, proposal, search, unused
 from appliance.adding.known_models import CatalogueModel, find
-from appliance.config import Config, PypiSource
+from appliance.config import Config, PypiSource, load
+from appliance.config.sections import CatalogueConfig
 from appliance.domain.errors import ApplianceError, ConfigError
 from appliance.runners import model_configs
 from appliance.weights.index import Wheel
 
 GIB = 1024**3
+CONFIG = Config.model_validate({"models": [{"name": "a/a", "kind": "echo"}]})
+MODELS = catalogue(CONFIG)
 
 
-@pytest.mark.parametrize("model", catalogue(), ids=lambda model: model.short)
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.short)
 def test_each_model_makes_a_valid_entry(model: CatalogueModel) -> None:
     source: dict[str, str] = {"hub": model.hub or "", "revision": "main"}
     if model.pypi is not None:
@@ -33,7 +39,7 @@ def test_each_model_makes_a_valid_entry(model: CatalogueModel) -> None:
 
 
 def test_names_and_aliases_are_unique() -> None:
-    names = [name for model in catalogue() for name in (model.short, model.name, *model.aliases)]
+    names = [name for model in MODELS for name in (model.short, model.name, *model.aliases)]
     assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
@@ -49,15 +55,15 @@ def test_names_and_aliases_are_unique() -> None:
     ],
 )
 def test_search_tolerates_wrong_letters(word: str, found: str) -> None:
-    assert found in [model.short for model in search(word, catalogue())]
+    assert found in [model.short for model in search(word, MODELS)]
 
 
 def test_search_finds_nothing_for_another_word() -> None:
-    assert search("zzzzzz", catalogue()) == []
+    assert search("zzzzzz", MODELS) == []
 
 
 def test_a_short_name_or_an_alias_names_a_model() -> None:
-    models = catalogue()
+    models = MODELS
     known = find("SDXL", models)
     assert known is not None
     assert find("stability-ai/sdxl", models) == known
@@ -66,27 +72,99 @@ def test_a_short_name_or_an_alias_names_a_model() -> None:
         find("whisper-smal", models)
 
 
+def own_catalogue(path: Path, **more: str) -> Path:
+    entry = {
+        "short": "sdxl", "task": "image", "hub": "me/mine", "name": "me/mine", "licence": "mit",
+        "size": "1GiB", "memory": "2GiB", "kind": "diffusers", "description": "Mine", "tested": True, **more,
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump({"version": 1, "models": [entry]}, sort_keys=False))
+    return path
+
+
+def with_catalogue(source: Path | str, **more: bool) -> Config:
+    return CONFIG.model_copy(update={"catalogue": CatalogueConfig(source=str(source), **more)})
+
+
 def test_an_own_catalogue_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = tmp_path / "own.yaml"
-    entry = "short: sdxl, task: image, hub: me/mine, name: me/mine, licence: mit, size: 1GiB, memory: 2GiB"
-    own.write_text(
-        f"version: 1\nmodels:\n  - {{{entry}, kind: diffusers, description: Mine, tested: true}}\n"
-    )
-    shipped = catalogue()
-    monkeypatch.setenv("APPLIANCE_CATALOGUE", str(own))
-    models = catalogue()
+    monkeypatch.delenv("APPLIANCE_CATALOGUE", raising=False)
+    own = own_catalogue(tmp_path / "own.yaml")
+    models = catalogue(with_catalogue(own))
     assert models[0].hub == "me/mine"
-    assert len(models) == len(shipped)
-    for source in ("", "hub: me/mine, pypi: a==1/b, "):
-        changed = entry.replace("hub: me/mine, ", source)
-        own.write_text(
-            f"version: 1\nmodels:\n  - {{{changed}, kind: diffusers, description: Mine, tested: true}}\n"
-        )
-        with pytest.raises(ConfigError, match=r"needs either hub or pypi"):
-            catalogue()
+    assert len(models) == len(MODELS)
+    assert [model.hub for model in catalogue(with_catalogue(own, shipped=False))] == ["me/mine"]
+    other = own_catalogue(tmp_path / "other.yaml", hub="me/other")
+    monkeypatch.setenv("APPLIANCE_CATALOGUE", str(other))
+    assert catalogue(with_catalogue(own))[0].hub == "me/other"
+
+
+def test_the_path_of_a_catalogue_starts_at_the_folder_of_models_yaml(tmp_path: Path) -> None:
+    own_catalogue(tmp_path / "own.yaml")
+    file = tmp_path / "models.yaml"
+    file.write_text("catalogue: {source: own.yaml}\nmodels: [{name: a/a, kind: echo}]\n")
+    assert catalogue(load(file))[0].hub == "me/mine"
+    file.write_text("catalogue: {source: http://h/c}\nmodels: [{name: a/a, kind: echo}]\n")
+    with pytest.raises(ConfigError, match=r"models\.yaml:1: key catalogue\.source: .*begins with .https://"):
+        load(file)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"size": "big"}, r"own\.yaml:8: model sdxl, key size: should be a number of bytes"),
+        ({"kind": "none"}, r"own\.yaml:\d+: model sdxl, key kind: there is no kind none \(known: cog, "),
+        ({"options": {"stpes": 4}}, r"own\.yaml:\d+: model sdxl, key options\.stpes: Extra inputs"),
+    ],
+)
+def test_a_mistake_in_a_catalogue_names_the_model_and_the_line(
+    tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
+    own = own_catalogue(tmp_path / "own.yaml", **more)
+    with pytest.raises(ConfigError, match=message):
+        catalogue(with_catalogue(own))
+
+
+def test_other_mistakes_in_a_catalogue(tmp_path: Path) -> None:
+    own = own_catalogue(tmp_path / "own.yaml")
+    entry = own.read_text().partition("models:\n")[2]
+    own.write_text(f"version: 1\nmodels:\n{entry}{entry}")
+    with pytest.raises(ConfigError, match=r"own\.yaml:13: model sdxl, key short: another model of this"):
+        catalogue(with_catalogue(own))
+
+
+@pytest.mark.parametrize("more", [{"hub": None}, {"pypi": "a==1/b"}])
+def test_a_model_of_a_catalogue_has_one_source(tmp_path: Path, more: dict[str, Any]) -> None:
+    own = own_catalogue(tmp_path / "own.yaml", **more)
+    with pytest.raises(ConfigError, match=r"needs either hub or pypi"):
+        catalogue(with_catalogue(own))
+
+
+def test_a_catalogue_of_another_version(tmp_path: Path) -> None:
+    own = own_catalogue(tmp_path / "own.yaml")
     own.write_text("version: 2\nmodels: []\n")
     with pytest.raises(ConfigError, match=r"own\.yaml:1: key version: Input should be 1"):
-        catalogue()
+        catalogue(with_catalogue(own))
+
+
+def test_a_catalogue_is_fetched_from_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = own_catalogue(tmp_path / "own.yaml").read_bytes()
+    answers = {
+        "/catalogue.yaml": httpx.Response(200, content=content),
+        "/large": httpx.Response(200, content=bytes(2 * 1024**2)),
+        "/binary": httpx.Response(200, content=b"\xff\xfe\xfd"),
+        "/wrong": httpx.Response(200, content=b"version: 1\nmodels: [{short: x}]\n"),
+    }
+    transport = httpx.MockTransport(lambda asked: answers.get(asked.url.path, httpx.Response(404)))
+    client = httpx.Client
+    monkeypatch.setattr(httpx, "Client", lambda **_: client(transport=transport))
+    assert catalogue(with_catalogue("https://c.example/catalogue.yaml"))[0].hub == "me/mine"
+    for path, message in (
+        ("none", "https://c.example/none: cannot be fetched: Client error '404 Not Found'"),
+        ("large", "is larger than 1 MiB"),
+        ("binary", "is not UTF-8 text"),
+        ("wrong", "https://c.example/wrong:2: model x, key task: Field required"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            catalogue(with_catalogue(f"https://c.example/{path}"))
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from appliance.adding.listing import Listing
-from appliance.adding.recognize import recognize
-from appliance.domain.errors import WeightsError
+from appliance.adding.recognize import Recognized, recognize
+from appliance.domain.errors import ApplianceError, WeightsError
 
 
 def listing(*names: str, **configs: Any) -> Listing:
@@ -29,6 +30,13 @@ WEIGHTS = "model.safetensors"
 def transformer(architecture: str, *labels: str) -> Listing:
     more = {"id2label": dict(enumerate(labels))} if labels else {}
     return listing(WEIGHTS, config=config(architecture, **more))
+
+
+def encoder_decoder(architecture: str, stated: str | None = None, settings: Sequence[str] = ()) -> Listing:
+    more: dict[str, Any] = {"task_specific_params": {key: {} for key in settings}} if settings else {}
+    found = listing(WEIGHTS, config=config(architecture, is_encoder_decoder=True, **more))
+    found.task = stated
+    return found
 
 
 @pytest.mark.parametrize(
@@ -72,6 +80,12 @@ def test_kind(files: Listing, kind: str) -> None:
             listing(WEIGHTS, config=config("VisionEncoderDecoderModel", decoder={"model_type": "trocr"})),
             "ocr",
         ),
+        (transformer("BartForConditionalGeneration"), "summarization"),
+        (transformer("MBartForConditionalGeneration"), "translation"),
+        (encoder_decoder("T5ForConditionalGeneration", stated="translation"), "translation"),
+        (encoder_decoder("MT5ForConditionalGeneration", stated="summarization"), "summarization"),
+        (encoder_decoder("T5ForConditionalGeneration", settings=["summarization"]), "summarization"),
+        (encoder_decoder("T5ForConditionalGeneration", settings=["translation_en_to_de"]), "translation"),
     ],
 )
 def test_task(files: Listing, task: str) -> None:
@@ -97,7 +111,18 @@ def test_one_of_several_gguf_files_is_named() -> None:
         (listing("README.md"), r"is not recognised: looked for cog\.yaml .*model_index\.json .*\.gguf"),
         (
             listing("a.safetensors", adapter_config={"base_model_name_or_path": "o/b"}),
-            "is a LoRA adapter for o/b",
+            "is a LoRA adapter for o/b and cannot be served alone",
+        ),
+        (
+            listing("pytorch_lora_weights.safetensors"),
+            "is a LoRA adapter for a model that its files do not name and cannot be served alone",
+        ),
+        (
+            encoder_decoder("T5ForConditionalGeneration", settings=["summarization", "translation_en_to_de"]),
+            (
+                r"do not say whether it is for translation or summarization: name the task with --task\. The "
+                "kind transformers serves such models for these tasks only; no kind serves them for chat"
+            ),
         ),
         (listing("pytorch_model.bin", config=config("LlamaForCausalLM")), "has no safetensors files"),
         (
@@ -116,3 +141,37 @@ def test_one_of_several_gguf_files_is_named() -> None:
 def test_what_is_not_recognised_is_refused(files: Listing, message: str) -> None:
     with pytest.raises(WeightsError, match=f"the source.*{message}"):
         recognize(files)
+
+
+def test_an_adapter_for_images_names_its_base() -> None:
+    files = listing("pixel-art.safetensors")
+    files.tags, files.base_model = ("diffusers", "lora"), "stabilityai/stable-diffusion-xl-base-1.0"
+    with pytest.raises(
+        WeightsError, match=r"adapter for stabilityai/stable-diffusion-xl-base-1\.0 .*: add stabilityai/"
+    ):
+        recognize(files)
+
+
+def test_a_kind_and_a_task_that_the_user_names_are_used() -> None:
+    t5 = encoder_decoder("T5ForConditionalGeneration")
+    assert recognize(t5, task="summarization").options == {"task": "summarization"}
+    mystery = transformer("MysteryModel")
+    assert recognize(mystery, kind="vllm") == Recognized("vllm", "the kind vllm, as given")
+    named = recognize(mystery, kind="transformers", task="fill-mask")
+    assert (named.kind, named.options) == ("transformers", {"task": "fill-mask"})
+    found = recognize(transformer("ViTForImageClassification", "cat"), kind="transformers")
+    assert found.options == {"task": "image-classification"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "message"),
+    [
+        ("vlm", None, r"'vlm' is no kind of models with weights: name one of .*vllm.* with --kind"),
+        ("echo", None, r"'echo' is no kind of models with weights"),
+        ("vllm", "fill-mask", r"models of the kind vllm have no task: leave out --task"),
+        ("cog", None, r"is no Cog project: it has no cog\.yaml"),
+    ],
+)
+def test_a_kind_that_cannot_be_is_refused(kind: str, task: str | None, message: str) -> None:
+    with pytest.raises(ApplianceError, match=message):
+        recognize(transformer("MysteryModel"), kind=kind, task=task)

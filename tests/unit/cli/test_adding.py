@@ -77,7 +77,14 @@ def folder(name: str, files: dict[str, Any]) -> Path:
     [
         ("vllm", FILES),
         ("embeddings", {**FILES, "modules.json": []}),
-        ("diffusers", {"model_index.json": {"_class_name": "FluxPipeline"}, "unet/a.safetensors": b"x"}),
+        (
+            "diffusers",
+            {
+                "model_index.json": {"_class_name": "FluxPipeline", "unet": ["diffusers", "X"]},
+                "unet/a.safetensors": b"x",
+                "unet/config.json": {},
+            },
+        ),
         ("whisper", {"model.bin": b"x", "config.json": {}, "vocabulary.txt": b"x"}),
         ("piper", {"joe.onnx": b"x", "joe.onnx.json": {}}),
     ],
@@ -90,6 +97,49 @@ def test_a_folder_is_added_with_one_new_entry(command: Command, kind: str, files
     entry = ["+   - name: local/my-model", f"+     kind: {kind}", "+     source:"]
     assert difference(CONFIG) == [*entry, f"+       path: {path.absolute()}"]
     assert [model.kind for model in config.load(Path("models.yaml")).models] == ["echo", kind]
+
+
+def test_weights_that_the_kind_cannot_load_are_refused(command: Command) -> None:
+    folder("model", {"model_index.json": {"unet": ["diffusers", "X"]}, "unet/a.safetensors": b"x"})
+    code, _, err = command("add", "./model", "--yes")
+    assert (code, Path("models.yaml").read_text()) == (1, CONFIG)
+    assert "names the pipeline None, which diffusers does not have" in err
+
+
+def test_a_dry_run_shows_the_change_and_makes_none(command: Command) -> None:
+    path = folder("model", FILES)
+    code, out, err = command("add", "./model", "--dry-run")
+    assert (code, err, Path("models.yaml").read_text()) == (0, "", CONFIG)
+    lines = ["+  - name: local/model", "+    kind: vllm", "+    source:", f"+      path: {path.absolute()}"]
+    assert [line for line in out.splitlines() if line[0] in "+-"] == [
+        "--- models.yaml",
+        "+++ models.yaml",
+        *lines,
+    ]
+
+
+def test_a_kind_and_a_task_are_written(command: Command) -> None:
+    t5 = json.dumps({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}).encode()
+    folder("t5", {**FILES, "config.json": t5})
+    code, _, err = command("add", "./t5", "--yes")
+    assert (code, Path("models.yaml").read_text()) == (1, CONFIG)
+    assert "name the task with --task" in err
+    assert command("add", "./t5", "--kind", "transformers", "--task", "summarize", "--yes")[0] == 1
+    code, out, err = command("add", "./t5", "--kind", "transformers", "--task", "summarization", "--yes")
+    assert (code, err) == (0, ""), err
+    assert "T5ForConditionalGeneration, for summarization" in out
+    assert difference(CONFIG)[-2:] == ["+     options:", "+       task: summarization"]
+
+
+def test_the_hub_is_searched(command: Command, hub: StubHub) -> None:
+    hub.add("Org/Whisper-Model", FILES)
+    hub.add("Org/Other", FILES)
+    code, out, err = command("search", "whisper", "--hub")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["source", "hub:Org/Whisper-Model"]
+    assert json.loads(command("search", "other", "--hub", "--json")[1])[0]["licence"] == "apache-2.0"
+    code, _, err = command("search", "zzz", "--hub")
+    assert (code, "the hub has no model whose name contains 'zzz'" in err) == (1, True)
 
 
 def test_a_repository_is_added_updated_removed_and_pruned(command: Command, hub: StubHub) -> None:
@@ -187,6 +237,27 @@ def test_the_running_appliance_is_asked_and_reloaded(
     assert (code, err) == (0, "")
     assert "fits on cuda:0 after evicting test/echo" in out
     assert out.endswith("added local/model\n")
+
+
+def test_a_failing_reload_puts_the_file_back(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder("model", FILES)
+    with serving() as origin:
+        origin.answers["/admin/status"] = Answer(b'{"devices": [], "models": []}')
+        monkeypatch.setenv("APPLIANCE_URL", origin.url)
+        monkeypatch.setenv("APPLIANCE_TOKEN", "t")
+        problem = b'{"title": "Bad request", "detail": "it has an error", "status": 400}'
+        origin.posted["/admin/reload"] = Answer(problem, status=400)
+        code, _, err = command("remove", "test/other", "--yes")
+        assert (code, "has no model test/other" in err) == (2, True)
+        Path("models.yaml").write_text(
+            before := CONFIG.replace("code:", "  - name: a/a\n    kind: echo\ncode:")
+        )
+        code, _, err = command("remove", "a/a", "--yes")
+    assert code == 1
+    assert "the appliance did not reload: " in err
+    assert "it has an error" in err
+    assert err.rstrip().endswith("models.yaml is as before")
+    assert Path("models.yaml").read_text() == before
 
 
 def test_nothing_is_written_without_a_yes(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

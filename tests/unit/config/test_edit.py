@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import multiprocessing
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import yaml
 from appliance import config
 from appliance.config import yaml_source
 from appliance.config.edit import add_entry, change_entry, remove_entry
-from appliance.config.edit_file import edit_file
+from appliance.config.edit_file import edit_file, put_back
 from appliance.domain.errors import ConfigError
 from tests.support.appliance_process import ROOT
 
@@ -137,7 +139,7 @@ def test_a_file_is_replaced_only_by_a_valid_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no kind 'no'"):
         edit_file(link, lambda text: add_entry(text, {"name": "b/b", "kind": "no"}))
     assert file.read_bytes() == before
-    edited = edit_file(link, lambda text: add_entry(text, {"name": "b/b", "kind": "echo"}))
+    edited = edit_file(link, lambda text: add_entry(text, {"name": "b/b", "kind": "echo"})).config
     assert [model.name for model in edited.models] == ["a/a", "b/b"]
     assert file.read_bytes() == before + b"  - name: b/b\n    kind: echo\n"
     assert (link.is_symlink(), file.stat().st_mode & 0o777) == (True, 0o640)
@@ -157,6 +159,47 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
     assert {model.name for model in config.load(file).models} == {f"m/m{number}" for number in range(8)}
+
+
+def test_an_edit_by_hand_at_the_same_time_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("models:\n  - name: a/a\n    kind: echo\n")
+    by_hand = ["# a comment\n"]
+
+    def edit(text: str) -> str:
+        if by_hand:
+            file.write_text(by_hand.pop() + text)
+        return add_entry(text, {"name": "b/b", "kind": "echo"})
+
+    edited = edit_file(file, edit)
+    assert edited.old.startswith("# a comment\n")
+    assert file.read_text() == edited.old + "  - name: b/b\n    kind: echo\n"
+
+
+def test_an_edit_is_put_back_unless_the_file_has_changed_since(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(before := "models:\n  - name: a/a\n    kind: echo\n")
+    edited = edit_file(file, lambda text: add_entry(text, {"name": "b/b", "kind": "echo"}))
+    assert edited.diff(file).splitlines()[-2:] == ["+  - name: b/b", "+    kind: echo"]
+    assert put_back(file, edited)
+    assert file.read_text() == before
+    edited = edit_file(file, lambda text: add_entry(text, {"name": "b/b", "kind": "echo"}))
+    file.write_text(changed := edited.new + "# by hand\n")
+    assert not put_back(file, edited)
+    assert file.read_text() == changed
+
+
+def test_a_file_that_cannot_be_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(before := "models:\n  - name: a/a\n    kind: echo\n")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+    with pytest.raises(ConfigError, match=r"models\.yaml: cannot be written: Read-only file system: correct"):
+        edit_file(file, lambda text: add_entry(text, {"name": "b/b", "kind": "echo"}))
+    assert file.read_text() == before
 
 
 def test_a_dollar_sign_in_an_entry_is_no_reference_to_a_variable(

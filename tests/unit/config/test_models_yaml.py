@@ -20,7 +20,7 @@ from appliance.config import (
     json_schema,
     load,
 )
-from appliance.config.sections import MODELS, PricesConfig, ServerConfig, UiConfig
+from appliance.config.sections import MODELS, CatalogueConfig, PricesConfig, ServerConfig, UiConfig
 from appliance.domain.section import Section
 from appliance.runners.adapters import AdaptableModel
 from appliance.runners.echo.options import EchoModel
@@ -143,6 +143,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "LoggingConfig": set(everything["logging"]),
         "TelemetryConfig": set(everything["telemetry"]),
         "PricesConfig": set(everything["prices"]),
+        "CatalogueConfig": set(everything["catalogue"]),
         "RetentionConfig": set(everything["retention"]),
         "EgressConfig": set(everything["egress"]),
         "UiConfig": set(everything["ui"]),
@@ -178,6 +179,7 @@ def test_the_defaults_it_shows_are_the_true_ones(everything: dict[str, Any]) -> 
         (UiConfig, everything["ui"]),
         (HardwareConfig, everything["hardware"]),
         (PricesConfig, everything["prices"]),
+        (CatalogueConfig, everything["catalogue"]),
         (LoggingConfig, everything["logging"]),
         *((options_of(kind), shown["options"]) for kind, shown in examples(everything).items()),
     ]

@@ -189,3 +189,19 @@ async def test_an_import_skips_it(path: Path) -> None:
     assert len(await store.list("me")) == 2
     assert await store.run_counts() == {"acme/hello": 2}
     await store.close()
+
+
+async def test_an_import_after_the_deletion_of_the_version_counts_usage_once(store: Store) -> None:
+    record, other = ended(), ended()
+    assert await imports.add_missing(store, [record, other]) == 2
+    counted = await store.usage.rows(())
+    removed = await store.remove_version(record.version, record.model)
+    assert set(removed) == {record.id, other.id}
+    assert await store.list("me") == []
+    assert await store.usage.rows(()) == counted
+    fresh = ended()
+    assert await imports.add_missing(store, [record, other, fresh]) == 3
+    assert len(await store.list("me")) == 3
+    (usage,) = await store.usage.rows(())
+    assert (usage.predictions, usage.predict_us) == (3, 3_000_000)
+    assert await store.run_counts() == {"acme/hello": 3}

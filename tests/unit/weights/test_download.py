@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -494,13 +494,14 @@ class Hub(ModuleType):
         return self
 
     def list_repo_tree(self, *_: Any, **__: Any) -> list[Any]:
-        return []
+        return [SimpleNamespace(path=name, size=len(name), lfs=None) for name in self.files]
 
     def snapshot_download(self, repo: str, **call: Any) -> None:
         self.calls.append({"repo": repo, **call})
         if self.error is not None:
             raise self.error
-        for name in [*self.files, ".cache/note"]:
+        fetched = [name for name in self.files if any(fnmatch(name, each) for each in call["allow_patterns"])]
+        for name in [*fetched, ".cache/note"]:
             file = call["local_dir"] / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(name)
@@ -508,7 +509,7 @@ class Hub(ModuleType):
 
 @pytest.fixture
 def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    stand_in = Hub(["model.safetensors", "config.json"])
+    stand_in = Hub(["model.safetensors", "pytorch_model.bin", "config.json", "onnx/config.json"])
     monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
     return stand_in
 
@@ -519,15 +520,13 @@ def test_a_repository_is_pulled_at_its_revision(tmp_path: Path, fake_hub: Hub) -
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
     (call,) = fake_hub.calls
     assert (call["repo"], call["revision"]) == ("org/repo", "abc")
-    assert "*.safetensors" in call["allow_patterns"]
-    assert "*.bin" not in call["allow_patterns"]
+    assert call["allow_patterns"] == ["model.safetensors", "config.json"]
 
 
 def test_one_file_of_a_repository(tmp_path: Path, fake_hub: Hub) -> None:
     fake_hub.files = ["x.gguf"]
     hub.snapshot(HubSource(hub="org/repo", revision="abc", file="x.gguf"), tmp_path, ("*.safetensors",))
-    assert fake_hub.calls[0]["allow_patterns"][0] == "x.gguf"
-    assert fake_hub.calls[0]["ignore_patterns"] is None
+    assert fake_hub.calls[0]["allow_patterns"] == ["x.gguf"]
 
 
 @pytest.mark.parametrize(
@@ -540,15 +539,13 @@ def test_one_file_of_a_repository(tmp_path: Path, fake_hub: Hub) -> None:
 def test_weights_have_the_form_of_their_kind(
     tmp_path: Path, fake_hub: Hub, kind: str, files: list[str]
 ) -> None:
-    fake_hub.files = files
+    fake_hub.files = [*files, "model.safetensors"]
     wanted = ModelConfig.model_validate(
         {"name": "test/speech", "kind": kind, "source": {"hub": "org/repo", "revision": "abc"}}
     )
     folder = weights.pull(tmp_path, wanted)
     assert all((folder / name).exists() for name in files)
-    patterns = fake_hub.calls[0]["allow_patterns"]
-    assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in files)
-    assert "*.safetensors" not in patterns
+    assert fake_hub.calls[0]["allow_patterns"] == files
 
 
 def test_one_voice_of_a_repository_comes_with_its_description(tmp_path: Path, fake_hub: Hub) -> None:

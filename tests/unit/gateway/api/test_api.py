@@ -101,6 +101,19 @@ GUARDED = (
     ("POST", "/admin/webhooks/secret"),
     ("PUT", "/admin/models/test/echo/examples/x"),
     ("DELETE", "/admin/models/test/echo/examples/x"),
+    ("GET", "/admin/catalogue"),
+    ("GET", "/admin/hub"),
+    ("POST", "/admin/proposals"),
+    ("GET", "/admin/additions"),
+    ("POST", "/admin/additions"),
+    ("GET", "/admin/additions/x"),
+    ("GET", "/admin/additions/x/events"),
+    ("POST", "/admin/additions/x/cancel"),
+    ("GET", "/admin/models/test/echo/update"),
+    ("POST", "/admin/models/test/echo/update"),
+    ("DELETE", "/admin/models/test/echo"),
+    ("GET", "/admin/weights/unused"),
+    ("POST", "/admin/weights/prune"),
 )
 
 
