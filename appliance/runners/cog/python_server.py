@@ -111,6 +111,9 @@ class PythonServerRunner(CogRunner):
         if (webhooks := self._webhooks.get(state.get("id") or "")) is not None:
             webhooks.put_nowait(state)
 
+    def _message(self, error: str) -> str:
+        return error
+
     def _with_files(self, value: Any) -> Any:
         prefix = f"{self._files.upload_url}/"
         if isinstance(value, str) and value.startswith(prefix):

@@ -263,8 +263,11 @@ class CogRunner:
             error = str(data.get("error") or "")
             if error.startswith(_CRASHES):
                 self._exit("Cog's worker crashed")
-            error = _PREFIXES.sub("", error)
-            raise PredictionFailed(_CLASS.sub("", error).strip() or "the project raised an empty error")
+            raise PredictionFailed(self._message(error) or "the project raised an empty error")
+
+    def _message(self, error: str) -> str:
+        """Return the message of the project's exception, to which coglet adds a prefix and the class."""
+        return _CLASS.sub("", _PREFIXES.sub("", error)).strip()
 
     async def _cancel(self, id: str, began: float, events: Events, reading: asyncio.Task[None]) -> None:
         """Cancel a prediction in the runtime, and wait until its slot is free.

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from typing import Iterator, List
+from collections.abc import Iterator
 
 import six
 from cog import BaseModel, BasePredictor, Input, Path
@@ -17,7 +17,7 @@ def printed(*command: str) -> str:
 class Output(BaseModel):
     text: str
     python: str
-    facts: List[str]
+    facts: list[str]
     picture: Path
 
 
@@ -39,7 +39,7 @@ class Predictor(BasePredictor):
     ) -> Output:
         print("saying", text, flush=True)
         if fail:
-            raise ValueError("asked to fail")
+            raise ValueError("KeyError: asked to fail")
         if crash:
             os._exit(9)
         ended = time.monotonic() + delay
@@ -49,7 +49,14 @@ class Predictor(BasePredictor):
         tool = printed("veteran-tool", "x")
         picture = Path("/tmp/veteran.txt")
         picture.write_text(file.read_text() if file else "no file")
-        facts = [tool, printed("hello"), os.environ["VETERAN"], open("built.txt").read().strip(), six.__version__, self.phrase]
+        facts = [
+            tool,
+            printed("hello"),
+            os.environ["VETERAN"],
+            open("built.txt").read().strip(),
+            six.__version__,
+            self.phrase,
+        ]
         return Output(text=said, python="%d.%d" % sys.version_info[:2], facts=facts, picture=picture)
 
 
