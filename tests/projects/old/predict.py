@@ -20,9 +20,13 @@ def variables():
     """Return the names of the environment variables of all processes that can be seen."""
     found = set()
     for process in os.listdir("/proc"):
-        if process.isdigit():
-            with open(f"/proc/{process}/environ") as file:
-                found |= {each.partition("=")[0] for each in file.read().split("\0")}
+        # Outside of a sandbox, the processes of other users cannot be read.
+        if process.isdigit() and os.access(f"/proc/{process}/environ", os.R_OK):
+            try:
+                with open(f"/proc/{process}/environ") as file:
+                    found |= {each.partition("=")[0] for each in file.read().split("\0")}
+            except OSError:
+                continue
     return found
 
 
