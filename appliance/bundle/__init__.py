@@ -9,7 +9,7 @@
         config/              models.yaml, models.d/ and readme files; `install` copies them beside the scripts
         local/               weights of models whose source is a path
         weights/             other weights, as in the data folder
-        catalogue.yaml       catalogue that APPLIANCE_CATALOGUE named, if it was set
+        catalogue.yaml       catalogue that APPLIANCE_CATALOGUE or models.yaml named
         licences.json        licences of models and packages
         SHA256SUMS           checksums of all other files
 

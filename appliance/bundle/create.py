@@ -120,10 +120,11 @@ def create(
         members.append(Member("uv", Path(toolchain.uv_program())))
         members.append(Member("requirements.lock", _lock(root, planned.variant)))
         members += [Member(name, root / "scripts" / script) for script, name in _SCRIPTS.items()]
-        if own := os.environ.get(CATALOGUE_VARIABLE):
+        own = os.environ.get(CATALOGUE_VARIABLE) or config.catalogue.source
+        if own is not None and not own.startswith("https://"):
             members.append(Member("catalogue.yaml", Path(own).expanduser()))
         contents = {f"{models.CONFIG}/{name}": text for name, text in texts.texts.items()}
-        described = _licences(home, planned, members, packages)
+        described = _licences(home, config, planned, members, packages)
         contents["licences.json"] = json.dumps(described, indent=2) + "\n"
         contents[_CONF] = _conf(planned, packages, members)
         created = _write(target, planned, contents, sorted(members), progress)
@@ -182,7 +183,9 @@ def _check_space(folder: Path, planned: Plan, members: Sequence[Member], work: P
         )
 
 
-def _licences(home: Path, planned: Plan, members: Sequence[Member], packages: Sequence[Path]) -> Any:
+def _licences(
+    home: Path, config: Config, planned: Plan, members: Sequence[Member], packages: Sequence[Path]
+) -> Any:
     """Return the content of ``licences.json``."""
     tops = {}
     for model in planned.models:
@@ -192,7 +195,7 @@ def _licences(home: Path, planned: Plan, members: Sequence[Member], packages: Se
         elif folder is not None:
             tops[model.name] = models.local_name(model)
     return {
-        "models": licences.of_models(planned.models, members, tops),
+        "models": licences.of_models(config, planned.models, members, tops),
         "packages": licences.of_packages(packages),
     }
 

@@ -11,19 +11,21 @@ from typing import Any
 from appliance.adding import catalogue
 from appliance.adding.hub import list_repository
 from appliance.bundle.models import Member
-from appliance.config import HubSource, ModelConfig
+from appliance.config import Config, HubSource, ModelConfig
 from appliance.domain.errors import WeightsError
 
 _NAMES = ("licen", "copying", "notice", "authors")  # beginnings of the names of licence files
 
 
-def of_models(models: Sequence[ModelConfig], members: Sequence[Member], tops: dict[str, str]) -> list[Any]:
+def of_models(
+    config: Config, models: Sequence[ModelConfig], members: Sequence[Member], tops: dict[str, str]
+) -> list[Any]:
     """Return name, source and licence of each model.
 
     ``tops`` has the folder of the weights in the bundle by the name of the model. The licence of a hub
     repository comes from the catalogue or else from the hub; it is None if the hub cannot be reached.
     """
-    known = {model.hub: model.licence for model in catalogue()}
+    known = {model.hub: model.licence for model in catalogue(config)}
     described = []
     for model in models:
         hub = model.source.hub if isinstance(model.source, HubSource) else None

@@ -266,6 +266,46 @@ def vilt(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def vision_language(folder: Path) -> None:
+    """Idefics3, a chat model that accepts images."""
+    from transformers import (
+        Idefics3Config,
+        Idefics3ForConditionalGeneration,
+        Idefics3ImageProcessorPil,
+        Idefics3Processor,
+        Idefics3VisionConfig,
+        LlamaConfig,
+    )
+
+    words = tokenizer(folder, model_max_length=512)
+    marks = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    words.add_special_tokens({"additional_special_tokens": marks})
+    size = {**SMALL, "hidden_size": 64}
+    config = Idefics3Config(
+        vision_config=Idefics3VisionConfig(image_size=32, patch_size=8, **size).to_dict(),
+        text_config=LlamaConfig(
+            vocab_size=len(words), max_position_embeddings=512, bos_token_id=2, eos_token_id=3,
+            pad_token_id=0, **size,
+        ).to_dict(),
+        image_token_id=words.convert_tokens_to_ids("<image>"), scale_factor=2, pad_token_id=0,
+    )  # fmt: skip
+    Idefics3ForConditionalGeneration(config).save_pretrained(folder)
+    template = (
+        "{% for message in messages %}{% if message.content is string %}{{ message.content }} {% else %}"
+        "{% for part in message.content %}"
+        "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+        "{% endfor %}"
+    )
+    Idefics3Processor(
+        Idefics3ImageProcessorPil(
+            size={"longest_edge": 32}, max_image_size={"longest_edge": 32}, do_image_splitting=False
+        ),
+        words,
+        image_seq_len=4,
+        chat_template=template,
+    ).save_pretrained(folder)
+
+
 #: Task -> function that writes a model for it into a folder.
 MAKERS: Final[dict[str, Callable[[Path], None]]] = {
     "ocr": ocr,

@@ -13,7 +13,7 @@ import msgspec
 
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
-from appliance.runners.interfaces import interface_of
+from appliance.runners.interfaces import FILE, interface_of
 
 #: Name of an input in other models and client libraries -> its name here. To every model, LiteLLM sends
 #: max_new_tokens and LlamaIndex max_length.
@@ -23,6 +23,9 @@ ALIASES: Final[dict[str, str]] = {
     "min_new_tokens": "min_tokens",
     "stop": "stop_sequences",
 }
+
+#: The same for models that accept images.
+_IMAGE_ALIASES: Final = {**ALIASES, "media": "image", "input_image": "image", "image_input": "images"}
 
 _SEED_BITS: Final = 2**63 - 1  # torch generators accept seeds of 63 bits
 _LARGEST_INTEGER: Final = 2**53 - 1  # JSON readers in other languages round larger ones
@@ -59,6 +62,7 @@ class Request(Defaults, frozen=True, kw_only=True):
     min_tokens: int
     stop: tuple[str, ...]
     seed: int | None
+    images: tuple[str, ...] = ()  # paths
 
 
 def interface(options: Mapping[str, Any]) -> Interface:
@@ -68,7 +72,10 @@ def interface(options: Mapping[str, Any]) -> Interface:
         "x-cog-array-type": "iterator",
         "x-cog-array-display": "concatenate",
     }
-    return interface_of(_inputs(Defaults.of(options)), output, required=("prompt",), aliases=ALIASES)
+    declared = _inputs(Defaults.of(options))
+    if not options.get("accepts_images"):
+        return interface_of(declared, output, required=("prompt",), aliases=ALIASES)
+    return interface_of({**declared, **_IMAGES}, output, required=("prompt",), aliases=_IMAGE_ALIASES)
 
 
 def request(input: Mapping[str, Any], defaults: Defaults) -> Request:
@@ -94,7 +101,50 @@ def request(input: Mapping[str, Any], defaults: Defaults) -> Request:
         min_tokens=max(min_tokens, 0),
         stop=stop_strings(input.get("stop_sequences")),
         seed=None if seed is None else seed & _SEED_BITS,
+        images=_images(input),
     )
+
+
+def _images(input: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the paths of the images, that of the input ``image`` first.
+
+    Raises:
+        PredictionFailed: there are images and a prompt template, which has no place for them.
+    """
+    first = input.get("image")
+    paths = (*((first,) if first else ()), *(input.get("images") or ()))
+    if paths and input.get("prompt_template") is not None:
+        raise PredictionFailed("input.prompt_template cannot be combined with images: leave it out")
+    return paths
+
+
+def chat_request(request: Request, images: Sequence[str], *, system_in_prompt: bool) -> dict[str, Any]:
+    """Return the body of a chat completion with images, for vLLM's implementation of OpenAI's API.
+
+    Args:
+        request: the input of the prediction.
+        images: ``data:`` URLs.
+        system_in_prompt: whether to put the system prompt before the prompt.
+    """
+    prompt, system_prompt = request.prompt, request.system_prompt
+    if system_in_prompt and system_prompt:
+        prompt, system_prompt = f"{system_prompt}\n\n{prompt}", ""
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in images]
+    content = [*parts, {"type": "text", "text": prompt}]
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    body = {
+        "messages": [*system, {"role": "user", "content": content}],
+        "stream": True,
+        "max_tokens": request.max_tokens,
+        "min_tokens": min(request.min_tokens, request.max_tokens),
+        "temperature": 0.0 if request.top_p == 0 else request.temperature,
+        "top_p": request.top_p or 1.0,
+        "top_k": max(request.top_k, 0),
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "stop": list(request.stop),
+    }
+    return body if request.seed is None else {**body, "seed": request.seed}
 
 
 def stop_strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -169,6 +219,16 @@ def max_output_tokens(prompt_tokens: int, context: int) -> int:
             f"{prompt_tokens} tokens; this model accepts at most {context - 1}, so that one of output fits."
         )
     return context - prompt_tokens
+
+
+_IMAGES: Final[dict[str, dict[str, Any]]] = {
+    "image": {**FILE, "description": "Image that the prompt is about."},
+    "images": {
+        "type": "array",
+        "items": FILE,
+        "description": "Further images that the prompt is about, in order, after `image`.",
+    },
+}
 
 
 def _inputs(defaults: Defaults) -> dict[str, dict[str, Any]]:

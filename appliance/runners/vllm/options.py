@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,9 @@ class VllmOptions(Options):
         "max_num_batched_tokens. They are checked against the arguments of the vLLM that is installed.",
     )
 
+    def completed(self, folder: Path) -> VllmOptions:
+        return ImageVllmOptions.model_validate(self.model_dump()) if _accepts_images(folder) else self
+
     @property
     def predictions_at_once(self) -> int:
         return self.max_num_seqs
@@ -142,6 +146,24 @@ class VllmOptions(Options):
     def training_footprint(self, weights: WeightSize) -> int:
         # Weights in float32, and as much again for gradients and activations.
         return 2 * weights.in_32_bits + _PROCESS
+
+
+class ImageVllmOptions(VllmOptions):
+    """``VllmOptions`` of a model that accepts images, as its weights say; users cannot set this."""
+
+    UNVERSIONED = VllmOptions.UNVERSIONED | {"accepts_images"}
+
+    accepts_images: Literal[True] = True
+
+
+def _accepts_images(folder: Path) -> bool:
+    """Return whether config.json describes a part of the model for images."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_bytes()) if file.is_file() else {}
+    except ValueError:
+        return False  # vLLM reports the damaged file when it loads the model
+    return isinstance(config, dict) and "vision_config" in config
 
 
 class VllmModel(AdaptableModel):

@@ -7,7 +7,9 @@ models. Tested on a CPU, not on a GPU.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -16,12 +18,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import msgspec
+
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
-from appliance.runners import failures
+from appliance.runners import failures, images
 from appliance.runners.adapters import LORA
 from appliance.runners.base import LoadSpec
+from appliance.runners.operations import CHAT
 from appliance.runners.vllm import engine, errors, inputs
 from appliance.runners.vllm.adapters import Adapters
 from appliance.runners.vllm.compat import CompatApis
@@ -98,6 +103,10 @@ class VllmRunner:
 
         progress = _Progress()
         request = inputs.request(job.input, self._defaults)
+        if request.images:
+            async for event in self._predict_with_images(job, request, adapter):
+                yield event
+            return
         tokens = await self._tokens(request)
         limit = inputs.max_output_tokens(len(tokens), self._context)
         yield Metric("input_token_count", len(tokens))
@@ -118,6 +127,23 @@ class VllmRunner:
             raise PredictionFailed(errors.translate(str(error))) from error
         for last in progress.end():
             yield last
+
+    async def _predict_with_images(
+        self, job: Job, request: inputs.Request, adapter: LoRARequest | None
+    ) -> AsyncGenerator[Output | Metric]:
+        """Run a prediction as a chat completion: vLLM knows how each model marks images in its prompt."""
+        urls = await asyncio.to_thread(lambda: [_data_url(path) for path in request.images])
+        body = inputs.chat_request(request, urls, system_in_prompt=self._system_in_prompt)
+        chat = msgspec.structs.replace(job, input={**body, "model": self._spec.model}, operation=CHAT)
+        events = self._operations().run(chat, adapter)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                if isinstance(event, Metric):
+                    yield event
+                    continue
+                for chunk in event.values:
+                    if text := _text_of(chunk):
+                        yield Output([text])
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -215,6 +241,19 @@ class VllmRunner:
         text = f"vLLM's engine core for {self._spec.model} has ended unexpectedly; the worker process exits"
         print(text, file=sys.stderr, flush=True)
         os._exit(1)
+
+
+def _data_url(path: str) -> str:
+    """Return an image file as a ``data:`` URL of a PNG image, upright and in 8-bit colours."""
+    file = io.BytesIO()
+    images.read(Path(path), "image").save(file, "PNG", compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _text_of(chunk: dict[str, Any]) -> str:
+    """Return the reasoning and the text in a chunk of a chat completion."""
+    deltas = [choice["delta"] for choice in chunk.get("choices", ())]
+    return "".join((delta.get("reasoning") or "") + (delta.get("content") or "") for delta in deltas)
 
 
 class _Progress:

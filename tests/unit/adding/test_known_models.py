@@ -231,7 +231,7 @@ def test_a_model_in_a_python_package_needs_no_recognition(
 
     monkeypatch.setattr("appliance.weights.index.find", found)
     monkeypatch.setattr(proposal, "pull", lambda home, model: home / "weights")
-    made = proposal.propose("pp-ocr", tmp_path, models=catalogue())
+    made = proposal.propose("pp-ocr", tmp_path, models=lambda: MODELS)
     assert made.entry == {
         "name": "paddlepaddle/pp-ocrv6-small",
         "kind": "ocr",
@@ -245,4 +245,4 @@ def test_a_model_in_a_python_package_needs_no_recognition(
     }
     assert (made.licence, made.tested, made.download) == ("apache-2.0", True, 0)
     assert asked[0].pypi == "rapidocr"
-    assert proposal.propose("silero-vad", tmp_path, "me/vad", models=catalogue()).name == "me/vad"
+    assert proposal.propose("silero-vad", tmp_path, "me/vad", models=lambda: MODELS).name == "me/vad"

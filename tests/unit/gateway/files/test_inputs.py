@@ -32,7 +32,7 @@ async def fetched(store: Store, folder: Path, inputs: Any) -> Any:
     files = FileStore(store.files, folder / "files", FilesConfig())
     asked = {"inputs": inputs}
     complete = input_schema.validate(INTERFACE, asked)
-    fetcher = Inputs(files, FetchGuard(["127.0.0.0/8"]), folder / "inputs")
+    fetcher = Inputs(files, FetchGuard(["127.0.0.0/8"]), folder / "inputs", folder)
     return (await fetcher.fetch(record(**asked), INTERFACE, complete))["inputs"]
 
 

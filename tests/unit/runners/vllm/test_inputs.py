@@ -126,3 +126,36 @@ def test_every_alias_leads_to_an_input() -> None:
     properties = inputs.interface({}).input["properties"]
     assert set(inputs.ALIASES.values()) <= set(properties)
     assert not set(inputs.ALIASES) & set(properties)
+
+
+@pytest.mark.parametrize(
+    ("given", "images"),
+    [
+        ({}, ()),
+        ({"image": "/a"}, ("/a",)),
+        ({"images": ["/b", "/c"]}, ("/b", "/c")),
+        ({"images": ["/b"], "image": "/a"}, ("/a", "/b")),
+    ],
+)
+def test_all_images_are_sent_in_order(given: dict[str, Any], images: tuple[str, ...]) -> None:
+    assert request({"prompt": "x", **given}, Defaults()).images == images
+
+
+def test_images_and_a_prompt_template_exclude_each_other() -> None:
+    with pytest.raises(PredictionFailed, match=r"input\.prompt_template cannot be combined with images"):
+        request({"prompt": "x", "image": "/a", "prompt_template": "{prompt}"}, Defaults())
+
+
+def test_a_chat_request_has_the_images_before_the_prompt() -> None:
+    asked = request(
+        {"prompt": "what is this", "top_p": 0, "top_k": -1, "max_tokens": 4, "seed": 3}, Defaults()
+    )
+    body = inputs.chat_request(asked, ["data:a", "data:b"], system_in_prompt=False)
+    system, user = body["messages"]
+    assert system == {"role": "system", "content": "You are a helpful assistant."}
+    assert [part["type"] for part in user["content"]] == ["image_url", "image_url", "text"]
+    assert user["content"][1]["image_url"] == {"url": "data:b"}
+    assert user["content"][2]["text"] == "what is this"
+    assert (body["temperature"], body["top_p"], body["top_k"], body["seed"]) == (0, 1, 0, 3)
+    (only,) = inputs.chat_request(asked, ["data:a"], system_in_prompt=True)["messages"]
+    assert only["content"][1]["text"] == "You are a helpful assistant.\n\nwhat is this"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -44,6 +45,24 @@ def test_the_inputs_are_those_of_llama_models_on_replicate_in_order() -> None:
     assert properties["presence_penalty"]["title"] == "Presence Penalty"
     assert all(schema["description"] for schema in properties.values())
     assert interface_with().input["required"] == ["prompt"]
+
+
+def test_a_model_with_a_part_for_images_has_inputs_for_them(tmp_path: Path) -> None:
+    options = VllmOptions(max_num_seqs=7)
+    assert options.completed(tmp_path) is options
+    config = tmp_path / "config.json"
+    for text in ('{"model_type": "llama"}', "[1]", "{"):
+        config.write_text(text)
+        assert options.completed(tmp_path) is options
+    config.write_text('{"vision_config": {}}')
+    completed = options.completed(tmp_path)
+    assert completed.max_num_seqs == 7
+    interface = VllmRunner.interface(completed.model_dump())
+    assert interface.file_inputs == ["image", "images"]
+    assert interface.aliases["media"] == "image"
+    assert interface.aliases["max_new_tokens"] == "max_tokens"
+    assert interface_with().file_inputs == []
+    assert "media" not in interface_with().aliases
 
 
 def test_the_defaults_of_the_inputs() -> None:
