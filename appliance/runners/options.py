@@ -26,16 +26,8 @@ class Options(Section):
     ON_CPU: ClassVar[bool] = False
     #: Options that change only speed and memory; the model's version does not depend on them.
     UNVERSIONED: ClassVar[frozenset[str]] = frozenset()
-    #: Options added after versions were made without them; an option that is not set keeps the version.
-    ADDED: ClassVar[frozenset[str]] = frozenset()
     #: Advice in the error of a worker process that ran out of memory, as part of a sentence.
     OOM_HINT: ClassVar[str] = "ask for less at a time"
-
-    @property
-    def versioned(self) -> dict[str, Any]:
-        """The options that the model's version depends on, as JSON values."""
-        added = {name for name in self.ADDED if getattr(self, name) == type(self).model_fields[name].default}
-        return self.model_dump(mode="json", exclude={*self.UNVERSIONED, *added})
 
     @property
     def on_cpu(self) -> bool:

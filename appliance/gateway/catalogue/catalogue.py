@@ -91,7 +91,7 @@ def version_of(model: ModelConfig, revision: str) -> str:
             "model": model.name,
             "kind": model.kind,
             "weights": revision,
-            "options": model.options.versioned,
+            "options": model.options.model_dump(mode="json", exclude=set(model.options.UNVERSIONED)),
         }
     )
 

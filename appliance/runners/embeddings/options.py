@@ -20,7 +20,6 @@ class EmbeddingsOptions(Options):
     """Options of an embedding model."""
 
     UNVERSIONED = frozenset({"max_batch"})
-    ADDED = frozenset({"dimensions"})
     OOM_HINT = "lower its option max_batch"
 
     max_batch: int = Field(
@@ -31,6 +30,7 @@ class EmbeddingsOptions(Options):
     )
     dimensions: list[Annotated[int, Field(ge=1)]] | None = Field(
         default=None,
+        exclude_if=lambda value: value is None,  # the version of a model without it stays the same
         min_length=1,
         description="Lengths to which a caller may shorten vectors, with the input `dimensions`. Only for "
         "models trained for it (Matryoshka embeddings).",
