@@ -222,7 +222,7 @@ def test_a_model_in_a_python_package_needs_no_recognition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "weights").mkdir()
-    (tmp_path / "weights/mystery.bin").write_bytes(bytes(7))
+    (tmp_path / "weights/mystery.onnx").write_bytes(bytes(7))
     asked: list[PypiSource] = []
 
     def found(source: PypiSource) -> Wheel:
