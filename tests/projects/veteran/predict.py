@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from typing import Iterator, List
 
 import six
 from cog import BaseModel, BasePredictor, Input, Path
@@ -17,7 +17,7 @@ def printed(*command: str) -> str:
 class Output(BaseModel):
     text: str
     python: str
-    facts: list[str]
+    facts: List[str]
     picture: Path
 
 
@@ -49,14 +49,7 @@ class Predictor(BasePredictor):
         tool = printed("veteran-tool", "x")
         picture = Path("/tmp/veteran.txt")
         picture.write_text(file.read_text() if file else "no file")
-        facts = [
-            tool,
-            printed("hello"),
-            os.environ["VETERAN"],
-            open("built.txt").read().strip(),
-            six.__version__,
-            self.phrase,
-        ]
+        facts = [tool, printed("hello"), os.environ["VETERAN"], open("built.txt").read().strip(), six.__version__, self.phrase]
         return Output(text=said, python="%d.%d" % sys.version_info[:2], facts=facts, picture=picture)
 
 
