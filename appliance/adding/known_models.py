@@ -157,7 +157,7 @@ def _fetch(url: str) -> str:
 
 
 def _problems(models: tuple[CatalogueModel, ...]) -> Iterator[tuple[Place, str]]:
-    """Yield problems that a single value does not show."""
+    """Yield problems that concern several values."""
     seen: set[str] = set()
     for index, model in enumerate(models):
         place = ("models", index)

@@ -15,7 +15,7 @@ _WHOLE: Final = ("config.json", "model_index.json", "cog.yaml")
 
 
 def refuse_adapter(listing: Listing) -> None:
-    """Do nothing if the source is a whole model.
+    """Refuse a source that is a LoRA adapter instead of a whole model.
 
     Raises:
         WeightsError: the source is a LoRA adapter; the message names its base model and what to write.

@@ -31,7 +31,7 @@ class Plan(msgspec.Struct, frozen=True):
         return entry_text(self.proposal.entry)
 
     def check(self, *, force: bool) -> None:
-        """Do nothing if the model fits or ``force`` is set.
+        """Check that the model fits, unless ``force`` is set.
 
         Raises:
             ApplianceError: the model does not fit.

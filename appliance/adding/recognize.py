@@ -129,12 +129,12 @@ def _as_kind(listing: Listing, file: str | None, kind: str, task: str | None) ->
     known = [name for name, each in model_configs().items() if each.model_fields["source"].is_required()]
     if kind not in known:
         raise ApplianceError(
-            f"{kind!r} is no kind of models with weights: name one of {', '.join(known)} with --kind"
+            f"{kind!r} is not a kind with weights: name one of {', '.join(known)} with --kind"
         )
     options: dict[str, Any] = {}
     about = f"the kind {kind}, as given"
     if kind == "cog" and "cog.yaml" not in listing.sizes:
-        raise WeightsError(f"{listing.title} is no Cog project: it has no cog.yaml")
+        raise WeightsError(f"{listing.title} is not a Cog project: it has no cog.yaml")
     if kind == "vllm":
         file = file or _gguf(listing, None)
     if kind == "diffusers":

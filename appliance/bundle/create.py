@@ -51,12 +51,12 @@ class Plan(msgspec.Struct):
 
     @property
     def packages(self) -> int:
-        """Bytes of all wheels."""
+        """Size of all wheels in bytes."""
         return sum(wheel.size for wheel in self.wheels)
 
     @property
     def size(self) -> int:
-        """Approximate bytes of the bundle, without missing weights."""
+        """Approximate size of the bundle in bytes, without missing weights."""
         return self.packages + self.weights + _TOOLS
 
 

@@ -31,7 +31,7 @@ class Member(NamedTuple):
 
 
 class Files(NamedTuple):
-    """Config files for the other machine, and what a person has to copy there."""
+    """Config files for the other machine, and notes about files that the user has to copy there."""
 
     texts: dict[str, str]  # by their path relative to models.yaml
     notes: list[str]
@@ -55,7 +55,7 @@ def choose(config: Config, names: Sequence[str]) -> list[ModelConfig]:
         if isinstance(model, CogModel):
             raise ApplianceError(
                 f"model {model.name} is a Cog project, and the environment of a built project works on this "
-                "machine only: name the other models with --models"
+                "machine only: leave it out by naming the other models with --models"
             )
     return chosen
 

@@ -27,7 +27,7 @@ def check_checkout(root: Path) -> None:
     if not (root / "requirements").is_dir() or not (root / "pyproject.toml").exists():
         raise ApplianceError(
             "a bundle is made from a checkout, which has the lock files of the packages: run "
-            "`appliance bundle` of a checkout"
+            "`.venv/bin/appliance bundle` in a checkout"
         )
     if not (root / _MANUAL).exists():
         raise ApplianceError("the manual, which the bundle contains, has not been built: run scripts/install")

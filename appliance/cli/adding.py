@@ -99,7 +99,7 @@ def add(
     file: Annotated[
         str | None, typer.Option(help="GGUF file or voice to use, if the repository has several.")
     ] = None,
-    kind: Annotated[str | None, typer.Option(help="Kind of the model, if its files do not tell it.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Kind of the model, if its files do not show it.")] = None,
     task: Annotated[
         str | None, typer.Option(help="Task of a model of the kind transformers, such as summarization.")
     ] = None,

@@ -28,11 +28,13 @@ def bundle(
         Literal["cpu", "gpu"] | None,
         typer.Option(
             "--packages",
-            help="Packages for machines with (gpu) or without (cpu) NVIDIA GPUs. Default: as here.",
+            help="Packages for machines with (gpu) or without (cpu) NVIDIA GPUs. "
+            "Default: those for this machine.",
         ),
     ] = None,
     python: Annotated[
-        bool, typer.Option(help="Include a Python. Without it, the other machine needs the same Python.")
+        bool,
+        typer.Option(help="Include Python. Without it, the other machine needs the same version of Python."),
     ] = True,
     config: ConfigOption = None,
     home: HomeOption = None,

@@ -53,7 +53,9 @@ def edit_file(path: Path, edit: Callable[[str], str]) -> Edited:
                 if new != old:
                     _write(real, new)
                 return edited
-        raise ConfigError("is changed by another program all the time: try again later", file=str(path))
+        raise ConfigError(
+            "another program changed the file at each attempt to edit it: try again later", file=str(path)
+        )
 
 
 def put_back(path: Path, edited: Edited) -> bool:
@@ -83,7 +85,7 @@ def preview(path: Path, edit: Callable[[str], str]) -> Edited:
 
 
 def check_writable(path: Path) -> None:
-    """Do nothing if ``edit_file`` can replace the file ``path``.
+    """Check that ``edit_file`` can replace the file ``path``.
 
     Raises:
         ConfigError: the file cannot be replaced.

@@ -120,7 +120,7 @@ class ProposalResponse(Struct, kw_only=True):
 
 
 class AdditionResponse(Struct, kw_only=True):
-    """A model that is being added or updated, or was."""
+    """A model that is being added or updated, or the result if that has ended."""
 
     id: str
     model: str

@@ -209,7 +209,7 @@ class ResponseErrorDetail(Struct, kw_only=True):
 
 
 class ResponseResponse(Struct, kw_only=True):
-    """A response of OpenAI's Responses API that has no output; vLLM makes all others, with more fields."""
+    """A response of OpenAI's Responses API without output. Those with output come from vLLM."""
 
     id: str
     object: Literal["response"]
@@ -237,7 +237,7 @@ class ResponseResponse(Struct, kw_only=True):
 
 
 class ResponseDeletion(Struct, kw_only=True):
-    """What remains of a deleted response."""
+    """Confirmation that a response was deleted."""
 
     id: str
     object: Literal["response"]
@@ -338,7 +338,7 @@ class RerankApiVersion(Struct, kw_only=True):
 
 
 class RerankBilledUnits(Struct, kw_only=True):
-    """Number of queries with up to 100 documents, as Cohere counts them."""
+    """Number of billed searches, in Cohere's form: a query with up to 100 documents is one search."""
 
     search_units: int
 

@@ -146,7 +146,7 @@ def write(path: Path, samples: Samples, rate: int) -> None:
 def encoded(parts: Iterable[Samples], rate: int, format: str) -> Generator[bytes, None, None]:
     """Yield the bytes of an audio file with ``parts``, as soon as each part is known.
 
-    A header that would have the length of the file has none. Samples are treated as by ``write``.
+    The header does not state the length of the file. Samples are treated as by ``write``.
     """
     sink = _Sink()
     for _ in _encoded(sink, parts, rate, format):
@@ -166,7 +166,7 @@ class _Sink:
         return len(data)
 
     def take(self) -> bytes:
-        """Return what was written since the last call."""
+        """Return the bytes written since the last call, and forget them."""
         taken, self.written = bytes(self.written), bytearray()
         return taken
 

@@ -146,7 +146,7 @@ def _source_tag(value: object) -> str | None:
 
 
 def one_of(keys: str) -> Discriminator:
-    """Return what chooses the class of a source by its keys; ``keys`` names them in the error message."""
+    """Return a discriminator that selects the class of a source by its keys; errors list ``keys``."""
     message = f"should be a mapping with one of the keys {keys}"
     return Discriminator(_source_tag, custom_error_type="source", custom_error_message=message)
 

@@ -29,7 +29,7 @@ _INTERVAL: Final = 500  # milliseconds between checks whether a silent process h
 
 
 class BuildProcess:
-    """A build that is under way: its folder, its log, and what of ``cog.yaml`` it does not do."""
+    """A running build: its folder, its log, and the keys of ``cog.yaml`` that it does not honour."""
 
     def __init__(
         self, model: str, folder: Path, say: Callable[[str], None], environment: dict[str, str]
@@ -48,7 +48,7 @@ class BuildProcess:
         """Record a key of ``cog.yaml`` that is not honoured, for the log and for the version."""
         self.notes.append(text)
         self.say(f"not honoured: {text}")
-        _log.warning("model %s: cog.yaml is not honoured completely: %s", self.model, text)
+        _log.warning("model %s: a part of cog.yaml is not honoured: %s", self.model, text)
 
     def error(self, reason: str) -> WeightsError:
         return WeightsError(f"model {self.model}: its Cog project cannot be built: {reason}")

@@ -107,8 +107,8 @@ def _run(command: Command, build: BuildProcess) -> None:
     """
     if (program := _SYSTEM_PROGRAMS.search(command.text)) is not None:
         raise build.error(
-            f"{command.key} calls {program[1]}, which changes the whole system: this is possible only in an "
-            "image. List Debian packages in build.system_packages instead, or build an image with `cog build`"
+            f"{command.key} calls {program[1]}, which changes the whole system: list Debian packages in "
+            "build.system_packages instead, or build an image with `cog build` and name it in source.image"
         )
     programs = build.folder / SYSTEM / _PROGRAMS
     programs.mkdir(parents=True, exist_ok=True)
@@ -125,14 +125,14 @@ def _run(command: Command, build: BuildProcess) -> None:
     except WeightsError as error:
         if "Permission denied" in error.detail or "Read-only file system" in error.detail:
             raise WeightsError(
-                f"{error.detail}\nThe command may write only below /usr/local/bin and /src: everything else "
-                "needs root, and thus an image"
+                f"{error.detail}\nThe command may write only below /usr/local/bin and /src: change it, or "
+                "build an image with `cog build` and name it in source.image"
             ) from error
         raise
 
 
 def _interpreter(settings: CogYaml, build: BuildProcess) -> str:
-    """Return the path of a Python of the project's version. uv downloads one if there is none.
+    """Return the path of a Python of the version that the project needs. uv downloads it if there is none.
 
     Raises:
         WeightsError: there is none, and it cannot be downloaded.
@@ -166,7 +166,7 @@ def _interpreter(settings: CogYaml, build: BuildProcess) -> str:
 
 
 def _candidates(minor: str) -> Iterator[Path]:
-    """Yield the Pythons that may be of this version: ours, then those of pyenv, then one on the path."""
+    """Yield Pythons that may have this version: the appliance's, those of pyenv, and one on PATH."""
     yield Path(sys.base_prefix, "bin", f"python{minor}")
     versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
     patches = [each for each in versions.glob(f"{minor}.*") if each.name.rpartition(".")[2].isdecimal()]

@@ -2,7 +2,7 @@
 
     <home>/weights/image/<digest>-<name>/root         the files of the image
     <home>/weights/image/<digest>-<name>/image.json   its description, see ``runners.cog.image``
-    <home>/weights/image/tag-<hash>-<name>            link: the image that a tag or an archive had at its pull
+    <home>/weights/image/tag-<hash>-<name>            link to the image of a tag or archive when it was pulled
 
 The folder of an image exists only when it is complete, and is named after the digest of the image's manifest.
 """
@@ -130,8 +130,8 @@ def _prepare(source: ImageSource, folder: Path) -> None:
     for name in _MOUNT_POINTS:
         if (folder / name).is_symlink():
             raise WeightsError(
-                f"the image {source.image} has a link at /{name}, where its sandbox needs a folder: "
-                "name another image"
+                f"the image {source.image} has a link at /{name}, where the sandbox mounts a "
+                "folder: build an image without this link"
             )
         (folder / name).mkdir(exist_ok=True)
     for name in ("tmp", "root"):

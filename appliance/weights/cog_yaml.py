@@ -186,7 +186,7 @@ class _Reader:
         return text
 
     def _requirements(self) -> list[str]:
-        """Return the lines of ``python_packages``. Options behind a package get lines of their own."""
+        """Return the lines of ``python_packages``. Options that follow a package get lines of their own."""
         options: list[str] = []
         packages = []
         for line in self._texts("build.python_packages"):
@@ -247,8 +247,8 @@ class _Reader:
                     self._notes.append(f"{place}: the mount {mount.get('target')} of type cache")
                 else:
                     raise ValueError(
-                        f"{place} needs a mount of type {mount.get('type')}, which only an image build has: "
-                        "build an image with `cog build`, or remove the mount"
+                        f"{place} needs a mount of type {mount.get('type')}, which only `cog build` supports"
+                        ": remove the mount, or build an image and name it in source.image"
                     )
             commands.append(Command(key=place, text=text, mounts=tuple(found)))
         return tuple(commands)

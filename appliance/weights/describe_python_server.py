@@ -36,7 +36,7 @@ def main() -> dict[str, Any]:
 
 
 def described(mode: str) -> Any:
-    """Return the OpenAPI document, the parameters of Cog's ``create_app``, and Cog's config."""
+    """Return the OpenAPI document, the names of the parameters of Cog's ``create_app``, and Cog's config."""
     from cog.server import http  # type: ignore[import-not-found]  # only in the project's environment
 
     parameters = inspect.signature(http.create_app).parameters

@@ -99,7 +99,7 @@ def _fetch(source: Source, model: ModelConfig, work: Path, report: _Report) -> P
         case BuiltinSource():
             return locations.BUILTIN / source.builtin
         case GitSource() | ImageSource():
-            raise AssertionError("only Cog models have such a source, which other functions fetch")
+            raise AssertionError("sources of Cog models are fetched by other functions")
         case HubSource():
             folder = work / "snapshot"
             report.say("downloading from the hub")

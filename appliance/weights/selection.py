@@ -1,4 +1,4 @@
-"""Which weight files of a repository or folder a model loads.
+"""Chooses the weight files of a repository or folder that a model loads.
 
 Repositories often have the same weights several times: in 16 and 32 bits (variants), in several formats, or
 as one checkpoint beside the folders of a pipeline. Estimates and downloads use the files chosen here.

@@ -30,7 +30,8 @@ _CORE: Final = frozenset({"libc6", "libc-bin", "dpkg", "libstdc++6", "libgcc-s1"
 def install(names: tuple[str, ...], build: BuildProcess) -> None:
     """Unpack the packages that the system lacks, and their dependencies, into the folder of the build.
 
-    If this is impossible, it is noted with the command that installs them: the project may work without them.
+    If this fails, the build goes on, because the project may work without them. Its log gets the reason and
+    the command that installs them.
 
     Raises:
         WeightsError: a name is not the name of a Debian package.
@@ -96,7 +97,7 @@ def _unpack(names: list[str], build: BuildProcess) -> None:
         raise WeightsError(f"apt-get cannot install them: {(done.stderr or done.stdout).strip()[-1000:]}")
     wanted = _INSTALL.findall(done.stdout)
     if core := sorted(_CORE & {name.partition(":")[0] for name, _ in wanted}):
-        raise WeightsError(f"they need another version of {', '.join(core)}, which cannot be unpacked")
+        raise WeightsError(f"they need another version of {', '.join(core)}, which the build cannot replace")
     system = build.folder / SYSTEM
     system.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -36,7 +36,7 @@ def describe_adapter(
     stand_in = adapter.as_model
     folder = weights.folder(home, stand_in)
     if not folder.exists() and not isinstance(adapter.source, FolderSource):
-        raise WeightsError(f"the adapter is not downloaded: run: appliance pull {base.model.name}")
+        raise WeightsError(f"the adapter is not downloaded: run `appliance pull {base.model.name}`")
     if reason := base.model.adapter_problem(folder):
         raise WeightsError(f"the adapter cannot run on {base.model.name}: {reason}")
     card = ModelCard(
@@ -79,7 +79,9 @@ def selected(
             continue
         if name == adapters.LORA and entry.adapter is not None:
             raise _refused(
-                name, f"version {entry.version} of {entry.name} is an adapter itself: remove {name}"
+                name,
+                f"version {entry.version} of {entry.name} is an adapter and cannot be combined "
+                f"with another one: remove {name}",
             )
         path = _path_of(catalogue, entry, value, account)
         source = adapters.remote(value)

@@ -45,7 +45,7 @@ State = Literal["waiting", "downloading", "applying", "succeeded", "failed", "ca
 
 
 class Addition(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that is being added or updated, or was."""
+    """A model that is being added or updated, or the result if that has ended."""
 
     pending: Pending
     state: State = "waiting"
@@ -80,7 +80,7 @@ class Additions:
         return self._reload.file
 
     def resume(self, configure: Configure) -> None:
-        """Continue the additions of an earlier gateway."""
+        """Continue the additions that an earlier gateway has left unfinished."""
         for each in pending.read_all(self._home):
             self._start(each, configure)
 
@@ -327,7 +327,10 @@ class Additions:
                 )
             await self._reload.apply(configure)
         except Exception as error:  # noqa: BLE001  # any error of the reload; the caller raises what is returned
-            _log.error("models.yaml could not be put back after a failed change: %s", error)
+            _log.error(
+                "models.yaml could not be put back after a failed change: %s: correct the file",
+                error,
+            )
             return Conflict(f"{reason}. models.yaml could not be put back either: {error}")
         return Conflict(f"{reason}. models.yaml is as before.")
 

@@ -134,7 +134,7 @@ class Loads:
                 self.reload_model(instance)
 
     def reload_model(self, instance: str) -> None:
-        """Reload a ready model whose options have changed, because it has its first adapter or no more any.
+        """Reload a ready model whose options have changed: it got its first adapter or lost its last one.
 
         Its running predictions finish first. The scheduler begins the reload at its next decision.
         """

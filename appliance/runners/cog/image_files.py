@@ -25,7 +25,7 @@ OnWebhook = Callable[[str, dict[str, Any]], object]
 
 
 class SandboxServer:
-    """Answers the requests of one sandbox. Everyone who can connect to the listener may send requests.
+    """Answers the requests of one sandbox. It accepts requests from all who can connect to the listener.
 
     POST /webhooks/<id>         reports the state of a prediction
     PUT  /upload/<name>         stores an output file, and redirects to a URL that identifies the file

@@ -313,7 +313,7 @@ def _has_ended(state: dict[str, Any]) -> bool:
 
 
 class _Progress:
-    """What the states of one prediction have shown so far. Every state has the whole output and log."""
+    """How much of a prediction was already emitted. Each state has the whole output and log."""
 
     def __init__(self, iterates: bool) -> None:
         self._iterates = iterates

@@ -55,7 +55,7 @@ class Adapters:
             return
         if not hasattr(pipe, "load_lora_weights"):
             raise PredictionFailed(
-                f"{type(pipe).__name__} of diffusers, which runs {self._model}, has no LoRA"
+                f"{self._model} does not support LoRA adapters: its pipeline is {type(pipe).__name__}"
             )
         scales: dict[str, float] = {}
         for path, scale in adapters:

@@ -51,7 +51,7 @@ class Quantization(Section):
 GGUF: Final[Any] = Field(
     default={},
     exclude_if=lambda files: not files,  # the version of a model without it stays the same
-    description="GGUF files by the component whose weights they replace, such as "
+    description="For each component of the pipeline, the GGUF file that replaces its weights, such as "
     "{transformer: model-Q4_K_S.gguf}. The weights stay quantized. A relative path is resolved against the "
     "folder of this file.",
 )
@@ -74,7 +74,7 @@ def components(model: str, weights: Path, options: Mapping[str, Any], dtype: Any
 
 
 def shares(folder: Path, names: Iterable[str]) -> dict[str, float]:
-    """Return the share of each of these components in the bytes of all weights in ``folder``.
+    """Return, for each of these components, its fraction of the bytes of all weights in ``folder``.
 
     Raises:
         WeightsError: a component has no weights.

@@ -339,11 +339,11 @@ def _tensor_reader(name: str, tensor: Any) -> _Reader:
             values = np.array(value, np.float64)
         except (ValueError, TypeError) as error:
             raise PredictionFailed(
-                f"input.{name}: this must be nested lists of numbers of equal length: {error}"
+                f"input.{name}: the value must be nested lists of numbers of equal length: {error}"
             ) from error
         if not _fits(values.shape, tensor.shape):
             raise PredictionFailed(
-                f"input.{name}: this has the shape {shape_text(values.shape)}, but the model expects "
+                f"input.{name}: the numbers have the shape {shape_text(values.shape)}, but the model expects "
                 f"{shape_text(tensor.shape)} ({DTYPES[tensor.type]})"
             )
         _check_range(name, values, tensor)

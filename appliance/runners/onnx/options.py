@@ -94,7 +94,7 @@ class AudioInput(OnnxInput):
 
 
 class TextInput(OnnxInput):
-    """A text, as the numbers of its tokens. `tensor` is the name of the input that gets them."""
+    """A text, as token ids. `tensor` is the name of the input in the ONNX file that gets them."""
 
     type: Literal["text"] = _INPUT_TYPE
     tokenizer: str = Field(
@@ -164,7 +164,9 @@ class MaskOutput(OnnxOutput):
     activation: Activation = Field(
         default="none", description="Function that turns the values into 0 to 1; softmax: over the channels."
     )
-    channel: int = Field(default=0, ge=0, le=4095, description="Channel of the tensor with the mask.")
+    channel: int = Field(
+        default=0, ge=0, le=4095, description="Number of the channel that contains the mask, from 0."
+    )
     normalize: bool = Field(
         default=False, description="Make the smallest value 0 and the largest 1, as U2Net needs."
     )
@@ -305,20 +307,20 @@ AnyOutput = Annotated[
 def _inputs(given: dict[str, Any]) -> dict[str, Any]:
     for name, spec in given.items():
         if not name.isidentifier():
-            raise PydanticCustomError("input_name", f"{name!r} is no name of an input: use letters and _")
+            raise PydanticCustomError(
+                "input_name", f"{name!r} is not a valid name of an input: use letters and _"
+            )
         if isinstance(spec, ImageInput) and {len(spec.mean), len(spec.std)} - {1, 3}:
-            raise PydanticCustomError("channels", f"mean and std of {name} have one number or three")
+            raise PydanticCustomError("channels", f"mean and std of {name} should have one number or three")
     return given
 
 
 def _outputs(given: dict[str, Any]) -> dict[str, Any]:
     for name, spec in given.items():
         if isinstance(spec, NamedOutput) and spec.names and spec.names_file is not None:
-            raise PydanticCustomError(
-                "names", f"names and names_file of {name} exclude each other: remove one"
-            )
+            raise PydanticCustomError("names", f"{name} has names and names_file: remove one of them")
         if isinstance(spec, BoxesOutput) and spec.classes is not None and spec.scores is None:
-            raise PydanticCustomError("classes", f"classes of {name} needs scores: add it")
+            raise PydanticCustomError("classes", f"{name} has classes but no scores: add scores")
     return given
 
 

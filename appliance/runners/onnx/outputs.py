@@ -208,7 +208,7 @@ def _planes(name: str, tensor: Array, layout: str = "nchw") -> Array:
         tensor = tensor.transpose(2, 0, 1)
     if tensor.ndim != 3:
         raise PredictionFailed(
-            f"the output {name} has the shape {list(tensor.shape)}, which is no image; correct "
+            f"the output {name} has the shape {list(tensor.shape)}, which is not an image; correct "
             "options.outputs"
         )
     return tensor
@@ -220,7 +220,7 @@ def _normalized(values: Array) -> Array:
 
 
 def _uncovered(image: Image, placement: Placement) -> Image:
-    """Cut what `fit` added to the input image, and add what `crop` cut, in an output with the same layout."""
+    """Undo `fit` or `crop` of the input image: remove the padding, or pad the edges that were cut."""
     across, down = image.width / placement.width, image.height / placement.height
     left, top = round(placement.left * across), round(placement.top * down)
     size = round(placement.scaled_width * across), round(placement.scaled_height * down)
@@ -327,5 +327,7 @@ def _numbers(name: str, tensor: Array) -> Any:
             f"the output {name} has {tensor.size} numbers; at most {_MOST_NUMBERS} can be returned as JSON"
         )
     if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-        raise PredictionFailed(f"the output {name} has numbers that are infinite or NaN, which JSON lacks")
+        raise PredictionFailed(
+            f"the output {name} has numbers that are infinite or NaN, which JSON cannot represent"
+        )
     return np.atleast_1d(tensor).tolist()

@@ -337,7 +337,7 @@ _Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def _tiles(width: int, height: int) -> Iterator[tuple[_Box, _Box]]:
-    """Yield the parts of an image: the box that is used, and the larger box that is computed."""
+    """Yield two boxes for each part of an image: the part, and the part with the margin to compute."""
     for top in range(0, height, _TILE):
         for left in range(0, width, _TILE):
             right, bottom = min(left + _TILE, width), min(top + _TILE, height)

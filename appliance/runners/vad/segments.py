@@ -35,8 +35,8 @@ def find_segments(
         threshold: a segment begins with a frame of at least this probability.
         min_speech: shorter segments are dropped.
         min_silence: a segment continues after a shorter silence.
-        padding: is added before and after each segment. Half of a silence that is too short for it goes to
-            each side.
+        padding: is added before and after each segment. If the silence between two segments is too
+            short for both paddings, each gets half of it.
     """
     low = max(threshold - _MARGIN, 0.01)
     found: list[Segment] = []

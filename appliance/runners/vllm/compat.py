@@ -290,7 +290,7 @@ def _with_nested(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _rename(item: dict[str, Any], job: Job) -> None:
     """Replace vLLM's name of the model by the name in the request, and message ids by the prediction's id.
 
-    Response objects also get the fields that the gateway has carried out.
+    Response objects also get the request's fields that the gateway has handled instead of vLLM.
     """
     for each in _with_nested(item):
         if isinstance(each.get("model"), str):

@@ -16,7 +16,7 @@ from typing import Any
 def made_while_core_starts() -> Iterator[None]:
     """Within this context, an engine makes the copies of its tokenizer in threads, once its core was forked.
 
-    vLLM makes a copy that is needed earlier when it is needed.
+    If a copy is needed earlier, vLLM makes it at that time.
     """
     from vllm.renderers import hf
     from vllm.v1.engine import utils

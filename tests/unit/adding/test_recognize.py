@@ -166,10 +166,10 @@ def test_a_kind_and_a_task_that_the_user_names_are_used() -> None:
 @pytest.mark.parametrize(
     ("kind", "task", "message"),
     [
-        ("vlm", None, r"'vlm' is no kind of models with weights: name one of .*vllm.* with --kind"),
-        ("echo", None, r"'echo' is no kind of models with weights"),
+        ("vlm", None, r"'vlm' is not a kind with weights: name one of .*vllm.* with --kind"),
+        ("echo", None, r"'echo' is not a kind with weights"),
         ("vllm", "fill-mask", r"models of the kind vllm have no task: leave out --task"),
-        ("cog", None, r"is no Cog project: it has no cog\.yaml"),
+        ("cog", None, r"is not a Cog project: it has no cog\.yaml"),
     ],
 )
 def test_a_kind_that_cannot_be_is_refused(kind: str, task: str | None, message: str) -> None:

@@ -144,7 +144,7 @@ def test_links_at_places_where_the_sandbox_mounts_are_refused_or_removed(tmp_pat
     assert list((image / "etc").iterdir()) == []
     (image / "usr" / "bin").rmdir()
     (image / "usr" / "bin").symlink_to(outside)
-    with pytest.raises(WeightsError, match="has a link at /usr/bin, where its sandbox needs a folder"):
+    with pytest.raises(WeightsError, match="has a link at /usr/bin, where the sandbox mounts a folder"):
         cog_image._prepare(source, image)
     assert list(outside.iterdir()) == []
 

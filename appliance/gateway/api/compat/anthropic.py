@@ -42,7 +42,7 @@ async def count_tokens(request: Request) -> Response:
 
 
 async def list_models(request: Request) -> Response:
-    """``GET /models``: one page; with aliases without a slash."""
+    """``GET /models``: one page of models, by name and by each alias without a slash."""
     caller = await calls.find_caller(request, Scope.READ)
     limit = requests.limit(request, _MODELS, _MOST_MODELS)
     found = calls.list_models(request, caller, KINDS)

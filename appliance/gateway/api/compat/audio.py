@@ -97,7 +97,7 @@ def _audio(event: dict[str, Any]) -> bytes:
 
 
 def _broken(error: CompatError, number: int) -> bytes:
-    """Break the connection, because audio has no place for an error.
+    """Close the connection: an audio stream cannot contain an error message.
 
     Raises:
         PredictionFailed: always.

@@ -192,7 +192,7 @@ def test_an_adapter_that_cannot_run_is_left_out_alone(tmp_path: Path) -> None:
     assert [card.name for card, _ in found.described] == ["test/llm", "me/good"]
     assert "the adapter has the rank 64, but the model allows 16" in found.left_out["me/high"]
     assert f"{tmp_path}/none does not exist: correct source.path" in found.left_out["me/none"]
-    assert "is not downloaded: run: appliance pull test/llm" in found.left_out["me/hub"]
+    assert "is not downloaded: run `appliance pull test/llm`" in found.left_out["me/hub"]
     assert found.left_out.keys() == {"me/high", "me/none", "me/hub"}
     (_, base), (_, good) = found.described
     assert (good.runs_on, good.origin, good.adapter) == (base.runs_on, base.version, f"{tmp_path}/good")

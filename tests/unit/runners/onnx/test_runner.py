@@ -321,7 +321,7 @@ async def test_numbers_have_the_shape_that_the_file_expects(tmp_path: Path) -> N
         PredictionFailed, match=r"input\.x: .* shape \[2\], but the model expects \[\?, 2\] \(float32\)"
     ):
         await model(x=[1, 2])
-    with pytest.raises(PredictionFailed, match=r"input\.x: this must be nested lists of numbers"):
+    with pytest.raises(PredictionFailed, match=r"input\.x: the value must be nested lists of numbers"):
         await model(x=[[1], [1, 2]])
     file = write_onnx(
         tmp_path / "m.onnx", [Tensor("x", [1])], [Tensor("y", [1])], [Node("Log", ["x"], ["y"])]
@@ -479,11 +479,11 @@ async def test_a_gpu_without_a_provider_is_an_error_unless_the_cpu_is_chosen(tmp
     ("inputs", "outputs", "message"),
     [
         ({"x": {"type": "video"}}, TENSOR, "should be a mapping with the key type: image, audio"),
-        ({"not a name": {"type": "tensor"}}, TENSOR, "no name of an input"),
+        ({"not a name": {"type": "tensor"}}, TENSOR, "not a valid name of an input"),
         ({"x": {"type": "image", "mean": [1, 2]}}, TENSOR, "one number or three"),
         ({}, TENSOR, "at least 1 item"),
-        (IMAGE, {"y": {"type": "labels", "names": ["a"], "names_file": "b"}}, "exclude each other"),
-        ({"x": {"type": "image"}}, {"y": {"type": "boxes", "classes": "c"}}, "needs scores"),
+        (IMAGE, {"y": {"type": "labels", "names": ["a"], "names_file": "b"}}, "y has names and names_file"),
+        ({"x": {"type": "image"}}, {"y": {"type": "boxes", "classes": "c"}}, "y has classes but no scores"),
     ],
 )  # fmt: skip
 def test_options_that_are_wrong(inputs: Options, outputs: Options, message: str) -> None:
