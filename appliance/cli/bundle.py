@@ -1,4 +1,4 @@
-"""`appliance bundle`."""
+"""The command `bundle`, which makes an archive to install the appliance without a network."""
 
 from __future__ import annotations
 

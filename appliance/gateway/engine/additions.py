@@ -76,7 +76,6 @@ class Additions:
 
     @property
     def file(self) -> Path:
-        """models.yaml."""
         return self._reload.file
 
     def resume(self, configure: Configure) -> None:
