@@ -73,7 +73,8 @@ class Caller:
     async def get(self, path: str, **query: Any) -> Any:
         """Return the JSON at ``path``. Query parameters that are None are left out."""
         given = {key: value for key, value in query.items() if value is not None}
-        return (await self._request("GET", path, params=given)).json()
+        # With an empty dict, httpx would remove the query that `path` has.
+        return (await self._request("GET", path, params=given or None)).json()
 
     async def get_as(self, type: type[T], path: str, **query: Any) -> T:
         """Return the response as ``type``, a struct of ``protocols``."""

@@ -110,7 +110,7 @@ def test_an_output_file_is_linked(page: Page, client: httpx.Client) -> None:
     made = run(client, "test/files", input={"text": "x"})
     page.goto(made["urls"]["web"])
     address = httpx.URL(made["output"][0] if isinstance(made["output"], list) else made["output"])
-    expect(page.locator(f'main a[href="{address.path}"]')).to_be_visible()
+    expect(page.locator(f'main a[href$="{address.path}"]')).to_be_visible()
 
 
 def test_a_prediction_is_chosen_as_an_example(page: Page, client: httpx.Client) -> None:

@@ -57,7 +57,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     home = tmp_path_factory.mktemp("built")
 
     def build(python: str, cog: str | None, handler: str = "predict.py:Predictor", **loaded: Any) -> LoadSpec:
-        source = home / f"{python}-{cog}-{handler.partition(':')[2]}"
+        source = home / f"{python}-{cog}-{handler.replace(':', '-')}"
         if not source.exists():
             shutil.copytree(VETERAN, source)
             settings = (source / "cog.yaml").read_text()

@@ -80,7 +80,7 @@ def _shown(record: dict[str, Any], user: session.Session, checksums: Checksums) 
     return [
         *layout.skip_unchanged([head(record), body(record)], checksums),
         gr.Button(visible=user.may_run and not ended),
-        gr.Button(visible=rerun and not record["data_removed"], link=again(record)),
+        gr.Button(visible=rerun and not record["data_removed"], link=f".{again(record)}"),
         gr.Button(
             _HIDE if record["example"] else _SHOW,
             visible=user.admin and record["status"] == "succeeded" and not record["data_removed"],
