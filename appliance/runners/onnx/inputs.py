@@ -337,10 +337,12 @@ def _tensor_reader(name: str, tensor: Any) -> _Reader:
     def read(value: Any) -> _Part:
         try:
             values = np.array(value, np.float64)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise PredictionFailed(
                 f"input.{name}: the value must be nested lists of numbers of equal length: {error}"
             ) from error
+        if not np.isfinite(values).all():  # null becomes NaN
+            raise PredictionFailed(f"input.{name}: this has null or another value that is no finite number")
         if not _fits(values.shape, tensor.shape):
             raise PredictionFailed(
                 f"input.{name}: the numbers have the shape {shape_text(values.shape)}, but the model expects "

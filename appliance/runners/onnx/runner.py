@@ -111,7 +111,13 @@ class OnnxRunner:
 
 
 def _shapes(tensors: Tensors) -> Hashable:
-    """Return what the tensors of two predictions must have in common to be computed together."""
+    """Return what the tensors of two predictions must have in common to be computed together.
+
+    A prediction whose tensors differ in their first axis is computed alone: in a batch, its rows would be
+    combined with rows of another prediction.
+    """
+    if len({len(tensor) for tensor in tensors.values()}) > 1:
+        return object()
     return tuple((name, tensor.shape[1:]) for name, tensor in tensors.items())
 
 

@@ -323,6 +323,10 @@ async def test_numbers_have_the_shape_that_the_file_expects(tmp_path: Path) -> N
         await model(x=[1, 2])
     with pytest.raises(PredictionFailed, match=r"input\.x: the value must be nested lists of numbers"):
         await model(x=[[1], [1, 2]])
+    with pytest.raises(PredictionFailed, match=r"input\.x: this must be nested lists of numbers"):
+        await model(x=[[1, 10**400]])
+    with pytest.raises(PredictionFailed, match=r"input\.x: this has null or another value"):
+        await model(x=[[1, None]])
     file = write_onnx(
         tmp_path / "m.onnx", [Tensor("x", [1])], [Tensor("y", [1])], [Node("Log", ["x"], ["y"])]
     )
@@ -387,6 +391,19 @@ async def test_predictions_are_computed_together_if_the_first_axis_is_the_batch(
     seen, outputs = await sizes(["n", 2], ["objects", 2], given)  # an axis that is not the batch
     assert seen == [1] * 4
     assert outputs == given
+
+
+async def test_rows_of_different_predictions_are_never_combined(tmp_path: Path) -> None:
+    file = write_onnx(
+        tmp_path / "m.onnx",
+        [Tensor("a", ["n", 1]), Tensor("b", ["n", 1])],
+        [Tensor("y", ["n", 1])],
+        [Node("Add", ["a", "b"], ["y"])],
+    )
+    model = await loaded(file, {"a": {"type": "tensor"}, "b": {"type": "tensor"}}, TENSOR)
+    given = [([[0]], [[0]]), ([[1], [2]], [[10]]), ([[3]], [[30]]), ([[4]], [[40], [50]])]
+    ran = await asyncio.gather(*(model(a=a, b=b) for a, b in given))
+    assert [each.output for each in ran] == [[[0]], [[11], [12]], [[33]], [[44], [54]]]
 
 
 async def test_each_prediction_of_a_failed_batch_gets_its_own_result(tmp_path: Path) -> None:
