@@ -67,7 +67,7 @@ def test_a_prediction_is_opened_by_its_address_and_what_is_in_it_is_inert(
     page.reload()
     expect(shown.get_by_text("delivered", exact=True)).to_be_visible()
     expect(page.get_by_role("link", name="Run again, with changes")).to_have_attribute(
-        "href", f"/{STREAM}?from={told['id']}"
+        "href", f"./{STREAM}?from={told['id']}"
     )
     assert page.locator("main script, main iframe, main [onerror]").count() == 0
 

@@ -12,7 +12,7 @@ import msgspec
 from appliance.domain.errors import ApplianceError, PredictionFailed
 from appliance.domain.prediction import Emitted, OutputItems, Prediction, Status
 from appliance.gateway.catalogue.catalogue import ServedVersion
-from appliance.runners.adapters import unfetched
+from appliance.runners.adapters import AdaptableModel, unfetched
 from appliance.store import Progress
 
 _log = logging.getLogger(__name__)
@@ -73,10 +73,16 @@ class ActivePrediction:
         return self.entry.interface.iterates and self.prediction.operation is None
 
     @property
+    def adapters(self) -> dict[str, str]:
+        """The inputs that name an adapter to be fetched; inputs of other models may have the same names."""
+        adapts = isinstance(self.entry.model, AdaptableModel) and not self.entry.interface.verbatim
+        return unfetched(self.input) if adapts else {}
+
+    @property
     def has_files(self) -> bool:
         """Whether files are fetched before the prediction runs: input files, or an adapter."""
         interface = self.entry.interface
-        if not interface.verbatim and unfetched(self.input):
+        if self.adapters:
             return True
         return self.entry.files_in and (
             interface.verbatim or any(self.input.get(name) is not None for name in interface.file_inputs)

@@ -166,9 +166,9 @@ class Predictions:
 
     def _fetch(self, active: ActivePrediction) -> None:
         if active.fetched is None and active.has_files:
-            active.fetched = asyncio.get_running_loop().create_task(
-                self._dependencies.inputs.fetch(active.prediction, active.entry.interface, active.input)
-            )
+            inputs, interface = self._dependencies.inputs, active.entry.interface
+            fetching = inputs.fetch(active.prediction, interface, active.input, active.adapters)
+            active.fetched = asyncio.get_running_loop().create_task(fetching)
 
     def _drop_inputs(self, active: ActivePrediction) -> None:
         if active.fetched is not None:

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 from urllib.parse import urlsplit
@@ -30,7 +30,7 @@ from appliance.domain.prediction import Prediction
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.protocols import content_encodings, media
-from appliance.runners.adapters import hub_adapter, remote, unfetched
+from appliance.runners.adapters import hub_adapter, remote
 
 #: Paths of URLs of this appliance's files. The path of ``server.public_url`` may precede them.
 _OURS: Final = re.compile(r"(?:/.+)?(?:/files/([A-Za-z0-9]+)(?:/download)?/?|/outputs/([0-9a-f]{64})/[^/]+)")
@@ -49,8 +49,16 @@ class Inputs:
         self._folder = folder
         self._home = home
 
-    async def fetch(self, record: Prediction, interface: Interface, input: dict[str, Any]) -> dict[str, Any]:
+    async def fetch(
+        self,
+        record: Prediction,
+        interface: Interface,
+        input: dict[str, Any],
+        adapters: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
         """Return ``input`` with absolute paths in place of file URLs; ``discard`` deletes the files.
+
+        ``adapters`` has the sources of the adapters to fetch, by the names of their inputs.
 
         Requests of OpenAI's and Anthropic's APIs get ``data:`` URLs in place of file URLs instead.
 
@@ -73,7 +81,7 @@ class Inputs:
                             await self._one(record, f"input.{name}.{at}", url, folder / name / str(at))
                             for at, url in enumerate(input[name])
                         ]
-                for name, source in unfetched(input).items():
+                for name, source in (adapters or {}).items():
                     fetched[name] = await self._adapter(f"input.{name}", source)
         except TimeoutError as error:
             limit = self._files.config.input_timeout

@@ -337,7 +337,7 @@ def _tensor_reader(name: str, tensor: Any) -> _Reader:
     def read(value: Any) -> _Part:
         try:
             values = np.array(value, np.float64)
-        except (ValueError, TypeError, OverflowError) as error:
+        except (ValueError, TypeError) as error:
             raise PredictionFailed(
                 f"input.{name}: the value must be nested lists of numbers of equal length: {error}"
             ) from error

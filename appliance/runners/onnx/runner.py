@@ -116,7 +116,7 @@ def _shapes(tensors: Tensors) -> Hashable:
     A prediction whose tensors differ in their first axis is computed alone: in a batch, its rows would be
     combined with rows of another prediction.
     """
-    if len({len(tensor) for tensor in tensors.values()}) > 1:
+    if len({tensor.shape[:1] for tensor in tensors.values()}) > 1:
         return object()
     return tuple((name, tensor.shape[1:]) for name, tensor in tensors.items())
 

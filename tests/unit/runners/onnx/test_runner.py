@@ -323,8 +323,6 @@ async def test_numbers_have_the_shape_that_the_file_expects(tmp_path: Path) -> N
         await model(x=[1, 2])
     with pytest.raises(PredictionFailed, match=r"input\.x: the value must be nested lists of numbers"):
         await model(x=[[1], [1, 2]])
-    with pytest.raises(PredictionFailed, match=r"input\.x: this must be nested lists of numbers"):
-        await model(x=[[1, 10**400]])
     with pytest.raises(PredictionFailed, match=r"input\.x: this has null or another value"):
         await model(x=[[1, None]])
     file = write_onnx(
