@@ -139,7 +139,7 @@ async def through_webhook(server: httpx.Client, given: dict[str, Any], path: str
     """
     webhooks: asyncio.Queue[Any] = asyncio.Queue()
     receiver = LoopbackServer()
-    receiver.start(on_webhook=webhooks.put_nowait)
+    receiver.start(Path(), webhooks.put_nowait)
     body = {"input": given, "webhook": receiver.webhook_url, "webhook_events_filter": ["completed"]}
     response = await asyncio.to_thread(server.post, path, json=body, headers={"Prefer": "respond-async"})
     assert response.status_code == httpx.codes.ACCEPTED

@@ -26,7 +26,7 @@ from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners.base import LoadSpec
 from appliance.runners.cog.image import ROOT, ImageDescription, description
-from appliance.runners.cog.image_files import SandboxServer
+from appliance.runners.cog.loopback_server import LoopbackServer
 from appliance.runners.cog.pipes import InPipe
 from appliance.runners.cog.runner import error_detail, without_prefixes
 from appliance.runners.cog.sandbox import PORT, Command, Sandbox
@@ -57,7 +57,7 @@ class ImageRunner:
         self._image: ImageDescription = description(self._folder)
         self._interface = self.interface(spec.options)
         self._sandbox: Sandbox
-        self._server: SandboxServer
+        self._files = LoopbackServer()
         self._client: httpx.AsyncClient
         self._states: dict[str, _States] = {}  # by the id of a running prediction
         self._created: set[str] = set()  # ids of the predictions that the server has accepted and not ended
@@ -74,22 +74,16 @@ class ImageRunner:
         scratch = Path(tempfile.mkdtemp())
         files = scratch / "files"
         files.mkdir()
-        loop = asyncio.get_running_loop()
         self._text = InPipe(self._on_text)
         self._sandbox = Sandbox(self._spec.model, scratch, self._spec.options["network"])
         try:
             await self._sandbox.create(self._folder / ROOT, self._text.writer)
         finally:
             self._text.start()
-        self._server = SandboxServer(
-            self._sandbox.listener,
-            files,
-            lambda name, state: loop.call_soon_threadsafe(self._on_webhook, name, state),
-        )
-        self._server.start()
+        self._files.start(files, self._on_webhook, self._sandbox.listener)
         self._sandbox.run(
             Command(
-                arguments=[*self._image.command, "--upload-url", self._server.upload_url],
+                arguments=[*self._image.command, "--upload-url", self._files.upload_url],
                 folder=self._image.folder,
                 environment=self._environment(),
                 gpus=self._spec.device.startswith("cuda"),
@@ -103,7 +97,7 @@ class ImageRunner:
         )
         logging.getLogger("httpx").setLevel(logging.WARNING)  # keep its lines out of predictions
         await self._until_ready()
-        self._watch = loop.create_task(self._watch_server())
+        self._watch = asyncio.get_running_loop().create_task(self._watch_server())
 
     def _environment(self) -> dict[str, str]:
         """Return the variables of the image, those that the appliance sets, and those of models.yaml."""
@@ -139,7 +133,7 @@ class ImageRunner:
         finally:
             del self._states[id]
             self._created.discard(id)
-            self._server.forget(job.id)
+            self._files.forget(job.id)
 
     async def _create(self, id: str, job: Job) -> None:
         """Have the server start a prediction, as soon as it has a free slot.
@@ -149,8 +143,8 @@ class ImageRunner:
         """
         body = {
             "id": id,
-            "input": self._input_with_urls(job),
-            "webhook": self._server.webhook_url(id),
+            "input": self._files.with_urls(job, self._interface),
+            "webhook": self._files.webhook_url,
             "webhook_events_filter": ["output", "logs", "completed"],
         }
         while True:
@@ -195,17 +189,6 @@ class ImageRunner:
                 self._exit("the process of the prediction ended")
             raise PredictionFailed(without_prefixes(error) or "the project raised an empty error")
 
-    def _input_with_urls(self, job: Job) -> dict[str, Any]:
-        """Return the input with a URL for every file."""
-        given = dict(job.input)
-        for name in self._interface.file_inputs:
-            value = given.get(name)
-            if isinstance(value, str):
-                given[name] = self._server.input_url(job.id, value)
-            elif isinstance(value, list):
-                given[name] = [self._server.input_url(job.id, each) for each in value]
-        return given
-
     def _with_files(self, event: Log | Output | Metric) -> Log | Output | Metric:
         if isinstance(event, Output):
             return Output([self._replaced(value) for value in event.values], append=event.append)
@@ -219,15 +202,16 @@ class ImageRunner:
         match value:
             case str():
                 if value.startswith("data:") and self._interface.makes_files:
-                    return self._server.store_data_url(value) or value
-                return self._server.output_file(value) or value
+                    return self._files.store_data_url(value) or value
+                return self._files.output_file(value) or value
             case list():
                 return [self._replaced(part) for part in value]
             case dict():
                 return {key: self._replaced(part) for key, part in value.items()}
         return value
 
-    def _on_webhook(self, id: str, state: dict[str, Any]) -> None:
+    def _on_webhook(self, state: dict[str, Any]) -> None:
+        id = str(state.get("id"))
         if id in self._states:
             self._states[id].put_nowait(state)
             if _has_ended(state):
@@ -293,7 +277,6 @@ class ImageRunner:
         await self._client.aclose()
         self._sandbox.close()
         await self._sandbox.process.wait()
-        self._server.close()
         self._text.close()
 
     def _on_text(self, data: bytes) -> None:

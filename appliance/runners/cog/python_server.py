@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import urllib.parse
 from asyncio.subprocess import Process
 from pathlib import Path
 from typing import Any, Final
@@ -115,10 +114,8 @@ class PythonServerRunner(CogRunner):
         return error
 
     def _with_files(self, value: Any) -> Any:
-        prefix = f"{self._files.upload_url}/"
-        if isinstance(value, str) and value.startswith(prefix):
-            return Path(self._output_folder, urllib.parse.unquote(value.removeprefix(prefix)))
-        return super()._with_files(value)
+        stored = self._files.output_file(value) if isinstance(value, str) else None
+        return super()._with_files(value) if stored is None else stored
 
 
 class PythonServerTrainer(PythonServerRunner, CogTrainer):

@@ -138,7 +138,7 @@ class CogRunner:
 
     async def _start(self, variables: dict[str, str]) -> Process:
         """Start the runtime with these environment variables, in the project's folder."""
-        self._files.start()
+        self._files.start(Path(self._output_folder))
         variables[cog_worker.TEXT] = ",".join(str(pipe.writer) for pipe in self._pipes)
         variables[cog_worker.FILES] = self._output_folder.rstrip("/")
         return await asyncio.create_subprocess_exec(
@@ -152,7 +152,7 @@ class CogRunner:
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         id = f"{job.id}-{job.attempt}"
-        body: dict[str, Any] = {"id": id, "input": self._input_with_urls(job)}
+        body: dict[str, Any] = {"id": id, "input": self._files.with_urls(job, self._interface)}
         if job.token is not None:
             body["context"] = {"replicate_api_token": job.token}
         events: Events = asyncio.Queue()  # unbounded: the runtime disconnects a client that does not read
@@ -301,17 +301,6 @@ class CogRunner:
             case dict():
                 return {key: self._with_files(part) for key, part in value.items()}
         return value
-
-    def _input_with_urls(self, job: Job) -> dict[str, Any]:
-        """Return the input with a URL for every file: the runtime accepts no paths of files."""
-        given = dict(job.input)
-        for name in self._interface.file_inputs:
-            value = given.get(name)
-            if isinstance(value, str):
-                given[name] = self._files.url(job.id, value)
-            elif isinstance(value, list):
-                given[name] = [self._files.url(job.id, each) for each in value]
-        return given
 
     async def _until_ready(self) -> None:
         """Wait until the project's ``setup`` has succeeded.
