@@ -27,7 +27,7 @@ from appliance.runners.schemas import number, string
 LORA: Final = "lora_weights"
 EXTRA: Final = "extra_lora"
 INPUTS: Final = (LORA, EXTRA)
-#: Value of these inputs for no adapter, besides null.
+#: Value of these inputs that selects no adapter, as null does.
 NONE: Final = "none"
 
 _SCALES: Final = {LORA: "lora_scale", EXTRA: "extra_lora_scale"}
@@ -35,7 +35,9 @@ _REPOSITORY: Final = re.compile(
     r"(?:(?:https://)?huggingface\.co/|hub:)?(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w-][\w.-]*))?"
     r"(?:/(?:blob/main/)?(?P<file>[\w-][\w.-]*\.safetensors))?"
 )
-_PATTERN: Final = re.compile(r"hub:[\w.*-]+(/[\w.*-]+)?|https?://[^\s/@*?\[\]]+/\S*")
+_PATTERN: Final = re.compile(
+    r"hub:[\w.*-]+(/[\w.*-]+)?|https?://[^\s/@*?\[\]]+/(?:\S*\*\S*|\S*\.safetensors)"
+)
 
 
 class RemoteAdapter(msgspec.Struct, frozen=True):
@@ -51,8 +53,8 @@ def _pattern(value: str) -> str:
     if not _PATTERN.fullmatch(value):
         raise PydanticCustomError(
             "adapter_source",
-            'should be "hub:owner/name" or the beginning of a URL with its host and path, such as '
-            '"https://example.org/loras/*"; "*" stands for any text, except in the host',
+            'should be "hub:owner/name", or a URL with its host and the path of a file ".safetensors"; "*" stands '
+            'for any text, except in the host: "https://example.org/loras/*"',
         )
     return value
 

@@ -23,7 +23,7 @@ _RENAMED: Final = {
 }
 #: A line of ``apt-get --simulate``: a package that it would install, and the version.
 _INSTALL: Final = re.compile(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) ", re.MULTILINE)
-#: A second copy of these would not work together with the system's own.
+#: Packages that are never unpacked into a build: programs of the build need the system's own.
 _CORE: Final = frozenset({"libc6", "libc-bin", "dpkg", "libstdc++6", "libgcc-s1"})
 
 

@@ -275,7 +275,7 @@ class Additions:
         """Write the entry to models.yaml and reload.
 
         Raises:
-            Conflict: models.yaml cannot be changed, or the model cannot be served. The file is as before.
+            Conflict: models.yaml cannot be changed, or the model cannot be served.
         """
         name, file = given.model, str(self.file)
 
@@ -319,6 +319,8 @@ class Additions:
 
     async def _undone(self, edited: Edited, configure: Configure, reason: str) -> Conflict:
         """Put models.yaml back, reload it, and return the error to raise."""
+        if edited.old == edited.new:  # the text before the edit was lost with the gateway that made it
+            return Conflict(f"{reason}. models.yaml has the change since before a restart: correct it.")
         try:
             if not await asyncio.to_thread(put_back, self.file, edited):
                 return Conflict(

@@ -101,11 +101,14 @@ class Inputs:
     ) -> list[dict[str, str]]:
         """Return the lines of a text, without empty lines; lines that are HTTP URLs also have a file."""
         given = value.split("\n") if isinstance(value, str) else value or []
-        lines = [{"text": text} for text in map(str.strip, given) if text]
-        for at, line in enumerate(lines):
-            if media.is_http_url(line["text"]):
-                field = f"input.{name}, line {at + 1}"
-                line["file"] = await self._one(record, field, line["text"], folder / str(at))
+        lines = []
+        for number, text in enumerate(map(str.strip, given), 1):
+            line = {"text": text}
+            if media.is_http_url(text):
+                field = f"input.{name}, line {number}"
+                line["file"] = await self._one(record, field, text, folder / str(number))
+            if text:
+                lines.append(line)
         return lines
 
     async def _embedded(self, record: Prediction, body: dict[str, Any], folder: Path) -> dict[str, Any]:

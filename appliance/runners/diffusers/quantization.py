@@ -74,7 +74,7 @@ def components(model: str, weights: Path, options: Mapping[str, Any], dtype: Any
 
 
 def shares(folder: Path, names: Iterable[str]) -> dict[str, float]:
-    """Return, for each of these components, its fraction of the bytes of all weights in ``folder``.
+    """Return the share of each component in the bytes of all weights in ``folder``, from 0 to 1.
 
     Raises:
         WeightsError: a component has no weights.

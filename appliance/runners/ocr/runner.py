@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from appliance.domain.errors import LoadFailed
+from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import failures, images
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _SHORT_SIDE: Final = 736  # pixels; smaller images are scaled up for the detector
 _MULTIPLE: Final = 32  # of the sides of the detector's images
+_LONGEST_SIDE: Final = 32_766  # pixels; OpenCV cuts out no pieces of larger images
 _THIN: Final = 8  # width divided by height from which space is added above and below an image
 _LINE_HEIGHT: Final = 48  # pixels
 _DIRECTION_WIDTH: Final = 192  # pixels of a line that tell its direction
@@ -98,8 +99,7 @@ class OcrRunner:
         if isinstance(classes, int) and classes != len(self._characters):
             raise LoadFailed(
                 f"model {self._spec.model}: the dictionary has {len(self._characters) - 2} characters, "
-                "but the "
-                f"ONNX file that reads lines knows {classes - 2}; correct options.dictionary"
+                f"but the ONNX file that reads lines knows {classes - 2}; correct options.dictionary"
             )
 
     async def _opened(self, folder: Path, role: str) -> Any:
@@ -109,15 +109,13 @@ class OcrRunner:
             number = f"{len(found)} ONNX files" if found else "no ONNX file"
             raise LoadFailed(
                 f"model {self._spec.model}: {folder} has {number} with {role} in the name, but needs "
-                "one, which "
-                f"{purpose}; correct the source"
+                f"one, which {purpose}; correct the source"
             )
         session = await asyncio.to_thread(open_session, found[0], self._spec)
         if len(session.get_outputs()[0].shape) != axes:
             raise LoadFailed(
                 f"model {self._spec.model}: {found[0]} returns {described(session.get_outputs()[0])}, "
-                "but a model "
-                f"that {purpose} returns a tensor with {axes} axes; correct the source"
+                f"but a model that {purpose} returns a tensor with {axes} axes; correct the source"
             )
         return session
 
@@ -134,8 +132,7 @@ class OcrRunner:
         if text is None:
             raise LoadFailed(
                 f"model {self._spec.model}: the ONNX file that reads lines has no dictionary in its "
-                "metadata; set "
-                "options.dictionary to a text file in the weights"
+                "metadata; set options.dictionary to a text file in the weights"
             )
         return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
@@ -143,6 +140,11 @@ class OcrRunner:
         import numpy as np
 
         image = await asyncio.to_thread(images.read, Path(job.input["image"]), "image")
+        if max(image.size) > _LONGEST_SIDE:
+            raise PredictionFailed(
+                f"input.image: this image has {image.width} x {image.height} pixels, but sides of more than "
+                f"{_LONGEST_SIDE} pixels are not supported; scale it down or cut it into parts"
+            )
         pixels = np.asarray(image)[:, :, ::-1]  # the models know blue, green, red
         boxes: list[Array] = []
         read: dict[int, _Read] = {}
@@ -173,9 +175,16 @@ class OcrRunner:
             yield dict(zip(chosen, self._texts([pieces[each] for each in chosen]), strict=True))
 
     def _find(self, pixels: Array) -> list[Array]:
+        """Return the corners of each line of text. Text is searched in a smaller copy of a large image."""
         import cv2
         import numpy as np
 
+        whole = np.array(pixels.shape[1::-1], np.float32)
+        shrink = self._spec.options["max_side"] / max(pixels.shape[:2])
+        if shrink < 1:
+            small = [max(1, round(side * shrink)) for side in pixels.shape[1::-1]]
+            pixels = cv2.resize(pixels, small, interpolation=cv2.INTER_AREA)
+        factors = whole / np.array(pixels.shape[1::-1], np.float32)
         space = max(0, round(pixels.shape[1] / _THIN) - pixels.shape[0]) // 2
         colour = tuple(float(each) for each in np.median(pixels.reshape(-1, 3), axis=0))
         framed = cv2.copyMakeBorder(pixels, space, space, 0, 0, cv2.BORDER_CONSTANT, value=colour)
@@ -186,8 +195,8 @@ class OcrRunner:
         values = _normalized(cv2.resize(framed, size))[None]
         (probabilities,) = self._detector.run(None, {self._detector.get_inputs()[0].name: values})
         found = find_lines(probabilities[0, 0], width, height)
-        limit = np.array([pixels.shape[1] - 1, pixels.shape[0] - 1], np.float32)
-        return [np.clip(box - np.array([0, space], np.float32), 0, limit) for box in found]
+        moved = ((box - np.array([0, space], np.float32)) * factors for box in found)
+        return [np.clip(box, 0, whole - 1) for box in moved]
 
     def _upright(self, piece: Array) -> Array:
         """Turn a line that is upside down."""

@@ -78,9 +78,9 @@ def _rows(tensor: Array, spec: BoxesOutput) -> Array:
     least = 4 if spec.scores is not None else 6 if spec.objectness else 5
     if rows.ndim != 2 or rows.shape[1] < least:
         raise PredictionFailed(
-            f"the tensor of the boxes has the shape {list(tensor.shape)}, but needs two axes and at "
-            f"least {least} "
-            "numbers for each box; correct transposed, scores or objectness in options.outputs"
+            f"the tensor of the boxes has the shape {list(tensor.shape)}, but needs two axes "
+            f"and at least {least} numbers for each box; correct transposed, scores or objectness in "
+            "options.outputs"
         )
     return rows.astype("float32")
 

@@ -235,9 +235,8 @@ def _image(name: str, spec: ImageOutput, tensor: Array, computed: Computed) -> P
     wanted = 1 if spec.colour == "grey" else 3
     if planes.shape[0] != wanted:
         raise PredictionFailed(
-            f"the output {name} has {planes.shape[0]} channels instead of {wanted}; correct colour or "
-            "layout in "
-            "options.outputs"
+            f"the output {name} has {planes.shape[0]} channels instead of {wanted}; correct "
+            "colour or layout in options.outputs"
         )
     planes = _normalized(planes) * 255 if spec.normalize else planes * spec.factor + spec.offset
     shades = np.rint(np.clip(np.nan_to_num(planes), 0, 255)).astype(np.uint8)
@@ -262,8 +261,7 @@ def _mask(name: str, spec: MaskOutput, tensor: Array, computed: Computed) -> Pat
     if spec.channel >= planes.shape[0]:
         raise PredictionFailed(
             f"the output {name} has {planes.shape[0]} channels, so there is no channel {spec.channel}; "
-            "correct "
-            "channel in options.outputs"
+            "correct channel in options.outputs"
         )
     plane = np.nan_to_num(planes[spec.channel])
     if spec.normalize:
@@ -311,8 +309,7 @@ def _vector(name: str, spec: VectorOutput, tensor: Array, mask: Array | None) ->
     if values.ndim != 1 or not np.isfinite(values).all():
         raise PredictionFailed(
             f"the output {name} has the shape {list(tensor.shape)} and is no vector of finite numbers; "
-            "correct "
-            "pooling or tensor in options.outputs"
+            "correct pooling or tensor in options.outputs"
         )
     if spec.normalize:
         values = values / max(float(np.linalg.norm(values)), 1e-12)

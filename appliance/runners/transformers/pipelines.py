@@ -188,8 +188,7 @@ def reranking(loading: LoadRequest) -> Compute:
         if limit is not None and used >= limit:
             raise PredictionFailed(
                 f"input.query: the query has {asked} tokens, but this model accepts {limit} for the "
-                "query and a "
-                "document together; shorten it"
+                "query and a document together; shorten it"
             )
         wanted = request.input.get("max_tokens")
         longest = min((most for most in (limit, wanted and used + wanted) if most), default=None)

@@ -72,7 +72,12 @@ def test_adapters_of_a_config(tmp_path: Path) -> None:
             "'a/b' is already a name of model a/b",
         ),
         ("    adapter_sources: ['https://*.org/x']\n", "adapter_sources[0]", "except in the host"),
-        ("    adapter_sources: ['https://a.org']\n", "adapter_sources[0]", "with its host and path"),
+        ("    adapter_sources: ['https://a.org']\n", "adapter_sources[0]", "with its host and the path"),
+        (
+            "    adapter_sources: ['https://a.org/x/']\n",
+            "adapter_sources[0]",
+            'path of a file ".safetensors"',
+        ),
         (
             "    adapter_sources: ['hub:a/b']\n    options: {max_adapters: 0}\n",
             "options.max_adapters",

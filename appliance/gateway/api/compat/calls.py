@@ -128,7 +128,7 @@ def find_model(
 
 
 def list_models(request: Request, caller: Token, kinds: Collection[str]) -> list[tuple[str, ServedVersion]]:
-    """Return models of these kinds in their newest version, by name and by each alias without a slash."""
+    """Return the newest version of each model of these kinds, once by each name that a client can use."""
     catalogue = services_of(request).catalogue
     visible = [card for card in catalogue.cards.values() if card.visible(caller.owner)]
     latest = [(card, catalogue.latest(card.name)) for card in visible]
@@ -362,11 +362,7 @@ def check_required(given: dict[str, Any], type: type[msgspec.Struct]) -> None:
 
 
 def invalid(field: str, why: str) -> InvalidInput:
-    return InvalidInput([problem(field, why)])
-
-
-def problem(field: str, why: str) -> FieldProblem:
-    return FieldProblem("invalid", field, why)
+    return InvalidInput([FieldProblem("invalid", field, why)])
 
 
 async def until_disconnect(request: Request, work: Awaitable[T]) -> T:

@@ -61,16 +61,14 @@ def texts(given: Any) -> list[str] | str:
     Lists of token ids are returned as JSON.
 
     Raises:
-        InvalidInput: ``given`` is neither a text, a list of texts, token ids, nor a list of lists of these.
+        InvalidInput: ``given`` is nothing that can be embedded.
     """
     found = given if isinstance(given, list) else [given]
     if found and all(isinstance(text, str) for text in found):
         return found
     lists = [given] if isinstance(given, list) and _are_ids(given) else found
     if not lists or not all(isinstance(ids, list) and _are_ids(ids) for ids in lists):
-        raise calls.invalid(
-            "input", "Must be a text, a list of texts, a list of token ids, or a list of these"
-        )
+        raise calls.invalid("input", "Must be a text, token ids, or a list of texts or of lists of token ids")
     return msgspec.json.encode(lists).decode()
 
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from appliance.domain.errors import BadRequest, InvalidInput, NotFound
+from appliance.domain.errors import BadRequest, NotFound
 from appliance.domain.prediction import ID_LENGTH, Prediction, Status
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
@@ -136,7 +136,7 @@ async def _continued(request: Request, given: dict[str, Any], owner: str) -> lis
     try:
         record = await _find(request, id, owner)
     except NotFound as error:
-        raise InvalidInput([calls.problem("previous_response_id", error.detail)]) from error
+        raise calls.invalid("previous_response_id", error.detail) from error
     found = response_of(record)
     if found["status"] not in {"completed", "incomplete"}:
         reason = f"the response {id} is {found['status']}; only a completed response can be continued"

@@ -54,6 +54,6 @@ async def test_the_error_names_the_line(store: Store, tmp_path: Path) -> None:
     with serving() as web:
         web.answers["/gone.png"] = Answer(b"", status=404)
         with pytest.raises(
-            PredictionFailed, match=r"^input\.inputs, line 2: .*/gone\.png cannot be fetched: HTTP 404"
+            PredictionFailed, match=r"^input\.inputs, line 3: .*/gone\.png cannot be fetched: HTTP 404"
         ):
-            await fetched(store, tmp_path, f"a text\n{web.url}/gone.png")
+            await fetched(store, tmp_path, f"a text\n\n{web.url}/gone.png")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from appliance.domain.errors import LoadFailed
+from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners.ocr.lines import cut_out, find_lines, in_rows
 from appliance.runners.ocr.options import OcrOptions
 from appliance.runners.ocr.runner import OcrRunner, decoded
 from tests.support.onnx_files import Node, Tensor, write_onnx
-from tests.support.runner_calls import load_spec
+from tests.support.runner_calls import job, load_spec, run
 
 
 def box(left: float, top: float, right: float, bottom: float) -> Any:
@@ -75,6 +77,36 @@ async def load(folder: Path, **more: Any) -> OcrRunner:
     runner = OcrRunner(load_spec("ocr", folder, **options))
     await runner.setup()
     return runner
+
+
+@pytest.mark.parametrize(("width", "height"), [(800, 200), (80, 20), (30_000, 1)])
+def test_lines_are_found_in_a_smaller_copy_of_a_large_image(width: int, height: int) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def detect(_: None, given: dict[str, Any]) -> list[Any]:
+        (values,) = given.values()
+        seen.append(values.shape[2:])
+        probabilities = np.zeros((1, 1, *values.shape[2:]), np.float32)
+        rows, columns = values.shape[2:]
+        probabilities[0, 0, rows * 2 // 5 : rows * 3 // 5, columns // 4 : columns // 2] = 0.9
+        return [probabilities]
+
+    runner = OcrRunner(load_spec("ocr", Path("/none"), **OcrOptions(max_side=320).model_dump(mode="json")))
+    runner._detector = SimpleNamespace(run=detect, get_inputs=lambda: [SimpleNamespace(name="x")])
+    (found,) = runner._find(np.zeros((height, width, 3), np.uint8))
+    assert max(seen[0]) <= 320
+    left, right = found[:, 0].min() / width, found[:, 0].max() / width
+    assert 0.1 < left <= 0.25
+    assert 0.5 <= right < 0.65
+    assert found[:, 1].max() <= height - 1
+
+
+async def test_an_image_with_a_side_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (32_767, 1)).save(tmp_path / "long.png")
+    runner = OcrRunner(load_spec("ocr", tmp_path, **OcrOptions().model_dump(mode="json")))
+    given = job(OcrRunner.interface({}), tmp_path, image=tmp_path / "long.png")
+    with pytest.raises(PredictionFailed, match=r"input\.image: .* 32767 x 1 pixels, .* more than 32766"):
+        await run(runner, given)
 
 
 async def test_the_models_and_the_dictionary_are_found_by_their_names(tmp_path: Path) -> None:

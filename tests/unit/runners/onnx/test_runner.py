@@ -104,6 +104,14 @@ async def test_an_image_gets_the_size_of_the_tensor(
     assert found.shape == (4, 4, 3)
 
 
+async def test_an_image_that_would_be_almost_all_cut_off_is_refused(tmp_path: Path) -> None:
+    options = {"image": {"type": "image", "resize": "crop", "divisor": 1}}
+    model = await loaded(identity(tmp_path, [1, 3, 4, 4]), options, TENSOR)
+    await model(image=picture(tmp_path, [[RED] * 16]))
+    with pytest.raises(PredictionFailed, match=r"input\.image: of this image of 17 x 1 pixels"):
+        await model(image=picture(tmp_path, [[RED] * 17]))
+
+
 async def test_an_image_that_fits_is_padded(tmp_path: Path) -> None:
     image = picture(tmp_path, [[RED] * 4] * 2)
     options = {"image": {"type": "image", "resize": "fit", "divisor": 1, "padding": 7}}

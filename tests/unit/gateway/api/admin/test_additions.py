@@ -275,7 +275,9 @@ async def test_a_download_is_cancelled(api: Api, hub: StubHub) -> None:
     assert (await ended(api, await add(api)))["state"] == "succeeded"
 
 
-async def test_the_next_gateway_continues_a_download(api: Api, hub: StubHub) -> None:
+async def test_the_next_gateway_continues_a_download(
+    api: Api, hub: StubHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     services = api.services
     hub.gate.clear()
     addition = await add(api)
@@ -296,6 +298,17 @@ async def test_the_next_gateway_continues_a_download(api: Api, hub: StubHub) -> 
     services.additions.resume(services.configure)
     assert (await ended(api, addition))["state"] == "succeeded"
     assert file(services).read_text() == text
+
+    async def not_serving(_: Any) -> Report:
+        return Report(not_served={"org/model": "its weights are damaged"})
+
+    monkeypatch.setattr(services.reload, "apply", not_serving)
+    adding.pending.write(services.reload.home, given)
+    services.additions = Additions(services.reload.home, services.reload)
+    services.additions.resume(services.configure)
+    assert (await ended(api, addition))["problem"] == (
+        "its weights are damaged. models.yaml has the change since before a restart: correct it."
+    )
 
 
 async def test_a_failed_download_says_why(api: Api, hub: StubHub) -> None:

@@ -447,7 +447,7 @@ def test_embeddings_are_packed_as_numpy_would() -> None:
 
 @pytest.mark.parametrize("given", [[], ["a", 1], 7, {"a": "b"}, [[]], [[1], []], [[1], "a"], [[True]]])
 def test_only_texts_and_token_ids_are_embedded(given: Any) -> None:
-    with pytest.raises(InvalidInput, match="a text, a list of texts, a list of token ids"):
+    with pytest.raises(InvalidInput, match="Must be a text, token ids, or a list of"):
         embeddings.texts(given)
 
 
