@@ -168,7 +168,7 @@ def _problems(models: tuple[CatalogueModel, ...]) -> Iterator[tuple[Place, str]]
         if config is None:
             yield (*place, "kind"), f"there is no kind {model.kind} (known: {', '.join(model_configs())})"
             continue
-        source = {"hub": model.hub, "revision": "main"} if model.hub else _wheel(model.pypi or "")
+        source = {"hub": model.hub, "revision": "main"} if model.hub else wheel_source(model.pypi or "")
         source |= {"file": model.file} if model.file else {}
         entry = {"name": model.name, "kind": model.kind, "source": source, "options": model.options}
         try:
@@ -178,8 +178,11 @@ def _problems(models: tuple[CatalogueModel, ...]) -> Iterator[tuple[Place, str]]
                 yield (*place, *each["loc"]), each["msg"]
 
 
-def _wheel(text: str) -> dict[str, str]:
-    """Return a source for ``package==version/path`` whose hash is not known yet."""
+def wheel_source(text: str) -> dict[str, str]:
+    """Return a source for ``package==version/path``, with zeros as its hash, which is not known yet.
+
+    A part that is missing is empty, so that the source is not valid.
+    """
     wheel, _, path = text.partition("/")
     package, _, version = wheel.partition("==")
     return {"pypi": package, "version": version, "path": path, "sha256": "0" * 64}

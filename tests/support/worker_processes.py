@@ -10,10 +10,12 @@ from typing import Any, Self
 
 import msgspec
 
+from appliance.config import CogModel
 from appliance.domain.errors import WorkerLost
 from appliance.domain.prediction import Done, Emitted, Event, Job, Log, Metric, Output
 from appliance.machine.processes import is_running
 from appliance.runners.base import LoadSpec
+from appliance.weights import project
 from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.protocol import Commands
 from appliance.worker.replica import Replica
@@ -157,3 +159,20 @@ class Caller:
 async def until_gone(*pids: int) -> None:
     """Wait until none of these processes is alive."""
     await until(lambda: not any(map(is_running, pids)))
+
+
+def cog_spec(home: Path, model: CogModel, kind: str = "cog", **options: Any) -> LoadSpec:
+    """Build a Cog project, and return what loads it."""
+    folder = project.build(home, model)
+    return LoadSpec(
+        model=model.name,
+        version="0" * 64,
+        kind=kind,
+        options={"build": str(folder), "environment": {}, **options},
+        weights=None,
+        device="cpu",
+        memory=1,
+        threads=1,
+        concurrency=project.described(folder)["concurrency"],
+        cache=str(home / "cache"),
+    )

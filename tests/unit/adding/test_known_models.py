@@ -12,7 +12,7 @@ import yaml
 
 from appliance import weights
 from appliance.adding import DeviceUse, Fit, catalogue, delete, find_fit, proposal, search, unused
-from appliance.adding.known_models import CatalogueModel, find
+from appliance.adding.known_models import CatalogueModel, find, wheel_source
 from appliance.config import Config, PypiSource, load
 from appliance.config.sections import CatalogueConfig
 from appliance.domain.errors import ApplianceError, ConfigError
@@ -28,9 +28,7 @@ MODELS = catalogue(CONFIG)
 def test_each_model_makes_a_valid_entry(model: CatalogueModel) -> None:
     source: dict[str, str] = {"hub": model.hub or "", "revision": "main"}
     if model.pypi is not None:
-        wheel, _, path = model.pypi.partition("/")
-        package, _, version = wheel.partition("==")
-        source = {"pypi": package, "version": version, "path": path, "sha256": "0" * 64}
+        source = dict(wheel_source(model.pypi))
     source |= {"file": model.file} if model.file else {}
     entry = {"name": model.name, "kind": model.kind, "source": source, "aliases": list(model.aliases)}
     made = model_configs()[model.kind].model_validate({**entry, "options": model.options})

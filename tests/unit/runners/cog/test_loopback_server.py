@@ -81,7 +81,7 @@ async def test_a_url_without_the_token_is_refused(receiver: Receiver, tmp_path: 
         ("GET", server.input_url("p", str(tmp_path / "in.txt"))),
     )
     for method, url in asked:
-        body = {"json": {}} if method == "POST" else {}
+        body: dict[str, Any] = {"json": {}} if method == "POST" else {}
         assert (await ask(method, url.replace(server.token, "wrong"), **body)).status_code == 404
     assert not receiver.folder.exists()
     assert receiver.webhooks.empty()
