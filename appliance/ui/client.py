@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
+from urllib.parse import quote
 
 import httpx
 
@@ -16,6 +17,9 @@ from appliance.protocols.sse import EventReader, ServerSentEvent
 
 #: Only connecting has a timeout: a model may compute for a long time before the response.
 _TIMEOUT: Final = httpx.Timeout(None, connect=10.0)
+
+#: Characters that need no quotation in a path.
+_PATH: Final = "/!$&'()*+,;=:@~-._"
 
 T = TypeVar("T")
 
@@ -116,6 +120,29 @@ class Caller:
                 async for chunk in response.aiter_bytes():
                     for event in reader.feed(chunk):
                         yield event
+
+    async def open(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: bytes = b"",
+        headers: Mapping[str, str],
+        content: AsyncIterable[bytes] | None = None,
+    ) -> httpx.Response:
+        """Send a request and return its response, whatever its status. The caller reads and closes it.
+
+        Raises:
+            ApplianceError: the API does not answer.
+        """
+        url = self._http.base_url.copy_with(
+            raw_path=quote(path, safe=_PATH).encode() + (b"?" + query if query else b"")
+        )
+        all_headers = httpx.Headers(self._headers)
+        all_headers.update(headers)
+        request = self._http.build_request(method, url, headers=all_headers, content=content)
+        with _translated():
+            return await self._http.send(request, stream=True)
 
     async def _request(self, method: str, path: str, **request: Any) -> httpx.Response:
         with _translated():

@@ -1,4 +1,4 @@
-"""What all pages share, and how to add a page.
+"""What all pages share, and how to add a page that Gradio builds (``template_pages``: one without Gradio).
 
 A page is a module in ``pages`` with a function that builds a ``gradio.Blocks``, and an item in
 ``pages.PAGES``:
@@ -20,7 +20,7 @@ for administrators only if ``session.of(request).admin``; the API checks the rig
 a whole page from other users. On a page at ``/p/{id}``, ``layout.parameters(request)`` has ``id``, and
 ``request.query_params`` has the query.
 
-Make HTML for ``gr.HTML`` with ``markup``, which escapes all text. Styles are in ``style.css`` and the only
+Make HTML for ``gr.HTML`` with ``markup``, which escapes all text. Styles are in ``style.css`` and the
 script is ``page.js``: the content security policy forbids ``js=``, ``head=`` and resources of other servers.
 The navigation bar is no Gradio component: ``add_navigation`` inserts it into the HTML, so it is visible
 before any script has run.
@@ -36,10 +36,11 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 
 import gradio as gr
 from markupsafe import Markup, escape
+from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from appliance.domain.errors import ApplianceError, InvalidInput, Unauthenticated
@@ -55,6 +56,8 @@ QUIET: Final[dict[str, Any]] = {
 }
 #: Checksums of the pieces of HTML that a page shows, in a ``gr.State`` (see ``skip_unchanged``).
 Checksums = list[int]
+#: Cookie with the colour scheme that frame.js sets.
+THEME_COOKIE: Final = "appliance_theme"
 #: Key in an ASGI scope of the parameters in a page's path.
 PARAMETERS: Final = "appliance.parameters"
 
@@ -62,7 +65,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _HEAD: Final = re.compile(
     r"\s*<meta\s+(?:property|name)=\"(?:og|twitter):[^>]*?/>|\s*<link rel=\"manifest\"[^>]*>"
 )
-_ICON: Final = (
+#: The icon of all pages.
+ICON: Final = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
     "%3Crect width='16' height='16' rx='4' fill='%230f766e'/%3E"
     "%3Cpath d='M4 11.5 8 4l4 7.5' stroke='white' stroke-width='1.8' fill='none'/%3E%3C/svg%3E"
@@ -70,7 +74,7 @@ _ICON: Final = (
 
 
 class Page(NamedTuple):
-    """A page of the UI, with its path and title."""
+    """A page of the UI that Gradio builds, with its path and title."""
 
     path: str  # "/machine", or with a parameter at its end: "/p/{id}"
     title: str
@@ -143,8 +147,21 @@ def message(error: ApplianceError) -> gr.Error:
     return gr.Error(str(escape(error.detail)), title=error.title or "Not possible", print_exception=False)
 
 
+class Listed(Protocol):
+    """What the navigation needs of a page."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def listed(self) -> bool: ...
+    @property
+    def admin(self) -> bool: ...
+
+
 def navigation(
-    pages: Sequence[Page], session: Session, current: str, title: str, *, manual: bool = False
+    pages: Sequence[Listed], session: Session, current: str, title: str, *, manual: bool = False
 ) -> Markup:
     """Return the navigation bar at the top of a page.
 
@@ -173,10 +190,16 @@ def add_navigation(document: str, navigation: str, prefix: str = "") -> tuple[st
     base = escape(prefix)
     document = document.replace('"./assets/', f'"{base}/assets/')
     document = document.replace('<base href="./"', f'<base href="{base}/"')
-    top = f'<link rel="icon" href="{_ICON}"><style>{CSS}</style><script>{SCRIPT}</script></head>'
+    top = f'<link rel="icon" href="{ICON}"><style>{CSS}</style><script>{SCRIPT}</script></head>'
     document = document.replace("</head>", top, 1)
-    document = re.sub(r"(<body[^>]*>)", lambda body: body[1] + navigation, document, count=1)
+    document = re.sub(r"(<body[^>]*>)", lambda body: f"{body[1]}{navigation}", document, count=1)
     return document.replace("<script", f'<script nonce="{nonce}"'), nonce
+
+
+def chosen_theme(request: Request) -> str:
+    """Return the colour scheme that the user has chosen in a page: light, dark, or empty for the system's."""
+    found = request.cookies.get(THEME_COOKIE, "")
+    return found if found in {"light", "dark"} else ""
 
 
 def security_headers(nonce: str, *, images: str = "", embeddable: bool = False) -> dict[str, str]:
@@ -217,5 +240,5 @@ def page_without_gradio(template: str, status: int, prefix: str, **values: Any) 
         "form-action 'self'; base-uri 'self'; frame-ancestors 'none'"
     }
     css = Markup(CSS)  # noqa: S704 - our own file
-    content = markup.render(template, base=f"{prefix}/", icon=_ICON, css=css, **values)
+    content = markup.render(template, base=f"{prefix}/", icon=ICON, css=css, **values)
     return HTMLResponse(content, status, headers)

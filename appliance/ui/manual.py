@@ -9,13 +9,13 @@ import re
 from pathlib import Path
 from typing import Final
 
-from starlette.datastructures import MutableHeaders
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from appliance.ui import layout, session
+from appliance.ui.responses import with_headers
 
 FOLDER: Final = Path(__file__).parents[1] / "assets" / "manual"
 PATH: Final = "/manual"
@@ -50,16 +50,10 @@ class Manual:
         Raises:
             HTTPException: the file does not exist, or the method is neither GET nor HEAD.
         """
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self._headers)
-            await send(message)
-
         # The redirect to the path with a slash at its end must have the prefix of a reverse proxy.
         prefix = session.prefix(Request(scope))
         inner = {**scope, "root_path": prefix + PATH, "path": prefix + scope["path"]}
-        await self._files(inner, receive, send_with_headers)
+        await self._files(inner, receive, with_headers(send, self._headers))
 
 
 def _script_hashes(folder: Path) -> str:

@@ -27,7 +27,9 @@ _environment: Final = Environment(
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
+    extensions=["jinja2.ext.i18n"],
 )
+_environment.install_null_translations(newstyle=True)  # type: ignore[attr-defined] # added by the extension
 _environment.filters |= {
     "css_class": lambda state: re.sub("[^a-z]+", "-", state.lower()),
     # Relative to the <base> of the page, because a reverse proxy may serve the UI under a path.

@@ -8,7 +8,6 @@ from typing import Final
 
 import gradio as gr
 from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -16,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.ui import layout, session
+from appliance.ui.responses import with_headers
 from appliance.ui.theme import theme
 
 _FOLDER: Final = Path(gr.__file__).parent / "templates" / "frontend"
@@ -31,7 +31,9 @@ class Frontend:
         return path.startswith(("/assets/", "/static/"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._files(scope, receive, _immutable(send) if scope["path"].startswith("/assets/") else send)
+        if scope["path"].startswith("/assets/"):  # names of these files contain a digest
+            send = with_headers(send, {"cache-control": "public, max-age=31536000, immutable"})
+        await self._files(scope, receive, send)
 
 
 class PageApp:
@@ -90,14 +92,3 @@ class PageApp:
 
     async def close(self) -> None:
         await self._running.aclose()
-
-
-def _immutable(send: Send) -> Send:
-    """Add a header that lets browsers cache the response forever: names of such files contain a digest."""
-
-    async def send_with_header(message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 200:
-            MutableHeaders(scope=message)["cache-control"] = "public, max-age=31536000, immutable"
-        await send(message)
-
-    return send_with_header

@@ -14,6 +14,7 @@ from typing import Final
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from gradio.utils import get_upload_folder
+from markupsafe import Markup
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, BodyTooLarge, MalformedBody, MethodNotAllowed, NotFound
 from appliance.protocols.response_types import ModelResponse, VersionResponse
-from appliance.ui import layout, session
+from appliance.ui import api_proxy, layout, session, template_pages
 from appliance.ui.client import Api
 from appliance.ui.layout import Page
 from appliance.ui.manual import FOLDER as MANUAL_FOLDER
@@ -31,6 +32,8 @@ from appliance.ui.page_app import Frontend, PageApp
 from appliance.ui.pages import FIRST, PAGES, model
 from appliance.ui.request_bodies import RequestBodies
 from appliance.ui.session import Session, Sessions
+from appliance.ui.static_files import StaticScriptsAndStyles
+from appliance.ui.template_pages import TemplatePage
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class Server:
         config: Config,
         api: Api,
         sessions: Sessions,
-        pages: Sequence[Page] = PAGES,
+        pages: Sequence[Page | TemplatePage] = PAGES,
         manual: Path = MANUAL_FOLDER,
     ) -> None:
         """``manual`` is the folder of the built manual. Pages are built when they are first opened."""
@@ -65,6 +68,7 @@ class Server:
         self._model_pages: dict[str, PageApp] = {}  # by path; least recently used first
         self._building = asyncio.Lock()
         self._frontend = Frontend()
+        self._static = StaticScriptsAndStyles()
         self._manual = Manual(manual)
         covers = {urlsplit(one.cover_image_url) for one in config.models if one.cover_image_url}
         self._images = " ".join(sorted({f"{cover.scheme}://{cover.netloc}" for cover in covers}))
@@ -94,27 +98,37 @@ class Server:
             await response(scope, receive, send)
             return
         user = scope[session.SCOPE]
-        page, root, found = self._page(path)
+        if api_proxy.has(path):
+            await (await api_proxy.forward(request, user))(scope, receive, send)
+            return
+        page, root, found = self._page(request)
         if page is not None and page.admin and not user.admin:
             raise NotFound("This page is for tokens with the scope admin.")
+        if isinstance(page, TemplatePage):
+            scope[template_pages.FRAME] = self._navigation(user, page.path)
+            await (await page.respond(request))(scope, receive, send)
+            return
         opened = path == root
         if page is None:
             built = await self._model_page(root, user, opened=opened)
         else:
             built = await self._page_app(page)
         if opened and request.method in {"GET", "HEAD"}:
-            manual = self._manual.available
-            navigation = layout.navigation(self._pages, user, root, self._title, manual=manual)
+            navigation = self._navigation(user, root)
             await (await built.respond(request, root, navigation, self._images))(scope, receive, send)
             return
         prefix = session.prefix(request)
         inner = {**scope, "root_path": prefix + root, "path": prefix + path, layout.PARAMETERS: found}
         await self._bodies.forward(built.app, request, user, inner, send)
 
+    def _navigation(self, user: Session, current: str) -> Markup:
+        manual = self._manual.available
+        return layout.navigation(self._pages, user, current, self._title, manual=manual)
+
     async def _response_without_page(self, request: Request) -> ASGIApp | None:
         """Return the response if no page is needed; otherwise store the session in the scope."""
         path, from_origin = request.url.path, request.headers.get("origin")
-        for files in (self._frontend, self._manual):
+        for files in (self._frontend, self._manual, self._static):
             if files.has(path):
                 return files
         if request.method not in _SAFE and from_origin not in {None, session.origin(request)}:
@@ -131,13 +145,18 @@ class Server:
 
     # -- which page
 
-    def _page(self, path: str) -> tuple[Page | None, str, dict[str, str]]:
-        """Return the page for ``path`` (None for a model's page), the page's path, and the path's parameters.
+    def _page(self, request: Request) -> tuple[Page | TemplatePage | None, str, dict[str, str]]:
+        """Return the page for a request (None: a model's page), the page's path, and the path's parameters.
 
         Raises:
-            NotFound: there is no page at ``path``.
+            NotFound: there is no page at the path.
         """
+        path = request.url.path
         for page in self._pages:
+            if isinstance(page, TemplatePage):
+                if page.has(request):
+                    return page, page.path, {}
+                continue
             first, _, parameter = page.path.partition("/{")
             if not parameter and (path == first or path.startswith(f"{first}/")):
                 return page, first, {}
@@ -261,7 +280,7 @@ def _wants_html(request: Request) -> bool:
 
 
 def _to_sign_in(request: Request) -> Response:
-    if not _wants_html(request):
+    if not _wants_html(request) or "hx-request" in request.headers:
         return JSONResponse({"detail": "Sign in at /signin."}, 401)
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     next = quote(session.prefix(request) + path, safe="")
@@ -269,8 +288,8 @@ def _to_sign_in(request: Request) -> Response:
 
 
 def _refusal(request: Request, error: ApplianceError) -> Response:
-    if not _wants_html(request):
-        return JSONResponse(error.body(), error.status)
+    if not _wants_html(request) or "hx-request" in request.headers:
+        return JSONResponse(error.body(), error.status)  # frame.js shows the detail in the page
     title = "Not found" if isinstance(error, NotFound) else "Not possible"
     prefix = session.prefix(request)
     return layout.page_without_gradio("error.html", error.status, prefix, title=title, detail=error.detail)

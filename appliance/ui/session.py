@@ -112,7 +112,15 @@ class Sessions:
 
 
 def of(request: gr.Request) -> Session:
-    found = None if request.request is None else request.request.scope.get(SCOPE)
+    """Return the session of an event of a Gradio page."""
+    if request.request is None:
+        raise ApplianceError("This request has no session: sign in again.")
+    return current(request.request)
+
+
+def current(request: Request) -> Session:
+    """Return the session of a request that the server has let through."""
+    found = request.scope.get(SCOPE)
     if not isinstance(found, Session):
         raise ApplianceError("This request has no session: sign in again.")
     return found

@@ -23,7 +23,7 @@ _SANS: Final = (
 _MONO: Final = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
 
 #: For the navigation, Gradio's pages and the pages without Gradio.
-CSS: Final = (Path(__file__).parent / "style.css").read_text()
+CSS: Final = (Path(__file__).parent / "static" / "style.css").read_text()
 #: For Gradio's pages.
 SCRIPT: Final = (Path(__file__).parent / "page.js").read_text()
 

@@ -1,4 +1,4 @@
-"""All pages, in the order of the navigation. ``appliance.ui.layout`` documents how to add a page."""
+"""All pages, in the order of the navigation. ``layout`` and ``template_pages`` tell how to add one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Final
 
 from appliance.ui.layout import Page
 from appliance.ui.pages import explore, machine, prediction, predictions, settings, usage
+from appliance.ui.template_pages import TemplatePage
 
 #: The page after the sign-in.
 FIRST: Final = Page("/explore", "Models", explore.build)
-PAGES: Final = (
+PAGES: Final[tuple[Page | TemplatePage, ...]] = (
     FIRST,
-    Page("/predictions", "Predictions", predictions.build),
+    TemplatePage("/predictions", "Predictions", predictions.ROUTES),
     Page("/p/{id}", "Prediction", prediction.build, listed=False),
     Page("/machine", "Machine", machine.build),
     Page("/usage", "Usage", usage.build),

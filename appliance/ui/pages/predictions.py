@@ -3,117 +3,77 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
-import gradio as gr
 from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from appliance.protocols.admin_types import ApplianceStatusResponse, TokenPage
-from appliance.ui import layout, markup, session
-from appliance.ui.layout import Checksums
+from appliance.ui import markup, session, template_pages
 
 #: Rows of one page of the list.
 ROWS: Final = 25
-#: Seconds between updates of the first page.
-REFRESH_INTERVAL: Final = 5.0
 
 _STATES: Final = ("starting", "processing", "succeeded", "failed", "canceled", "aborted")
-_AGES: Final = {"any time": None, "last hour": 3600, "last day": 86400, "last 7 days": 7 * 86400}
-_ANY: Final = ""
-_NO_FILTER: Final = ("any", _ANY)
+#: Values of the filter "created": seconds, and their text.
+_AGES: Final = {"3600": "last hour", "86400": "last day", "604800": "last 7 days"}
 _EMPTY: Final = markup.empty(
     "No predictions",
     Markup('No prediction matches the filters. To create one, <a href="./">choose a model</a> and run it.'),
 )
 
 
-def build() -> gr.Blocks:
-    with layout.page("Predictions") as blocks:
-        with gr.Row(elem_classes="filters"):
-            states = [_NO_FILTER, *((state, state) for state in _STATES)]
-            model = gr.Dropdown(label="Model", choices=[_NO_FILTER], value=_ANY, allow_custom_value=True)
-            status = gr.Dropdown(label="State", choices=states, value=_ANY)
-            token = gr.Dropdown(label="Token", choices=[_NO_FILTER], value=_ANY, allow_custom_value=True)
-            age = gr.Dropdown(label="Created", choices=list(_AGES), value="any time")
-        rows = gr.HTML(elem_id="predictions", min_height=200, apply_default_css=False)
-        here: gr.State = gr.State("")  # the cursor of the shown page
-        checksums: gr.State = gr.State([])
-        older_at: gr.State = gr.State("")
-        newer_at: gr.State = gr.State("")
-        with gr.Row(elem_classes="actions"):
-            newer = gr.Button("Newer", size="sm", interactive=False)
-            older = gr.Button("Older", size="sm", interactive=False)
-        filters = [model, status, token, age]
-        asked = [checksums, *filters]
-        shown = [checksums, rows, here, newer_at, older_at, newer, older]
-        newest = gr.State("")
-        blocks.load(_choices, None, filters, **layout.QUIET).then(
-            _show, [newest, *asked], shown, **layout.QUIET
-        )
-        chosen = [each.input for each in filters]
-        gr.on(chosen, _show, [newest, *asked], shown, trigger_mode="always_last", **layout.QUIET)
-        newer.click(_show, [newer_at, *asked], shown, **layout.QUIET)
-        older.click(_show, [older_at, *asked], shown, **layout.QUIET)
-        gr.Timer(REFRESH_INTERVAL).tick(_refresh, [here, *asked], shown, **layout.QUIET)
-    return blocks
-
-
-@layout.show_errors
-async def _choices(request: gr.Request) -> list[Any]:
-    user = session.of(request)
-    asked = request.query_params
+async def show(request: Request) -> Response:
+    user = session.current(request)
     status = await user.caller.get_as(ApplianceStatusResponse, "/admin/status")
-    models = [_NO_FILTER, *((each.name, each.name) for each in status.models)]
-    tokens = [_NO_FILTER]
+    tokens = []
     if user.admin:
-        listed = await user.caller.get_as(TokenPage, "/admin/tokens")
-        tokens += [(f"{each.name} ({each.owner})", each.id) for each in listed.results]
-    return [
-        gr.Dropdown(choices=models, value=asked.get("model", _ANY)),
-        gr.Dropdown(value=asked.get("status", _ANY)),
-        gr.Dropdown(choices=tokens, value=asked.get("token", _ANY), visible=user.admin),
-        gr.Dropdown(value=asked.get("made", "any time")),
-    ]
+        tokens = (await user.caller.get_as(TokenPage, "/admin/tokens")).results
+    return template_pages.respond(
+        request,
+        "predictions.html",
+        title="Predictions",
+        models=[(each.name, each.name) for each in status.models],
+        states=[(state, state) for state in _STATES],
+        tokens=[(each.id, f"{each.name} ({each.owner})") for each in tokens],
+        ages=list(_AGES.items()),
+        chosen=request.query_params,
+        list=await _list(request),
+    )
 
 
-@layout.show_errors
-async def _refresh(
-    cursor: str, checksums: Checksums, model: str, status: str, token: str, age: str, request: gr.Request
-) -> list[Any]:
-    """Update the list if it shows the newest predictions; leave older pages of the list unchanged."""
-    if cursor:
-        return [gr.skip()] * 7
-    return await _show(cursor, checksums, model, status, token, age, request)
+async def rows(request: Request) -> Response:
+    """Return the list alone, and put its filters into the address of the page."""
+    found = template_pages.fragment("predictions_list.html", list=await _list(request))
+    found.headers["HX-Replace-Url"] = session.prefix(request) + _path(request.query_params)
+    return found
 
 
-@layout.show_errors
-async def _show(
-    cursor: str, checksums: Checksums, model: str, status: str, token: str, age: str, request: gr.Request
-) -> list[Any]:
-    """Return the page of the list at ``cursor``; the first page if ``cursor`` is empty."""
-    user = session.of(request)
-    seconds = _AGES.get(age)
-    since = None if seconds is None else datetime.fromtimestamp(time.time() - seconds, UTC).isoformat()
+async def _list(request: Request) -> dict[str, Any]:
+    user, chosen = session.current(request), request.query_params
+    seconds = chosen.get("made") if chosen.get("made") in _AGES else None
+    since = None if seconds is None else datetime.fromtimestamp(time.time() - int(seconds), UTC).isoformat()
     found = await user.caller.get(
         "/admin/predictions",
-        model=model or None,
-        status=status or None,
-        token=token or None,
+        model=chosen.get("model") or None,
+        status=chosen.get("status") or None,
+        token=chosen.get("token") or None,
         created_after=since,
-        cursor=cursor or None,
+        cursor=chosen.get("cursor") or None,
         limit=ROWS,
     )
-    newer, older = _cursor(found["previous"]), _cursor(found["next"])
-    return [
-        *layout.skip_unchanged([render(found["results"], everyone=user.admin)], checksums),
-        cursor,
-        newer,
-        older,
-        gr.Button(interactive=bool(newer)),
-        gr.Button(interactive=bool(older)),
-    ]
+    filters = {name: value for name, value in chosen.items() if value and name != "cursor"}
+    return {
+        "table": render(found["results"], everyone=user.admin),
+        "newer": _page(filters, found["previous"]),
+        "older": _page(filters, found["next"]),
+        "refresh": None if chosen.get("cursor") else _path(filters, "/predictions/list"),
+    }
 
 
 def render(records: list[dict[str, Any]], *, everyone: bool) -> Markup:
@@ -138,6 +98,17 @@ def render(records: list[dict[str, Any]], *, everyone: bool) -> Markup:
     return Markup('<div class="part">{}</div>').format(markup.table(headings, rows, if_empty=_EMPTY))
 
 
-def _cursor(url: str | None) -> str:
-    found = parse_qs(urlsplit(url or "").query).get("cursor", [""])
-    return found[0]
+def _page(filters: Mapping[str, str], url: str | None) -> str | None:
+    """Return the path of the page that shows the list at ``url``, a link in a response of the API."""
+    if url is None:
+        return None
+    cursor = parse_qs(urlsplit(url).query)["cursor"][0]
+    return _path({**filters, "cursor": cursor})
+
+
+def _path(query: Mapping[str, str], path: str = "/predictions") -> str:
+    given = {name: value for name, value in query.items() if value}
+    return path + (f"?{urlencode(given)}" if given else "")
+
+
+ROUTES: Final = (Route("/predictions", show), Route("/predictions/list", rows))

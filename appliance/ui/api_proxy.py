@@ -1,0 +1,57 @@
+"""Forwards requests of the pages' scripts to the API, with the token of the signed-in user.
+
+So scripts call the API as clients do, and the token never reaches the browser. The API checks all rights.
+Requests of other sites are refused before (``server``). Bodies and streams of events are streamed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from appliance.domain.errors import NotFound
+from appliance.ui.session import Session
+
+#: ``/_ui/api/v1/models`` is forwarded to ``/v1/models``.
+PREFIX: Final = "/_ui/api"
+#: Headers of requests that are forwarded.
+_REQUEST: Final = ("accept", "content-type", "content-length", "prefer", "last-event-id", "cancel-after")
+#: Headers of responses that are forwarded.
+_RESPONSE: Final = ("content-type", "retry-after", "link", "x-request-id", "content-disposition")
+#: Types of content that no page could mistake for a document or a script.
+_TYPES: Final = ("application/json", "application/problem+json", "text/event-stream", "text/plain")
+
+
+def has(path: str) -> bool:
+    return path.startswith(f"{PREFIX}/")
+
+
+async def forward(request: Request, user: Session) -> Response:
+    """Return the API's response to ``request``.
+
+    Raises:
+        NotFound: the response is of a type that only the API's own path serves.
+        ApplianceError: the API does not answer.
+    """
+    path = request.scope["path"].removeprefix(PREFIX)
+    headers = {name: request.headers[name] for name in _REQUEST if name in request.headers}
+    has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
+    reply = await user.caller.open(
+        request.method,
+        path,
+        query=request.scope["query_string"],
+        headers=headers,
+        content=request.stream() if has_body else None,
+    )
+    kind = reply.headers.get("content-type", "application/json").partition(";")[0]
+    if kind not in _TYPES:
+        await reply.aclose()
+        raise NotFound(f"{path} is not for scripts of pages: open it without {PREFIX}.")
+    kept = {name: reply.headers[name] for name in _RESPONSE if name in reply.headers}
+    kept |= {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+    return StreamingResponse(
+        reply.aiter_raw(), reply.status_code, kept, background=BackgroundTask(reply.aclose)
+    )

@@ -1,0 +1,116 @@
+"""Pages that are rendered from a Jinja2 template, without Gradio, and how to add one.
+
+A page is a module in ``pages`` with handlers and a list of routes, and an item in ``pages.PAGES``:
+
+    async def show(request: Request) -> Response:
+        caller = session.current(request).caller  # calls the API with the user's token
+        status = await caller.get_as(ApplianceStatusResponse, "/admin/status")
+        return template_pages.respond(request, "machine.html", title="Machine", status=status)
+
+    async def bars(request: Request) -> Response:  # a part of the page, which htmx asks for
+        ...
+        return template_pages.fragment("machine_bars.html", status=status)
+
+    ROUTES = [Route("/machine", show), Route("/machine/bars", bars)]
+
+Handlers raise ``ApplianceError``: the server shows it as a page, or as a message in the page if a script
+or htmx asked. The template extends ``page.html``, which has the navigation, the styles and ``frame.js``.
+Scripts and styles are files in ``static``; the content security policy forbids inline scripts. Scripts call
+the API at ``/_ui/api/v1/...`` (see ``api_proxy``). Links in templates are relative to ``<base>``:
+``./machine``, or ``path | url_path``, because a reverse proxy may serve the UI under a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Match, Route
+
+from appliance.ui import layout, markup, session, static_files
+
+#: Key in an ASGI scope of what the server knows of a page: its navigation, and the appliance's title.
+FRAME: Final = "appliance.frame"
+
+
+class TemplatePage(NamedTuple):
+    """A page of the UI without Gradio."""
+
+    path: str  # the one that the navigation links: "/machine"
+    title: str
+    routes: Sequence[Route]  # all of the page's paths
+    listed: bool = True  # whether the navigation links it
+    admin: bool = False  # whether only tokens with the scope admin may open it
+
+    def has(self, request: Request) -> bool:
+        return self._route(request) is not None
+
+    async def respond(self, request: Request) -> Response:
+        """Return the response of the route that matches."""
+        found = self._route(request)
+        assert found is not None, "the caller has asked has()"
+        route, parameters = found
+        request.scope["path_params"] = parameters
+        response: Response = await route.endpoint(request)
+        return response
+
+    def _route(self, request: Request) -> tuple[Route, dict[str, Any]] | None:
+        scope = {**request.scope, "root_path": "", "path": request.scope["path"]}
+        for route in self.routes:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                return route, found.get("path_params", {})
+        return None
+
+
+def respond(request: Request, template: str, *, title: str, status: int = 200, **values: Any) -> Response:
+    """Render ``template``, which extends ``page.html``."""
+    found = markup.render(
+        template,
+        base=f"{session.prefix(request)}/",
+        static=f".{static_files.PATH}",
+        icon=layout.ICON,
+        title=title,
+        theme=layout.chosen_theme(request),
+        navigation=request.scope[FRAME],
+        here=_here(request),
+        user=session.current(request),
+        **values,
+    )
+    return HTMLResponse(found, status, HEADERS)
+
+
+def _here(request: Request) -> str:
+    """Return the path and query of the page, relative to its ``<base>``: a link "#part" needs them."""
+    query = request.url.query
+    return "." + quote(request.scope["path"]) + (f"?{query}" if query else "")
+
+
+def fragment(template: str, **values: Any) -> Response:
+    """Render a part of a page."""
+    return HTMLResponse(markup.render(template, **values), headers=HEADERS)
+
+
+HEADERS: Final = {
+    "content-security-policy": "; ".join(
+        (
+            "default-src 'self'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "style-src-attr 'unsafe-inline'",  # widths of bars
+            "img-src 'self' data: blob: https:",  # pictures of models and outputs
+            "media-src 'self' data: blob:",
+            "object-src 'none'",
+            "base-uri 'self'",
+            "form-action 'self'",
+            "frame-ancestors 'none'",
+        )
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cache-control": "no-store",
+    "vary": "HX-Request",
+}
