@@ -16,6 +16,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from appliance.ui import languages
 from appliance.ui.media import media_file
 
 #: Characters of one value that a page shows at most.
@@ -29,7 +30,9 @@ _environment: Final = Environment(
     lstrip_blocks=True,
     extensions=["jinja2.ext.i18n"],
 )
-_environment.install_null_translations(newstyle=True)  # type: ignore[attr-defined] # added by the extension
+_environment.install_gettext_callables(  # type: ignore[attr-defined] # added by the extension
+    languages.gettext, languages.ngettext, newstyle=True
+)
 _environment.filters |= {
     "css_class": lambda state: re.sub("[^a-z]+", "-", state.lower()),
     # Relative to the <base> of the page, because a reverse proxy may serve the UI under a path.

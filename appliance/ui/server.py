@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, BodyTooLarge, MalformedBody, MethodNotAllowed, NotFound
 from appliance.protocols.response_types import ModelResponse, VersionResponse
-from appliance.ui import api_proxy, layout, session, template_pages
+from appliance.ui import api_proxy, languages, layout, session, template_pages
 from appliance.ui.client import Api
 from appliance.ui.layout import Page
 from appliance.ui.manual import FOLDER as MANUAL_FOLDER
@@ -80,6 +80,7 @@ class Server:
         if request.headers.get("x-forwarded-proto") == "https":
             scope["scheme"] = "https"
         scope[session.PREFIX] = request.headers.get("x-forwarded-prefix", "")  # the gateway sets both
+        languages.use(languages.chosen(request))
         try:
             _check_path(scope["path"])
             await self._respond(request, receive, send)

@@ -30,7 +30,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Match, Route
 
-from appliance.ui import layout, markup, session, static_files
+from appliance.ui import languages, layout, markup, session, static_files
 
 #: Key in an ASGI scope of what the server knows of a page: its navigation, and the appliance's title.
 FRAME: Final = "appliance.frame"
@@ -75,6 +75,9 @@ def respond(request: Request, template: str, *, title: str, status: int = 200, *
         icon=layout.ICON,
         title=title,
         theme=layout.chosen_theme(request),
+        language=languages.current(),
+        direction=languages.direction(),
+        texts=languages.texts_of_scripts(),
         navigation=request.scope[FRAME],
         here=_here(request),
         user=session.current(request),
