@@ -37,6 +37,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
+from urllib.parse import quote
 
 import gradio as gr
 from markupsafe import Markup, escape
@@ -44,8 +45,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from appliance.domain.errors import ApplianceError, InvalidInput, Unauthenticated
-from appliance.ui import markup
-from appliance.ui.session import Session
+from appliance.ui import markup, static_files
+from appliance.ui.session import current as current_session
+from appliance.ui.session import prefix as path_prefix
 from appliance.ui.theme import CSS, SCRIPT
 
 #: Options of events that refresh a page: no spinner, no limit on concurrency, no name in Gradio's API.
@@ -69,7 +71,8 @@ _HEAD: Final = re.compile(
 ICON: Final = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
     "%3Crect width='16' height='16' rx='4' fill='%230f766e'/%3E"
-    "%3Cpath d='M4 11.5 8 4l4 7.5' stroke='white' stroke-width='1.8' fill='none'/%3E%3C/svg%3E"
+    "%3Cpath d='M4 11.5 8 4l4 7.5' stroke='white' stroke-width='1.8' stroke-linecap='round' "
+    "stroke-linejoin='round' fill='none'/%3E%3Ccircle cx='8' cy='9.6' r='1.1' fill='%235eead4'/%3E%3C/svg%3E"
 )
 
 
@@ -161,28 +164,38 @@ class Listed(Protocol):
 
 
 def navigation(
-    pages: Sequence[Listed], session: Session, current: str, title: str, *, manual: bool = False
+    pages: Sequence[Listed], request: Request, current: str, title: str, *, manual: bool = False
 ) -> Markup:
     """Return the navigation bar at the top of a page.
 
     ``current`` is the path of the page; ``manual`` adds a link to the manual.
     """
-    listed = [page for page in pages if page.listed and (session.admin or not page.admin)]
+    user = current_session(request)
+    listed = [page for page in pages if page.listed and (user.admin or not page.admin)]
     return markup.render(
         "navigation.html",
         pages=listed,
-        session=session,
+        session=user,
         current=current,
         title=title,
         manual=manual,
+        here=here(request),
+        theme=chosen_theme(request),
         limits={"admin": "", "run": " · cannot change the appliance", "read": " · can only look"},
     )
 
 
-def add_navigation(document: str, navigation: str, prefix: str = "") -> tuple[str, str]:
+def here(request: Request) -> str:
+    """Return the path and query of the page, relative to its ``<base>``: a link "#part" needs them."""
+    query = request.url.query
+    return "." + quote(request.scope["path"]) + (f"?{query}" if query else "")
+
+
+def add_navigation(document: str, navigation: str, prefix: str = "", theme: str = "") -> tuple[str, str]:
     """Return the HTML of a Gradio page with ``navigation`` inserted, and the nonce that its scripts have.
 
-    ``prefix`` is the path under which a reverse proxy serves the UI. Links are relative to it.
+    ``prefix`` is the path under which a reverse proxy serves the UI. Links are relative to it. ``theme`` is
+    the colour scheme that the user has chosen. frame.js keeps Gradio's own class for it, "dark", in step.
     """
     nonce = secrets.token_urlsafe(16)
     document = _HEAD.sub("", document)
@@ -190,8 +203,11 @@ def add_navigation(document: str, navigation: str, prefix: str = "") -> tuple[st
     base = escape(prefix)
     document = document.replace('"./assets/', f'"{base}/assets/')
     document = document.replace('<base href="./"', f'<base href="{base}/"')
-    top = f'<link rel="icon" href="{ICON}"><style>{CSS}</style><script>{SCRIPT}</script></head>'
+    frame = f'<script type="module" src="{base}{static_files.PATH}/frame.js"></script>' if navigation else ""
+    top = f'<link rel="icon" href="{ICON}"><style>{CSS}</style><script>{SCRIPT}</script>{frame}</head>'
     document = document.replace("</head>", top, 1)
+    if theme:
+        document = document.replace("<html", f'<html data-theme="{theme}"', 1)
     document = re.sub(r"(<body[^>]*>)", lambda body: f"{body[1]}{navigation}", document, count=1)
     return document.replace("<script", f'<script nonce="{nonce}"'), nonce
 
@@ -230,15 +246,13 @@ def security_headers(nonce: str, *, images: str = "", embeddable: bool = False) 
     }
 
 
-def page_without_gradio(template: str, status: int, prefix: str, **values: Any) -> HTMLResponse:
-    """Render a template that extends ``alone.html``; ``values`` must contain ``title``.
-
-    ``prefix`` is the path under which a reverse proxy serves the UI.
-    """
+def page_without_gradio(template: str, status: int, request: Request, **values: Any) -> HTMLResponse:
+    """Render a template that extends ``alone.html``; ``values`` must contain ``title``."""
     headers = security_headers("none") | {
         "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
         "form-action 'self'; base-uri 'self'; frame-ancestors 'none'"
     }
     css = Markup(CSS)  # noqa: S704 - our own file
-    content = markup.render(template, base=f"{prefix}/", icon=ICON, css=css, **values)
+    base, theme = f"{path_prefix(request)}/", chosen_theme(request)
+    content = markup.render(template, base=base, theme=theme, icon=ICON, css=css, **values)
     return HTMLResponse(content, status, headers)

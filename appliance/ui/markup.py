@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -21,6 +21,9 @@ from appliance.ui.media import media_file
 
 #: Characters of one value that a page shows at most.
 LONGEST: Final = 50_000
+
+#: Units of times that have passed: seconds, and the unit's name.
+_UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 _environment: Final = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -87,12 +90,28 @@ def money(amount: float | None, currency: str | None) -> str:
     return f"{amount:,.2f} {currency}" if amount >= 1 or amount == 0 else f"{amount:.3g} {currency}"
 
 
-def moment(timestamp: str | None) -> Markup:
-    """Format an API timestamp in UTC; return empty HTML for None."""
+def moment(timestamp: str | None, now: datetime | None = None) -> Markup:
+    """Format an API timestamp as how long ago it is, or as a date after a week; empty HTML for None.
+
+    frame.js keeps the text up to date, and adds the reader's local time as the title.
+    """
     if timestamp is None:
         return Markup()
-    shown = datetime.fromisoformat(timestamp).strftime("%Y-%m-%d %H:%M:%S")
-    return Markup('<time datetime="{}" title="UTC">{}</time>').format(timestamp, shown)
+    then = datetime.fromisoformat(timestamp)
+    seconds = round(((now or datetime.now(UTC)) - then).total_seconds())
+    return Markup('<time datetime="{}">{}</time>').format(timestamp, _ago(then, seconds))
+
+
+def _ago(then: datetime, seconds: int) -> str:
+    """Return the text that ``ago`` of frame.js returns."""
+    size = abs(seconds)
+    if size >= 7 * 86400:
+        return then.strftime("%Y-%m-%d")
+    if size < 5:
+        return "just now"
+    length, unit = next(each for each in _UNITS if size >= each[0])
+    amount = f"{size // length} {unit}"
+    return f"in {amount}" if seconds < 0 else f"{amount} ago"
 
 
 def badge(state: str, text: str | None = None) -> Markup:

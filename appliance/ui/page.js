@@ -7,14 +7,12 @@
   let leaving = false;
   addEventListener("submit", ({ target }) => { leaving ||= new URL(target.action).pathname.endsWith("/signout"); });
 
-  // If the token is revoked while a page is open, the next request is answered with 401.
+  // If the token is revoked while a page is open, the next request is answered with 401: frame.js tells it, and
+  // what was typed stays.
   const ask = async (...given) => {
     if (leaving) await new Promise(() => {}); // for ever
     const reply = await network(...given);
-    if (reply.status === 401)
-      location.assign(
-        new URL("signin?next=" + encodeURIComponent(location.pathname + location.search), document.baseURI),
-      );
+    if (reply.status === 401) document.dispatchEvent(new Event("appliance:session-ended"));
     return reply;
   };
 

@@ -85,7 +85,8 @@ class PageApp:
         await self.app(scope, request.receive, keep)
         status = next(message["status"] for message in sent if message["type"] == "http.response.start")
         body = b"".join(message.get("body", b"") for message in sent)
-        document, nonce = layout.add_navigation(body.decode(), navigation, prefix)
+        theme = layout.chosen_theme(request)
+        document, nonce = layout.add_navigation(body.decode(), navigation, prefix, theme)
         return HTMLResponse(
             document, status, layout.security_headers(nonce, images=images, embeddable=embeddable)
         )

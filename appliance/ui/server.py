@@ -38,6 +38,7 @@ from appliance.ui.template_pages import TemplatePage
 _log = logging.getLogger(__name__)
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_BEAT: Final = "/_ui/beat"  # frame.js asks it whether the appliance answers and the session goes on
 _LONGEST_NAME: Final = 255  # bytes of one segment of a path, which may become a file name
 _MAX_FORM: Final = 64 * 1024  # bytes of the sign-in form
 _MODEL: Final = re.compile(
@@ -106,7 +107,7 @@ class Server:
         if page is not None and page.admin and not user.admin:
             raise NotFound("This page is for tokens with the scope admin.")
         if isinstance(page, TemplatePage):
-            scope[template_pages.FRAME] = self._navigation(user, page.path)
+            scope[template_pages.FRAME] = self._navigation(request, page.path)
             await (await page.respond(request))(scope, receive, send)
             return
         opened = path == root
@@ -115,16 +116,16 @@ class Server:
         else:
             built = await self._page_app(page)
         if opened and request.method in {"GET", "HEAD"}:
-            navigation = self._navigation(user, root)
+            navigation = self._navigation(request, root)
             await (await built.respond(request, root, navigation, self._images))(scope, receive, send)
             return
         prefix = session.prefix(request)
         inner = {**scope, "root_path": prefix + root, "path": prefix + path, layout.PARAMETERS: found}
         await self._bodies.forward(built.app, request, user, inner, send)
 
-    def _navigation(self, user: Session, current: str) -> Markup:
+    def _navigation(self, request: Request, current: str) -> Markup:
         manual = self._manual.available
-        return layout.navigation(self._pages, user, current, self._title, manual=manual)
+        return layout.navigation(self._pages, request, current, self._title, manual=manual)
 
     async def _response_without_page(self, request: Request) -> ASGIApp | None:
         """Return the response if no page is needed; otherwise store the session in the scope."""
@@ -139,6 +140,8 @@ class Server:
         if path == "/signout":
             return self._sign_out(request)
         user = await self._sessions.of(request)
+        if path == _BEAT:
+            return JSONResponse({"session": user is not None}, headers={"cache-control": "no-store"})
         if user is None:
             return _to_sign_in(request)
         request.scope[session.SCOPE] = user
@@ -214,7 +217,7 @@ class Server:
         return layout.page_without_gradio(
             "sign_in.html",
             401 if refused else 200,
-            session.prefix(request),
+            request,
             title="Sign in",
             heading=self._title,
             refused=refused,
@@ -292,5 +295,4 @@ def _refusal(request: Request, error: ApplianceError) -> Response:
     if not _wants_html(request) or "hx-request" in request.headers:
         return JSONResponse(error.body(), error.status)  # frame.js shows the detail in the page
     title = "Not found" if isinstance(error, NotFound) else "Not possible"
-    prefix = session.prefix(request)
-    return layout.page_without_gradio("error.html", error.status, prefix, title=title, detail=error.detail)
+    return layout.page_without_gradio("error.html", error.status, request, title=title, detail=error.detail)

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -79,17 +78,10 @@ def respond(request: Request, template: str, *, title: str, status: int = 200, *
         direction=languages.direction(),
         texts=languages.texts_of_scripts(),
         navigation=request.scope[FRAME],
-        here=_here(request),
         user=session.current(request),
         **values,
     )
     return HTMLResponse(found, status, HEADERS)
-
-
-def _here(request: Request) -> str:
-    """Return the path and query of the page, relative to its ``<base>``: a link "#part" needs them."""
-    query = request.url.query
-    return "." + quote(request.scope["path"]) + (f"?{query}" if query else "")
 
 
 def fragment(template: str, **values: Any) -> Response:

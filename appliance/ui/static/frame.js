@@ -1,10 +1,16 @@
-// Runs on every page without Gradio: messages of failed requests, the end of a session, and the lost connection.
+// Runs on every page: messages, the end of a session, the lost connection, local times, the colour scheme, and
+// the keys of the navigation. Pages that Gradio builds load it too.
 
 import { _ } from "./texts.js";
 
+const root = document.documentElement;
 const banner = document.getElementById("connection");
+const BEAT = 10_000; // milliseconds between two questions whether the appliance still answers
+const LOST_BEAT = 2_000; // the same while it does not
 
-// Shows a message above the page; an empty text hides it.
+// -- messages
+
+// Shows a message above the page until it is replaced; an empty text hides it.
 export function tell(text, link = null) {
   if (banner === null) return;
   banner.replaceChildren(text);
@@ -17,13 +23,27 @@ export function tell(text, link = null) {
   banner.hidden = text === "";
 }
 
+// Shows a message in the corner for six seconds; `wrong` marks a failure.
+export function toast(text, { wrong = false } = {}) {
+  const shown = document.createElement("div");
+  shown.className = wrong ? "toast wrong" : "toast";
+  shown.textContent = text;
+  document.querySelector(".toasts")?.append(shown);
+  setTimeout(() => shown.remove(), 6000);
+}
+
+let ended = false;
+
 export function tellSessionEnded() {
+  ended = true;
   const next = encodeURIComponent(location.pathname + location.search);
   tell(_("Your session has ended."), { href: new URL(`signin?next=${next}`, document.baseURI), text: _("Sign in again") });
 }
 
 // While the appliance does not answer, what the page shows is stale: style.css greys it.
 export function setConnected(connected) {
+  const was = !document.body.classList.contains("stale");
+  if (was === connected || ended) return;
   document.body.classList.toggle("stale", !connected);
   tell(connected ? "" : _("The appliance does not answer. This page shows what was last known."));
 }
@@ -37,7 +57,7 @@ export async function api(path, options = {}) {
     if (error.name !== "AbortError") setConnected(false);
     throw error;
   }
-  if (document.body.classList.contains("stale")) setConnected(true);
+  setConnected(true);
   if (reply.ok) return reply;
   if (reply.status === 401) tellSessionEnded();
   throw new Error(await detailOf(reply));
@@ -61,5 +81,158 @@ document.addEventListener("htmx:responseError", ({ detail: { xhr } }) => {
 });
 document.addEventListener("htmx:sendError", () => setConnected(false));
 document.addEventListener("htmx:afterRequest", ({ detail: { successful } }) => {
-  if (successful && document.body.classList.contains("stale")) setConnected(true);
+  if (successful) setConnected(true);
+});
+// page.js sends this when a request of Gradio is refused.
+document.addEventListener("appliance:session-ended", tellSessionEnded);
+
+// -- whether the appliance answers
+
+let leaving = false;
+addEventListener("pagehide", () => (leaving = true));
+addEventListener("pageshow", () => (leaving = false));
+document.addEventListener("submit", ({ target }) => (leaving ||= target.action.endsWith("/signout")));
+
+async function beat() {
+  if (ended) return;
+  if (!document.hidden && !leaving) {
+    try {
+      const reply = await fetch(new URL("_ui/beat", document.baseURI), { cache: "no-store" });
+      if (!reply.ok) throw new TypeError(`status ${reply.status}`);
+      const { session } = await reply.json();
+      setConnected(true);
+      if (!session) tellSessionEnded();
+    } catch {
+      if (!leaving) setConnected(false);
+    }
+  }
+  setTimeout(beat, document.body.classList.contains("stale") ? LOST_BEAT : BEAT);
+}
+if (banner !== null) setTimeout(beat, BEAT);
+
+// -- times: the server writes how long ago they are, the title is the local time
+
+const UNITS = [[86400, "{n} d"], [3600, "{n} h"], [60, "{n} min"], [1, "{n} s"]];
+const WEEK = 7 * 86400;
+
+export function ago(date, now = new Date()) {
+  const seconds = Math.round((now - date) / 1000);
+  const size = Math.abs(seconds);
+  if (size >= WEEK) {
+    const two = (number) => String(number).padStart(2, "0");
+    return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;
+  }
+  if (size < 5) return _("just now");
+  const [unit, text] = UNITS.find(([unit]) => size >= unit);
+  const amount = _(text, { n: Math.floor(size / unit) });
+  return seconds < 0 ? _("in {amount}", { amount }) : _("{amount} ago", { amount });
+}
+
+function showTimes(where = document) {
+  for (const element of where.querySelectorAll("time[datetime]")) {
+    const date = new Date(element.dateTime);
+    if (Number.isNaN(date.getTime())) continue;
+    const title = date.toLocaleString(root.lang, { dateStyle: "full", timeStyle: "long" });
+    if (element.title !== title) element.title = title;
+    const text = ago(date);
+    if (!element.hasAttribute("data-exact") && element.textContent !== text) element.textContent = text;
+  }
+}
+
+let due = false;
+new MutationObserver(() => {
+  if (due) return;
+  due = true;
+  requestAnimationFrame(() => { due = false; showTimes(); });
+}).observe(document.body, { childList: true, subtree: true });
+setInterval(() => document.hidden || showTimes(), 10_000);
+showTimes();
+
+// -- the colour scheme
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+// Gradio draws by a class of the body, and sets it by the system's scheme alone.
+function holdTheme() {
+  const gradio = document.querySelector("gradio-app");
+  if (gradio === null) return;
+  const wanted = root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
+  if (document.body.classList.contains("dark") !== wanted) document.body.classList.toggle("dark", wanted);
+}
+
+new MutationObserver(holdTheme).observe(document.body, { attributeFilter: ["class"] });
+dark.addEventListener("change", holdTheme);
+holdTheme();
+
+document.addEventListener("change", ({ target }) => {
+  if (target.name !== "appliance-theme") return;
+  if (target.value) root.dataset.theme = target.value;
+  else delete root.dataset.theme;
+  const age = target.value ? 365 * 86400 : 0;
+  const path = new URL(document.baseURI).pathname;
+  document.cookie = `appliance_theme=${target.value}; path=${path}; max-age=${age}; samesite=lax`;
+  holdTheme();
+});
+
+// -- the navigation: one stop of the Tab key, inside of which the arrow keys move
+
+const links = [...document.querySelectorAll(".frame .links a")];
+const current = links.find((link) => link.hasAttribute("aria-current"));
+for (const link of links) link.tabIndex = link === (current ?? links[0]) ? 0 : -1;
+current?.parentElement.scrollTo({ left: current.offsetLeft - current.parentElement.offsetLeft - 48 });
+document.querySelector(".frame .links")?.addEventListener("keydown", (event) => {
+  const here = links.indexOf(document.activeElement);
+  const to = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: links.length - 1 }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  const link = links[(to + links.length) % links.length];
+  for (const each of links) each.tabIndex = each === link ? 0 : -1;
+  link.focus();
+});
+
+document.querySelector(".skip")?.addEventListener("click", (event) => {
+  const main = document.querySelector("#main, main");
+  if (main === null) return;
+  event.preventDefault();
+  main.tabIndex = -1;
+  main.focus();
+});
+
+const menu = document.querySelector(".frame .menu");
+document.addEventListener("click", ({ target }) => {
+  if (menu?.open && !menu.contains(target)) menu.open = false;
+});
+menu?.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  menu.open = false;
+  menu.querySelector("summary").focus();
+});
+
+// -- buttons that copy: <button data-copy="id of an element">
+
+document.addEventListener("click", async ({ target }) => {
+  const button = target.closest?.("[data-copy]");
+  if (!button) return;
+  const source = document.getElementById(button.dataset.copy);
+  try {
+    await navigator.clipboard.writeText(source.value ?? source.textContent);
+    toast(_("Copied"));
+  } catch { // browsers allow it on https and localhost only
+    getSelection().selectAllChildren(source);
+    toast(_("Press Ctrl+C to copy the selected text."));
+  }
+});
+
+// -- the dialog that finds things
+
+const openFind = () => import("./find.js").then(({ open }) => open());
+document.querySelector(".open-find")?.addEventListener("click", openFind);
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.closest?.("input, textarea, select, [contenteditable]");
+  const asked =
+    (event.key.toLowerCase() === "k" && (event.ctrlKey || event.metaKey) && !event.altKey) ||
+    (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey);
+  if (!asked || document.querySelector(".open-find") === null) return;
+  event.preventDefault();
+  openFind();
 });

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
 
@@ -121,3 +122,19 @@ def test_streamed_words_are_one_text_and_long_ones_are_cut() -> None:
 )
 def test_durations_are_for_people(seconds: float | None, text: str) -> None:
     assert markup.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "shown"),
+    [
+        ("2026-01-08T03:04:03Z", "just now"),
+        ("2026-01-08T03:04:12Z", "in 7 s"),
+        ("2026-01-08T03:01:01Z", "3 min ago"),
+        ("2026-01-07T00:00:00Z", "1 d ago"),
+        ("2026-01-01T03:04:05Z", "2026-01-01"),
+    ],
+)
+def test_a_time_is_told_by_how_long_ago_it_is(timestamp: str, shown: str) -> None:
+    now = datetime(2026, 1, 8, 3, 4, 5, tzinfo=UTC)
+    assert markup.moment(timestamp, now) == f'<time datetime="{timestamp}">{shown}</time>'
+    assert markup.moment(None) == ""
