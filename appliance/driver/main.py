@@ -204,6 +204,13 @@ def banner(settings: GatewaySettings, secret: str | None) -> str:
     )
 
 
+async def announce(settings: GatewaySettings, secret: str | None, console: Console) -> None:
+    """Print the text for a user's first call, once ``/`` answers if the appliance has a UI."""
+    while settings.ui and not await _answers(settings, "/"):
+        await asyncio.sleep(0.1)
+    console.print(banner(settings, secret), highlight=False, markup=False, soft_wrap=True)
+
+
 async def follow_log(path: Path, out: IO[str]) -> None:
     """Copy to ``out`` all text that is appended to a file from now on. Runs until it is cancelled."""
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -231,14 +238,15 @@ async def run(settings: GatewaySettings, temp: Path, listener: ListeningSocket, 
     node = _ray_node(settings, temp)
     secret = await first_token(settings.database, settings.config.server.account)
     tail = asyncio.get_running_loop().create_task(follow_log(settings.log_file, sys.stderr))
+    announcing: list[asyncio.Future[None]] = []
 
     async def started() -> None:
         if settings.ui:  # only now, because the imports of the UI would slow down the start of the gateway
             children.append(ui_supervisor(settings))
             await children[-1].start()
-        console.print(banner(settings, secret), highlight=False, markup=False, soft_wrap=True)
         ready.set()
         service_manager.ready(url(settings))
+        announcing.append(asyncio.ensure_future(announce(settings, secret, console)))
 
     try:
         await node.start()
@@ -255,7 +263,8 @@ async def run(settings: GatewaySettings, temp: Path, listener: ListeningSocket, 
         service_manager.restarting(error.detail)
         return _RESTART
     finally:
-        tail.cancel()
+        for task in (tail, *announcing):
+            task.cancel()
         listener.close()
         await node.stop()
         for child in children:
@@ -298,7 +307,7 @@ async def _until_stopped(
 
     stopping = asyncio.ensure_future(stop.wait())
     starting = asyncio.ensure_future(
-        node.run_gateway(start_gateway, settings, lambda: _gateway_answers(settings))
+        node.run_gateway(start_gateway, settings, lambda: _answers(settings, "/healthz"))
     )
     await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():  # stopped during the start, so no prediction runs
@@ -339,15 +348,15 @@ async def _reload_on_hangup(node: RayNode, stop: asyncio.Event, console: Console
         console.print(f"{heading}: {report}", highlight=False, markup=False, soft_wrap=True)
 
 
-async def _gateway_answers(settings: GatewaySettings) -> bool:
+async def _answers(settings: GatewaySettings, path: str) -> bool:
     own = local_url(settings.host, settings.port, tls=settings.config.server.tls is not None)
     # The certificate may not be valid for the local URL. No check is needed: this process started the server.
     async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501 - see above
         try:
-            reply = await client.get(f"{own}/healthz", timeout=2.0)
+            reply = await client.get(f"{own}{path}", headers={"accept": "text/html"}, timeout=2.0)
         except httpx.HTTPError:
             return False
-    return reply.status_code == httpx.codes.OK
+    return not reply.is_error  # "/" redirects to the sign-in
 
 
 def main() -> int:

@@ -46,6 +46,7 @@ from starlette.responses import HTMLResponse
 
 from appliance.domain.errors import ApplianceError, InvalidInput, Unauthenticated
 from appliance.ui import markup, static_files
+from appliance.ui.session import Session
 from appliance.ui.session import current as current_session
 from appliance.ui.session import prefix as path_prefix
 from appliance.ui.theme import CSS, SCRIPT
@@ -171,10 +172,9 @@ def navigation(
     ``current`` is the path of the page; ``manual`` adds a link to the manual.
     """
     user = current_session(request)
-    listed = [page for page in pages if page.listed and (user.admin or not page.admin)]
     return markup.render(
         "navigation.html",
-        pages=listed,
+        pages=listed(pages, user),
         session=user,
         current=current,
         title=title,
@@ -183,6 +183,11 @@ def navigation(
         theme=chosen_theme(request),
         limits={"admin": "", "run": " · cannot change the appliance", "read": " · can only look"},
     )
+
+
+def listed(pages: Sequence[Listed], user: Session) -> list[Listed]:
+    """Return the pages that the navigation links for ``user``."""
+    return [page for page in pages if page.listed and (user.admin or not page.admin)]
 
 
 def here(request: Request) -> str:

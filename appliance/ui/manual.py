@@ -29,6 +29,7 @@ class Manual:
 
     def __init__(self, folder: Path) -> None:
         """Read the pages in ``folder``, to allow exactly the inline scripts that the pages contain."""
+        self.folder = folder
         self.available = (folder / "index.html").is_file()
         if not self.available:
             _log.warning("the manual is missing in %s: /manual/ is not served: run scripts/install", folder)

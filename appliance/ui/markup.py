@@ -17,13 +17,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from appliance.ui import languages
+from appliance.ui.languages import gettext as _
 from appliance.ui.media import media_file
 
 #: Characters of one value that a page shows at most.
 LONGEST: Final = 50_000
-
-#: Units of times that have passed: seconds, and the unit's name.
-_UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 _environment: Final = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -108,10 +106,11 @@ def _ago(then: datetime, seconds: int) -> str:
     if size >= 7 * 86400:
         return then.strftime("%Y-%m-%d")
     if size < 5:
-        return "just now"
-    length, unit = next(each for each in _UNITS if size >= each[0])
-    amount = f"{size // length} {unit}"
-    return f"in {amount}" if seconds < 0 else f"{amount} ago"
+        return _("just now")
+    units = ((86400, _("{n} d")), (3600, _("{n} h")), (60, _("{n} min")), (1, _("{n} s")))
+    length, unit = next(each for each in units if size >= each[0])
+    amount = unit.format(n=size // length)
+    return (_("in {amount}") if seconds < 0 else _("{amount} ago")).format(amount=amount)
 
 
 def badge(state: str, text: str | None = None) -> Markup:
@@ -195,3 +194,6 @@ def text(text: str) -> Markup:
     """Return preformatted text, cut off after ``LONGEST`` characters."""
     shown = text if len(text) <= LONGEST else f"{text[:LONGEST]}\n… ({len(text):,} characters in all)"
     return _part("text", shown)
+
+
+_environment.filters["moment"] = moment

@@ -29,7 +29,7 @@ from appliance.ui.layout import Page
 from appliance.ui.manual import FOLDER as MANUAL_FOLDER
 from appliance.ui.manual import Manual
 from appliance.ui.page_app import Frontend, PageApp
-from appliance.ui.pages import FIRST, PAGES, model
+from appliance.ui.pages import FIRST, PAGES, find, model
 from appliance.ui.request_bodies import RequestBodies
 from appliance.ui.session import Session, Sessions
 from appliance.ui.static_files import StaticScriptsAndStyles
@@ -108,6 +108,9 @@ class Server:
             raise NotFound("This page is for tokens with the scope admin.")
         if isinstance(page, TemplatePage):
             scope[template_pages.FRAME] = self._navigation(request, page.path)
+            scope[template_pages.PATHS] = {each.path for each in self._pages}
+            scope[find.LISTED] = layout.listed(self._pages, user)
+            scope[find.MANUAL] = self._manual.folder
             await (await page.respond(request))(scope, receive, send)
             return
         opened = path == root

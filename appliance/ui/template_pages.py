@@ -33,6 +33,8 @@ from appliance.ui import languages, layout, markup, session, static_files
 
 #: Key in an ASGI scope of what the server knows of a page: its navigation, and the appliance's title.
 FRAME: Final = "appliance.frame"
+#: Key in an ASGI scope of the paths of all pages.
+PATHS: Final = "appliance.paths"
 
 
 class TemplatePage(NamedTuple):

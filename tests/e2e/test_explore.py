@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -13,25 +16,44 @@ pytestmark = pytest.mark.e2e
 
 
 def test_one_signs_in_finds_a_model_and_signs_out(page: Page) -> None:
-    cards = page.locator(".card")
+    cards = page.locator("#cards .card")
+    search = page.get_by_label("Search models")
     expect(cards.filter(has_text="tiny-shapes")).to_be_visible()
-    page.get_by_placeholder("Search models").fill("small language")
+    search.fill("small languege")
     expect(cards).to_have_count(1)
     expect(cards).to_contain_text("smollm2-135m-instruct")
-    page.get_by_placeholder("Search models").fill("no such thing")
+    search.fill("no such thing")
     expect(page.get_by_text("No model matches")).to_be_visible()
-    page.get_by_placeholder("Search models").fill("")
-    page.locator("#collection input").click()
-    page.get_by_role("option", name="Talkers").click()
+    search.fill("speech")
+    expect(cards.filter(has_text="whisper-tiny-en")).to_be_visible()
+    expect(cards.filter(has_text="piper-joe")).to_be_visible()
+    page.get_by_role("radio", name="Text to speech").check(force=True)
+    expect(cards.filter(has_text="whisper-tiny-en")).to_have_count(0)
+    expect(page).to_have_url(re.compile(r"\?q=speech&kind=piper$"))
+    page.reload()
+    expect(search).to_have_value("speech")
+    expect(cards.filter(has_text="piper-joe")).to_be_visible()
+    expect(cards.filter(has_text="whisper-tiny-en")).to_have_count(0)
+    page.goto("/explore")
+    page.get_by_label("Collection").select_option("Talkers")
     expect(cards).to_have_count(1)
     told = f"/{LANGUAGE_MODEL}/gradio_api/queue/data"  # Gradio calls it an error to be left before
     with page.expect_event("requestfinished", lambda request: told in request.url):
         cards.click()
     page.wait_for_url(f"**/{LANGUAGE_MODEL}")
+    page.locator(".menu > summary").click()
     page.get_by_role("button", name="Sign out").click()
     page.wait_for_url("**/signin")
     page.goto("/explore")
     page.wait_for_url("**/signin?next=%2Fexplore")
+
+
+def test_cards_show_a_new_state_by_themselves(page: Page, client: httpx.Client) -> None:
+    client.post("/admin/models/test/files/unload")
+    card = page.locator("#cards .card").filter(has_text="test/files")
+    expect(card.locator(".badge", has_text="not loaded")).to_be_visible()
+    client.post("/admin/models/test/files/load")
+    expect(card.locator(".badge.ready")).to_be_visible()
 
 
 @pytest.mark.last
@@ -45,14 +67,17 @@ SLOWLY = """addEventListener("submit", (event) => {
     const signing = new XMLHttpRequest();
     signing.open("POST", "/signout", false);
     signing.send();
-    void fetch("/explore/gradio_api/info");
+    void fetch("/test/stream/gradio_api/info");
     setTimeout(() => event.target.submit(), 500);
 })"""
 
 
 def test_a_page_that_is_left_by_signing_out_asks_for_nothing_more(page: Page) -> None:
-    expect(page.locator(".card").first).to_be_visible()
+    told = "/test/stream/gradio_api/queue/data"  # Gradio calls it an error to be left before
+    with page.expect_event("requestfinished", lambda request: told in request.url):
+        page.goto("/test/stream")
     page.evaluate(SLOWLY)
+    page.locator(".menu > summary").click()
     page.get_by_role("button", name="Sign out").click()
     page.wait_for_url("**/signin")
 

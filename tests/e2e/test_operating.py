@@ -166,21 +166,31 @@ def test_a_token_is_made_in_the_browser_works_and_is_revoked(page: Page, applian
     name = f"browser {HOSTILE}"[:90]
     page.goto("/settings")
     expect(page.locator("#about")).to_contain_text("Version")
+    page.evaluate("window.same = true")  # until the page is loaded again
+    create = page.get_by_role("button", name="Create a token")
+    create.click()
+    expect(page.get_by_role("alert").filter(has_text="Give the token a name")).to_be_visible()
     page.get_by_label("Name of a new token").fill(name)
-    page.get_by_role("button", name="Create").click()
-    secret = page.locator("#secret textarea, #secret input")
-    expect(secret).to_have_value(re.compile("^apl_"))
-    made = {"Authorization": f"Bearer {secret.input_value()}"}
+    create.click()
+    secret = page.locator("#secret")
+    expect(secret).to_have_text(re.compile("^apl_"))
+    made = {"Authorization": f"Bearer {secret.text_content()}"}
     row = page.locator("#tokens tr").filter(has_text="browser")
     expect(row).to_contain_text(name)
     assert fetch(f"{appliance.url}/v1/account", headers=made).status_code == 200
-    page.reload()
+    row.get_by_role("button", name="Revoke").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     expect(row).to_contain_text("valid")
-    expect(secret).to_be_hidden()
-    choose(page, "Revoke a token", re.compile("^browser"))
-    page.get_by_role("button", name="Revoke").click()
+    row.get_by_role("button", name="Revoke").click()
+    page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
     expect(row).to_contain_text("revoked")
-    page.get_by_role("button", name="Configuration in effect").click()
+    expect(page.locator(".toast")).to_contain_text(name)
+    assert fetch(f"{appliance.url}/v1/account", headers=made).status_code == 401
+    assert page.evaluate("window.same")
+    page.reload()
+    expect(row).to_contain_text("revoked")
+    expect(secret).to_be_hidden()
+    page.get_by_text("Configuration in effect").click()
     expect(page.locator("#config")).to_contain_text('"drain_timeout"')
     assert TOKEN not in page.content()
 
@@ -258,19 +268,19 @@ class EventStreams:
 
 
 def test_what_is_asked_for_while_the_stream_of_events_ends_is_shown(
-    browser: Browser, appliance: Appliance, signed_in: Any
+    browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any
 ) -> None:
+    version = client.get(f"/v1/models/{STREAM}").json()["latest_version"]["id"]
     with watched(browser, appliance.url, storage_state=signed_in) as page:
         streams = EventStreams(page)
-        page.goto("/settings")
-        expect(page.locator("#tokens td").first).to_be_visible()
-        page.get_by_label("Name of a new token").fill("made meanwhile")
+        page.goto(f"/{STREAM}")
+        expect(page.locator(".heading .badge").first).to_be_visible()
         with streams.held():
-            page.get_by_role("button", name="Revoke").click()  # none is chosen
+            page.get_by_role("tab", name="Examples").click()
             streams.wait()
             with page.expect_response(re.compile("/queue/join")):
-                page.get_by_role("button", name="Create").click()
-        expect(page.locator("#secret input, #secret textarea")).to_be_visible()
+                page.get_by_role("tab", name="Versions").click()
+        expect(page.get_by_role("link", name=version)).to_be_visible()
 
 
 def test_what_is_chosen_while_the_last_choice_is_looked_up_is_shown(

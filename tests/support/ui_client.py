@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import gradio as gr
 import httpx
 
 from appliance.config import Config
+from appliance.ui import layout
 from appliance.ui.client import Api
+from appliance.ui.layout import Page
 from appliance.ui.page_app import PageApp
-from appliance.ui.pages import FIRST
+from appliance.ui.pages import PAGES
 from appliance.ui.server import Server
 from appliance.ui.session import Sessions
 from tests.support.api_client import Api as Routes
@@ -21,13 +24,23 @@ HTML = {"Accept": "text/html"}
 BASE = "http://models.example.org:8000"
 
 
+def _build() -> gr.Blocks:
+    with layout.page("Built") as blocks:
+        gr.File(label="A file")
+    return blocks
+
+
+#: A page that Gradio builds.
+BUILT = Page("/built", "Built", _build)
+
+
 @functools.cache
-def models_page() -> PageApp:
-    """The page of all models, built once for all tests since that takes a second.
+def built_page() -> PageApp:
+    """Build that page once for all tests, because it takes a second.
 
     It keeps nothing of the people who open it. Its queue is not started: no event of the page is answered.
     """
-    return PageApp(FIRST.build(), max_file_size=10**6)
+    return PageApp(BUILT.build(), max_file_size=10**6)
 
 
 class Pages:
@@ -37,8 +50,9 @@ class Pages:
         self.api = Api(BASE)
         self.api._http = httpx.AsyncClient(transport=routes._transport, base_url=BASE)
         self.sessions = Sessions(self.api, folder / "ui.key")
-        self.server = Server(Config.model_validate(CONFIG), self.api, self.sessions, manual=manual)
-        self.server._page_apps[FIRST.path] = models_page()
+        config = Config.model_validate(CONFIG)
+        self.server = Server(config, self.api, self.sessions, (*PAGES, BUILT), manual=manual)
+        self.server._page_apps[BUILT.path] = built_page()
 
     def browser(self, scheme: str = "http") -> httpx.AsyncClient:
         """Return a client that keeps cookies and sends the headers that the gateway adds."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Final
 
 from appliance.ui.layout import Page
-from appliance.ui.pages import explore, machine, prediction, predictions, settings, usage
+from appliance.ui.pages import explore, find, machine, prediction, predictions, settings, usage
 from appliance.ui.template_pages import TemplatePage
 
 #: The page after the sign-in.
-FIRST: Final = Page("/explore", "Models", explore.build)
+FIRST: Final = TemplatePage("/explore", "Models", explore.ROUTES)
 PAGES: Final[tuple[Page | TemplatePage, ...]] = (
     FIRST,
     TemplatePage("/predictions", "Predictions", predictions.ROUTES),
     Page("/p/{id}", "Prediction", prediction.build, listed=False),
     Page("/machine", "Machine", machine.build),
     Page("/usage", "Usage", usage.build),
-    Page("/settings", "Settings", settings.build, admin=True),
+    TemplatePage("/settings", "Settings", settings.ROUTES, admin=True),
+    TemplatePage("/_ui/find", "Find", find.ROUTES, listed=False),
 )

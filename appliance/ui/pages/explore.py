@@ -1,33 +1,33 @@
-"""The page that lists all models, with their states, a search field and a menu of collections."""
+"""The page that lists all models: search, filters by kind and collection, and the first steps."""
 
 from __future__ import annotations
 
+import asyncio
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import urlencode
 
-import gradio as gr
 from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from appliance.domain.errors import NotFound
 from appliance.protocols import api_client
 from appliance.protocols.admin_types import ApplianceStatusResponse, ModelNotServed, ModelStatus
 from appliance.protocols.api_client import file_urls
-from appliance.protocols.response_types import (
-    CollectionDetailResponse,
-    CollectionPage,
-    ModelResponse,
-    SearchResultsResponse,
-)
-from appliance.ui import layout, markup, session
-from appliance.ui.layout import Checksums
+from appliance.protocols.response_types import CollectionDetailResponse, CollectionPage, ModelResponse
+from appliance.ui import finding, markup, session, start, template_pages
+from appliance.ui.client import Caller
+from appliance.ui.languages import gettext as _
+from appliance.ui.languages import ngettext
 from appliance.ui.media import image_url
+from appliance.ui.pages import find
 
-_REFRESH_INTERVAL: Final = 3.0  # seconds
-_ALL: Final = "All"
 #: Texts for the states of models.
 STATES: Final = {
-    "cold": "cold",
+    "cold": "not loaded",
     "loading": "loading",
     "ready": "ready",
     "draining": "ready, unloads soon",
@@ -38,55 +38,82 @@ STATES: Final = {
 }
 
 
-def build() -> gr.Blocks:
-    with layout.page("Models") as blocks:
-        with gr.Row(equal_height=True):
-            words = gr.Textbox(
-                placeholder="Search models", show_label=False, scale=3, min_width=200, container=False
-            )
-            collection = gr.Dropdown(
-                [_ALL], value=_ALL, label="Collection", show_label=False, scale=1, min_width=160,
-                container=False, visible=False, elem_id="collection",
-            )  # fmt: skip
-        cards = gr.HTML(elem_id="cards", min_height=480, apply_default_css=False)
-        checksums = gr.State([])
-        clock = gr.Timer(_REFRESH_INTERVAL)
-        given = [words, collection, checksums]
-        blocks.load(collections, None, collection, **layout.QUIET)
-        gr.on([blocks.load, words.change, collection.change, clock.tick], listing, given, [checksums, cards],
-              trigger_mode="always_last", **layout.QUIET)  # fmt: skip
-    return blocks
+async def show(request: Request) -> Response:
+    user = session.current(request)
+    status, models, collections = await asyncio.gather(
+        user.caller.get_as(ApplianceStatusResponse, "/admin/status"),
+        _all_models(user.caller),
+        user.caller.get_as(CollectionPage, "/v1/collections"),
+    )
+    kinds = sorted({model.kind for model in status.models if model.kind})
+    return template_pages.respond(
+        request,
+        "explore.html",
+        title=_("Models"),
+        kinds=[(kind, finding.KIND_NAMES.get(kind, kind)) for kind in kinds],
+        collections=[(one.slug, one.name) for one in collections.results],
+        chosen=request.query_params,
+        may_add=user.admin and "/add" in request.scope[template_pages.PATHS],
+        start=await start.card(user, models, {one.name: one.kind for one in status.models}),
+        list=await _list(request.query_params, user.caller, status, models),
+    )
 
 
-@layout.show_errors
-async def collections(request: gr.Request) -> Any:
-    found = (await session.of(request).caller.get_as(CollectionPage, "/v1/collections")).results
-    names = [(one.name, one.slug) for one in found]
-    return gr.Dropdown([(_ALL, _ALL), *names], value=_ALL, visible=bool(names))
+async def cards(request: Request) -> Response:
+    """Return the cards, and put the filters into the address of the page; 204 if nothing has changed."""
+    caller = session.current(request).caller
+    status, models = await asyncio.gather(
+        caller.get_as(ApplianceStatusResponse, "/admin/status"), _all_models(caller)
+    )
+    made = await _list(request.query_params, caller, status, models)
+    if request.query_params.get("seen") == made["seen"]:
+        return Response(status_code=204, headers=template_pages.HEADERS)
+    found = template_pages.fragment("explore_cards.html", list=made)
+    if "seen" not in request.query_params:  # the filters were changed
+        found.headers["HX-Replace-Url"] = session.prefix(request) + _path(request.query_params, "/explore")
+    return found
 
 
-@layout.show_errors
-async def listing(words: str, collection: str, checksums: Checksums, request: gr.Request) -> list[Any]:
-    caller = session.of(request).caller
-    status = await caller.get_as(ApplianceStatusResponse, "/admin/status")
+async def _all_models(caller: Caller) -> list[ModelResponse]:
+    listed = await caller.all_pages("/v1/models", sort_by="model_created_at")
+    return api_client.convert(listed, list[ModelResponse])
+
+
+async def _list(
+    chosen: Mapping[str, str], caller: Caller, status: ApplianceStatusResponse, models: list[ModelResponse]
+) -> dict[str, Any]:
     states = {model.name: model for model in status.models}
-    if words.strip():
-        found = await caller.get_as(SearchResultsResponse, "/v1/search", query=words.strip(), limit=50)
-        models = [one.model for one in found.models]
-    else:
-        listed = await caller.all_pages("/v1/models", sort_by="model_created_at")
-        models = api_client.convert(listed, list[ModelResponse])
-    if collection != _ALL:
-        try:
-            path = f"/v1/collections/{collection}"
-            chosen = (await caller.get_as(CollectionDetailResponse, path)).models
-        except NotFound:
-            chosen = []
-        names = {(one.owner, one.name) for one in chosen}
+    kinds = {name: state.kind or "" for name, state in states.items()}
+    query = chosen.get("q", "").strip()
+    if query:
+        models = [item.value for item in finding.find(query, find.model_items(models, kinds))]
+    if kind := chosen.get("kind"):
+        models = [one for one in models if kinds.get(f"{one.owner}/{one.name}") == kind]
+    if slug := chosen.get("collection"):
+        names = await _names_in(slug, caller)
         models = [one for one in models if (one.owner, one.name) in names]
-    narrowed = bool(words.strip()) or collection != _ALL
+    narrowed = bool(query or kind or slug)
     made = cards_of(models, states, () if narrowed else status.not_served, narrowed=narrowed)
-    return layout.skip_unchanged([made], checksums)
+    seen = f"{zlib.crc32(made.encode(errors='replace')):08x}"
+    refresh = _path({**_filters(chosen), "seen": seen}, "/explore/cards")
+    return {"cards": made, "refresh": refresh, "seen": seen}
+
+
+async def _names_in(collection: str, caller: Caller) -> set[tuple[str, str]]:
+    try:
+        found = await caller.get_as(CollectionDetailResponse, f"/v1/collections/{collection}")
+    except NotFound:
+        return set()
+    return {(one.owner, one.name) for one in found.models}
+
+
+def _filters(query: Mapping[str, str]) -> dict[str, str]:
+    return {name: query[name] for name in ("q", "kind", "collection") if query.get(name)}
+
+
+def _path(query: Mapping[str, str], path: str) -> str:
+    given = {name: value for name, value in query.items() if value}
+    return path + (f"?{urlencode(given)}" if given else "")
 
 
 def cards_of(
@@ -99,14 +126,17 @@ def cards_of(
     """Return the list of models as HTML, followed by the models that cannot be served.
 
     ``states`` has the items of ``models`` in ``GET /admin/status``, by name. ``narrowed`` tells whether a
-    search or a collection has left out models.
+    search or a filter has left out models.
     """
     if models or not_served:
         cards = [_card(model, states.get(f"{model.owner}/{model.name}")) for model in models]
         return markup.render("cards.html", cards=cards, not_served=not_served)
     if narrowed:
-        return markup.empty("No model matches", "Search for fewer words, or choose another collection.")
-    return markup.empty("There is no model yet", "Add a model to models.yaml, then run appliance reload.")
+        return markup.empty(_("No model matches"), _("Search for other words, or choose another kind."))
+    return markup.empty(
+        _("There is no model yet"),
+        _("Add a model here, or with “appliance add”, or to models.yaml and run “appliance reload”."),
+    )
 
 
 def _card(model: ModelResponse, state: ModelStatus | None) -> dict[str, Any]:
@@ -120,8 +150,8 @@ def _card(model: ModelResponse, state: ModelStatus | None) -> dict[str, Any]:
         "image": model.cover_image_url or made,
         "hue": zlib.crc32(f"{model.owner}/{model.name}".encode()) % 360,
         "state": state and badge(state),
-        "kind": state and state.kind,
-        "runs": f"{runs:,} {'run' if runs == 1 else 'runs'}",
+        "kind": state and (finding.KIND_NAMES.get(state.kind or "", state.kind)),
+        "runs": ngettext("{number} run", "{number} runs", runs).format(number=f"{runs:,}"),
     }
 
 
@@ -133,3 +163,6 @@ def badge(state: ModelStatus) -> Markup:
         if state.load_seconds:
             word += f" of about {state.load_seconds:.0f}"
     return markup.badge(state.state, word)
+
+
+ROUTES: Final = (Route("/explore", show), Route("/explore/cards", cards))

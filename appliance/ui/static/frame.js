@@ -112,7 +112,12 @@ if (banner !== null) setTimeout(beat, BEAT);
 
 // -- times: the server writes how long ago they are, the title is the local time
 
-const UNITS = [[86400, "{n} d"], [3600, "{n} h"], [60, "{n} min"], [1, "{n} s"]];
+const UNITS = [
+  [86400, (n) => _("{n} d", { n })],
+  [3600, (n) => _("{n} h", { n })],
+  [60, (n) => _("{n} min", { n })],
+  [1, (n) => _("{n} s", { n })],
+];
 const WEEK = 7 * 86400;
 
 export function ago(date, now = new Date()) {
@@ -123,8 +128,8 @@ export function ago(date, now = new Date()) {
     return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;
   }
   if (size < 5) return _("just now");
-  const [unit, text] = UNITS.find(([unit]) => size >= unit);
-  const amount = _(text, { n: Math.floor(size / unit) });
+  const [unit, format] = UNITS.find(([unit]) => size >= unit);
+  const amount = format(Math.floor(size / unit));
   return seconds < 0 ? _("in {amount}", { amount }) : _("{amount} ago", { amount });
 }
 

@@ -11,7 +11,7 @@ from appliance.domain.errors import NotFound
 from appliance.ui.client import Api as Reached
 from appliance.ui.demo import Demo
 from tests.support.api_client import SECRET, Api
-from tests.support.ui_client import models_page
+from tests.support.ui_client import built_page
 
 BASE = "http://models.example.org:8000"
 
@@ -26,7 +26,7 @@ async def reached(api: Api) -> AsyncIterator[Reached]:
 
 @pytest.fixture
 async def visitor(reached: Reached) -> AsyncIterator[httpx.AsyncClient]:
-    async with browser_of(Demo(reached, SECRET, models_page())) as visitor:
+    async with browser_of(Demo(reached, SECRET, built_page())) as visitor:
         yield visitor
 
 

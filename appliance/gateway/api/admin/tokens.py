@@ -72,7 +72,7 @@ async def token_names(request: Request, caller: Token) -> dict[str, str]:
 def _problems(name: str, owner: str) -> list[FieldProblem]:
     problems = []
     if not (name.strip() and len(name) <= LONGEST_NAME and name.isprintable()):
-        text = f"Must be 1 to {LONGEST_NAME} characters that can be printed"
+        text = f"Give the token a name of 1 to {LONGEST_NAME} characters, without control characters"
         problems.append(FieldProblem("format", "name", text))
     if not (len(owner) <= LONGEST_NAME and _OWNER.fullmatch(owner)):
         text = 'Must have only lowercase letters, digits, and "-" or "_" between them'

@@ -50,4 +50,4 @@ def test_a_model_that_cannot_be_served_has_a_card_with_the_reason() -> None:
 
 def test_an_empty_list_says_what_to_do() -> None:
     assert "models.yaml" in explore.cards_of([], {}, narrowed=False)
-    assert "fewer words" in explore.cards_of([], {}, narrowed=True)
+    assert "other words" in explore.cards_of([], {}, narrowed=True)

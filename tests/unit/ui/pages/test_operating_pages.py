@@ -12,6 +12,7 @@ from appliance.protocols.admin_types import (
     TokenResponse,
     UsageResponse,
 )
+from appliance.ui import markup
 from appliance.ui.pages import machine, prediction, predictions, settings, usage
 from tests.support.response_examples import completed
 from tests.unit.ui.test_markup import HOSTILE, inert
@@ -92,7 +93,10 @@ def test_tokens_rows_of_usage_and_decisions_are_inert() -> None:
     for text in HOSTILE:
         token = {"id": text, "name": text, "owner": text, "scope": "run", "created_at": TIME}
         token["revoked_at"] = TIME
-        assert text in inert(settings.render_tokens([completed(TokenResponse, token)])).said
+        tokens = [completed(TokenResponse, token), completed(TokenResponse, {**token, "revoked_at": None})]
+        listed = settings.by_validity(tokens)
+        assert [each.revoked_at for each in listed] == [None, TIME]
+        assert text in inert(markup.render("settings_tokens.html", tokens=listed)).said
         row = {
             "model": text, "token": text, "token_name": text, "predictions": 2, "failed": 0,
             "predict_time": 1.25, "cost": 0.5, "input_tokens": 3, "output_tokens": 4, "cold_starts": 1,
