@@ -26,12 +26,13 @@ HOSTILE = (
 #: The tags and attributes that our own HTML is made of.
 TAGS = {
     "a", "audio", "b", "button", "code", "dd", "div", "dl", "dt", "figcaption", "figure", "h2", "h3", "i",
-    "img", "li", "p", "pre", "section", "span", "strong", "table", "tbody", "td", "th", "thead", "time", "tr", "ul",
-    "video",
+    "img", "li", "p", "pre", "section", "span", "strong", "table", "tbody", "td", "th", "thead", "time", "tr",
+    "ul", "video",
 }  # fmt: skip
 ATTRIBUTES = {
     "alt", "aria-label", "class", "controls", "data-label", "data-name", "data-revoke", "datetime",
-    "download", "href", "loading", "playsinline", "preload", "role", "scope", "src", "style", "target", "title", "type",
+    "download", "href", "loading", "playsinline", "preload", "role", "scope", "src", "style", "target", "title",
+    "type",
 }  # fmt: skip
 
 
