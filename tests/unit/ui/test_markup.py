@@ -31,8 +31,8 @@ TAGS = {
 }  # fmt: skip
 ATTRIBUTES = {
     "alt", "aria-label", "class", "controls", "data-label", "data-name", "data-revoke", "datetime",
-    "download", "href", "loading", "playsinline", "preload", "role", "scope", "src", "style", "target", "title",
-    "type",
+    "download", "href", "loading", "playsinline", "preload", "role", "scope", "src", "style", "target",
+    "title", "type",
 }  # fmt: skip
 
 
