@@ -18,11 +18,29 @@ from appliance.ui.session import Session
 #: ``/_ui/api/v1/models`` is forwarded to ``/v1/models``.
 PREFIX: Final = "/_ui/api"
 #: Headers of requests that are forwarded.
-_REQUEST: Final = ("accept", "content-type", "content-length", "prefer", "last-event-id", "cancel-after")
+_REQUEST: Final = (
+    "accept",
+    "content-type",
+    "content-length",
+    "prefer",
+    "last-event-id",
+    "cancel-after",
+    "range",
+)
 #: Headers of responses that are forwarded.
-_RESPONSE: Final = ("content-type", "retry-after", "link", "x-request-id", "content-disposition")
-#: Types of content that no page could mistake for a document or a script.
+_RESPONSE: Final = (
+    "content-type",
+    "content-length",
+    "content-range",
+    "accept-ranges",
+    "retry-after",
+    "link",
+    "x-request-id",
+    "content-disposition",
+)
+#: Types of content that no page could mistake for a document or a script. An SVG file is a document.
 _TYPES: Final = ("application/json", "application/problem+json", "text/event-stream", "text/plain")
+_MEDIA: Final = ("image/", "audio/", "video/")
 
 
 def has(path: str) -> bool:
@@ -47,11 +65,15 @@ async def forward(request: Request, user: Session) -> Response:
         content=request.stream() if has_body else None,
     )
     kind = reply.headers.get("content-type", "application/json").partition(";")[0]
-    if kind not in _TYPES:
+    if kind not in _TYPES and (not kind.startswith(_MEDIA) or "svg" in kind):
         await reply.aclose()
         raise NotFound(f"{path} is not for scripts of pages: open it without {PREFIX}.")
     kept = {name: reply.headers[name] for name in _RESPONSE if name in reply.headers}
-    kept |= {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+    kept |= {
+        "cache-control": "no-store",
+        "x-content-type-options": "nosniff",
+        "content-security-policy": "sandbox; default-src 'none'",
+    }
     return StreamingResponse(
         reply.aiter_raw(), reply.status_code, kept, background=BackgroundTask(reply.aclose)
     )

@@ -208,7 +208,10 @@ def add_navigation(document: str, navigation: str, prefix: str = "", theme: str 
     base = escape(prefix)
     document = document.replace('"./assets/', f'"{base}/assets/')
     document = document.replace('<base href="./"', f'<base href="{base}/"')
-    frame = f'<script type="module" src="{base}{static_files.PATH}/frame.js"></script>' if navigation else ""
+    names = ("frame.js", "outputs.js") if navigation else ("outputs.js",)
+    frame = "".join(
+        f'<script type="module" src="{base}{static_files.PATH}/{name}"></script>' for name in names
+    )
     top = f'<link rel="icon" href="{ICON}"><style>{CSS}</style><script>{SCRIPT}</script>{frame}</head>'
     document = document.replace("</head>", top, 1)
     if theme:

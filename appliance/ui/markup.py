@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from appliance.ui import languages
 from appliance.ui.languages import gettext as _
-from appliance.ui.media import media_file
+from appliance.ui.media import MediaFile, media_file
 
 #: Characters of one value that a page shows at most.
 LONGEST: Final = 50_000
@@ -36,6 +36,7 @@ _environment.install_gettext_callables(  # type: ignore[attr-defined] # added by
 )
 _environment.filters |= {
     "css_class": lambda state: re.sub("[^a-z]+", "-", state.lower()),
+    "clock": lambda seconds: f"{int(seconds // 60)}:{seconds % 60:04.1f}",
     # Relative to the <base> of the page, because a reverse proxy may serve the UI under a path.
     "url_path": lambda path: "." + quote(path, safe="/?=&-_.~"),
 }
@@ -170,7 +171,12 @@ def figure(url: str, number: int = 1) -> Markup:
     ``media_file`` decides which files may be shown.
     """
     file = media_file(url, number)
-    return Markup() if file is None else _part("figure", file)
+    return Markup() if file is None else file_figure(file)
+
+
+def file_figure(file: MediaFile) -> Markup:
+    """Return a file as an image, a player or a download."""
+    return _part("figure", file)
 
 
 def value(given: Any) -> Markup:

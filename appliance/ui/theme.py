@@ -23,7 +23,9 @@ _SANS: Final = (
 _MONO: Final = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
 
 #: For the navigation, Gradio's pages and the pages without Gradio.
-CSS: Final = (Path(__file__).parent / "static" / "style.css").read_text()
+CSS: Final = "".join(
+    (Path(__file__).parent / "static" / name).read_text() for name in ("style.css", "outputs.css")
+)
 #: For Gradio's pages.
 SCRIPT: Final = (Path(__file__).parent / "page.js").read_text()
 

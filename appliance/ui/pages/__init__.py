@@ -13,7 +13,7 @@ FIRST: Final = TemplatePage("/explore", "Models", explore.ROUTES)
 PAGES: Final[tuple[Page | TemplatePage, ...]] = (
     FIRST,
     TemplatePage("/predictions", "Predictions", predictions.ROUTES),
-    Page("/p/{id}", "Prediction", prediction.build, listed=False),
+    TemplatePage("/p/{id}", "Prediction", prediction.ROUTES, listed=False),
     Page("/machine", "Machine", machine.build),
     Page("/usage", "Usage", usage.build),
     TemplatePage("/settings", "Settings", settings.ROUTES, admin=True),

@@ -2,91 +2,94 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
-import gradio as gr
 from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
 
-from appliance.domain.errors import NotFound
-from appliance.ui import layout, markup, session
-from appliance.ui.layout import Checksums
+from appliance.domain.errors import ApplianceError, NotFound
+from appliance.protocols.response_types import FileResponse
+from appliance.ui import markup, output, output_views, session, snippets, template_pages
+from appliance.ui.client import Caller
+from appliance.ui.languages import gettext as _
+from appliance.ui.media import MediaFile, media_file
 from appliance.ui.watcher import ENDED
 
-#: Seconds between updates until the prediction has ended.
-REFRESH_INTERVAL: Final = 1.0
-
-_SHOW: Final = "Show as an example"
-_HIDE: Final = "Remove from the examples"
-_MISSING: Final = markup.empty(
-    "There is no such prediction",
-    Markup('It does not exist, or belongs to another account. <a href="./predictions">See the list.</a>'),
-)
+#: Input files whose type and name the page asks the API for.
+_MOST_FILES: Final = 8
+_FILES: Final = "/v1/files/"
 
 
-def build() -> gr.Blocks:
-    with layout.page("Prediction") as blocks:
-        head = gr.HTML(elem_id="prediction", min_height=160, apply_default_css=False)
-        with gr.Row(elem_classes="actions"):
-            cancel = gr.Button("Cancel", variant="stop", size="sm", visible=False)
-            again = gr.Button("Run again, with changes", size="sm", visible=False)
-            example = gr.Button(_SHOW, size="sm", visible=False)
-        body = gr.HTML(min_height=300, apply_default_css=False)
-        timer = gr.Timer(REFRESH_INTERVAL)
-        checksums = gr.State([])
-        shown = [checksums, head, body, cancel, again, example, timer]
-        blocks.load(_show, checksums, shown, **layout.QUIET)
-        timer.tick(_show, checksums, shown, **layout.QUIET)
-        cancel.click(_cancel, checksums, shown, **layout.QUIET)
-        example.click(_toggle_example, checksums, shown, **layout.QUIET)
-    return blocks
-
-
-@layout.show_errors
-async def _show(checksums: Checksums, request: gr.Request) -> list[Any]:
-    user = session.of(request)
+async def show(request: Request) -> Response:
     try:
-        record = await user.caller.get(_path(request))
+        record = await _record(request)
     except NotFound:
-        hidden = [gr.Button(visible=False) for _ in range(3)]
-        return [*layout.skip_unchanged([_MISSING, ""], checksums), *hidden, gr.Timer(active=False)]
-    return _shown(record, user, checksums)
+        return template_pages.respond(request, "prediction_missing.html", title=_("Prediction"), status=404)
+    return template_pages.respond(
+        request,
+        "prediction.html",
+        title=record["id"],
+        code=_code(record, session.current(request).caller),
+        **await _parts(request, record),
+    )
 
 
-@layout.show_errors
-async def _cancel(checksums: Checksums, request: gr.Request) -> list[Any]:
-    user = session.of(request)
-    return _shown(await user.caller.post(f"{_path(request)}/cancel"), user, checksums)
+async def refresh(request: Request) -> Response:
+    """Return what changes while the prediction runs."""
+    return template_pages.fragment("prediction_body.html", **await _parts(request, await _record(request)))
 
 
-@layout.show_errors
-async def _toggle_example(checksums: Checksums, request: gr.Request) -> list[Any]:
-    user = session.of(request)
-    record = await user.caller.get(_path(request))
+async def cancel(request: Request) -> Response:
+    caller = session.current(request).caller
+    record = await caller.post(f"/admin/predictions/{request.path_params['id']}/cancel")
+    return template_pages.fragment("prediction_body.html", **await _parts(request, record))
+
+
+async def toggle_example(request: Request) -> Response:
+    caller = session.current(request).caller
+    record = await _record(request)
     method = "DELETE" if record["example"] else "PUT"
-    await user.caller.send(method, f"/admin/models/{record['model']}/examples/{record['id']}")
-    return _shown(await user.caller.get(_path(request)), user, checksums)
+    await caller.send(method, f"/admin/models/{record['model']}/examples/{record['id']}")
+    return template_pages.fragment("prediction_body.html", **await _parts(request, await _record(request)))
 
 
-def _path(request: gr.Request) -> str:
-    return f"/admin/predictions/{layout.parameters(request)['id']}"
+async def rerun(request: Request) -> Response:
+    """Create a prediction with the same input, and lead to its page."""
+    caller = session.current(request).caller
+    record = await _record(request)
+    created = await caller.post("/v1/predictions", {"version": record["version"], "input": record["input"]})
+    return RedirectResponse(f"{session.prefix(request)}/p/{created['id']}", 303)
 
 
-def _shown(record: dict[str, Any], user: session.Session, checksums: Checksums) -> list[Any]:
+async def _record(request: Request) -> dict[str, Any]:
+    caller = session.current(request).caller
+    found: dict[str, Any] = await caller.get(f"/admin/predictions/{request.path_params['id']}")
+    return found
+
+
+async def _parts(request: Request, record: dict[str, Any]) -> dict[str, Any]:
+    user = session.current(request)
     ended = record["status"] in ENDED
-    rerun = user.may_run and record["type"] == "prediction" and not record.get("operation")
-    return [
-        *layout.skip_unchanged([head(record), body(record)], checksums),
-        gr.Button(visible=user.may_run and not ended),
-        gr.Button(visible=rerun and not record["data_removed"], link=f".{again(record)}"),
-        gr.Button(
-            _HIDE if record["example"] else _SHOW,
-            visible=user.admin and record["status"] == "succeeded" and not record["data_removed"],
-        ),
-        gr.Timer(active=not ended),
-    ]
+    kept = not record["data_removed"]
+    plain = record["type"] == "prediction" and not record.get("operation")
+    files = await _input_files(record.get("input") or {}, user.caller) if kept else {}
+    return {
+        "may_cancel": user.may_run and not ended,
+        "id": record["id"],
+        "ended": ended,
+        "head": head(record),
+        "body": body(record, files),
+        "again": again(record) if user.may_run and plain and kept else None,
+        "rerun": user.may_run and plain and kept and ended,
+        "example": record["example"],
+        "may_be_example": user.admin and record["status"] == "succeeded" and kept,
+    }
 
 
 def again(record: Mapping[str, Any]) -> str:
@@ -96,33 +99,70 @@ def again(record: Mapping[str, Any]) -> str:
     return f"{page}?{urlencode({'from': record['id']})}"
 
 
+async def _input_files(given: Mapping[str, Any], caller: Caller) -> dict[str, MediaFile]:
+    """Return the files of the input that the page may show, by the name of the input."""
+    found = {name: media_file(url) for name, url in given.items() if isinstance(url, str)}
+    uploads = {
+        name: id
+        for name, url in given.items()
+        if isinstance(url, str) and found[name] is None and (id := _upload_id(url))
+    }
+    asked = list(uploads.items())[:_MOST_FILES]
+    described = await asyncio.gather(*(_uploaded(id, caller) for _, id in asked))
+    found |= {name: file for (name, _), file in zip(asked, described, strict=True)}
+    return {name: file for name, file in found.items() if file is not None}
+
+
+def _upload_id(url: str) -> str | None:
+    try:
+        path = urlsplit(url).path
+    except ValueError:
+        return None
+    id = path.rpartition(_FILES)[2] if _FILES in path else ""
+    return id if id.isalnum() else None
+
+
+async def _uploaded(id: str, caller: Caller) -> MediaFile | None:
+    try:
+        file = await caller.get_as(FileResponse, f"{_FILES}{id}")
+    except ApplianceError:  # of another account, or removed
+        return None
+    return MediaFile(file.content_type, file.name, f"./_ui/api{_FILES}{id}/download", inline=False)
+
+
 def head(record: Mapping[str, Any]) -> Markup:
     facts = {
-        "Model": markup.link(f"/{record['model']}", record["model"]),
-        "Account": record["owner"],
-        "Token": record["token_name"] or record["token"] or "unknown",
-        "Created": markup.moment(record["created_at"]),
+        _("Model"): markup.link(f"/{record['model']}", record["model"]),
+        _("Account"): record["owner"],
+        _("Token"): record["token_name"] or record["token"] or _("unknown"),
+        _("Created"): markup.moment(record["created_at"]),
     }
     if record["hardware"]:
-        facts["Hardware"] = record["hardware"]
+        facts[_("Hardware")] = record["hardware"]
     if record["cost"] is not None:
-        facts["Cost"] = markup.money(record["cost"], record["currency"])
+        facts[_("Cost")] = markup.money(record["cost"], record["currency"])
     if record["example"]:
         page = markup.link(f"/{record['model']}", record["model"])
-        facts["Example"] = Markup("Shown to everyone who may see {}").format(page)
+        facts[_("Example")] = Markup(_("Shown to everyone who may see %s")) % page  # noqa: S704 - our text
     if record.get("deployment"):
-        facts["Deployment"] = record["deployment"]
+        facts[_("Deployment")] = record["deployment"]
     if record.get("parent"):
-        facts["Parent"] = markup.link(f"/p/{record['parent']}", record["parent"])
+        facts[_("Parent")] = markup.link(f"/p/{record['parent']}", record["parent"])
     if record.get("parts"):
-        facts["Children"] = Markup(" ").join(markup.link(f"/p/{child}", child) for child in record["parts"])
+        facts[_("Children")] = Markup(" ").join(
+            markup.link(f"/p/{child}", child) for child in record["parts"]
+        )
     if record["attempts"] > 1:
-        facts["Attempts"] = str(record["attempts"])
+        facts[_("Attempts")] = str(record["attempts"])
     if record.get("destination"):
-        facts["Destination"] = markup.link(f"/{record['destination']}", record["destination"])
-    heading = Markup("<h2>{} {}</h2>").format(record["id"], markup.badge(record["status"]))
-    facts_and_time = markup.pairs(facts) + timeline(record)
-    return Markup('<section class="part">{}{}</section>').format(heading, facts_and_time)
+        facts[_("Destination")] = markup.link(f"/{record['destination']}", record["destination"])
+    return markup.render(
+        "prediction_head.html",
+        id=record["id"],
+        status=record["status"],
+        facts=markup.pairs(facts),
+        timeline=timeline(record),
+    )
 
 
 def timeline(record: Mapping[str, Any]) -> Markup:
@@ -136,30 +176,39 @@ def timeline(record: Mapping[str, Any]) -> Markup:
     ]
     drawn = markup.bar(segments, total, label=f"{markup.duration(total)} in all")
     if record["status"] == "starting" and record.get("model_state"):
-        drawn += markup.note(f"The model is {record['model_state']}.")
+        drawn += markup.note(_("The model is %s.") % record["model_state"])
+    percent = None if record["status"] in ENDED else output.progress(record.get("logs") or "")
+    if percent is not None:
+        drawn += markup.render("progress.html", percent=percent)
     return drawn
 
 
-def body(record: Mapping[str, Any]) -> Markup:
+def body(record: Mapping[str, Any], files: Mapping[str, MediaFile] = {}) -> Markup:
+    """Return error, output, input, logs, metrics and webhook. ``files`` are input files by name."""
     parts = []
     if record["error"]:
-        parts.append(markup.section("Error", markup.text(str(record["error"]))))
+        parts.append(markup.section(_("Error"), markup.text(str(record["error"]))))
     if record["data_removed"]:
-        reason = "Its input, output and logs were removed, as <code>retention</code> in models.yaml tells."
-        parts.append(markup.note(Markup(reason)))  # noqa: S704 - a constant
+        parts.append(
+            markup.note(_("Its input, output and logs were removed, as retention in models.yaml tells."))
+        )
     else:
-        output = record.get("output")
-        waiting = record["status"] not in ENDED and output is None
-        parts.append(markup.section("Output", markup.note("None yet.") if waiting else markup.value(output)))
-        given = {name: markup.value(part) for name, part in record["input"].items()}
-        parts.append(markup.section("Input", markup.pairs(given) if given else markup.note("Empty.")))
+        made = record.get("output")
+        waiting = record["status"] not in ENDED and made is None
+        shown = markup.note(_("None yet.")) if waiting else output_views.view(made, files)
+        parts.append(markup.section(_("Output"), shown))
+        given = {
+            name: markup.gallery([markup.file_figure(files[name])]) if name in files else markup.value(part)
+            for name, part in record["input"].items()
+        }
+        parts.append(markup.section(_("Input"), markup.pairs(given) if given else markup.note(_("Empty."))))
         if record["logs"]:
-            parts.append(markup.section("Logs", markup.text(record["logs"])))
+            parts.append(markup.section(_("Logs"), markup.text(record["logs"])))
     if record.get("metrics"):
         numbers = {name: _plain(part) for name, part in record["metrics"].items()}
-        parts.append(markup.section("Metrics", markup.pairs(numbers)))
+        parts.append(markup.section(_("Metrics"), markup.pairs(numbers)))
     if record.get("webhook"):
-        parts.append(markup.section("Webhook", _webhook(record)))
+        parts.append(markup.section(_("Webhook"), _webhook(record)))
     return markup.join(parts)
 
 
@@ -174,11 +223,36 @@ def _webhook(record: Mapping[str, Any]) -> Markup:
         for each in record["deliveries"]
     ]
     events = ", ".join(record["webhook_events_filter"])
-    headings = ["Delivery of the last event", "Attempts", "When", "Problem"]
-    nothing = markup.empty("Nothing to deliver yet", "Only the last event is listed; others are sent once.")
+    headings = [_("Delivery of the last event"), _("Attempts"), _("When"), _("Problem")]
+    nothing = markup.empty(
+        _("Nothing to deliver yet"), _("Only the last event is listed; others are sent once.")
+    )
     url = Markup("<p><code>{}</code></p>").format(record["webhook"])
-    return url + markup.note(f"Events: {events}") + markup.table(headings, rows, if_empty=nothing)
+    return url + markup.note(_("Events: %s") % events) + markup.table(headings, rows, if_empty=nothing)
+
+
+def _code(record: Mapping[str, Any], caller: Caller) -> dict[str, str]:
+    """Return programs that create the same prediction, by their language."""
+    if record["data_removed"] or record["type"] != "prediction":
+        return {}
+    call = snippets.ExampleCall(
+        model=record["model"],
+        kind=None,
+        base_url=caller.base_url,
+        input=record["input"],
+        output=output.RenderedOutput.DATA,
+    )
+    return {"curl": snippets.curl(call), "Python": snippets.python(call)}
 
 
 def _plain(given: Any) -> str:
     return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+
+
+ROUTES: Final = (
+    Route("/p/{id}", show),
+    Route("/p/{id}/body", refresh),
+    Route("/p/{id}/cancel", cancel, methods=["POST"]),
+    Route("/p/{id}/example", toggle_example, methods=["POST"]),
+    Route("/p/{id}/rerun", rerun, methods=["POST"]),
+)

@@ -25,14 +25,16 @@ HOSTILE = (
 )
 #: The tags and attributes that our own HTML is made of.
 TAGS = {
-    "a", "audio", "b", "button", "code", "dd", "div", "dl", "dt", "figcaption", "figure", "h2", "h3", "i",
-    "img", "li", "p", "pre", "section", "span", "strong", "table", "tbody", "td", "th", "thead", "time", "tr",
-    "ul", "video",
+    "a", "audio", "b", "button", "code", "dd", "details", "div", "dl", "dt", "figcaption", "figure", "form",
+    "h1", "h2", "h3", "i", "img", "input", "label", "li", "ol", "p", "polygon", "pre", "progress",
+    "section", "span", "strong", "summary", "svg", "table", "tbody", "td", "th", "thead", "time", "title",
+    "tr", "ul", "video",
 }  # fmt: skip
 ATTRIBUTES = {
-    "alt", "aria-label", "class", "controls", "data-label", "data-name", "data-revoke", "datetime",
-    "download", "href", "loading", "playsinline", "preload", "role", "scope", "src", "style", "target",
-    "title", "type",
+    "alt", "aria-hidden", "aria-label", "class", "controls", "data-end", "data-label", "data-name", "data-
+    revoke", "data-start", "data-subtitles", "datetime", "download", "hidden", "href", "id", "loading",
+    "max", "min", "playsinline", "points", "preload", "preserveaspectratio", "role", "scope", "src",
+    "style", "target", "title", "type", "value",
 }  # fmt: skip
 
 

@@ -99,9 +99,14 @@ async def delete_file(request: Request) -> Response:
 
 
 async def download_file(request: Request) -> Response:
-    """``GET /files/{id}/download?owner&expiry&signature``: the signature replaces a token."""
+    """``GET /files/{id}/download?owner&expiry&signature``: the signature replaces a token.
+
+    Without a signature, a token of the file's owner is needed, which Replicate does not offer.
+    """
     files = services_of(request).files
     asked = request.query_params
+    if "signature" not in asked and "authorization" in request.headers:
+        return _bytes(request, await _file(request, Scope.READ), "attachment")
     id, owner = request.path_params["id"], asked.get("owner", "")
     file = await files.upload(id, owner)
     valid = files.signed(id, owner, asked.get("expiry", ""), asked.get("signature", ""))
