@@ -174,7 +174,7 @@ def _field(name: str, schema: dict[str, Any], *, required: bool) -> Field:
             widget = Widget.NUMBER
     return Field(
         name=name,
-        title=schema.get("title") or name.replace("_", " ").title(),
+        title=_title(name, schema.get("title")),
         widget=widget,
         description=schema.get("description") or "",
         default=schema.get("default"),
@@ -217,3 +217,8 @@ def _widget(name: str, schema: dict[str, Any]) -> tuple[Widget, str]:
 
 def _step(width: float) -> float:
     return next((step for step in (0.01, 0.1) if width <= _MAX_STEPS * step), 1.0)
+
+
+def _title(name: str, given: str | None) -> str:
+    """Return the title of a field. Cog gives an input with choices its own name as the title."""
+    return given if given and given != name else name.replace("_", " ").title()

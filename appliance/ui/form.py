@@ -11,7 +11,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from appliance.domain.errors import ApplianceError
-from appliance.ui import layout, markup, output, session
+from appliance.ui import layout, markup, output, output_views, session
 from appliance.ui.client import Caller
 from appliance.ui.fields import Field, Widget, fields, read_input
 from appliance.ui.output import RenderedOutput
@@ -100,10 +100,10 @@ class Result:
             visible=kind is RenderedOutput.TEXT,
         )
         self.media = gr.HTML(
-            elem_id="media", apply_default_css=False, visible=kind is not RenderedOutput.TEXT
-        )
-        self.data = gr.JSON(
-            label="Output", elem_id="data", visible=kind is RenderedOutput.DATA, max_height=420
+            elem_id="media",
+            elem_classes=["files"] if kind is RenderedOutput.FILES else [],
+            apply_default_css=False,
+            visible=kind is not RenderedOutput.TEXT,
         )
         with gr.Accordion("Logs", open=False):
             self.logs = gr.Textbox(
@@ -113,7 +113,7 @@ class Result:
     @property
     def components(self) -> list[gr.components.Component]:
         """All components, in the order in which ``updates`` returns their updates."""
-        return [self.status, self.text, self.media, self.data, self.logs]
+        return [self.status, self.text, self.media, self.logs]
 
     def updates(self, snapshot: Snapshot, before: list[Any]) -> list[Any]:
         """Return an update for each component; components whose value is unchanged get ``gr.skip()``.
@@ -122,13 +122,17 @@ class Result:
         first call.
         """
         text = output.text_of(snapshot.output) if self.kind is RenderedOutput.TEXT else ""
-        made = "" if self.kind is RenderedOutput.TEXT else output.files(snapshot.output)
-        data = snapshot.output if self.kind is RenderedOutput.DATA and snapshot.ended else None
-        now = [_status(snapshot, linked=self._linked), text, made, data, snapshot.record.get("logs") or ""]
+        made = "" if self.kind is RenderedOutput.TEXT else self._media(snapshot)
+        now = [_status(snapshot, linked=self._linked), text, made, snapshot.record.get("logs") or ""]
         pairs = zip(now, before or [None] * len(now), strict=True)
         updates = [gr.skip() if value == old else value for value, old in pairs]
         before[:] = now
         return updates
+
+    def _media(self, snapshot: Snapshot) -> Markup:
+        if self.kind is RenderedOutput.FILES or not snapshot.ended:
+            return output.files(snapshot.output)
+        return Markup() if snapshot.output is None else output_views.view(snapshot.output)
 
 
 async def run(
@@ -144,9 +148,20 @@ async def run(
     caller = session.of(request).caller
     given = await _uploaded(form.read_input(values), caller)
     created = await caller.post("/v1/predictions", {"version": spec, "input": given})
+    async for shown in follow(result, created, caller):
+        yield shown
+
+
+async def follow(
+    result: Result, record: dict[str, Any], caller: Caller
+) -> AsyncIterator[tuple[str | None, list[Any]]]:
+    """Show a prediction until it ends; ``record`` is the prediction as the API returns it.
+
+    Each item has the id of the prediction (None once the prediction has ended) and the updates of the result.
+    """
     before: list[Any] = []
-    async for snapshot in Watcher(caller, created).snapshots():
-        yield None if snapshot.ended else created["id"], result.updates(snapshot, before)
+    async for snapshot in Watcher(caller, record).snapshots():
+        yield None if snapshot.ended else record["id"], result.updates(snapshot, before)
 
 
 def error_status(error: ApplianceError) -> Markup:

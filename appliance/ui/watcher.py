@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -46,13 +47,14 @@ class Watcher:
     """Follows one prediction from its creation to its end."""
 
     def __init__(self, caller: Caller, created: dict[str, Any]) -> None:
-        """``created`` is the API's response to the creation of the prediction."""
+        """``created`` is the prediction as the API returns it, at its creation or later."""
         self._caller = caller
         self._record = created
         self._items: list[str] = []
         self._model: ModelStatus | None = None
         self._changed = asyncio.Event()
-        self._began = time.monotonic()
+        age = time.time() - datetime.fromisoformat(created["created_at"]).timestamp()
+        self._began = time.monotonic() - max(age, 0.0)
 
     async def snapshots(self) -> AsyncIterator[Snapshot]:
         """Yield a snapshot at each change. The last snapshot shows the ended prediction.

@@ -194,8 +194,9 @@ def build(data: ModelPageData) -> gr.Blocks:
 def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: bool = False) -> ModelForm:
     """Add the form and the result of ``owner/name`` or ``owner/name:version`` to ``blocks``, side by side.
 
-    ``?from=<id>`` in the page's URL fills the form with the input of that prediction. A ``bare`` page ignores
-    ``from`` and has no links to other pages.
+    ``?from=<id>`` in the page's URL fills the form with the input of that prediction, and ``?run=<id>`` also
+    shows its output. A ``bare`` page ignores both and has no links to other pages. ``model_page.js`` puts a
+    run into the address and keeps what was typed.
     """
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
@@ -211,11 +212,22 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
     async def opened(request: gr.Request) -> list[Any]:
         user = session.of(request)
         button = gr.skip() if user.may_run else gr.Button("Your token cannot run models", interactive=False)
-        earlier = request.query_params.get("from")
+        asked = request.query_params
+        earlier = asked.get("run") or asked.get("from")
         if not earlier or bare:
             return [button, *(gr.skip() for _ in filled.components)]
         record = await user.caller.get(f"/admin/predictions/{earlier}")
         return [button, *filled.values_of(record["input"])]
+
+    @layout.show_errors
+    async def resumed(request: gr.Request) -> AsyncIterator[list[Any]]:
+        earlier = request.query_params.get("run")
+        if not earlier or bare:
+            return
+        user = session.of(request)
+        record = await user.caller.get(f"/v1/predictions/{earlier}")
+        async for id, shown in form.follow(result, record, user.caller):
+            yield [id, gr.skip(), gr.Button(interactive=user.may_run and id is not None), *shown]
 
     @layout.show_errors
     async def started(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
@@ -232,6 +244,7 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
 
     blocks.load(opened, None, [go, *filled.components], **layout.QUIET)
     outputs = [running, go, stop, *result.components]
+    blocks.load(resumed, None, outputs, **layout.QUIET)
     go.click(started, filled.components, outputs, trigger_mode="once", **layout.QUIET)
     stop.click(form.cancel, running, None, **layout.QUIET)
     return filled
