@@ -31,8 +31,8 @@ TAGS = {
     "tr", "ul", "video",
 }  # fmt: skip
 ATTRIBUTES = {
-    "alt", "aria-hidden", "aria-label", "class", "controls", "data-end", "data-label", "data-name", "data-
-    revoke", "data-start", "data-subtitles", "datetime", "download", "hidden", "href", "id", "loading",
+    "alt", "aria-hidden", "aria-label", "class", "controls", "data-end", "data-label", "data-name",
+    "data-revoke", "data-start", "data-subtitles", "datetime", "download", "hidden", "href", "id", "loading",
     "max", "min", "playsinline", "points", "preload", "preserveaspectratio", "role", "scope", "src",
     "style", "target", "title", "type", "value",
 }  # fmt: skip
