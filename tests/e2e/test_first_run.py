@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def test_three_clicks_lead_to_the_first_output(browser: Browser, fresh: Applianc
         lines = page.locator("#program-python")
         expect(lines).to_contain_text(f"REPLICATE_BASE_URL={fresh.url} REPLICATE_API_TOKEN=<your token>")
         page.get_by_role("button", name="Create a token").click()
+        expect(page.locator("#first-secret-text")).to_have_text(re.compile("^apl_"))
         secret = page.locator("#first-secret-text").text_content() or ""
         expect(lines).to_contain_text(f"REPLICATE_API_TOKEN={secret}")
         page.get_by_role("tab", name="curl").click()
