@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from appliance.config import includes, runtime, yaml_source
 from appliance.config.changes import Changes, Report, compare
 from appliance.config.problems import Problem, config_error, conflicts, from_pydantic
-from appliance.config.redact import redact
+from appliance.config.redact import redact, secrets
 from appliance.config.sections import (
     CollectionConfig,
     Config,
@@ -63,6 +63,7 @@ __all__ = [
     "load",
     "redact",
     "runtime",
+    "secrets",
     "validated",
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from appliance.domain.section import Section
@@ -17,6 +17,8 @@ _MAPPINGS: Final = frozenset({"environment", "headers"})
 _SECRETS: Final = frozenset(
     {"authorization", "credential", "credentials", "password", "secret", "signature", "token"}
 )
+#: Characters of a secret that is searched in other texts, where shorter ones are common.
+_SHORTEST: Final = 6
 _USER: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _PARAMETER: Final = re.compile(r"(?<=[?&])([^=&#\s]+)=([^&#\s]+)")
 
@@ -45,6 +47,13 @@ def _redact(key: str, value: Any) -> Any:
     return _PARAMETER.sub(
         lambda found: f"{found[1]}={HIDDEN}" if _is_secret(found[1]) else found[0], _USER.sub(HIDDEN, value)
     )
+
+
+def secrets(section: Section, environment: Mapping[str, str]) -> set[str]:
+    """Return the secrets in ``section`` and in environment variables, except those of a few characters."""
+    found = {secret for _, secret in secret_keys(section.model_dump(mode="json"))}
+    found |= {value for name, value in environment.items() if _is_secret(name.replace("_", "-"))}
+    return {secret for secret in found if len(secret) >= _SHORTEST}
 
 
 def secret_keys(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

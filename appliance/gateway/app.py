@@ -29,6 +29,7 @@ from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Dependencies, Engine
 from appliance.gateway.engine.additions import Additions
 from appliance.gateway.engine.reload import Reload, catalogue_of
+from appliance.gateway.engine.sampler import Sampler
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
@@ -41,8 +42,9 @@ from appliance.machine.disk import Storage
 from appliance.machine.gpus import Gpus
 from appliance.machine.memory_use import device_usage
 from appliance.observability import logs, tracing
+from appliance.observability.history import History
 from appliance.observability.metrics import Metrics
-from appliance.scheduler import Scheduler
+from appliance.scheduler import Event, Scheduler
 from appliance.store import Store
 
 _log = logging.getLogger(__name__)
@@ -65,14 +67,21 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
     run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))
     scheduler = Scheduler(capacities(devices), list(found.demands))
     metrics = Metrics(scheduler)
+    gpus = Gpus.connect() if devices[0].kind == "cuda" else None
+    sampler = Sampler(History(), [each.name for each in devices if each.kind == "cuda"], gpus)
     builds = ProjectBuilds(models, store, files, scheduler, home=home, devices=devices)
     traced = tracing.build(config.telemetry, os.environ)
 
     def observe(record: Prediction) -> None:
         webhooks.observe(record)
         metrics.count_prediction(record)
+        sampler.count_prediction(record)
         if traced is not None:
             traced.trace_prediction(record)
+
+    def on_event(event: Event) -> None:
+        metrics.count_event(event)
+        sampler.count_event(event)
 
     dependencies = Dependencies(
         limits=config.limits,
@@ -83,12 +92,12 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         home=home,
         threads=config.hardware.threads or max(1, cpu_threads() - 1),
         devices=devices,
-        in_use=partial(device_usage, devices, Gpus.connect() if devices[0].kind == "cuda" else None),
+        in_use=partial(device_usage, devices, gpus),
         files=files,
         inputs=Inputs(files, fetch_guard, settings.run_dir / "inputs", home),
         run_tokens=run_tokens,
         observe=observe,
-        on_event=metrics.count_event,
+        on_event=on_event,
         finalize=trainings.finalize,
     )
     engine = Engine(dependencies)
@@ -123,6 +132,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         trainings=trainings,
         builds=builds,
         metrics=metrics,
+        sampler=sampler,
         tracing=traced,
         cluster=cluster,
         storage=Storage(home),
@@ -154,6 +164,7 @@ class Gateway:
         Unfinished predictions stay stored, and the next start continues them.
         """
         unfinished = await self._services.engine.drain(seconds)
+        await self._services.sampler.close()
         await self._services.engine.close()
         await self._services.additions.close()
         await self._services.reload.close()
@@ -189,6 +200,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     services.retention.start()
     await services.engine.deployed()
     await services.engine.start()
+    services.sampler.start(services.engine.status)
     services.additions.resume(services.configure)
     tls = settings.config.server.tls
     api = create_api(services, settings.ui_socket if settings.ui else None)

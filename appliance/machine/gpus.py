@@ -1,4 +1,6 @@
-"""Used memory of NVIDIA GPUs, from NVML. This code was only tested with a simulated NVML, not on a GPU.
+"""Used memory and utilisation of NVIDIA GPUs, from NVML.
+
+This code was only tested with a simulated NVML, not on a GPU.
 
 In a container, NVML may report process ids of the host. Then the GPU memory of a worker process is unknown.
 """
@@ -53,6 +55,14 @@ class Gpus:
         sizes = [each.usedGpuMemory for each in found if each.pid in processes]
         known = [int(size) for size in sizes if size is not None]
         return sum(known) if known else None
+
+    def utilisation(self, device: str) -> float | None:
+        """Return the share of the last second in which a device computed, 0 to 1; None if it is unknown."""
+        try:
+            return float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle(device)).gpu) / 100
+        except self._nvml.NVMLError as error:
+            self._warn(device, error)
+            return None
 
     def _handle(self, device: str) -> Any:
         return self._nvml.nvmlDeviceGetHandleByIndex(int(device.removeprefix("cuda:")))

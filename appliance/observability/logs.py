@@ -12,7 +12,7 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -119,7 +119,7 @@ class Formatter(logging.Formatter):
     def __init__(self, render: Callable[[dict[str, str]], str]) -> None:
         super().__init__()
         self._render = render
-        self._secret = os.environ.get(_TOKEN_VARIABLE) or None
+        self._secret = admin_token()
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -137,11 +137,21 @@ class Formatter(logging.Formatter):
         )
 
     def _mask(self, text: str) -> str:
-        if self._secret is not None:
-            text = text.replace(self._secret, _MASK)
-        text = _URL.sub(_without_secrets, text)
-        text = _QUERY.sub(f"?{_MASK}", text)
-        return _CREDENTIALS.sub(lambda match: f"{match['kind']}{_MASK}", text)
+        return mask(text, () if self._secret is None else (self._secret,))
+
+
+def mask(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return ``text`` with ``secrets``, credentials, and users and queries of URLs masked."""
+    for secret in secrets:
+        text = text.replace(secret, _MASK)
+    text = _URL.sub(_without_secrets, text)
+    text = _QUERY.sub(f"?{_MASK}", text)
+    return _CREDENTIALS.sub(lambda match: f"{match['kind']}{_MASK}", text)
+
+
+def admin_token() -> str | None:
+    """Return the admin token of the environment, if there is one."""
+    return os.environ.get(_TOKEN_VARIABLE) or None
 
 
 def _as_text(fields: dict[str, str]) -> str:

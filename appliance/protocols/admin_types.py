@@ -103,6 +103,10 @@ class Decision(Struct, kw_only=True):
     devices: tuple[str, ...]
     memory: Annotated[int, Meta(description="Bytes on each device")]
     seconds: float | None
+    idle: Annotated[
+        float | None,
+        Meta(description="Seconds since the last prediction of a model that is unloaded or put to sleep"),
+    ]
     text: Annotated[str, Meta(description="The event as a sentence")]
 
 
@@ -238,11 +242,79 @@ class Disk(Struct, kw_only=True):
 
 
 class MachineResponse(Struct, kw_only=True):
-    """Threads, main memory and disk of the machine."""
+    """Threads, main memory and disk of the machine, and the outcomes of webhooks."""
 
     threads: int
     memory: MainMemory
     disk: Disk
+    webhooks: Annotated[
+        dict[str, int],
+        Meta(
+            description="Attempts to send a webhook since the gateway started: delivered, retried, given_up"
+        ),
+    ]
+
+
+class DeviceHistory(Struct, kw_only=True):
+    """The memory and utilisation of a device, one value for each time of ``HistoryResponse.at``."""
+
+    name: str
+    memory: Annotated[int, Meta(description="Bytes that models may reserve")]
+    is_main_memory: bool
+    reserved: Annotated[dict[str, list[int]], Meta(description="Bytes by model")]
+    foreign: Annotated[list[int], Meta(description="Bytes used by other programs")]
+    utilisation: Annotated[
+        list[float | None] | None,
+        Meta(description="Share of the time in which the GPU computed; null if it cannot be measured"),
+    ]
+
+
+class ModelHistory(Struct, kw_only=True):
+    """The work of a model, one value for each time of ``HistoryResponse.at``."""
+
+    name: str
+    queued: list[int]
+    running: list[int]
+    tokens_per_second: Annotated[
+        list[float], Meta(description="Output tokens; those of a prediction are added when it ends")
+    ]
+
+
+class ModelLoad(Struct, kw_only=True):
+    """A load of a model, or its waking, that has succeeded."""
+
+    at: Time
+    model: str
+    seconds: float
+
+
+class InstanceLog(Struct, kw_only=True):
+    """Output of the worker processes of an instance of a model."""
+
+    instance: Annotated[
+        str, Meta(description="Name of the model, with a suffix for a version or an instance")
+    ]
+    lines: Annotated[list[str], Meta(description="Oldest first, with credentials masked")]
+
+
+class ModelLogsResponse(Struct, kw_only=True):
+    """The end of the output of a model's worker processes."""
+
+    model: str
+    instances: Annotated[list[InstanceLog], Meta(description="Instances that have been loaded")]
+
+
+class HistoryResponse(Struct, kw_only=True):
+    """The last hour of the machine. It is kept in memory, so it begins at the last start of the gateway."""
+
+    seconds: Annotated[float, Meta(description="How long a sample is kept")]
+    interval: Annotated[float, Meta(description="Seconds between two samples")]
+    at: Annotated[list[Time], Meta(description="Times of the samples, oldest first")]
+    devices: list[DeviceHistory]
+    models: Annotated[list[ModelHistory], Meta(description="Models that had work in this hour")]
+    memory: Annotated[int, Meta(description="Bytes of main memory")]
+    available: Annotated[list[int], Meta(description="Available bytes of main memory")]
+    loads: Annotated[list[ModelLoad], Meta(description="Oldest first")]
 
 
 # -- usage and history -------------------------------------------------------------------------------------
@@ -304,6 +376,13 @@ class Phase(Struct, kw_only=True):
     seconds: float
 
 
+class Preview(Struct, kw_only=True):
+    """The beginning of a prediction's input and output, as one line of text each."""
+
+    input: str
+    output: str
+
+
 class HistoryItemResponse(PredictionResponse, kw_only=True):
     """A prediction or training with details for operators. Lists omit the fields that may be long."""
 
@@ -316,6 +395,7 @@ class HistoryItemResponse(PredictionResponse, kw_only=True):
     token_name: str | None
     hardware: Annotated[str | None, Meta(description="SKU of the devices that the prediction ran on")]
     attempts: int
+    preview: Annotated[Preview | UnsetType, Meta(description="Only in lists")] = UNSET
     timeline: Annotated[list[Phase] | UnsetType, Meta(description="Absent from lists")] = UNSET
     model_state: Annotated[
         str | UnsetType | None, Meta(description="null if the version is no longer served")
@@ -348,6 +428,8 @@ RESPONSES: Final = (
     ResidencyResponse,
     ReloadResponse,
     MachineResponse,
+    HistoryResponse,
+    ModelLogsResponse,
     UsageResponse,
     HistoryItemResponse,
     HistoryPage,

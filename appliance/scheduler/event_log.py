@@ -46,6 +46,9 @@ class Event(msgspec.Struct, frozen=True):
     reason: str = ""
     on_behalf_of: str | None = None  # the model that the memory is freed for
     seconds: float | None = None
+    idle: float | None = (
+        None  # seconds since its last prediction, of a model that is unloaded or falls asleep
+    )
 
     @property
     def about(self) -> dict[str, str]:
@@ -99,9 +102,10 @@ class EventLog:
         reason: str = "",
         on_behalf_of: str | None = None,
         seconds: float | None = None,
+        idle: float | None = None,
     ) -> None:
         self._count += 1
-        event = Event(self._count, at, kind, model, devices, memory, reason, on_behalf_of, seconds)
+        event = Event(self._count, at, kind, model, devices, memory, reason, on_behalf_of, seconds, idle)
         self._events.append(event)
 
     def since(self, number: int) -> list[Event]:

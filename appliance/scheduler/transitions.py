@@ -65,7 +65,15 @@ class Transitions:
         main_memory = footprint.main_memory if level is SleepLevel.KEPT else 0
         self._ledger.reserve_main_memory(entry, main_memory)
         ready = now - entry.ready_since
-        self._log(entry, EventKind.SLEEP, now, reason=reason, on_behalf_of=on_behalf_of, seconds=ready)
+        self._log(
+            entry,
+            EventKind.SLEEP,
+            now,
+            reason=reason,
+            on_behalf_of=on_behalf_of,
+            seconds=ready,
+            idle=now - entry.last_used,
+        )
         return Sleep(entry.name, level, footprint.residue, reason)
 
     def asleep(self, entry: ModelState, now: float) -> None:
@@ -199,7 +207,15 @@ class Transitions:
     def stop(self, entry: ModelState, reason: str, now: float, on_behalf_of: str | None = None) -> None:
         """Mark the model as unloading. Its memory stays reserved until its worker process has ended."""
         since = entry.state_since if entry.state is Residency.ASLEEP else entry.ready_since
-        self._log(entry, EventKind.UNLOAD, now, reason=reason, on_behalf_of=on_behalf_of, seconds=now - since)
+        self._log(
+            entry,
+            EventKind.UNLOAD,
+            now,
+            reason=reason,
+            on_behalf_of=on_behalf_of,
+            seconds=now - since,
+            idle=now - entry.last_used,
+        )
         entry.transition_to(Residency.UNLOADING, now)
 
     def gone(self, entry: ModelState, kind: EventKind, now: float, *, reason: str) -> None:
@@ -219,6 +235,7 @@ class Transitions:
         reason: str = "",
         on_behalf_of: str | None = None,
         seconds: float | None = None,
+        idle: float | None = None,
     ) -> None:
         self._event_log.add(
             now,
@@ -229,6 +246,7 @@ class Transitions:
             reason=reason,
             on_behalf_of=on_behalf_of,
             seconds=seconds,
+            idle=idle,
         )
 
 

@@ -11,7 +11,16 @@ from appliance.store.deletions import Deletions
 from appliance.store.files import FileTable
 from appliance.store.memory_profiles import MemoryProfileRow, MemoryProfileTable
 from appliance.store.predictions import PredictionTable
-from appliance.store.records import RETRY_STORE, Cursor, Delivery, Filter, Progress, Receiver, VersionRow
+from appliance.store.records import (
+    RETRY_STORE,
+    Cursor,
+    Delivery,
+    Filter,
+    Found,
+    Progress,
+    Receiver,
+    VersionRow,
+)
 from appliance.store.registry import Registry
 from appliance.store.tokens import TokenTable
 from appliance.store.usage import UsageTable
@@ -23,6 +32,7 @@ __all__ = [
     "Cursor",
     "Delivery",
     "Filter",
+    "Found",
     "MemoryProfileRow",
     "Progress",
     "Receiver",

@@ -11,10 +11,10 @@ from typing import Any, Final, Unpack
 
 from appliance.domain.errors import StatusConflict, StoreError
 from appliance.domain.prediction import TRANSITIONS, Done, OutputItems, Prediction, Status, new_id
-from appliance.store import rows
+from appliance.store import rows, search
 from appliance.store.connections import Parameters
 from appliance.store.queries import QUERIES, narrowed
-from appliance.store.records import Cursor, Filter, Progress
+from appliance.store.records import Cursor, Filter, Found, Progress
 from appliance.store.unindexed import Unindexed
 
 # Named here because the method ``list`` hides the builtin in the class body.
@@ -23,6 +23,11 @@ Ids = list[str]
 
 #: Bytes of input or output, about; msgpack and SQLite take less than a millisecond for these.
 _SMALL: Final = 64 * 1024
+
+#: Predictions that one search looks at, at most; about half a second if they are small.
+SEARCHED: Final = 10_000
+#: Bytes of inputs and outputs that one search looks at, about.
+SEARCHED_BYTES: Final = 64 * 1024**2
 
 #: status -> the statuses that it can follow; two at most
 _SOURCES: Final = {
@@ -169,35 +174,44 @@ class PredictionTable(Unindexed):
 
         Running predictions have the record last written by ``claim``, without their events.
         """
-        training = filters.get("training", False)
-        after = _or_default(filters.get("created_after"), -math.inf)
-        before = _or_default(filters.get("created_before"), math.inf)
-        # A time bound is a position in the list. No id is empty, so (bound, "") is exact.
-        backwards = cursor is not None and cursor.backwards
-        bounds = [(after, "") if backwards else (before, "")]
-        if cursor is not None:
-            bounds.append((cursor.created_at, cursor.id))
-        start = max(bounds) if backwards else min(bounds)
-        subject = "all_predictions" if owner is None or training is None else "predictions"
-        parameters: Parameters = {
-            "owner": owner,
-            "place_created_at": start[0],
-            "place_id": start[1],
-            "model": filters.get("model"),
-            "status": filters.get("status"),
-            "source": filters.get("source"),
-            "training": training,
-            "parent": filters.get("parent"),
-            "token": filters.get("token"),
-            "created_after": after,
-            "created_before": before,
-            "limit": limit,
-        }
-        query = narrowed(f"{subject}_{'newer' if backwards else 'older'}", parameters)
+        query, parameters, backwards = _selection(owner, cursor, limit, filters)
 
         def action(connection: sqlite3.Connection) -> Predictions:
             page = [rows.prediction(row) for row in connection.execute(query, parameters)]
             return page[::-1] if backwards else page
+
+        await self.indexed()
+        return await self.read(action)
+
+    async def search(
+        self,
+        owner: str | None,
+        text: str,
+        *,
+        cursor: Cursor | None = None,
+        limit: int = 100,
+        **filters: Unpack[Filter],
+    ) -> Found:
+        """Return those of ``list`` whose id, input, output or error contains ``text``, in any case.
+
+        A search ends after ``SEARCHED`` predictions, or ``SEARCHED_BYTES`` of their inputs and outputs. The
+        output of running predictions is not searched.
+        """
+        query, parameters, backwards = _selection(owner, cursor, SEARCHED, filters)
+        contains = search.matcher(text)
+
+        def action(connection: sqlite3.Connection) -> Found:
+            page: Predictions = []
+            size, row, count = 0, None, 0
+            for count, row in enumerate(connection.execute(query, parameters), 1):  # noqa: B007 - used below
+                size += search.size(row)
+                if contains(row):
+                    page.append(rows.prediction(row))
+                if len(page) == limit or size >= SEARCHED_BYTES:
+                    break
+            complete = len(page) < limit and size < SEARCHED_BYTES and count < SEARCHED
+            stopped = None if complete or row is None else search.position(row, backwards=backwards)
+            return Found(page[::-1] if backwards else page, stopped)
 
         await self.indexed()
         return await self.read(action)
@@ -237,6 +251,38 @@ class PredictionTable(Unindexed):
             return _with_events(connection, rows.prediction(found))
 
         return await self.read(action)
+
+
+def _selection(
+    owner: str | None, cursor: Cursor | None, limit: int, filters: Filter
+) -> tuple[str, Parameters, bool]:
+    """Return the query for a page of a list, its parameters, and whether its rows are oldest first."""
+    training = filters.get("training", False)
+    after = _or_default(filters.get("created_after"), -math.inf)
+    before = _or_default(filters.get("created_before"), math.inf)
+    # A time bound is a position in the list. No id is empty, so (bound, "") is exact.
+    backwards = cursor is not None and cursor.backwards
+    bounds = [(after, "") if backwards else (before, "")]
+    if cursor is not None:
+        bounds.append((cursor.created_at, cursor.id))
+    start = max(bounds) if backwards else min(bounds)
+    subject = "all_predictions" if owner is None or training is None else "predictions"
+    parameters: Parameters = {
+        "owner": owner,
+        "place_created_at": start[0],
+        "place_id": start[1],
+        "model": filters.get("model"),
+        "status": filters.get("status"),
+        "source": filters.get("source"),
+        "training": training,
+        "parent": filters.get("parent"),
+        "token": filters.get("token"),
+        "created_after": after,
+        "created_before": before,
+        "limit": limit,
+    }
+    query = narrowed(f"{subject}_{'newer' if backwards else 'older'}", parameters)
+    return query, parameters, backwards
 
 
 def _is_small(value: Any) -> bool:

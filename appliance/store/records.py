@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple, TypedDict
 
 import msgspec
 
-from appliance.domain.prediction import Log, Metric, Output, Status
+from appliance.domain.prediction import Log, Metric, Output, Prediction, Status
 
 #: Seconds between attempts of a write that must succeed.
 RETRY_STORE: Final = 1.0
@@ -48,6 +48,15 @@ class Filter(TypedDict, total=False):
     token: str | None  # id of the token
     created_after: float | None
     created_before: float | None
+
+
+class Found(NamedTuple):
+    """Predictions that contain a text, newest first, and where the search stopped before it was complete."""
+
+    predictions: list[Prediction]
+    stopped: (
+        Cursor | None
+    )  # position of the last prediction that was searched; None: nothing is left to search
 
 
 class VersionRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from appliance.ui import languages
+from appliance.ui.chart import WIDTH, Drawing, Series
 from appliance.ui.languages import gettext as _
 from appliance.ui.media import MediaFile, media_file
 
@@ -39,6 +40,7 @@ _environment.filters |= {
     "clock": lambda seconds: f"{int(seconds // 60)}:{seconds % 60:04.1f}",
     # Relative to the <base> of the page, because a reverse proxy may serve the UI under a path.
     "url_path": lambda path: "." + quote(path, safe="/?=&-_.~"),
+    "encoded_path": lambda path: f".{path}",  # of a path whose query is encoded already
 }
 
 
@@ -145,6 +147,30 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, if_empty: M
 def bar(segments: Sequence[BarSegment], total: float, *, label: str) -> Markup:
     """Return a bar whose full width is ``total``, with a legend below it."""
     return _part("bar", segments, total, label)
+
+
+def chart(
+    drawing: Drawing,
+    *,
+    id: str,
+    title: str,
+    label: str,
+    note: str = "",
+    legend: Sequence[Series] = (),
+    rows: Markup = Markup(),  # noqa: B008 - immutable
+) -> Markup:
+    """Return a chart. ``label`` tells its content in a sentence, and ``rows`` has its numbers as a table."""
+    return render(
+        "chart.html",
+        drawing=drawing,
+        width=WIDTH,
+        id=id,
+        title=title,
+        label=label,
+        note=note,
+        legend=legend,
+        rows=rows,
+    )
 
 
 def section(title: str, html: str, note: str = "") -> Markup:

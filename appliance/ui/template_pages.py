@@ -8,8 +8,13 @@ A page is a module in ``pages`` with handlers and a list of routes, and an item 
         return template_pages.respond(request, "machine.html", title="Machine", status=status)
 
     async def bars(request: Request) -> Response:  # a part of the page, which htmx asks for
+        return template_pages.refreshed(request, await _bars(request))
+
+    async def _bars(request: Request) -> Part:  # `show` passes it to the template
         ...
-        return template_pages.fragment("machine_bars.html", status=status)
+        return template_pages.part(
+            "machine_bars.html", id="bars", path="/machine/bars", seconds=2, status=status
+        )
 
     ROUTES = [Route("/machine", show), Route("/machine/bars", bars)]
 
@@ -22,9 +27,11 @@ the API at ``/_ui/api/v1/...`` (see ``api_proxy``). Links in templates are relat
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Match, Route
@@ -35,6 +42,8 @@ from appliance.ui import languages, layout, markup, session, static_files
 FRAME: Final = "appliance.frame"
 #: Key in an ASGI scope of the paths of all pages.
 PATHS: Final = "appliance.paths"
+#: Header of a request for a part: the digest of what the page shows.
+_SHOWN: Final = "x-shown"
 
 
 class TemplatePage(NamedTuple):
@@ -84,6 +93,37 @@ def respond(request: Request, template: str, *, title: str, status: int = 200, *
         **values,
     )
     return HTMLResponse(found, status, HEADERS)
+
+
+class Part(NamedTuple):
+    """A part of a page that refreshes itself. In a template it is ``{{ part }}``."""
+
+    html: Markup
+    digest: str  # of what it shows
+
+    def __html__(self) -> str:
+        return self.html
+
+
+def part(template: str, *, id: str, path: str, seconds: float | None, **values: Any) -> Part:
+    """Render ``template`` into an element that htmx asks ``path`` for every ``seconds``; None: never.
+
+    The event ``refresh`` on the element refreshes it at once. The handler of ``path`` returns ``refreshed``.
+    """
+    html = markup.render(template, **values)
+    digest = hashlib.sha256(html.encode(errors="replace")).hexdigest()[:16]
+    found = markup.render("part.html", id=id, path=path, seconds=seconds, digest=digest, html=html)
+    return Part(found, digest)
+
+
+def refreshed(request: Request, found: Part) -> Response:
+    """Return a part that htmx asked for, or nothing (204) if the page shows the same already.
+
+    So what the reader has selected or opened in it stays.
+    """
+    if request.headers.get(_SHOWN) == found.digest:
+        return Response(status_code=204, headers=HEADERS)
+    return HTMLResponse(found.html, headers=HEADERS)
 
 
 def fragment(template: str, **values: Any) -> Response:

@@ -19,6 +19,7 @@ from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, Worker
 from appliance.domain.units import readable_bytes
 from appliance.machine.process_memory import kernel_kills
 from appliance.runners.base import LoadSpec
+from appliance.worker import model_logs
 from appliance.worker.cleanup import pid_folder
 from appliance.worker.event_buffer import EventBuffer
 from appliance.worker.handle import WorkerHandle
@@ -290,7 +291,7 @@ class Replica:
             elif isinstance(message, WorkerFailed) and worker is not None:
                 worker.oom = message.error
 
-        log = self._run_dir / "logs" / f"{spec.model.replace('/', '--')}.log"
+        log = model_logs.log_file(self._run_dir, spec.model)
         try:
             handle = await WorkerHandle.start(
                 self._zygote_socket,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 from replicate.client import Client
 
 from tests.support.appliance_process import PATIENCE, ROOT, TOKEN, Appliance
@@ -91,3 +92,11 @@ def _printed(command: list[str], environment: dict[str, str], cwd: str | None = 
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return json.loads(ran.stdout.strip().splitlines()[-1])
+
+
+def run(client: httpx.Client, model: str, **body: Any) -> dict[str, Any]:
+    """Return a prediction of ``model`` that has ended."""
+    reply = client.post(f"/v1/models/{model}/predictions", json=body, headers={"Prefer": "wait"})
+    assert reply.status_code in {201, 202}, reply.text
+    record: dict[str, Any] = reply.json()
+    return record

@@ -149,6 +149,14 @@ def browser(appliance: Appliance) -> Iterator[Browser]:
         yield browser
 
 
+@pytest.fixture(scope="session")
+def signed_in(browser: Browser, appliance: Appliance) -> Any:
+    """What a browser keeps of an administrator who has signed in."""
+    with watched(browser, appliance.url) as page:
+        sign_in(page, TOKEN)
+        return page.context.storage_state()
+
+
 @pytest.fixture
 def page(browser: Browser, appliance: Appliance) -> Iterator[Page]:
     """A page of a signed-in browser; what it does not like fails the test."""

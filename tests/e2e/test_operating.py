@@ -1,11 +1,10 @@
-"""What operators do in the pages, in a real browser: predictions, the machine, usage, tokens."""
+"""What operators do in the pages, in a real browser: a prediction, tokens, rights."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +12,7 @@ import pytest
 from playwright.sync_api import APIResponse, Browser, Page, Route, expect
 
 from tests.e2e.browsing import sign_in, watched
+from tests.e2e.clients import run
 from tests.support.appliance_process import TOKEN, Appliance, fetch
 from tests.support.webhook_receiver import Receiver
 
@@ -20,29 +20,6 @@ pytestmark = pytest.mark.e2e
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(1)"> ${alert(1)} {{value}} </pre>'
 STREAM = "test/stream"
-#: What Gradio's plots say of themselves.
-PLOTS = ("WARN The input spec uses Vega-Lite", 'WARN x-scale\'s "zero" is dropped')
-
-
-@pytest.fixture(scope="module")
-def signed_in(browser: Browser, appliance: Appliance) -> Any:
-    """What a browser keeps of an administrator who has signed in."""
-    with watched(browser, appliance.url) as page:
-        sign_in(page, TOKEN)
-        return page.context.storage_state()
-
-
-@pytest.fixture
-def page(browser: Browser, appliance: Appliance, signed_in: Any) -> Iterator[Page]:
-    with watched(browser, appliance.url, storage_state=signed_in) as page:
-        yield page
-
-
-def run(client: httpx.Client, model: str, **body: Any) -> dict[str, Any]:
-    reply = client.post(f"/v1/models/{model}/predictions", json=body, headers={"Prefer": "wait"})
-    assert reply.status_code in {201, 202}, reply.text
-    record: dict[str, Any] = reply.json()
-    return record
 
 
 def choose(page: Page, label: str, option: str | re.Pattern[str]) -> None:
@@ -85,31 +62,6 @@ def test_a_version_is_run_on_its_own_page(page: Page, client: httpx.Client) -> N
     expect(page.locator("#code-python")).to_contain_text(f"{STREAM}:{version}")
 
 
-def test_predictions_are_filtered_and_one_under_way_is_cancelled(page: Page, client: httpx.Client) -> None:
-    failed = run(client, STREAM, input={"text": "x", "fail": HOSTILE})
-    reply = client.post(f"/v1/models/{STREAM}/predictions", json={"input": {"text": "x", "delay": 3000}})
-    slow = reply.json()
-    page.goto(f"/predictions?model={STREAM}")
-    row = page.locator("#predictions tr")
-    expect(row.filter(has_text=failed["id"])).to_be_visible()
-    page.get_by_label("State").select_option("failed")
-    expect(row.filter(has_text=slow["id"])).to_have_count(0)
-    expect(row.filter(has_text=failed["id"])).to_be_visible()
-    page.get_by_label("Created").select_option("last hour")
-    expect(row.filter(has_text=failed["id"])).to_be_visible()
-    expect(page).to_have_url(re.compile(r"\?model=test%2Fstream&status=failed&made=3600$"))
-    page.reload()
-    expect(page.get_by_label("State")).to_have_value("failed")
-    expect(row.filter(has_text=slow["id"])).to_have_count(0)
-    page.get_by_label("State").select_option("aborted")
-    expect(page.get_by_text("No predictions")).to_be_visible()
-    page.goto(slow["urls"]["web"])
-    page.get_by_role("button", name="Cancel").click()
-    expect(page.locator("main .badge.canceled")).to_be_visible()
-    expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
-    assert client.get(slow["urls"]["get"]).json()["status"] == "canceled"
-
-
 def test_an_output_file_is_linked(page: Page, client: httpx.Client) -> None:
     made = run(client, "test/files", input={"text": "x"})
     page.goto(made["urls"]["web"])
@@ -131,35 +83,6 @@ def test_a_prediction_is_chosen_as_an_example(page: Page, client: httpx.Client) 
     page.get_by_role("button", name="Remove from the examples").click()
     expect(page.get_by_role("button", name="Show as an example")).to_be_visible()
     assert client.get(f"/v1/models/{STREAM}/examples").json()["results"] == []
-
-
-def test_a_model_is_loaded_unloaded_and_pinned(page: Page, client: httpx.Client) -> None:
-    model = "test/files"
-
-    def told() -> dict[str, Any]:
-        models = client.get("/admin/status").json()["models"]
-        return next(each for each in models if each["name"] == model)
-
-    client.post(f"/admin/models/{model}/unload")
-    page.goto("/machine")
-    row = page.locator("#models tr").filter(has_text=model)
-    expect(row.locator(".badge.cold")).to_be_visible()
-    choose(page, "Model", model)
-    page.get_by_role("button", name="Load", exact=True).click()
-    expect(row.locator(".badge.ready")).to_be_visible()
-    expect(page.locator("#devices .legend")).to_contain_text(model)
-    page.get_by_role("button", name="Pin", exact=True).click()
-    expect(row).to_contain_text("pinned")
-    assert told()["pinned"] is True
-    page.get_by_role("button", name="Unpin").click()
-    expect(row).not_to_contain_text("pinned")
-    page.get_by_role("button", name="Unload").click()
-    expect(row.locator(".badge.cold")).to_be_visible()
-    expect(page.locator("#decisions tr").filter(has_text=model).first).to_be_visible()
-    expect(page.locator("#host")).to_contain_text("available")
-    assert told()["state"] == "cold"
-    page.get_by_role("button", name="Apply models.yaml").click()
-    expect(page.get_by_text("nothing has changed")).to_be_visible()
 
 
 def test_a_token_is_made_in_the_browser_works_and_is_revoked(page: Page, appliance: Appliance) -> None:
@@ -193,25 +116,6 @@ def test_a_token_is_made_in_the_browser_works_and_is_revoked(page: Page, applian
     page.get_by_text("Configuration in effect").click()
     expect(page.locator("#config")).to_contain_text('"drain_timeout"')
     assert TOKEN not in page.content()
-
-
-def test_the_csv_of_usage_is_the_one_of_the_api(
-    browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any, tmp_path: Path
-) -> None:
-    run(client, STREAM, input={"text": "x"})
-    with watched(browser, appliance.url, allowed=PLOTS, storage_state=signed_in) as page:
-        page.goto("/usage")
-        expect(page.locator("#totals b").first).not_to_have_text("0")
-        expect(page.locator("#usage tr").filter(has_text=STREAM)).to_be_visible()
-        link = page.locator("#download")
-        with page.expect_download() as loading:
-            link.click()
-        loading.value.save_as(tmp_path / "usage.csv")
-        lines = (tmp_path / "usage.csv").read_text().splitlines()
-        shown = client.get("/admin/usage.csv", params={"by": "model"}).text.splitlines()
-        assert lines[0] == shown[0]
-        assert {line.split(",")[0] for line in lines} == {line.split(",")[0] for line in shown}
-        assert loading.value.suggested_filename.startswith("usage-")
 
 
 def test_without_the_admin_scope_one_sees_ones_own_and_no_buttons(
@@ -283,29 +187,13 @@ def test_what_is_asked_for_while_the_stream_of_events_ends_is_shown(
         expect(page.get_by_role("link", name=version)).to_be_visible()
 
 
-def test_what_is_chosen_while_the_last_choice_is_looked_up_is_shown(
-    browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any
-) -> None:
-    run(client, STREAM, input={"text": "x"})
-    with watched(browser, appliance.url, allowed=PLOTS, storage_state=signed_in) as page:
-        streams = EventStreams(page)
-        page.goto("/usage")
-        heads = page.locator("#usage thead")
-        expect(heads).to_contain_text("Model")
-        with streams.held():
-            choose(page, "The last", "7 days")
-            streams.wait()
-            choose(page, "By", "Hardware")
-        expect(heads).to_contain_text("Hardware")
-
-
 def test_the_pages_fit_on_a_phone(
     browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any
 ) -> None:
     told = run(client, STREAM, input={"text": "a" * 500})
     size = {"width": 390, "height": 844}
     narrow: dict[str, Any] = {"viewport": size, "color_scheme": "dark", "storage_state": signed_in}
-    with watched(browser, appliance.url, allowed=PLOTS, **narrow) as page:
+    with watched(browser, appliance.url, **narrow) as page:
         for path, there in (
             ("/predictions", "#predictions td"),
             (f"/p/{told['id']}", "pre.text"),

@@ -48,6 +48,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         trainings=bench.trainings,
         builds=bench.builds,
         metrics=bench.metrics,
+        sampler=bench.sampler,
         tracing=bench.tracing,
         cluster=bench.cluster,
         storage=Storage(bench.folder),

@@ -16,13 +16,15 @@ from appliance.gateway.catalogue.catalogue import Catalogue, ModelCard, ServedVe
 from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Dependencies, Engine
 from appliance.gateway.engine.reload import Reload
+from appliance.gateway.engine.sampler import Sampler
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
 from appliance.machine import Device
+from appliance.observability.history import History
 from appliance.observability.metrics import Metrics
 from appliance.observability.tracing import Tracing
-from appliance.scheduler import Capacity, Demand, Origin, Scheduler, SleepFootprint
+from appliance.scheduler import Capacity, Demand, Event, Origin, Scheduler, SleepFootprint
 from tests.support.local_cluster import LocalCluster
 from tests.support.store_files import opened
 
@@ -110,6 +112,7 @@ class Bench:
             capacities.append(Capacity("main", self.main, is_main_memory=True))
         self.scheduler = Scheduler(capacities, demands)
         self.metrics = Metrics(self.scheduler)
+        self.sampler = Sampler(History())
         self.builds = ProjectBuilds(
             self.catalogue, self.store, self.files, self.scheduler, home=self.folder, devices=self.devices
         )
@@ -127,7 +130,7 @@ class Bench:
             inputs=self.inputs,
             run_tokens=self.run_tokens,
             observe=self._observe,
-            on_event=self.metrics.count_event,
+            on_event=self._on_event,
             finalize=self.trainings.finalize,
         )
         self.engine = Engine(dependencies)
@@ -139,8 +142,13 @@ class Bench:
     def _observe(self, record: Prediction) -> None:
         self.observed.append(record)
         self.metrics.count_prediction(record)
+        self.sampler.count_prediction(record)
         if self.tracing is not None:
             self.tracing.trace_prediction(record)
+
+    def _on_event(self, event: Event) -> None:
+        self.metrics.count_event(event)
+        self.sampler.count_event(event)
 
     def reload(self, in_force: Config) -> Reload:
         """Return the reload of ``models.yaml`` in the folder of the bench."""

@@ -83,6 +83,16 @@ _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
         {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20},
         "Maximum number of results",
     ),
+    "points": (
+        "query",
+        {"type": "integer", "minimum": 1, "maximum": 720, "default": 720},
+        "Maximum number of samples: with fewer than 720, neighbours are merged",
+    ),
+    "lines": (
+        "query",
+        {"type": "integer", "minimum": 1, "maximum": 2000, "default": 200},
+        "Maximum number of lines of each instance",
+    ),
     "stream": ("query", {"type": "string", "enum": ["true", "false"]}, "Respond with the stream of events"),
     "starting_after": ("query", {"type": "integer"}, "Only events after the one with this sequence_number"),
     "order": ("query", {"type": "string", "enum": ["asc", "desc"], "default": "desc"}, "desc: last first"),
@@ -101,6 +111,11 @@ _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
         "query",
         {"type": "string", "enum": ["prediction", "training"]},
         "Only predictions, or only trainings",
+    ),
+    "search": (
+        "query",
+        {"type": "string", "maxLength": 200},
+        "Text in the id, input, output or error; one page searches 10,000 predictions, `next` searches on",
     ),
     "query": ("query", _TEXT, "Word to search for; a few wrong letters are allowed"),
     "prune": ("query", {"type": "boolean"}, "Whether to delete the weights that only this model uses"),

@@ -134,7 +134,8 @@ _ADMIN_MODEL: Final = "/admin/models/{owner}/{name}"
 _EDITS: Final = (400, 401, 403, 404, 409, 429)
 _ADDS: Final = (400, 401, 403, 404, 409, 413, 422, 429)
 _PERIOD: Final = ("from", "to", "by")
-_HISTORY: Final = (*_LISTS, "limit", "model", "status", "owner", "token", "type")
+_HISTORY: Final = (*_LISTS, "limit", "model", "status", "owner", "token", "type", "search")
+_ALL_HISTORY: Final = tuple(name for name in _HISTORY if name not in {"cursor", "limit"})
 
 ADMIN: Final = (
     Operation("get", "/healthz", "monitoring.health", "Tell whether the gateway is alive", {200: "Health"},
@@ -152,6 +153,8 @@ ADMIN: Final = (
               {200: "Residency"}, errors=_READ),
     Operation("get", "/admin/machine", "admin.machine", "Get main memory and disk of the machine",
               {200: "Machine"}, errors=_READ),
+    Operation("get", "/admin/history", "admin.history", "Get the last hour of the devices and models",
+              {200: "History"}, None, ("points",), errors=(422, *_READ)),
     Operation("get", "/admin/config", "admin.config",
               "Get models.yaml as it is in effect, with every default and without secrets",
               {200: ANY_JSON}, errors=_READ),
@@ -165,6 +168,12 @@ ADMIN: Final = (
               {202: "ModelState"}, errors=(422, 503, *_READ)),
     Operation("post", f"{_ADMIN_MODEL}/unpin", "admin.models.unpin", "Allow the eviction of a model",
               {202: "ModelState"}, errors=(422, *_READ)),
+    Operation("get", f"{_ADMIN_MODEL}/logs", "admin.models.logs",
+              "Get the end of the output of a model's worker processes", {200: "ModelLogs"}, None, ("lines",),
+              errors=(422, *_READ)),
+    Operation("get", f"{_ADMIN_MODEL}/logs/events", "admin.models.logs.events",
+              "Stream the output of a model's worker processes as server-sent events",
+              {200: "text/event-stream"}, None, ("lines",), errors=(422, *_READ)),
     Operation("put", f"{_ADMIN_MODEL}/examples/{{id}}", "admin.models.examples.add",
               "Make a prediction an example of its model", {204: None}, errors=(400, *_READ)),
     Operation("delete", f"{_ADMIN_MODEL}/examples/{{id}}", "admin.models.examples.remove",
@@ -212,6 +221,15 @@ ADMIN: Final = (
     Operation("get", "/admin/predictions", "admin.predictions.list",
               "List predictions and trainings with details for operators, newest first",
               {200: "HistoryPage"}, None, _HISTORY),
+    Operation("get", "/admin/predictions.csv", "admin.predictions.csv",
+              "Download all predictions that match the filters as CSV", {200: "text/csv"}, None,
+              _ALL_HISTORY),
+    Operation("get", "/admin/predictions.jsonl", "admin.predictions.jsonl",
+              "Download all predictions that match the filters, one JSON object per line",
+              {200: "application/jsonl"}, None, _ALL_HISTORY),
+    Operation("delete", "/admin/predictions/{id}", "admin.predictions.delete",
+              "Delete the input, output, logs and files of a prediction that has ended", {204: None},
+              errors=(409, *_READ)),
     Operation("get", "/admin/predictions/{id}", "admin.predictions.get",
               "Get a prediction with its timeline and webhook deliveries", {200: "HistoryItem"},
               errors=_READ),

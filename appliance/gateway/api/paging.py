@@ -77,12 +77,14 @@ async def of_predictions(
     shown: Callable[[Prediction, str], object],
     *,
     size: int | None = None,
+    search: str | None = None,
     **filters: Unpack[Filter],
 ) -> Response:
     """Return a page of predictions of ``owner`` (None: of all owners), newest first.
 
     ``size`` is the number of predictions on a page. ``filters`` narrow the list further than the query
-    parameters that every list has.
+    parameters that every list has. With ``search``, a page has the predictions that contain this text; it may
+    be short or empty although there is a next page, because one search looks at a limited number.
 
     Raises:
         NotFound: the cursor is not valid, or the parent does not exist.
@@ -93,28 +95,54 @@ async def of_predictions(
     given = request.query_params.get("cursor")
     cursor = decode(given) if given else None
     backwards = cursor is not None and cursor.backwards
-    narrowed: Filter = {
+    narrowed = narrowed_by(request, filters)
+    stopped: Cursor | None = None
+    if search is None:
+        found = [*await services_of(request).engine.list(owner, cursor=cursor, limit=size + 1, **narrowed)]
+    else:
+        found, stopped = await searched(request, owner, search, cursor, size + 1, narrowed)
+    more = len(found) > size
+    page = found[-size:] if backwards else found[:size]
+    older: Cursor | None = _place(page[-1], back=False) if page and (more or backwards) else None
+    newer: Cursor | None = _place(page[0], back=True) if page and (more or not backwards) else None
+    if cursor is None:
+        newer = None
+    if stopped is not None and not more:
+        older, newer = (older, stopped) if backwards else (stopped, newer)
+    body = serializers.page(
+        [shown(record, base) for record in page],
+        next=None if older is None else page_url(request, base, older),
+        previous=None if newer is None else page_url(request, base, newer),
+    )
+    return responses.json(body, base=base)
+
+
+def _place(record: Prediction, *, back: bool) -> Cursor:
+    return Cursor(record.created_at, record.id, back)
+
+
+def narrowed_by(request: Request, filters: Filter) -> Filter:
+    """Return ``filters`` with those in the query parameters that every list has.
+
+    Raises:
+        InvalidInput: a parameter is not valid.
+    """
+    return {
         **filters,
         "source": requests.one_of(request, "source", ("api", "web")),
         "parent": request.query_params.get("parent"),
         "created_after": _instant(request, "created_after"),
         "created_before": _instant(request, "created_before"),
     }
-    found = [*await services_of(request).engine.list(owner, cursor=cursor, limit=size + 1, **narrowed)]
-    more = len(found) > size
-    page = found[-size:] if backwards else found[:size]
-    older = more or backwards
-    newer = more if backwards else cursor is not None
 
-    def link(record: Prediction, *, back: bool) -> str:
-        return page_url(request, base, Cursor(record.created_at, record.id, back))
 
-    body = serializers.page(
-        [shown(record, base) for record in page],
-        next=link(page[-1], back=False) if page and older else None,
-        previous=link(page[0], back=True) if page and newer else None,
-    )
-    return responses.json(body, base=base)
+async def searched(
+    request: Request, owner: str | None, text: str, cursor: Cursor | None, limit: int, filters: Filter
+) -> tuple[list[Prediction], Cursor | None]:
+    """Return predictions that contain ``text``, and where the search stopped; None if it is complete."""
+    services = services_of(request)
+    found = await services.store.search(owner, text, cursor=cursor, limit=limit, **filters)
+    return [*services.engine.current(found.predictions)], found.stopped
 
 
 def _instant(request: Request, key: str) -> float | None:

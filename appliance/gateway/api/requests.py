@@ -294,22 +294,22 @@ def one_of(request: Request, key: str, choices: tuple[str, ...]) -> str | None:
     raise InvalidInput([FieldProblem("enum", key, f"{key} must be one of the following: {described}")])
 
 
-def limit(request: Request, default: int, most: int) -> int:
-    """Return the query parameter ``limit``, from 1 to ``most``.
+def limit(request: Request, default: int, most: int, key: str = "limit") -> int:
+    """Return the query parameter ``key``, from 1 to ``most``.
 
     Raises:
         InvalidInput: the parameter is not a number from 1 to ``most``.
     """
-    text = request.query_params.get("limit", str(default))
+    text = request.query_params.get(key, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise InvalidInput(
-            [FieldProblem("invalid_type", "limit", "Invalid type. Expected: integer, given: string")]
+            [FieldProblem("invalid_type", key, "Invalid type. Expected: integer, given: string")]
         )
     number = int(text)
     if number < 1:
-        raise InvalidInput([FieldProblem("number_gte", "limit", "Must be greater than or equal to 1")])
+        raise InvalidInput([FieldProblem("number_gte", key, "Must be greater than or equal to 1")])
     if number > most:
-        raise InvalidInput([FieldProblem("number_lte", "limit", f"Must be less than or equal to {most}")])
+        raise InvalidInput([FieldProblem("number_lte", key, f"Must be less than or equal to {most}")])
     return number
 
 

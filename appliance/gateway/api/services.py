@@ -15,6 +15,7 @@ from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Engine
 from appliance.gateway.engine.additions import Additions
 from appliance.gateway.engine.reload import Reload
+from appliance.gateway.engine.sampler import Sampler
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.prediction_retention import Retention
@@ -42,6 +43,7 @@ class Services(msgspec.Struct, kw_only=True):
     trainings: Trainings
     builds: ProjectBuilds
     metrics: Metrics
+    sampler: Sampler
     tracing: Tracing | None
     cluster: Cluster
     storage: Storage

@@ -338,7 +338,10 @@ class Engine:
         if parent is not None:  # children are younger than the parent: fewer rows to read
             since = (await self.get(parent, owner)).created_at
             filters["created_after"] = max(filters.get("created_after") or since, since)
-        stored = await self._store.list(owner, cursor=cursor, limit=limit, **filters)
+        return self.current(await self._store.list(owner, cursor=cursor, limit=limit, **filters))
+
+    def current(self, stored: Sequence[Prediction]) -> Sequence[Prediction]:
+        """Return ``stored`` with the current records of unfinished predictions."""
         active = self._active
         return [
             with_queue_info(active[each.id], self._scheduler) if each.id in active else each

@@ -148,6 +148,7 @@ def decisions(scheduler: Scheduler, last: int | None = None) -> list[Decision]:
             devices=each.devices,
             memory=each.memory,
             seconds=_rounded(each.seconds),
+            idle=_rounded(each.idle),
             text=str(each),
         )
         for each in reversed(events if last is None else events[-last:])

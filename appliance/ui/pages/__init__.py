@@ -14,8 +14,8 @@ PAGES: Final[tuple[Page | TemplatePage, ...]] = (
     FIRST,
     TemplatePage("/predictions", "Predictions", predictions.ROUTES),
     TemplatePage("/p/{id}", "Prediction", prediction.ROUTES, listed=False),
-    Page("/machine", "Machine", machine.build),
-    Page("/usage", "Usage", usage.build),
+    TemplatePage("/machine", "Machine", machine.ROUTES),
+    TemplatePage("/usage", "Usage", usage.ROUTES),
     TemplatePage("/settings", "Settings", settings.ROUTES, admin=True),
     TemplatePage("/_ui/find", "Find", find.ROUTES, listed=False),
 )

@@ -1,122 +1,138 @@
-"""The page about the machine: memory, waiting models, past decisions, and buttons for loading models."""
+"""The page about the machine: alerts, memory, the last hour, models, decisions, logs and disk."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
-import gradio as gr
 from markupsafe import Markup, escape
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from appliance.config import Report
+from appliance.domain.errors import NotFound
 from appliance.domain.units import readable_bytes
-from appliance.protocols import api_client
 from appliance.protocols.admin_types import (
     ApplianceStatusResponse,
+    HistoryResponse,
     MachineResponse,
     ModelMemory,
-    ModelStateResponse,
+    ModelStatus,
     ResidencyResponse,
 )
-from appliance.ui import layout, markup, session
-from appliance.ui.layout import Checksums
+from appliance.ui import alerts, decisions, machine_charts, markup, session, template_pages
 from appliance.ui.markup import BarSegment
+from appliance.ui.template_pages import Part
 
-#: Seconds between updates.
-REFRESH_INTERVAL: Final = 2.0
-#: Number of decisions that the page lists.
-DECISIONS: Final = 50
+#: Number of sentences about decisions that the page lists.
+DECISIONS: Final = 40
+#: Samples of the last hour in a chart.
+POINTS: Final = 120
 _MIN_SEGMENT: Final = 1024**2  # bytes; the disk bar leaves out smaller segments
 _COLOURS: Final = 8  # colours of models in style.css: c0, c1, ...
 
 
-def build() -> gr.Blocks:
-    with layout.page("Machine") as blocks:
-        devices = gr.HTML(elem_id="devices", min_height=110, apply_default_css=False)
-        with gr.Row(visible=False, elem_classes="filters") as actions:
-            model = gr.Dropdown(label="Model", choices=[], scale=3)
-            load = gr.Button("Load", variant="primary", size="sm")
-            unload = gr.Button("Unload", size="sm")
-            pin = gr.Button("Pin", size="sm")
-            unpin = gr.Button("Unpin", size="sm")
-            reload = gr.Button("Apply models.yaml", size="sm")
-        models = gr.HTML(elem_id="models", min_height=160, apply_default_css=False)
-        host = gr.HTML(elem_id="host", min_height=110, apply_default_css=False)
-        decisions = gr.HTML(elem_id="decisions", min_height=110, apply_default_css=False)
-        checksums = gr.State([])
-        shown = [checksums, devices, models, host, decisions]
-        blocks.load(_begin, None, [actions, model], **layout.QUIET)
-        blocks.load(_show, checksums, shown, **layout.QUIET)
-        gr.Timer(REFRESH_INTERVAL).tick(_show, checksums, shown, **layout.QUIET)
-        for button, act in ((load, _load), (unload, _unload), (pin, _pin), (unpin, _unpin)):
-            button.click(act, model, None, **layout.QUIET).then(_show, checksums, shown, **layout.QUIET)
-        reload.click(_reload, None, None, **layout.QUIET).then(_begin, None, [actions, model], **layout.QUIET)
-    return blocks
+async def show(request: Request) -> Response:
+    user = session.current(request)
+    status = await _status(request)
+    parts = {name: await make(request) for name, make in _PARTS.items() if user.admin or name in _FOR_ALL}
+    names = [model.name for model in status.models]
+    return template_pages.respond(request, "machine.html", title="Machine", parts=parts, models=names)
 
 
-@layout.show_errors
-async def _begin(request: gr.Request) -> list[Any]:
-    user = session.of(request)
-    status = await user.caller.get_as(ApplianceStatusResponse, "/admin/status")
-    names = [each.name for each in status.models]
-    return [gr.Row(visible=user.admin), gr.Dropdown(choices=names, value=names[0] if names else None)]
+async def refresh(request: Request) -> Response:
+    name = request.path_params["part"]
+    if name not in _PARTS:
+        raise NotFound("There is no such part of the page.")
+    return template_pages.refreshed(request, await _PARTS[name](request))
 
 
-@layout.show_errors
-async def _show(checksums: Checksums, request: gr.Request) -> list[Any]:
-    user = session.of(request)
-    status = await user.caller.get_as(ApplianceStatusResponse, "/admin/status")
-    if not user.admin:
-        note = markup.note("The rest of this page needs a token with the scope admin.")
-        return layout.skip_unchanged([render_devices(status), render_models(status), note, ""], checksums)
-    residency = await user.caller.get_as(ResidencyResponse, "/admin/residency")
-    made = [
-        render_devices(status),
-        render_models(status),
-        render_main_memory_and_disk(await user.caller.get_as(MachineResponse, "/admin/machine")),
-        render_decisions(residency),
-    ]
-    return layout.skip_unchanged(made, checksums)
+async def unused(request: Request) -> Response:
+    """Return the weights that no model uses; finding them may take seconds, so the page asks later."""
+    found = await session.current(request).caller.all_pages("/admin/weights/unused")
+    weights = [(each["path"], readable_bytes(each["size"]), each["size"]) for each in found]
+    total = readable_bytes(sum(each["size"] for each in found))
+    return template_pages.fragment("machine_unused.html", weights=weights, total=total)
 
 
-@layout.show_errors
-async def _load(model: str, request: gr.Request) -> None:
-    gr.Info(f"{escape(model)} will be loaded as soon as there is memory for it.")
-    await session.of(request).caller.post(f"/admin/models/{model}/load")
+async def _status(request: Request) -> ApplianceStatusResponse:
+    return await session.current(request).caller.get_as(ApplianceStatusResponse, "/admin/status")
 
 
-@layout.show_errors
-async def _unload(model: str, request: gr.Request) -> None:
-    await session.of(request).caller.post(f"/admin/models/{model}/unload")
-    gr.Info(f"{escape(model)} will be unloaded when its running predictions have ended.")
+# -- parts of the page
 
 
-@layout.show_errors
-async def _pin(model: str, request: gr.Request) -> None:
-    await _set_pinned(model, "pin", request)
+async def _alerts(request: Request) -> Part:
+    user, status = session.current(request), await _status(request)
+    if user.admin:
+        machine = await user.caller.get_as(MachineResponse, "/admin/machine")
+        residency = await user.caller.get_as(ResidencyResponse, "/admin/residency")
+        found = alerts.find(status, machine, residency.decisions)
+    else:
+        found = alerts.find(status)
+    return _part("alerts", 5, "machine_alerts.html", alerts=found)
 
 
-@layout.show_errors
-async def _unpin(model: str, request: gr.Request) -> None:
-    await _set_pinned(model, "unpin", request)
+async def _devices(request: Request) -> Part:
+    return _part("devices", 2, "html.html", html=render_devices(await _status(request)))
 
 
-@layout.show_errors
-async def _reload(request: gr.Request) -> None:
-    answer = await session.of(request).caller.post("/admin/reload")
-    lines = str(api_client.convert(answer, Report)).split("\n")
-    gr.Info(str(Markup("<br>").join(lines)), title="models.yaml is applied")
+async def _charts(request: Request) -> Part:
+    caller = session.current(request).caller
+    colours = _colours(await _status(request))
+    history = await caller.get_as(HistoryResponse, "/admin/history", points=POINTS)
+    return _part(
+        "charts", 10, "machine_charts.html", charts=machine_charts.render(history, colours, time.time())
+    )
 
 
-async def _set_pinned(model: str, action: str, request: gr.Request) -> None:
-    response = await session.of(request).caller.post(f"/admin/models/{model}/{action}")
-    answer = api_client.convert(response, ModelStateResponse)
-    state = "is pinned: it stays loaded" if answer.pinned else "is no longer pinned"
-    gr.Info(f"{escape(model)} {state}. {escape(answer.detail or '')}")
+async def _models(request: Request) -> Part:
+    status, admin = await _status(request), session.current(request).admin
+    active, idle = split(status.models)
+    return _part(
+        "models",
+        2,
+        "machine_models.html",
+        active=render_models(active, admin=admin),
+        idle=render_models(idle, admin=admin),
+        idle_count=len(idle),
+        none=not status.models,
+    )
+
+
+async def _disk(request: Request) -> Part:
+    machine = await session.current(request).caller.get_as(MachineResponse, "/admin/machine")
+    return _part("disk", 15, "html.html", html=render_main_memory_and_disk(machine))
+
+
+async def _decisions(request: Request) -> Part:
+    residency = await session.current(request).caller.get_as(ResidencyResponse, "/admin/residency")
+    told = decisions.tell(residency.decisions)[:DECISIONS]
+    return _part("decisions", 3, "machine_decisions.html", told=told, waiting=render_waiting(residency))
+
+
+def _part(name: str, seconds: float, template: str, **values: object) -> Part:
+    return template_pages.part(template, id=name, path=f"/machine/{name}", seconds=seconds, **values)
+
+
+_FOR_ALL: Final = ("alerts", "devices", "models")
+_PARTS: Final[dict[str, Callable[[Request], Awaitable[Part]]]] = {
+    "alerts": _alerts,
+    "devices": _devices,
+    "charts": _charts,
+    "models": _models,
+    "disk": _disk,
+    "decisions": _decisions,
+}
+
+
+# -- HTML
 
 
 def render_devices(status: ApplianceStatusResponse) -> Markup:
     state = {each.name: each.state for each in status.models}
-    colour = {name: f"c{number % _COLOURS}" for number, name in enumerate(state)}
+    colour = _colours(status)
     parts = []
     for device in status.devices:
         held = sorted(device.reserved.items(), key=lambda each: -each[1])
@@ -140,27 +156,63 @@ def render_devices(status: ApplianceStatusResponse) -> Markup:
     return markup.join(parts)
 
 
-def render_models(status: ApplianceStatusResponse) -> Markup:
-    """Return a table of the models, and a table of the models that cannot be served."""
+def _colours(status: ApplianceStatusResponse) -> dict[str, str]:
+    """Return the colour of each model, a class of style.css."""
+    return {each.name: f"c{number % _COLOURS}" for number, each in enumerate(status.models)}
+
+
+def split(models: Sequence[ModelStatus]) -> tuple[list[ModelStatus], list[ModelStatus]]:
+    """Return the models with something to see, and those that are not loaded and have no work."""
+    active = [each for each in models if each.state != "cold" or each.queued or each.running or each.pinned]
+    return active, [each for each in models if each not in active]
+
+
+def render_models(models: Sequence[ModelStatus], *, admin: bool) -> Markup:
+    """Return a table of models, with buttons for administrators."""
     rows = [
         [
             markup.link(f"/{each.name}", each.name),
-            markup.badge(each.state) + (markup.badge("pinned") if each.pinned else ""),
-            str(each.queued),
-            str(each.running),
-            ", ".join(each.devices),
-            _memory(each.memory),
+            _state(each),
+            _work(each),
+            _memory(each.memory) + (f" on {', '.join(each.devices)}" if each.devices else ""),
             markup.duration(each.load_seconds),
+            *([markup.render("machine_buttons.html", model=each)] if admin else []),
         ]
-        for each in status.models
+        for each in models
     ]
-    nothing = markup.empty("No models", "Add models to models.yaml.")
-    headings = ["Model", "State", "Queued", "Running", "Devices", "Memory", "Last load"]
-    shown = markup.section("Models", markup.table(headings, rows, if_empty=nothing))
-    if not status.not_served:
-        return shown
-    rows = [[each.name, each.problem] for each in status.not_served]
-    return shown + markup.section("Not served", markup.table(["Model", "Problem"], rows))
+    headings = ["Model", "State", "Predictions", "Memory", "Last load", *(["Actions"] if admin else [])]
+    return markup.table(headings, rows)
+
+
+def _state(model: ModelStatus) -> Markup:
+    pinned = markup.badge("plain", "pinned") if model.pinned else Markup()
+    shown = markup.badge(model.state, "not loaded" if model.state == "cold" else model.state)
+    if model.state == "draining":
+        pinned += Markup('<p class="note">will unload when its current runs finish</p>')
+    if model.loading_for is None:
+        return shown + pinned
+    progress = markup.render(
+        "machine_progress.html",
+        model=model.name,
+        now=round(model.loading_for, 1),
+        whole=model.load_seconds,
+        text=remaining(model.loading_for, model.load_seconds),
+    )
+    return shown + pinned + progress
+
+
+def remaining(lasted: float, whole: float | None) -> str:
+    """Return how long a load will still take, if the last load took ``whole`` seconds."""
+    if whole is None:
+        return f"for {markup.duration(round(lasted))}; the first load has no estimate"
+    if lasted >= whole:
+        return f"for {markup.duration(round(lasted))}, longer than the last load"
+    return f"about {markup.duration(max(1, round(whole - lasted)))} left"
+
+
+def _work(model: ModelStatus) -> str:
+    counts = [(model.running, "running"), (model.queued, "queued")]
+    return ", ".join(f"{count:,} {name}" for count, name in counts if count)
 
 
 def _memory(taken: ModelMemory) -> Markup:
@@ -196,32 +248,22 @@ def render_main_memory_and_disk(machine: MachineResponse) -> Markup:
     return markup.section("Main memory", ram) + markup.section("Disk", drawn, disk.folder)
 
 
-def render_decisions(residency: ResidencyResponse) -> Markup:
-    waiting = [
+def render_waiting(residency: ResidencyResponse) -> Markup:
+    rows = [
         [
             str(each.position),
             markup.link(f"/{each.model}", each.model),
             str(each.queued),
-            markup.duration(each.waited),
+            markup.duration(round(each.waited)),
             ", ".join(each.claimed_devices),
         ]
         for each in residency.waiting
     ]
-    queue = Markup()
-    if waiting:
-        headings = ["Next", "Model", "Predictions", "Waited", "Devices being cleared"]
-        queue = markup.section("Waiting for memory", markup.table(headings, waiting))
-    rows = [
-        [
-            markup.moment(each.at),
-            markup.badge(each.kind),
-            each.model,
-            each.reason,
-            readable_bytes(each.memory),
-            markup.duration(each.seconds),
-        ]
-        for each in residency.decisions[:DECISIONS]
-    ]
-    nothing = markup.empty("No decisions yet", "A model is loaded at its first prediction.")
-    log = markup.table(["At", "What", "Model", "Why", "Memory", "Took"], rows, if_empty=nothing)
-    return queue + markup.section("Decisions", log)
+    return markup.table(["Next", "Model", "Predictions", "Waited", "Devices being cleared"], rows)
+
+
+ROUTES: Final = (
+    Route("/machine", show),
+    Route("/machine/unused", unused),
+    Route("/machine/{part}", refresh),
+)

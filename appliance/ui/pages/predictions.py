@@ -8,13 +8,17 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
+from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from appliance.domain.errors import NotFound
+from appliance.protocols import api_client
 from appliance.protocols.admin_types import ApplianceStatusResponse, TokenPage
 from appliance.ui import markup, session, template_pages
+from appliance.ui.template_pages import Part
 
 #: Rows of one page of the list.
 ROWS: Final = 25
@@ -22,6 +26,9 @@ ROWS: Final = 25
 _STATES: Final = ("starting", "processing", "succeeded", "failed", "canceled", "aborted")
 #: Values of the filter "created": seconds, and their text.
 _AGES: Final = {"3600": "last hour", "86400": "last day", "604800": "last 7 days"}
+#: Format of a download -> its media type.
+_KINDS: Final = {"csv": "text/csv; charset=utf-8", "jsonl": "application/jsonl"}
+_LONGEST: Final = 200  # characters of an error in the list
 _EMPTY: Final = markup.empty(
     "No predictions",
     Markup('No prediction matches the filters. To create one, <a href="./">choose a model</a> and run it.'),
@@ -47,55 +54,108 @@ async def show(request: Request) -> Response:
     )
 
 
+async def download(request: Request) -> Response:
+    """Stream all predictions that match the filters, as CSV or as JSON lines."""
+    kind = request.path_params["kind"]
+    if kind not in _KINDS:
+        raise NotFound("Predictions can be downloaded as csv and jsonl.")
+    query = urlencode({name: value for name, value in _filters(request).items() if value is not None})
+    reply = await session.current(request).caller.open(
+        "GET", f"/admin/predictions.{kind}", query=query.encode(), headers={}
+    )
+    if not reply.is_success:
+        await reply.aread()
+        await reply.aclose()
+        raise api_client.error_from(reply)
+    headers = {
+        **template_pages.HEADERS,
+        "content-type": _KINDS[kind],
+        "content-disposition": f'attachment; filename="predictions.{kind}"',
+    }
+    return StreamingResponse(reply.aiter_raw(), headers=headers, background=BackgroundTask(reply.aclose))
+
+
 async def rows(request: Request) -> Response:
     """Return the list alone, and put its filters into the address of the page."""
-    found = template_pages.fragment("predictions_list.html", list=await _list(request))
+    found = template_pages.refreshed(request, await _list(request))
     found.headers["HX-Replace-Url"] = session.prefix(request) + _path(request.query_params)
     return found
 
 
-async def _list(request: Request) -> dict[str, Any]:
-    user, chosen = session.current(request), request.query_params
+def _filters(request: Request) -> dict[str, str | None]:
+    """Return the filters in the address of the page as parameters of the API."""
+    chosen = request.query_params
     seconds = chosen.get("made") if chosen.get("made") in _AGES else None
     since = None if seconds is None else datetime.fromtimestamp(time.time() - int(seconds), UTC).isoformat()
-    found = await user.caller.get(
-        "/admin/predictions",
-        model=chosen.get("model") or None,
-        status=chosen.get("status") or None,
-        token=chosen.get("token") or None,
-        created_after=since,
-        cursor=chosen.get("cursor") or None,
-        limit=ROWS,
-    )
-    filters = {name: value for name, value in chosen.items() if value and name != "cursor"}
     return {
-        "table": render(found["results"], everyone=user.admin),
-        "newer": _page(filters, found["previous"]),
-        "older": _page(filters, found["next"]),
-        "refresh": None if chosen.get("cursor") else _path(filters, "/predictions/list"),
+        "model": chosen.get("model") or None,
+        "status": chosen.get("status") or None,
+        "token": chosen.get("token") or None,
+        "search": chosen.get("search") or None,
+        "created_after": since,
     }
 
 
-def render(records: list[dict[str, Any]], *, everyone: bool) -> Markup:
-    """Return the list of predictions; ``everyone`` adds columns for account and token."""
-    whose = ["Account", "Token"] if everyone else []
-    headings = ["State", "Prediction", "Model", *whose, "Created", "Loading", "Running"]
+async def _list(request: Request) -> Part:
+    user, chosen = session.current(request), request.query_params
+    cursor = chosen.get("cursor") or None
+    found = await user.caller.get("/admin/predictions", **_filters(request), cursor=cursor, limit=ROWS)
+    filters = {name: value for name, value in chosen.items() if value and name != "cursor"}
+    # A search is only repeated when the user changes it: it may read many predictions.
+    refreshes = cursor is None and "search" not in filters
+    return template_pages.part(
+        "predictions_list.html",
+        id="predictions",
+        path=_path(filters, "/predictions/list"),
+        seconds=5 if refreshes else None,
+        table=render(found["results"], everyone=user.admin, selectable=user.may_run),
+        newer=_page(filters, found["previous"]),
+        older=_page(filters, found["next"]),
+        searched_on="search" in filters and found["next"] and len(found["results"]) < ROWS,
+        downloads=[(kind.upper(), _path(filters, f"/predictions/download/{kind}")) for kind in _KINDS],
+    )
+
+
+def render(records: list[dict[str, Any]], *, everyone: bool, selectable: bool) -> Markup:
+    """Return the list of predictions; ``everyone`` adds the account and token, ``selectable`` a tick box."""
     rows = []
     for record in records:
-        metrics = record.get("metrics", {})
-        token = record["token_name"] or record["token"] or ""
+        token = record["token_name"] or record["token"]
+        preview = record["preview"]
+        output = wrong(record["error"]) if record.get("error") else escape(preview["output"])
+        whose = ", ".join(filter(None, [record["owner"], token])) if everyone else ""
         rows.append(
             [
-                markup.badge(record["status"]),
-                markup.link(f"/p/{record['id']}", record["id"]),
-                markup.link(f"/{record['model']}", record["model"]),
-                *([record["owner"], token] if everyone else []),
-                markup.moment(record["created_at"]),
-                markup.duration(metrics.get("cold_start")),
-                markup.duration(metrics.get("predict_time")),
+                markup.render("predictions_cell.html", record=record, selectable=selectable),
+                _cut(Markup("<i>deleted</i>") if record["data_removed"] else escape(preview["input"])),
+                _cut(output),
+                markup.moment(record["created_at"]) + Markup('<span class="quiet">{}</span>').format(whose),
+                _times(record.get("metrics", {})),
             ]
         )
+    headings = ["Prediction", "Input", "Output", "Created", "Run time"]
     return Markup('<div class="part">{}</div>').format(markup.table(headings, rows, if_empty=_EMPTY))
+
+
+def wrong(error: str) -> Markup:
+    shown = error if len(error) <= _LONGEST else f"{error[: _LONGEST - 1]}…"
+    return Markup('<span class="wrong">{}</span>').format(shown)
+
+
+def _cut(text: Markup) -> Markup:
+    """Return a cell whose text is cut off after a few lines."""
+    return Markup('<div class="preview">{}</div>').format(text) if text else Markup()
+
+
+def _times(metrics: Mapping[str, Any]) -> str:
+    """Return the run time, the speed of language models, and the time that loading took before."""
+    took, tokens = metrics.get("predict_time"), metrics.get("output_token_count")
+    parts = [markup.duration(took)]
+    if isinstance(tokens, int | float) and tokens and took:
+        parts.append(f"{tokens / took:,.1f} tokens/s")
+    if metrics.get("cold_start"):
+        parts.append(f"after {markup.duration(metrics['cold_start'])} of loading")
+    return ", ".join(filter(None, parts))
 
 
 def _page(filters: Mapping[str, str], url: str | None) -> str | None:
@@ -111,4 +171,8 @@ def _path(query: Mapping[str, str], path: str = "/predictions") -> str:
     return path + (f"?{urlencode(given)}" if given else "")
 
 
-ROUTES: Final = (Route("/predictions", show), Route("/predictions/list", rows))
+ROUTES: Final = (
+    Route("/predictions", show),
+    Route("/predictions/list", rows),
+    Route("/predictions/download/{kind}", download),
+)

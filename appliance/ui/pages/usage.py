@@ -2,70 +2,108 @@
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 
-import gradio as gr
-import pandas as pd
 from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from appliance.protocols.admin_types import UsageResponse, UsageRow
-from appliance.ui import layout, markup, session
+from appliance.ui import chart, markup, session, template_pages
 
-_SPANS: Final = {"7 days": 7, "30 days": 30, "90 days": 90, "365 days": 365}
+#: Days of a period -> its text.
+_PERIODS: Final = {"7": "7 days", "30": "30 days", "90": "90 days", "365": "365 days"}
+_PERIOD: Final = "30"  # by default
 _KEYS: Final = {"day": "Day", "model": "Model", "token": "Token", "owner": "Account", "hardware": "Hardware"}
-_FROM_ZERO: Final = [0.0, None]
+_KEY: Final = "model"  # by default
+#: What the charts show -> its text.
+_AMOUNTS: Final = {
+    "predict_time": "Run time",
+    "predictions": "Predictions",
+    "output_tokens": "Tokens out",
+    "cost": "Cost",
+}
+#: The least height of an axis, so that counts have no fractions.
+_CEILINGS: Final = {"predictions": 4.0, "output_tokens": 4.0}
+_BARS: Final = 10  # of a ranking; the others are one bar
 _EMPTY: Final = markup.empty(
     "No usage",
     Markup('No prediction ended in this period: <a href="./">run a model</a>, or choose a longer period.'),
 )
 
 
-def build() -> gr.Blocks:
-    with layout.page("Usage") as blocks:
-        with gr.Row(elem_classes="filters"):
-            span = gr.Dropdown(label="The last", choices=list(_SPANS), value="30 days")
-            keys = [(name, key) for key, name in _KEYS.items()]
-            by = gr.Dropdown(label="By", choices=keys, value=["model"], multiselect=True)
-            download = gr.DownloadButton("Download CSV", size="sm", elem_id="download")
-        totals = gr.HTML(elem_id="totals", min_height=100, apply_default_css=False)
-        with gr.Row():
-            days = gr.BarPlot(x="day", y="seconds", title="Seconds by day", y_lim=_FROM_ZERO, height=260)
-            models = gr.BarPlot(x="model", y="seconds", title="Seconds by model", sort="-y", height=260)
-        table = gr.HTML(elem_id="usage", min_height=200, apply_default_css=False)
-        shown = [totals, days, models, table, download]
-        asked = [blocks.load, span.input, by.input]
-        gr.on(asked, _show, [span, by], shown, trigger_mode="always_last", **layout.QUIET)
-    return blocks
+class _Chosen:
+    """The choices in the address of the page; choices that do not exist are the default."""
+
+    def __init__(self, request: Request) -> None:
+        query = request.query_params
+        self.days = query.get("days", _PERIOD) if query.get("days") in _PERIODS else _PERIOD
+        self.by = [key for key in _KEYS if key in query.getlist("by")] or [_KEY]
+        self.amount = query.get("amount", "") if query.get("amount") in _AMOUNTS else "predict_time"
+
+    @property
+    def first(self) -> str:
+        """The first day of the period, in UTC."""
+        return (datetime.now(UTC).date() - timedelta(days=int(self.days) - 1)).isoformat()
+
+    @property
+    def query(self) -> str:
+        return urlencode([("days", self.days), *(("by", key) for key in self.by), ("amount", self.amount)])
 
 
-@layout.show_errors
-async def _show(span: str, by: list[str], request: gr.Request) -> list[Any]:
-    caller = session.of(request).caller
-    first = (datetime.now(UTC).date() - timedelta(days=_SPANS.get(span, 30) - 1)).isoformat()
-    keys = ",".join(key for key in _KEYS if key in by) or "day"
-    path = "/admin/usage"
-    chosen = await caller.get_as(UsageResponse, path, **{"from": first, "by": keys})
-    days = await caller.get_as(UsageResponse, path, **{"from": first, "by": "day"})
-    models = await caller.get_as(UsageResponse, path, **{"from": first, "by": "model"})
-    # Gradio serves a file at the digest of its content, so only users who know the content can find it.
-    file = Path(tempfile.mkdtemp(prefix="usage-")) / f"usage-{chosen.first}-{chosen.last}.csv"
-    file.write_text(await caller.text(f"{path}.csv?from={first}&by={keys}"), encoding="utf-8")
-    return [
-        render_totals(chosen),
-        _plotted(days, "day"),
-        _plotted(models, "model"),
-        render(chosen),
-        gr.DownloadButton(value=str(file)),
-    ]
-
-
-def _plotted(report: UsageResponse, key: str) -> pd.DataFrame:
-    return pd.DataFrame(
-        [(getattr(row, key), row.predict_time) for row in report.rows], columns=[key, "seconds"]
+async def show(request: Request) -> Response:
+    chosen = _Chosen(request)
+    return template_pages.respond(
+        request,
+        "usage.html",
+        title="Usage",
+        chosen=chosen,
+        periods=list(_PERIODS.items()),
+        keys=list(_KEYS.items()),
+        amounts=list(_AMOUNTS.items()),
+        report=await _report(request, chosen),
     )
+
+
+async def report(request: Request) -> Response:
+    """Return the report alone, and put its choices into the address of the page."""
+    chosen = _Chosen(request)
+    found = template_pages.fragment("usage_report.html", report=await _report(request, chosen))
+    found.headers["HX-Replace-Url"] = f"{session.prefix(request)}/usage?{chosen.query}"
+    return found
+
+
+async def csv(request: Request) -> Response:
+    chosen = _Chosen(request)
+    query = urlencode({"from": chosen.first, "by": ",".join(chosen.by)})
+    written = await session.current(request).caller.text(f"/admin/usage.csv?{query}")
+    name = f"usage-{chosen.first}-{datetime.now(UTC).date().isoformat()}.csv"
+    headers = {**template_pages.HEADERS, "content-disposition": f'attachment; filename="{name}"'}
+    return Response(written, headers=headers, media_type="text/csv; charset=utf-8")
+
+
+async def _report(request: Request, chosen: _Chosen) -> dict[str, Any]:
+    caller, path = session.current(request).caller, "/admin/usage"
+    first = {"from": chosen.first}
+    found = await caller.get_as(UsageResponse, path, **first, by=",".join(chosen.by))
+    days = await caller.get_as(UsageResponse, path, **first, by="day")
+    models = await caller.get_as(UsageResponse, path, **first, by="model")
+    accounts = await caller.get_as(UsageResponse, path, **first, by="owner")
+    charts = [
+        render_days(days, chosen.amount),
+        render_ranking(models, "model", chosen.amount),
+        render_ranking(accounts, "owner", chosen.amount),
+    ]
+    return {
+        "totals": render_totals(found),
+        "charts": charts if found.rows else [],
+        "table": render(found),
+        "csv": f"/usage/csv?{chosen.query}",
+    }
 
 
 def render_totals(report: UsageResponse) -> Markup:
@@ -81,6 +119,74 @@ def render_totals(report: UsageResponse) -> Markup:
             "waited for a load": f"{100 * share:.0f} %",
         }
     )
+
+
+def render_days(report: UsageResponse, amount: str) -> Markup:
+    """Return a chart with a column for each day of the period."""
+    values = {str(row.day): _amount(row, amount) for row in report.rows}
+    first, last = (datetime.fromisoformat(day).date() for day in (report.first, report.last))
+    names = [(first + timedelta(days=number)).isoformat() for number in range((last - first).days + 1)]
+    shown, unit = _shown(report, amount, max(values.values(), default=0.0))
+    drawing = chart.columns(
+        [(name, values.get(name, 0.0)) for name in names],
+        shown=shown,
+        unit=unit,
+        ceiling=_CEILINGS.get(amount, 0.0),
+    )
+    title = f"{_AMOUNTS[amount]} by day"
+    busiest = max(values, key=lambda day: values[day], default="")
+    label = (
+        f"{title}, in UTC: the most on {busiest}, {shown(values[busiest])}" if values else f"{title}: none"
+    )
+    return _chart(
+        drawing, "days", title, label, {name: values[name] for name in names if name in values}, shown
+    )
+
+
+def render_ranking(report: UsageResponse, key: str, amount: str) -> Markup:
+    """Return a chart with a bar for each of the values of ``key`` with the most usage."""
+    values = {_named(row, key): _amount(row, amount) for row in report.rows}
+    ranked = sorted(((name, value) for name, value in values.items() if value), key=lambda item: -item[1])
+    rest = ranked[_BARS:]
+    bars = ranked[:_BARS]
+    if rest:
+        bars.append((f"{len(rest)} others", sum(value for _, value in rest)))
+    shown, _ = _shown(report, amount, max(values.values(), default=0.0))
+    title = f"{_AMOUNTS[amount]} by {_KEYS[key].lower()}"
+    label = f"{title}: the most by {ranked[0][0]}, {shown(ranked[0][1])}" if ranked else f"{title}: none"
+    drawing = chart.ranking(bars, shown=shown, css_class="c1")
+    return _chart(drawing, key, title, label, dict(ranked), shown)
+
+
+def _chart(
+    drawing: chart.Drawing,
+    id: str,
+    title: str,
+    label: str,
+    values: dict[str, float],
+    shown: Callable[[float], str],
+) -> Markup:
+    name, amount = title.split(" by ")
+    rows = markup.table([amount.capitalize(), name], [[key, shown(value)] for key, value in values.items()])
+    return markup.chart(drawing, id=f"chart-{id}", title=title, label=label, rows=rows)
+
+
+def _amount(row: UsageRow, amount: str) -> float:
+    return float(getattr(row, amount) or 0.0)
+
+
+def _shown(report: UsageResponse, amount: str, highest: float) -> tuple[Callable[[float], str], float]:
+    """Return what formats amounts up to ``highest`` for a chart, and the unit of its axis."""
+    if amount == "predict_time":
+        unit, name = (3600, "h") if highest >= 2 * 3600 else (60, "min") if highest >= 120 else (1, "s")
+        return lambda value: f"{_short(value / unit)} {name}", unit
+    if amount == "cost":
+        return lambda value: markup.money(value, report.currency or ""), 1.0
+    return _short, 1.0
+
+
+def _short(value: float) -> str:
+    return f"{value:,.2f}".rstrip("0").rstrip(".")
 
 
 def render(report: UsageResponse) -> Markup:
@@ -102,9 +208,12 @@ def render(report: UsageResponse) -> Markup:
         ]
         for each in report.rows
     ]
-    return markup.section("Rows of the CSV", markup.table(headings, rows, if_empty=_EMPTY))
+    return markup.table(headings, rows, if_empty=_EMPTY)
 
 
 def _named(row: UsageRow, key: str) -> str:
     named = row.token_name if key == "token" else None
     return str(named or getattr(row, key) or "unknown")
+
+
+ROUTES: Final = (Route("/usage", show), Route("/usage/report", report), Route("/usage/csv", csv))

@@ -26,15 +26,16 @@ HOSTILE = (
 #: The tags and attributes that our own HTML is made of.
 TAGS = {
     "a", "audio", "b", "button", "code", "dd", "details", "div", "dl", "dt", "figcaption", "figure", "form",
-    "h1", "h2", "h3", "i", "img", "input", "label", "li", "ol", "p", "polygon", "pre", "progress",
-    "section", "span", "strong", "summary", "svg", "table", "tbody", "td", "th", "thead", "time", "title",
-    "tr", "ul", "video",
+    "h1", "h2", "h3", "i", "img", "input", "label", "li", "ol", "p", "path", "polygon", "pre", "progress",
+    "section", "span", "strong", "summary", "svg", "table", "tbody", "td", "text", "th", "thead", "time",
+    "title", "tr", "ul", "video",
 }  # fmt: skip
 ATTRIBUTES = {
-    "alt", "aria-hidden", "aria-label", "class", "controls", "data-end", "data-label", "data-name",
-    "data-revoke", "data-start", "data-subtitles", "datetime", "download", "hidden", "href", "id", "loading",
-    "max", "min", "playsinline", "points", "preload", "preserveaspectratio", "role", "scope", "src",
-    "style", "target", "title", "type", "value",
+    "alt", "aria-hidden", "aria-label", "class", "controls", "d", "data-act", "data-end", "data-label",
+    "data-model", "data-name", "data-revoke", "data-start", "data-subtitles", "datetime", "download",
+    "hidden", "href", "id", "loading", "max", "min", "playsinline", "points", "preload",
+    "preserveaspectratio", "role", "scope", "src", "style", "tabindex", "target", "text-anchor", "title",
+    "type", "value", "viewbox", "x", "y",
 }  # fmt: skip
 
 

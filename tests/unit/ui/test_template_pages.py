@@ -35,6 +35,28 @@ async def test_a_page_and_its_parts_have_the_filters_of_the_address(pages: Pages
         assert part.headers["hx-replace-url"] == "/predictions?status=failed"
 
 
+async def test_the_filters_of_a_page_are_those_of_its_refresh_and_downloads(pages: Pages) -> None:
+    async with pages.signed_in(SECRET) as browser:
+        page = (await browser.get("/predictions?model=test/echo&status=failed")).text
+        refresh = re.findall(r'hx-get="(\./predictions/list[^"]*)"', page)[-1]
+        assert refresh == "./predictions/list?model=test%2Fecho&amp;status=failed"
+        page = (await browser.get("/predictions?search=two+words")).text
+        assert 'href="./predictions/download/csv?search=two+words"' in page
+        assert 'id="predictions"' in page
+        assert 'hx-get="./predictions/list?' not in page  # a search is not repeated by itself
+
+
+async def test_a_part_is_sent_only_if_it_has_changed(pages: Pages) -> None:
+    async with pages.signed_in(SECRET) as browser:
+        page = (await browser.get("/predictions")).text
+        (shown,) = re.findall(r'"X-Shown": "(\w+)"', page)
+        path = "/predictions/list"
+        same = await browser.get(path, headers={"HX-Request": "true", "X-Shown": shown})
+        assert (same.status_code, same.text) == (204, "")
+        assert same.headers["hx-replace-url"] == "/predictions"
+        assert (await browser.get(path, headers={"HX-Request": "true"})).status_code == 200
+
+
 async def test_errors_in_a_part_of_a_page_are_json_for_its_script(pages: Pages) -> None:
     async with pages.signed_in(SECRET) as browser:
         part = await browser.get("/predictions/list?cursor=wrong", headers={"HX-Request": "true"})

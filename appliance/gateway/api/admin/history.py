@@ -6,26 +6,37 @@ An admin token sees the predictions of all owners, any other token those of its 
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Final
 
 import msgspec
 from msgspec import UNSET
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from appliance.domain import usage
-from appliance.domain.errors import InvalidVersion, PermissionDenied
+from appliance.domain.errors import (
+    Conflict,
+    FieldProblem,
+    InvalidInput,
+    InvalidVersion,
+    PermissionDenied,
+)
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import paging, requests, responses
+from appliance.gateway.api.admin import history_export
 from appliance.gateway.api.admin.tokens import token_names
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion
 from appliance.protocols import serializers
-from appliance.protocols.admin_types import DeliveryResponse, HistoryItemResponse
-from appliance.store import Delivery
+from appliance.protocols.admin_types import DeliveryResponse, HistoryItemResponse, Preview
+from appliance.protocols.preview import preview
+from appliance.store import Cursor, Delivery, Filter
+
+_LONGEST_SEARCH: Final = 200  # characters
 
 
 async def list_history(request: Request) -> Response:
@@ -33,21 +44,84 @@ async def list_history(request: Request) -> Response:
 
     ``limit`` is the size of a page, a hundred by default. ``model``, ``status``, ``owner``,
     ``token`` (its id), ``type`` (``prediction``, ``training``) and the filters of ``GET /v1/predictions``
-    narrow the list.
+    narrow the list, and so does ``search``, a text in ids, inputs, outputs and errors. One search looks at
+    the 10,000 newest predictions that match the filters; ``next`` goes on with older ones.
     """
     caller = await requests.caller(request, Scope.READ)
-    status = requests.one_of(request, "status", tuple(Status))
-    type = requests.one_of(request, "type", ("prediction", "training"))
     return await paging.of_predictions(
         request,
         _owner(request, caller),
         partial(_list_item, await token_names(request, caller)),
         size=requests.limit(request, paging.PAGE, paging.PAGE),
-        model=request.query_params.get("model"),
-        token=request.query_params.get("token"),
-        status=None if status is None else Status(status),
-        training=None if type is None else type == "training",
+        search=_search(request),
+        **_filters(request),
     )
+
+
+async def get_history_csv(request: Request) -> Response:
+    """``GET /admin/predictions.csv``: all predictions that match the filters, a line for each."""
+    items = await _all_items(request)
+    return _download(history_export.csv_lines(items), "predictions.csv", "text/csv; charset=utf-8")
+
+
+async def get_history_jsonl(request: Request) -> Response:
+    """``GET /admin/predictions.jsonl``: all predictions that match the filters, with inputs and outputs."""
+    items = await _all_items(request)
+    return _download(history_export.json_lines(items), "predictions.jsonl", "application/jsonl")
+
+
+def _download(lines: AsyncIterator[bytes], name: str, kind: str) -> Response:
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(lines, 200, headers, kind)
+
+
+async def _all_items(request: Request) -> AsyncIterator[HistoryItemResponse]:
+    """Check the request, and return an iterator over the predictions that match it, newest first."""
+    caller = await requests.caller(request, Scope.READ)
+    owner, search, base = _owner(request, caller), _search(request), requests.base_url(request)
+    filters = paging.narrowed_by(request, _filters(request))
+    names = await token_names(request, caller)
+
+    async def items() -> AsyncIterator[HistoryItemResponse]:
+        cursor: Cursor | None = None
+        while True:
+            if search is None:
+                engine = services_of(request).engine
+                found = [*await engine.list(owner, cursor=cursor, limit=paging.PAGE, **filters)]
+                stopped = Cursor(found[-1].created_at, found[-1].id) if len(found) == paging.PAGE else None
+            else:
+                found, stopped = await paging.searched(request, owner, search, cursor, paging.PAGE, filters)
+            for record in found:
+                yield _item(names, record, base)
+            if stopped is None:
+                return
+            cursor = stopped
+
+    return items()
+
+
+def _filters(request: Request) -> Filter:
+    status = requests.one_of(request, "status", tuple(Status))
+    type = requests.one_of(request, "type", ("prediction", "training"))
+    return {
+        "model": request.query_params.get("model"),
+        "token": request.query_params.get("token"),
+        "status": None if status is None else Status(status),
+        "training": None if type is None else type == "training",
+    }
+
+
+def _search(request: Request) -> str | None:
+    """Return the text to search for; None if there is none.
+
+    Raises:
+        InvalidInput: the text is too long.
+    """
+    text = request.query_params.get("search", "").strip()
+    if len(text) > _LONGEST_SEARCH:
+        described = f"Must be at most {_LONGEST_SEARCH} characters long"
+        raise InvalidInput([FieldProblem("string_lte", "search", described)])
+    return text or None
 
 
 async def get_history_item(request: Request) -> Response:
@@ -61,6 +135,17 @@ async def cancel_history_item(request: Request) -> Response:
     caller = await requests.caller(request, Scope.RUN)
     record = await services_of(request).engine.cancel(request.path_params["id"], _all_of(caller))
     return await _response(record, request, caller)
+
+
+async def delete_history_item(request: Request) -> Response:
+    """``DELETE /admin/predictions/{id}``: delete input, output, logs and files, and keep the record."""
+    caller = await requests.caller(request, Scope.RUN)
+    services = services_of(request)
+    record = await services.engine.get(request.path_params["id"], _all_of(caller))
+    if not record.status.terminal:
+        raise Conflict(f"The prediction {record.id} has not ended: cancel it first.")
+    await services.retention.remove(record.id)
+    return Response(status_code=204)
 
 
 async def _response(record: Prediction, request: Request, caller: Token) -> Response:
@@ -126,6 +211,8 @@ def _item(token_names: dict[str, str], record: Prediction, base: str) -> History
 
 def _list_item(token_names: dict[str, str], record: Prediction, base: str) -> HistoryItemResponse:
     item = _item(token_names, record, base)
+    output = None if item.output is UNSET else item.output
+    item.preview = Preview(input=preview(item.input), output=preview(output))
     item.input = item.output = item.logs = UNSET
     return item
 
@@ -145,6 +232,9 @@ def _delivery(delivery: Delivery) -> DeliveryResponse:
 
 ROUTES: Final = (
     Route("/admin/predictions", list_history, methods=["GET"]),
+    Route("/admin/predictions.csv", get_history_csv, methods=["GET"]),
+    Route("/admin/predictions.jsonl", get_history_jsonl, methods=["GET"]),
     Route("/admin/predictions/{id}", get_history_item, methods=["GET"]),
+    Route("/admin/predictions/{id}", delete_history_item, methods=["DELETE"]),
     Route("/admin/predictions/{id}/cancel", cancel_history_item, methods=["POST"]),
 )

@@ -1,8 +1,9 @@
-"""Routes for the config in effect, the machine, and the caller's webhook signing key."""
+"""Routes for the config in effect, the machine and its last hour, and the caller's webhook signing key."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.requests import Request
@@ -15,8 +16,19 @@ from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.services import services_of
 from appliance.gateway.webhooks import sender
+from appliance.machine import Device
+from appliance.observability import history
 from appliance.protocols import serializers
-from appliance.protocols.admin_types import Disk, MachineResponse, MainMemory, NewWebhookSecretResponse
+from appliance.protocols.admin_types import (
+    DeviceHistory,
+    Disk,
+    HistoryResponse,
+    MachineResponse,
+    MainMemory,
+    ModelHistory,
+    ModelLoad,
+    NewWebhookSecretResponse,
+)
 from appliance.protocols.request_types import WebhookSecretRequest
 
 #: Seconds for which webhooks are also signed with the replaced key, by default.
@@ -38,7 +50,64 @@ async def get_machine(request: Request) -> Response:
             threads=machine.cpu_threads(),
             memory=MainMemory(total=machine.main_memory(), available=machine.available_memory()),
             disk=Disk(folder=disk.folder, total=disk.total, free=disk.free, parts=disk.parts),
+            webhooks=dict(services_of(request).webhooks.outcomes),
         )
+    )
+
+
+async def get_history(request: Request) -> Response:
+    """``GET /admin/history``: the last hour, with at most ``points`` samples.
+
+    The history is in memory: it begins at the last start of the gateway.
+    """
+    services = services_of(request)
+    await requests.caller(request, Scope.ADMIN)
+    points = requests.limit(request, history.SAMPLES, history.SAMPLES, "points")
+    return responses.json(history_response(services.sampler.history, services.devices, points))
+
+
+def history_response(kept: history.History, devices: Sequence[Device], points: int) -> HistoryResponse:
+    samples = kept.samples(points)
+    before = [each.at for each in samples[:1]] + [each.at for each in samples[:-1]]
+    seconds = [max(each.at - since, history.INTERVAL) for each, since in zip(samples, before, strict=True)]
+    models = sorted({name for each in samples for name in (*each.queued, *each.running, *each.tokens)})
+    return HistoryResponse(
+        seconds=history.SPAN,
+        interval=history.INTERVAL,
+        at=[serializers.timestamp(each.at) for each in samples],
+        devices=[_device_history(device, samples) for device in devices],
+        models=[
+            ModelHistory(
+                name=name,
+                queued=[each.queued.get(name, 0) for each in samples],
+                running=[each.running.get(name, 0) for each in samples],
+                tokens_per_second=[
+                    round(each.tokens.get(name, 0.0) / lasted, 3)
+                    for each, lasted in zip(samples, seconds, strict=True)
+                ],
+            )
+            for name in models
+        ],
+        memory=machine.main_memory(),
+        available=[each.available for each in samples],
+        loads=[
+            ModelLoad(at=serializers.timestamp(each.at), model=each.model, seconds=each.seconds)
+            for each in kept.loads()
+        ],
+    )
+
+
+def _device_history(device: Device, samples: Sequence[history.Sample]) -> DeviceHistory:
+    reserved = [each.reserved.get(device.name, {}) for each in samples]
+    models = sorted({name for each in reserved for name in each})
+    measured = [each.utilisation.get(device.name) for each in samples]
+    return DeviceHistory(
+        name=device.name,
+        memory=device.memory,
+        is_main_memory=device.is_main_memory,
+        reserved={name: [each.get(name, 0) for each in reserved] for name in models},
+        foreign=[each.foreign.get(device.name, 0) for each in samples],
+        utilisation=measured if any(each is not None for each in measured) else None,
     )
 
 
@@ -60,5 +129,6 @@ async def rotate_webhook_secret(request: Request) -> Response:
 ROUTES: Final = (
     Route("/admin/config", get_config, methods=["GET"]),
     Route("/admin/machine", get_machine, methods=["GET"]),
+    Route("/admin/history", get_history, methods=["GET"]),
     Route("/admin/webhooks/secret", rotate_webhook_secret, methods=["POST"]),
 )

@@ -66,7 +66,7 @@ async def get_usage_csv(request: Request) -> Response:
     lines.writeheader()
     for each in usage.table(rows, by, prices.per_second):
         row = msgspec.to_builtins(_row(each, by, names))
-        cells = {name: _cell(value) for name, value in row.items()}
+        cells = {name: cell(value) for name, value in row.items()}
         lines.writerow({**cells, "currency": prices.currency if each.cost is not None else ""})
     name = f"usage-{first}-{last}.csv"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
@@ -130,7 +130,7 @@ def _row(each: Priced, by: Sequence[str], token_names: dict[str, str]) -> UsageR
     )
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
     """Return a CSV cell that spreadsheets do not run as a formula; numbers have no exponents."""
     if isinstance(value, str):
         return f"'{value}" if value.startswith(_FORMULA) else value

@@ -6,14 +6,9 @@ from typing import Any
 
 import pytest
 
-from appliance.protocols.admin_types import (
-    ApplianceStatusResponse,
-    ResidencyResponse,
-    TokenResponse,
-    UsageResponse,
-)
+from appliance.protocols.admin_types import TokenResponse
 from appliance.ui import markup
-from appliance.ui.pages import machine, prediction, predictions, settings, usage
+from appliance.ui.pages import prediction, predictions, settings
 from tests.support.response_examples import completed
 from tests.unit.ui.test_markup import HOSTILE, inert
 
@@ -39,6 +34,7 @@ def record(text: str, **more: Any) -> dict[str, Any]:
         "logs": text,
         "error": text,
         "data_removed": False,
+        "preview": {"input": text, "output": text},
         "metrics": {"predict_time": 1.5, "cold_start": 2.0, text: text},
         "parent": text,
         "parts": [text],
@@ -63,7 +59,7 @@ def record(text: str, **more: Any) -> dict[str, Any]:
 def test_predictions_are_inert_in_the_list_and_on_their_page() -> None:
     for text in HOSTILE:
         found = record(text)
-        inert(predictions.render([found], everyone=True))
+        inert(predictions.render([found], everyone=True, selectable=True))
         read = inert(prediction.head(found) + prediction.body(found))
         assert text in read.said
         inert(prediction.head(record(text, status="starting", model_state=text)))
@@ -89,7 +85,7 @@ def test_a_timeline_is_drawn_by_what_each_phase_took() -> None:
     assert drawn == {"queued": "width:25.000%", "running": "width:75.000%"}
 
 
-def test_tokens_rows_of_usage_and_decisions_are_inert() -> None:
+def test_tokens_are_inert() -> None:
     for text in HOSTILE:
         token = {"id": text, "name": text, "owner": text, "scope": "run", "created_at": TIME}
         token["revoked_at"] = TIME
@@ -97,45 +93,3 @@ def test_tokens_rows_of_usage_and_decisions_are_inert() -> None:
         listed = settings.by_validity(tokens)
         assert [each.revoked_at for each in listed] == [None, TIME]
         assert text in inert(markup.render("settings_tokens.html", tokens=listed)).said
-        row = {
-            "model": text, "token": text, "token_name": text, "predictions": 2, "failed": 0,
-            "predict_time": 1.25, "cost": 0.5, "input_tokens": 3, "output_tokens": 4, "cold_starts": 1,
-        }  # fmt: skip
-        report = completed(
-            UsageResponse, {"by": ["model", "token"], "currency": text, "rows": [row], "total": row}
-        )
-        said = inert(usage.render_totals(report) + usage.render(report)).said
-        assert "50 %" in said
-        decision = {"at": TIME, "what": text, "model": text, "why": text, "memory": 1, "seconds": None}
-        waiting = {"position": 1, "model": text, "queued": 1, "waited": 2.0, "cleared_for_it": [text]}
-        residency = completed(ResidencyResponse, {"waiting": [waiting], "decisions": [decision]})
-        assert text in inert(machine.render_decisions(residency)).said
-
-
-def test_a_device_is_a_bar_of_who_holds_it() -> None:
-    memory = {"bytes": 2**30, "share": None, "from": "estimated", "exceeds": False, "fits": False}
-    model = {
-        "name": "a/b", "state": "ready", "queued": 3, "running": 1, "devices": ["gpu"], "pinned": True,
-        "memory": memory,
-    }  # fmt: skip
-    device = {
-        "name": "gpu", "label": "A <GPU>", "memory": 8 * 2**30, "free": 4 * 2**30, "foreign": 2**30,
-        "reserved": {"a/b": 2 * 2**30, "a/gone": 2**30},
-    }  # fmt: skip
-    status = completed(ApplianceStatusResponse, {"models": [model], "devices": [device]})
-    read = inert(machine.render_devices(status))
-    drawn = [each["style"] for tag, each in read.elements if tag == "i" and "style" in each]
-    assert drawn == ["width:25.000%", "width:12.500%", "width:12.500%", "width:50.000%"]
-    for said in ("a/b 2.0 GiB, ready", "other programs 1.0 GiB", "free 4.0 GiB", "3.0 GiB of 8.0 GiB"):
-        assert said in read.said
-    row = inert(machine.render_models(status)).said
-    assert "1.0 GiB estimated does not fit" in row
-    assert "pinned" in row
-
-
-def test_models_that_cannot_be_served_are_shown_with_the_reason() -> None:
-    for text in HOSTILE:
-        left_out = {"not_served": [{"name": "a/b", "problem": text}]}
-        read = inert(machine.render_models(completed(ApplianceStatusResponse, left_out)))
-        assert "Not served" in read.said
-        assert text in read.said

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +20,7 @@ from appliance.domain.prediction import Prediction, Status, Webhook
 from appliance.domain.token import Scope, Token
 from appliance.machine.disk import Storage
 from appliance.protocols import serializers
+from appliance.store import predictions
 from tests.support.api_client import Api
 from tests.support.engine_bench import MIB, Bench
 
@@ -41,6 +45,9 @@ async def yours(api: Api, bench: Bench) -> AsyncIterator[Api]:
         ("DELETE", "/admin/tokens/first", None),
         ("GET", "/admin/config", None),
         ("GET", "/admin/machine", None),
+        ("GET", "/admin/history", None),
+        ("GET", "/admin/models/test/echo/logs", None),
+        ("GET", "/admin/models/test/echo/logs/events", None),
         ("POST", "/admin/webhooks/secret", {}),
         ("POST", "/admin/models/test/echo/pin", None),
         ("POST", "/admin/models/test/echo/unpin", None),
@@ -374,3 +381,50 @@ async def test_a_pinned_model_is_loaded_and_stays_until_it_is_unpinned(api: Api,
     assert (too_big.status_code, too_big.json()["title"]) == (503, "Model failed to load")
     assert not bench.scheduler.pinned("test/big")
     assert (await api.post("/admin/models/test/none/pin")).status_code == 404
+
+
+async def test_predictions_are_searched_page_by_page(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("first apple", "pear", "second apple", "plum"):
+        await api.ended(await api.create(text=text))
+    listed = (await api.get("/admin/predictions?search=APPLE")).json()
+    assert [each["preview"]["input"] for each in listed["results"]] == ["second apple", "first apple"]
+    assert listed["next"] is None
+    monkeypatch.setattr(predictions, "SEARCHED", 2)
+    page = (await api.get("/admin/predictions?search=apple")).json()
+    assert [each["preview"]["output"] for each in page["results"]] == ["second apple"]
+    page = (await api.get(page["next"])).json()
+    assert [each["preview"]["output"] for each in page["results"]] == ["first apple"]
+    long = await api.get("/admin/predictions", params={"search": "x" * 201})
+    assert long.status_code == 422
+    assert "search" in long.json()["detail"]
+
+
+async def test_all_matching_predictions_are_downloaded(api: Api, yours: Api) -> None:
+    for number in range(102):  # more than a page
+        await api.create(text=f"=number {number}")
+    last = await api.ended(await api.create(text="other"))
+    lines = (await api.get("/admin/predictions.jsonl?model=test/echo")).text.splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 103
+    assert (records[0]["id"], records[0]["input"]) == (last["id"], {"text": "other"})
+    reply = await api.get("/admin/predictions.csv?search=number")
+    assert reply.headers["content-disposition"] == 'attachment; filename="predictions.csv"'
+    rows = [*csv.DictReader(io.StringIO(reply.text))]
+    assert len(rows) == 102
+    assert {row["input"][:8] for row in rows} == {"'=number"}  # no formula
+    assert (await yours.get("/admin/predictions.jsonl")).text == ""
+    assert (await yours.get("/admin/predictions.csv")).text.startswith("id,type,status,")
+
+
+async def test_the_data_of_a_prediction_is_deleted_by_its_owner(api: Api, yours: Api) -> None:
+    made = await api.ended(await api.create(text="private"))
+    path = f"/admin/predictions/{made['id']}"
+    assert (await yours.delete(path)).status_code == 404
+    assert (await api.delete(path)).status_code == 204
+    kept = (await api.get(path)).json()
+    assert (kept["data_removed"], kept["input"], kept["status"]) == (True, {}, "succeeded")
+    slow = await api.create(text="x", delay=30)
+    refused = await api.delete(f"/admin/predictions/{slow['id']}")
+    assert refused.status_code == 409
+    assert "cancel it first" in refused.json()["detail"]
+    await api.post(f"/admin/predictions/{slow['id']}/cancel")

@@ -1,0 +1,91 @@
+"""Samples the machine every few seconds, for the charts of the last hour."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from appliance import machine
+from appliance.domain import usage
+from appliance.domain.prediction import Prediction
+from appliance.machine.gpus import Gpus
+from appliance.observability.history import INTERVAL, History, LoadDone, Sample
+from appliance.observability.metrics import model_name
+from appliance.protocols.admin_types import SchedulerStatus
+from appliance.scheduler import Event, EventKind
+
+_log = logging.getLogger(__name__)
+
+_LOADED: Final = (EventKind.READY, EventKind.WOKEN)
+
+
+class Sampler:
+    """Fills the history of one gateway. Use only on its event loop."""
+
+    def __init__(self, history: History, devices: Sequence[str] = (), gpus: Gpus | None = None) -> None:
+        """``devices`` are the GPUs whose utilisation is measured with ``gpus``."""
+        self.history = history
+        self._devices = devices
+        self._gpus = gpus
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, status: Callable[[], SchedulerStatus]) -> None:
+        """Take samples of ``status`` until ``close``."""
+        self._task = asyncio.get_running_loop().create_task(self._run(status))
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def count_event(self, event: Event) -> None:
+        """Note a load; ignore other events."""
+        if event.kind in _LOADED and event.seconds is not None:
+            self.history.add_load(LoadDone(time.time(), model_name(event.model), round(event.seconds, 3)))
+
+    def count_prediction(self, record: Prediction) -> None:
+        """Count the output tokens of a prediction that has ended; ignore other changes of ``record``."""
+        if record.status.terminal and record.started_at is not None and record.completed_at is not None:
+            count = usage.count(record.metrics.get("output_token_count"))
+            self.history.add_tokens(record.model, count, record.started_at, record.completed_at)
+
+    async def _run(self, status: Callable[[], SchedulerStatus]) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            try:
+                self.history.add(self.sample(status(), time.time()))
+            except Exception:  # noqa: BLE001  # a failed sample must not end all later ones
+                _log.exception("the machine could not be sampled: its history has a gap")
+            due = max(due + INTERVAL, loop.time())  # after a pause of the process, missed samples are skipped
+            await asyncio.sleep(due - loop.time())
+
+    def sample(self, status: SchedulerStatus, now: float) -> Sample:
+        return Sample(
+            at=now,
+            reserved={device.name: _by_model(device.reserved) for device in status.devices},
+            foreign={device.name: device.foreign for device in status.devices if device.foreign},
+            utilisation=self._utilisation(),
+            queued={model.name: model.queued for model in status.models if model.queued},
+            running={model.name: model.running for model in status.models if model.running},
+            available=machine.available_memory(),
+        )
+
+    def _utilisation(self) -> dict[str, float]:
+        if self._gpus is None:
+            return {}
+        measured = {device: self._gpus.utilisation(device) for device in self._devices}
+        return {device: share for device, share in measured.items() if share is not None}
+
+
+def _by_model(reserved: Mapping[str, int]) -> dict[str, int]:
+    """Return the bytes of each model, from the bytes of each of its instances."""
+    found: dict[str, int] = {}
+    for key, size in reserved.items():
+        found[model_name(key)] = found.get(model_name(key), 0) + size
+    return found

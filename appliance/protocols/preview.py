@@ -1,0 +1,48 @@
+"""Short texts that show inputs and outputs in lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+#: Characters of a preview.
+LENGTH: Final = 200
+_LINKS: Final = ("http://", "https://", "data:")
+
+
+def preview(value: Any, length: int = LENGTH) -> str:
+    """Return the beginning of a JSON value as one line of text; empty for null.
+
+    The name of an input is left out if it is the only one. A list of strings is joined, as streamed output.
+    """
+    found, size = [], 0
+    for piece in _pieces(value):
+        found.append(piece[: 4 * length])  # spaces are merged below
+        size += len(found[-1])
+        if size > 4 * length:
+            break
+    text = " ".join("".join(found).split())
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    match value:
+        case None:
+            return
+        case str():
+            yield value
+        case bool():
+            yield str(value).lower()
+        case dict():
+            for number, (name, inner) in enumerate(value.items()):
+                if len(value) > 1:
+                    yield f"{', ' if number else ''}{name}: "
+                yield from _pieces(inner)
+        case list():
+            streamed = all(isinstance(part, str) and not part.startswith(_LINKS) for part in value[:3])
+            for number, inner in enumerate(value):
+                if number and not streamed:
+                    yield ", "
+                yield from _pieces(inner)
+        case _:
+            yield str(value)

@@ -1,0 +1,104 @@
+"""Events of the scheduler in plain words: a load and the evictions for it are one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from appliance.domain.units import readable_bytes
+from appliance.protocols.admin_types import Decision
+from appliance.ui import markup
+
+_LOADS: Final = ("load", "wake")
+_LOADED: Final = {"ready": "loaded", "woken": "woke"}
+_LEAVES: Final = {"unload": "unloaded", "sleep": "put to sleep"}
+_STEPS: Final = ("drain", "unloaded", "asleep")  # of leaving: the sentence about leaving says it
+
+
+class Told(NamedTuple):
+    """A sentence, and the events that it is about, oldest first."""
+
+    sentence: str
+    at: str  # of the last event
+    events: Sequence[Decision]
+
+    @property
+    def id(self) -> int:
+        return self.events[0].number
+
+
+def tell(decisions: Iterable[Decision]) -> list[Told]:
+    """Return sentences about ``decisions``, newest first. ``decisions`` are newest first as well."""
+    told: list[Told] = []
+    loading: dict[str, list[Decision]] = {}  # model -> its load, and what was evicted for it
+    leaving: dict[str, list[Decision]] = {}  # model -> steps before it leaves
+    for each in sorted(decisions, key=lambda decision: decision.number):
+        if each.kind in _LOADS:
+            loading.setdefault(each.model, []).append(each)
+        elif each.kind in _LOADED or each.kind == "failed":
+            events = [*loading.pop(each.model, ()), each]
+            told.append(Told(_load(each, events), each.at, events))
+        elif each.kind in _LEAVES:
+            events = [*leaving.pop(each.model, ()), each]
+            if each.on_behalf_of is None:
+                told.append(Told(_left(each), each.at, events))
+            else:
+                loading.setdefault(each.on_behalf_of, []).extend(events)
+        elif each.kind in _STEPS:
+            if each.kind == "drain":
+                leaving.setdefault(each.model, []).append(each)
+            else:
+                _append(each, told, loading.values())
+        else:
+            told.append(Told(each.text, each.at, [each]))
+    for model, events in (*loading.items(), *leaving.items()):
+        told.append(Told(_under_way(model, events), events[-1].at, events))
+    return sorted(told, key=lambda each: -each.events[-1].number)
+
+
+def _append(step: Decision, told: list[Told], loads: Iterable[list[Decision]]) -> None:
+    """Add the last step of leaving to the events that it belongs to."""
+    for events in loads:
+        if any(each.model == step.model and each.kind in _LEAVES for each in events):
+            events.append(step)
+            return
+    for number in range(len(told) - 1, -1, -1):
+        found = told[number]
+        if any(each.model == step.model and each.kind in _LEAVES for each in found.events):
+            told[number] = found._replace(events=[*found.events, step])
+            return
+    told.append(Told(step.text, step.at, [step]))  # the log does not reach back to the beginning
+
+
+def _load(end: Decision, events: Sequence[Decision]) -> str:
+    if end.kind == "failed":
+        reason = f": {end.reason}" if end.reason else ""
+        said = f"could not load {end.model}{reason}"
+    else:
+        took = "" if end.seconds is None else f" in {markup.duration(end.seconds)}"
+        said = f"{_LOADED[end.kind]} {end.model}{took}"
+    return ", ".join([said, *_evictions(events)])
+
+
+def _evictions(events: Sequence[Decision]) -> list[str]:
+    words = {"unload": "evicted", "sleep": "put to sleep"}
+    return [f"{words[each.kind]} {each.model}{_idle(each)}" for each in events if each.kind in _LEAVES]
+
+
+def _left(leave: Decision) -> str:
+    reason = _idle(leave) if leave.reason.startswith("idle") or not leave.reason else f": {leave.reason}"
+    return f"{_LEAVES[leave.kind]} {leave.model}{reason}"
+
+
+def _idle(leave: Decision) -> str:
+    return "" if leave.idle is None else f" (idle {markup.duration(leave.idle)})"
+
+
+def _under_way(model: str, events: Sequence[Decision]) -> str:
+    load = next((each for each in events if each.kind in _LOADS), None)
+    if load is not None:
+        size = f" ({readable_bytes(load.memory)})"
+        return ", ".join([f"loading {model}{size}", *_evictions(events)])
+    if events[-1].kind == "drain":
+        return f"{model} will unload when its current runs finish"
+    return ", ".join([f"making space for {model}", *_evictions(events)])

@@ -1,0 +1,192 @@
+"""Charts of the last hour of the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+from markupsafe import Markup
+
+from appliance.domain.units import readable_bytes
+from appliance.protocols.admin_types import DeviceHistory, HistoryResponse
+from appliance.ui import chart, markup
+from appliance.ui.chart import Series
+
+#: Models in a chart that have a colour of their own; the others are one series.
+_NAMED: Final = 7
+_COLOURS: Final = 8  # c0, c1, ... in chart.css
+_TABLE_ROWS: Final = 12  # of the table below a chart
+_MARKS: Final = (60, 45, 30, 15, 0)  # minutes ago
+
+
+def render(history: HistoryResponse, colours: Mapping[str, str], now: float) -> list[Markup]:
+    """Return the charts of the last hour, which ends at ``now``, in Unix seconds.
+
+    ``colours`` has the CSS class of each model.
+    """
+    at = [datetime.fromisoformat(each).timestamp() for each in history.at]
+    axis = _Axis(at, history.seconds, now)
+    memory, available = history.memory, history.available
+    used = [Series("in use", [float(memory - each) for each in available], "c0")]
+    charts = []
+    for each in history.devices:
+        series = _reserved(each, colours)
+        charts.append(axis.memory(f"memory-{each.name}", f"Memory of {each.name}", series, each.memory))
+    charts += [
+        axis.work(history),
+        axis.amounts("tokens", "Tokens per second", _tokens(history, colours), "tokens/s"),
+        axis.loads([(datetime.fromisoformat(each.at).timestamp(), each.model) for each in history.loads]),
+        axis.memory("main-memory", "Main memory", used, memory),
+    ]
+    measured = [each for each in history.devices if each.utilisation is not None]
+    if measured:
+        charts.append(axis.utilisation([(each.name, each.utilisation or []) for each in measured]))
+    return charts
+
+
+def _reserved(device: DeviceHistory, colours: Mapping[str, str]) -> list[Series]:
+    found = {name: [float(each) for each in sizes] for name, sizes in device.reserved.items()}
+    series = _largest(found, colours)
+    foreign = [float(each) for each in device.foreign]
+    return [*series, Series("other programs", foreign, "others")] if any(foreign) else series
+
+
+def _tokens(history: HistoryResponse, colours: Mapping[str, str]) -> list[Series]:
+    return _largest({each.name: each.tokens_per_second for each in history.models}, colours)
+
+
+def _largest(values: Mapping[str, Sequence[float]], colours: Mapping[str, str]) -> list[Series]:
+    """Return a series for each of the models with the largest values, and one for all others together."""
+    found = sorted(((name, each) for name, each in values.items() if any(each)), key=lambda one: -max(one[1]))
+    series = [Series(name, each, colours.get(name, "c0")) for name, each in found[:_NAMED]]
+    rest = [each for _, each in found[_NAMED:]]
+    if rest:
+        sums = [sum(column) for column in zip(*rest, strict=True)]
+        series.append(Series(f"{len(rest)} other models", sums, "others"))
+    return series
+
+
+class _Axis:
+    """Draws charts with one time axis."""
+
+    def __init__(self, at: Sequence[float], seconds: float, now: float) -> None:
+        self._at = at
+        self._now = now
+        self._span = (now - seconds, now)
+        self._marks = [(now - 60 * ago, f"\u2212{ago} min" if ago else "now") for ago in _MARKS]
+
+    def memory(self, id: str, title: str, series: Sequence[Series], total: int) -> Markup:
+        drawing = chart.areas(
+            self._at,
+            series,
+            span=self._span,
+            marks=self._marks,
+            shown=readable_bytes,
+            unit=chart.byte_unit(total),
+            ceiling=total,
+        )
+        sums = [
+            sum(value or 0.0 for value in column) for column in zip(*(s.values for s in series), strict=True)
+        ]
+        now = sums[-1] if sums else 0.0
+        note = f"{readable_bytes(now)} of {readable_bytes(total)}"
+        label = f"{title}: now {note}, at most {readable_bytes(max(sums, default=0.0))} in the last hour"
+        return self._chart(drawing, id, title, label, note, series, readable_bytes)
+
+    def work(self, history: HistoryResponse) -> Markup:
+        models = history.models
+        totals = {
+            "running": [
+                float(sum(column)) for column in zip(*(each.running for each in models), strict=True)
+            ],
+            "queued": [float(sum(column)) for column in zip(*(each.queued for each in models), strict=True)],
+        }
+        series = [
+            Series(name, values or [0.0] * len(self._at), css_class)
+            for (name, values), css_class in zip(totals.items(), ("c1", "c2"), strict=True)
+        ]
+        return self._lines("work", "Predictions", series, "", "{:,.0f}".format)
+
+    def amounts(self, id: str, title: str, series: Sequence[Series], unit: str) -> Markup:
+        drawing = chart.areas(self._at, series, span=self._span, marks=self._marks, shown=_number)
+        highest = max((sum(column) for column in zip(*(s.values for s in series), strict=True)), default=0.0)
+        note = f"at most {_number(highest)} {unit}"
+        return self._chart(drawing, id, title, f"{title}: {note} in the last hour", note, series, _number)
+
+    def utilisation(self, devices: Sequence[tuple[str, Sequence[float | None]]]) -> Markup:
+        series = [
+            Series(
+                name, [None if share is None else 100 * share for share in values], f"c{number % _COLOURS}"
+            )
+            for number, (name, values) in enumerate(devices)
+        ]
+        return self._lines("utilisation", "GPU utilisation", series, " %", "{:.0f} %".format, ceiling=100.0)
+
+    def loads(self, loads: Sequence[tuple[float, str]]) -> Markup:
+        """Return a chart of the loads in each five minutes."""
+        first, last = self._span
+        bins = [0] * 12
+        for at, _ in loads:
+            if first <= at < last:
+                bins[int((at - first) / (last - first) * len(bins))] += 1
+        names = [f"\u2212{60 - 5 * number} min" for number in range(len(bins))]
+        drawing = chart.columns(
+            [*zip(names, map(float, bins), strict=True)], shown="{:,.0f}".format, css_class="c3", ceiling=4.0
+        )
+        note = f"{sum(bins):,} in the last hour"
+        rows = markup.table(
+            ["Ago", "Model"],
+            [[markup.duration(round(self._now - at)), model] for at, model in reversed(loads[-50:])],
+        )
+        return markup.chart(
+            drawing, id="chart-loads", title="Loads", label=f"Loads: {note}", note=note, rows=rows
+        )
+
+    def _lines(
+        self,
+        id: str,
+        title: str,
+        series: Sequence[Series],
+        unit: str,
+        shown: Callable[[float], str],
+        ceiling: float = 4.0,
+    ) -> Markup:
+        drawing = chart.lines(
+            self._at, series, span=self._span, marks=self._marks, shown=shown, ceiling=ceiling
+        )
+        now = [
+            f"{_number(each.values[-1])}{unit} {each.name}"
+            for each in series
+            if each.values and each.values[-1] is not None
+        ]
+        note = ", ".join(now)
+        return self._chart(drawing, id, title, f"{title}: now {note or 'unknown'}", note, series, shown)
+
+    def _chart(
+        self,
+        drawing: chart.Drawing,
+        id: str,
+        title: str,
+        label: str,
+        note: str,
+        series: Sequence[Series],
+        shown: Callable[[float], str],
+    ) -> Markup:
+        step = -(-len(self._at) // _TABLE_ROWS) or 1
+        numbers = range(len(self._at) - 1, -1, -step)
+        rows = [
+            [
+                f"{markup.duration(max(0, round(self._now - self._at[number])))} ago",
+                *("" if (value := each.values[number]) is None else shown(value) for each in series),
+            ]
+            for number in numbers
+        ]
+        table = markup.table(["Time", *(each.name for each in series)], rows)
+        return markup.chart(
+            drawing, id=f"chart-{id}", title=title, label=label, note=note, legend=series, rows=table
+        )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}".rstrip("0").rstrip(".") if value < 100 else f"{value:,.0f}"

@@ -1,0 +1,68 @@
+"""The usage page: its choices, charts, table and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.protocols.admin_types import UsageResponse
+from appliance.ui.pages import usage
+from tests.support.api_client import SECRET, Api
+from tests.support.response_examples import completed
+from tests.support.ui_client import Pages
+from tests.unit.ui.test_markup import HOSTILE, inert
+
+
+@pytest.fixture
+async def pages(api: Api, tmp_path: Path) -> AsyncIterator[Pages]:
+    pages = Pages(api, tmp_path)
+    yield pages
+    await pages.server.close()
+
+
+def report_of(text: str, **more: Any) -> UsageResponse:
+    row = {
+        "model": text, "token": text, "token_name": text, "predictions": 2, "failed": 0,
+        "predict_time": 1.25, "cost": 0.5, "input_tokens": 3, "output_tokens": 4, "cold_starts": 1,
+    }  # fmt: skip
+    given = {"by": ["model", "token"], "currency": text, "rows": [row], "total": row}
+    return completed(UsageResponse, {**given, "from": "2026-01-01", "to": "2026-01-31", **more})
+
+
+def test_what_people_wrote_is_inert_in_totals_charts_and_table() -> None:
+    for text in HOSTILE:
+        report = report_of(text)
+        said = inert(usage.render_totals(report) + usage.render(report)).said
+        assert "50 %" in said
+        assert text in said
+        inert(usage.render_ranking(report, "model", "cost"))
+
+
+def test_there_is_a_column_for_each_day_with_usage() -> None:
+    row = {"day": "2026-01-30", "predictions": 7}
+    read = inert(usage.render_days(report_of("x", by=["day"], rows=[row]), "predictions"))
+    (label,) = [each["aria-label"] for tag, each in read.elements if tag == "svg"]
+    assert label == "Predictions by day, in UTC: the most on 2026-01-30, 7"
+    columns = [each for tag, each in read.elements if tag == "path" and each["class"] == "area c0"]
+    assert len(columns) == 1
+
+
+async def test_the_choices_are_in_the_address_and_in_the_link_to_the_csv(pages: Pages, api: Api) -> None:
+    await api.ended(await api.create(text="x"))
+    async with pages.signed_in(SECRET) as browser:
+        page = await browser.get("/usage?days=7&by=model&by=day")
+        assert '<option value="7" selected>' in page.text
+        assert 'value="day" checked' in page.text
+        assert "Run time by model" in page.text
+        part = await browser.get(
+            "/usage/report?days=7&by=day&amount=predictions", headers={"HX-Request": "true"}
+        )
+        assert part.headers["hx-replace-url"] == "/usage?days=7&by=day&amount=predictions"
+        assert "Predictions by account" in part.text
+        csv = await browser.get("/usage/csv?days=7&by=model")
+        assert csv.text.startswith("model,predictions,")
+        assert csv.headers["content-disposition"].startswith('attachment; filename="usage-')
+        assert (await browser.get("/usage?days=x&by=y&amount=z")).status_code == 200
