@@ -175,7 +175,8 @@ class RetentionConfig(Section):
     predictions: Annotated[Seconds, Field(gt=0)] | None = Field(
         default=None,
         description="Time after the end of a prediction until its input, output, logs and files are removed; "
-        "its status and metrics are kept. Default: never.",
+        "its status and metrics are kept. Conversations of the chat page are removed when they have not "
+        "changed for this time. Default: never.",
     )
     outputs: Bytes | None = Field(
         default=None,

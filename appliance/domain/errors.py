@@ -129,7 +129,7 @@ class MethodNotAllowed(RequestError):
 
 
 class Conflict(RequestError):
-    """The current state of models.yaml does not permit the request; the message gives the reason."""
+    """The current state of the appliance does not permit the request; the message gives the reason."""
 
     status = 409
     title = "Conflict"

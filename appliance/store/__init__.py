@@ -6,6 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
+from appliance.store.conversations import ConversationTable, ConversationWrite
 from appliance.store.database import Durability
 from appliance.store.deletions import Deletions
 from appliance.store.files import FileTable
@@ -29,6 +30,7 @@ from appliance.store.webhooks import WebhookTable
 
 __all__ = [
     "RETRY_STORE",
+    "ConversationWrite",
     "Cursor",
     "Delivery",
     "Filter",
@@ -51,6 +53,7 @@ class Store(PredictionTable, VersionTable, TokenTable, WebhookTable, Deletions):
 
     def __init__(self, path: Path, *, durability: Durability = "full") -> None:
         super().__init__(path, durability=durability)
+        self.conversations = ConversationTable(self)
         self.files = FileTable(self)
         self.memory_profiles = MemoryProfileTable(self)
         self.registry = Registry(self)

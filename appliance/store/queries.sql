@@ -445,3 +445,42 @@ VALUES (:loaded, :device, :model, :peak, :main, :measured_at);
 -- query: all_footprints
 -- The measured memory of all models.
 SELECT loaded, device, model, peak, main, measured_at FROM footprints;
+
+-- query: conversations
+-- All conversations of an account without their messages, the last changed first.
+SELECT id, owner, title, model, created_at, updated_at, revision FROM conversations
+WHERE owner = :owner
+ORDER BY updated_at DESC, id DESC;
+
+-- query: conversation
+-- One conversation of an account.
+SELECT id, owner, title, model, created_at, updated_at, revision, body FROM conversations
+WHERE id = :id AND owner = :owner;
+
+-- query: conversation_revision
+-- The revision of a conversation.
+SELECT revision FROM conversations WHERE id = :id AND owner = :owner;
+
+-- query: other_conversations
+-- The number and the bytes of an account's other conversations.
+SELECT count(*), coalesce(sum(size), 0) FROM conversations WHERE owner = :owner AND id <> :id;
+
+-- query: insert_conversation
+-- A new conversation; fails if its id exists.
+INSERT INTO conversations (id, owner, title, model, created_at, updated_at, revision, size, body)
+VALUES (:id, :owner, :title, :model, :created_at, :updated_at, :revision, :size, :body);
+
+-- query: update_conversation
+-- Replace a conversation.
+UPDATE conversations
+SET title = :title, model = :model, updated_at = :updated_at, revision = :revision, size = :size, body = :body
+WHERE id = :id AND owner = :owner;
+
+-- query: delete_conversation
+-- Delete a conversation.
+DELETE FROM conversations WHERE id = :id AND owner = :owner;
+
+-- query: delete_old_conversations
+-- Delete conversations that were last changed before a time.
+DELETE FROM conversations
+WHERE id IN (SELECT id FROM conversations WHERE updated_at < :before ORDER BY updated_at LIMIT :limit);

@@ -452,3 +452,24 @@ BEGIN
         cold_start_us = cold_start_us + excluded.cold_start_us,
         input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens;
 END;
+
+-- step: 16
+-- Conversations of the chat page.
+
+-- `size` is the length of the body, which is msgpack.
+CREATE TABLE conversations (
+    id         TEXT PRIMARY KEY,
+    owner      TEXT NOT NULL,
+    title      TEXT NOT NULL,
+    model      TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    revision   INTEGER NOT NULL,
+    size       INTEGER NOT NULL,
+    body       BLOB NOT NULL
+);
+
+-- The list reads no bodies, so the index has all of its columns.
+CREATE INDEX conversations_by_owner
+ON conversations (owner, updated_at, id, title, model, created_at, revision, size);
+CREATE INDEX conversations_by_change ON conversations (updated_at);

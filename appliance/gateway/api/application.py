@@ -20,6 +20,7 @@ from appliance.gateway.api import errors, reference, requests
 from appliance.gateway.api.admin import (
     additions,
     builds,
+    conversations,
     examples,
     history,
     model_logs,
@@ -77,6 +78,7 @@ ROUTES: Final = (
     *settings.ROUTES,
     *usage.ROUTES,
     *examples.ROUTES,
+    *conversations.ROUTES,
     *additions.ROUTES,
     *reference.ROUTES,
     *openai.ROUTES,

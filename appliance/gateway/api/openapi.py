@@ -11,7 +11,14 @@ from appliance import __version__
 from appliance.domain import usage
 from appliance.domain.prediction import Status
 from appliance.gateway.api.openapi_operations import ANY_JSON, CREATED, OPEN, OPERATIONS, Operation
-from appliance.protocols import adding_types, admin_types, compat_types, request_types, response_types
+from appliance.protocols import (
+    adding_types,
+    admin_types,
+    compat_types,
+    conversation_types,
+    request_types,
+    response_types,
+)
 
 Schema = dict[str, Any]
 
@@ -21,6 +28,8 @@ _BODIES: Final = (
     *admin_types.RESPONSES,
     *adding_types.REQUESTS,
     *adding_types.RESPONSES,
+    *conversation_types.REQUESTS,
+    *conversation_types.RESPONSES,
     *compat_types.REQUESTS,
     *compat_types.RESPONSES,
 )
@@ -38,7 +47,7 @@ _REASONS: Final = {
     401: "The request has no valid token",
     403: "The token does not permit this",
     404: "The object does not exist, or belongs to another account",
-    409: "models.yaml, or the source, does not permit it in its current state",
+    409: "models.yaml, the source or the conversation does not permit it in its current state",
     413: "The body is too large",
     422: "The request is not valid; invalid_fields names each wrong field",
     500: "The appliance failed to respond; the reason is in its log",

@@ -1,4 +1,4 @@
-"""Deletes inputs, outputs and logs of old predictions; the records stay."""
+"""Deletes inputs, outputs and logs of old predictions, whose records stay, and old conversations."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _OFTEN: Final = 5.0  # seconds between deletions if output files have a limit
 
 
 class Retention:
-    """Deletes old data of predictions; used on the gateway's event loop only."""
+    """Deletes old data of predictions and old conversations; used on the gateway's event loop only."""
 
     def __init__(self, store: Store, files: FileStore, keep: float | None, outputs: int | None) -> None:
         """Keep data for ``keep`` seconds after a prediction ended; None keeps data for ever.
 
+        Conversations are kept for ``keep`` seconds after their last change.
         ``outputs`` is the limit of all output files together, in bytes; None is no limit.
         """
         self._store = store
@@ -60,12 +61,15 @@ class Retention:
             try:
                 removed = await self._remove()
                 await self._files.remove_outputs(removed)
+                conversations = await self._remove_conversations()
             except StoreError as error:
                 _log.error("data of old predictions could not be deleted, retrying: %s", error)
-                removed = []
+                removed, conversations = [], 0
             if removed:
                 _log.info("deleted the data of %d old predictions", len(removed))
-            if len(removed) < BATCH:
+            if conversations:
+                _log.info("deleted %d old conversations", conversations)
+            if len(removed) < BATCH and conversations < BATCH:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._pause()):
                         await self._changed.wait()
@@ -76,6 +80,11 @@ class Retention:
             return None
         pause = _LONGEST if self._keep is None else min(max(self._keep / 10, _SHORTEST), _LONGEST)
         return pause if self._outputs is None else min(pause, _OFTEN)
+
+    async def _remove_conversations(self) -> int:
+        if self._keep is None:
+            return 0
+        return await self._store.conversations.remove_unchanged(time.time() - self._keep, BATCH)
 
     async def _remove(self) -> list[str]:
         removed = []

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from appliance.ui.layout import Page
-from appliance.ui.pages import explore, find, machine, prediction, predictions, settings, usage
+from appliance.ui.pages import chat, explore, find, machine, prediction, predictions, settings, usage
 from appliance.ui.template_pages import TemplatePage
 
 #: The page after the sign-in.
 FIRST: Final = TemplatePage("/explore", "Models", explore.ROUTES)
 PAGES: Final[tuple[Page | TemplatePage, ...]] = (
     FIRST,
+    TemplatePage("/chat", "Chat", chat.ROUTES),
     TemplatePage("/predictions", "Predictions", predictions.ROUTES),
     TemplatePage("/p/{id}", "Prediction", prediction.ROUTES, listed=False),
     TemplatePage("/machine", "Machine", machine.ROUTES),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.config import FilesConfig
+from appliance.domain.conversation import ConversationContent, ConversationSettings, new_conversation
 from appliance.domain.prediction import Prediction, Status
 from appliance.gateway.files import prediction_retention
 from appliance.gateway.files.file_store import FileStore
@@ -104,4 +105,29 @@ async def test_without_a_time_nothing_is_ever_removed(tmp_path: Path) -> None:
     await keeping.close()
     (record,) = await store.list("me")
     assert not record.data_removed
+    await store.close()
+
+
+async def test_conversations_that_have_not_changed_go_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction_retention, "BATCH", 2)
+    store = Store(tmp_path / "db", durability="normal")
+    await store.open()
+    content = ConversationContent(settings=ConversationSettings(), messages=[], leaf=None)
+    for _ in range(5):
+        await store.conversations.add(new_conversation("me", "old", "a/b", content, 100.0))
+    young = new_conversation("me", "young", "a/b", content, time.time())
+    await store.conversations.add(young)
+    keeping = Retention(store, files_of(store, tmp_path), None, None)
+    keeping.start()
+    await asyncio.sleep(0.02)
+    assert len(await store.conversations.list("me")) == 6
+    keeping.change(3600.0, None)
+    deadline = time.monotonic() + 60
+    while len(found := await store.conversations.list("me")) > 1:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+    assert [each.id for each in found] == [young.id]
+    await keeping.close()
     await store.close()
