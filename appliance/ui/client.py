@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
@@ -43,9 +43,12 @@ class Api:
             event_hooks={"response": [content_encodings.refuse_async]},
         )
 
-    def caller(self, token: str, base_url: str) -> Caller:
-        """Return a client that uses ``token``. ``base_url`` is the URL of the appliance in the browser."""
-        return Caller(self._http, token, base_url)
+    def caller(self, token: str, base_url: str, before_run: Callable[[], None] | None = None) -> Caller:
+        """Return a client that uses ``token``. ``base_url`` is the URL of the appliance in the browser.
+
+        ``before_run`` is called before each prediction is created, and raises an error to refuse it.
+        """
+        return Caller(self._http, token, base_url, before_run)
 
     async def file(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
         """Open an output file, for which no token is needed. The caller reads and closes the response.
@@ -64,8 +67,15 @@ class Api:
 class Caller:
     """Calls the API with the token of one user. Failures are ``ApplianceError`` with a message for users."""
 
-    def __init__(self, http: httpx.AsyncClient, token: str, base_url: str) -> None:
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        token: str,
+        base_url: str,
+        before_run: Callable[[], None] | None = None,
+    ) -> None:
         self.base_url = base_url
+        self._before_run = before_run
         scheme, _, rest = base_url.partition("://")
         host = rest.partition("/")[0]
         # URLs in responses are for the browser, so the API must see the host that the browser uses.
@@ -98,6 +108,8 @@ class Caller:
 
     async def send(self, method: str, path: str, **request: Any) -> Any:
         """Send a request and return the JSON of the response; None if the response is empty."""
+        if self._before_run is not None and method == "POST" and path.endswith("/predictions"):
+            self._before_run()
         response = await self._request(method, path, **request)
         return response.json() if response.content else None
 

@@ -12,7 +12,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -39,14 +39,28 @@ _FORM: Final = "multipart/form-data"
 _BOUNDARY: Final = re.compile(r";\s*boundary=(\"[^\"]{1,200}\"|[^\s\";]{1,200})", re.IGNORECASE)
 
 
+class BodyLimits(NamedTuple):
+    """The largest bodies in bytes, and the names of the settings that users are told to change."""
+
+    body: int  # of a request without files
+    upload: int  # files uploaded together
+    quota: int  # all uploaded files
+    body_setting: str = "limits.body in models.yaml"
+    upload_setting: str = "files.max_upload in models.yaml"
+    quota_setting: str = "files.quota in models.yaml"
+
+    @classmethod
+    def of(cls, config: Config) -> BodyLimits:
+        return cls(config.limits.body, config.files.max_upload, config.files.quota)
+
+
 class RequestBodies:
     """Forwards requests to pages, and limits the size of the bodies."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: Path, limits: BodyLimits) -> None:
         """``folder`` is the folder in which Gradio stores uploaded files."""
         self._folder = folder
-        self._files = config.files
-        self._body = config.limits.body
+        self._limits = limits
         self._arriving = 0  # maximum total size in bytes of unfinished uploads
 
     async def forward(self, app: ASGIApp, request: Request, user: Session, scope: Scope, send: Send) -> None:
@@ -57,17 +71,17 @@ class RequestBodies:
         """
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
             refusal: ApplianceError = BodyTooLarge(
-                f"The request body is larger than {self._body:,} bytes (limits.body in models.yaml)"
+                f"The request body is larger than {self._limits.body:,} bytes ({self._limits.body_setting})"
             )
-            await _limited(app, scope, request.receive, send, self._body, refusal)
+            await _limited(app, scope, request.receive, send, self._limits.body, refusal)
             return
-        most = self._files.max_upload + _FORM_OVERHEAD
+        most = self._limits.upload + _FORM_OVERHEAD
         expected = self._admitted(request, user, most)
         taken = await asyncio.to_thread(_disk_use, self._folder) + self._arriving
-        if taken + expected > self._files.quota:
+        if taken + expected > self._limits.quota:
             raise FileQuotaExceeded(
-                f"Files uploaded in the UI use {taken:,} of the {self._files.quota:,} bytes that they "
-                "may use (files.quota in models.yaml): try again when old uploads have been removed"
+                f"Files uploaded in the UI use {taken:,} of the {self._limits.quota:,} bytes that they "
+                f"may use ({self._limits.quota_setting}): try again when old uploads have been removed"
             )
         self._arriving += expected
         try:
@@ -96,8 +110,8 @@ class RequestBodies:
 
     def _too_large(self) -> ApplianceError:
         return BodyTooLarge(
-            f"Files uploaded together must have less than {self._files.max_upload:,} bytes in all "
-            "(files.max_upload in models.yaml)"
+            f"Files uploaded together must have less than {self._limits.upload:,} bytes in all "
+            f"({self._limits.upload_setting})"
         )
 
 

@@ -30,7 +30,7 @@ from appliance.ui.manual import FOLDER as MANUAL_FOLDER
 from appliance.ui.manual import Manual
 from appliance.ui.page_app import Frontend, PageApp
 from appliance.ui.pages import FIRST, PAGES, find, model
-from appliance.ui.request_bodies import RequestBodies
+from appliance.ui.request_bodies import BodyLimits, RequestBodies
 from appliance.ui.session import Session, Sessions
 from appliance.ui.static_files import StaticScriptsAndStyles
 from appliance.ui.template_pages import TemplatePage
@@ -61,7 +61,7 @@ class Server:
         """``manual`` is the folder of the built manual. Pages are built when they are first opened."""
         self._title = config.ui.title
         self._max_upload = config.files.max_upload
-        self._bodies = RequestBodies(Path(get_upload_folder()), config)
+        self._bodies = RequestBodies(Path(get_upload_folder()), BodyLimits.of(config))
         self._sessions = sessions
         self._api = api
         self._pages = pages

@@ -19,6 +19,8 @@ from tests.support.appliance_process import PATIENCE, Appliance, fetch, free_por
 
 pytestmark = pytest.mark.e2e
 
+STREAM = "test/stream"
+
 EVIL = '<img src=x onerror="window.evil=1"><script>window.evil=1</script>'
 
 #: Where things are, and how long the page is: none of it moves while output comes, nor when the state does.
@@ -188,11 +190,11 @@ def test_what_is_said_of_a_long_wait_moves_nothing_on_a_phone(phone: Page, clien
 
 @pytest.fixture
 def demo(appliance: Appliance, tmp_path: Path) -> Iterator[str]:
-    """The address of a demo of a model."""
+    """The address of a demo of two models."""
     port = free_port()
     with (tmp_path / "demo.log").open("w") as log:
         process = subprocess.Popen(
-            [COMMAND, "demo", "test/files", "--port", str(port)],
+            [COMMAND, "demo", "test/files", STREAM, "--port", str(port), "--runs-per-hour", "2"],
             env=appliance.environment,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -202,7 +204,7 @@ def demo(appliance: Appliance, tmp_path: Path) -> Iterator[str]:
     def answers() -> bool:
         assert process.poll() is None, (tmp_path / "demo.log").read_text()
         try:
-            return httpx.get(url, trust_env=False, timeout=PATIENCE).status_code == 200
+            return httpx.get(url, trust_env=False, timeout=PATIENCE).status_code == 303
         except httpx.HTTPError:
             return False
 
@@ -212,12 +214,15 @@ def demo(appliance: Appliance, tmp_path: Path) -> Iterator[str]:
     process.wait(PATIENCE)
 
 
-def test_a_demo_is_one_model_in_a_frame_and_nothing_else(browser: Browser, demo: str, tmp_path: Path) -> None:
+def test_a_demo_is_its_models_in_a_frame_and_nothing_else(
+    browser: Browser, demo: str, tmp_path: Path
+) -> None:
     with watched(browser, demo) as page:
         shown = f'<link rel="icon" href="data:,"><iframe src="{demo}/" width="1000" height="900"></iframe>'
         page.route(f"{demo}/portal", lambda route: route.fulfill(body=shown, content_type="text/html"))
         page.goto(f"{demo}/portal")
         frame = page.frame_locator("iframe")
+        expect(frame.get_by_role("heading", name="test/files")).to_be_visible()
         frame.locator("#input-text textarea").fill("shown around")
         frame.locator("#run").click()
         expect(frame.locator(".run-status .badge")).to_have_text("succeeded")
@@ -225,7 +230,12 @@ def test_a_demo_is_one_model_in_a_frame_and_nothing_else(browser: Browser, demo:
             frame.locator("#media a[download]").click()
         download.value.save_as(tmp_path / "made")
         assert (tmp_path / "made").read_text() == "shown around"
-        assert frame.locator("a[href^='/p/'], .frame").count() == 0
+        assert frame.locator("a[href*='/p/'], .frame form").count() == 0
+        frame.get_by_role("link", name=STREAM).click()
+        expect(frame.get_by_role("heading", name=STREAM)).to_be_visible()
+        for result in ("succeeded", "Each visitor can run this demo 2 times in an hour"):
+            frame.locator("#run").click()
+            expect(frame.locator(".run-status").first).to_contain_text(result)
     for path in ("/explore", "/v1/account", "/admin/status"):
         assert fetch(f"{demo}{path}").status_code == 404
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Final
 
 from appliance.ui.layout import Page
-from appliance.ui.pages import chat, explore, find, machine, prediction, predictions, settings, usage
+from appliance.ui.pages import (
+    chat,
+    compare,
+    explore,
+    find,
+    machine,
+    prediction,
+    predictions,
+    settings,
+    usage,
+)
 from appliance.ui.template_pages import TemplatePage
 
 #: The page after the sign-in.
@@ -13,6 +23,7 @@ FIRST: Final = TemplatePage("/explore", "Models", explore.ROUTES)
 PAGES: Final[tuple[Page | TemplatePage, ...]] = (
     FIRST,
     TemplatePage("/chat", "Chat", chat.ROUTES),
+    TemplatePage("/compare", "Compare", compare.ROUTES),
     TemplatePage("/predictions", "Predictions", predictions.ROUTES),
     TemplatePage("/p/{id}", "Prediction", prediction.ROUTES, listed=False),
     TemplatePage("/machine", "Machine", machine.ROUTES),

@@ -48,7 +48,7 @@ export function setConnected(connected) {
   tell(connected ? "" : _("The appliance does not answer. This page shows what was last known."));
 }
 
-// Calls the API as `fetch` does; `path` begins with "/v1" or "/admin". Failures are errors with a text for people.
+// Calls the API as `fetch` does; `path` begins with "/v1" or "/admin". Failures are errors with a text for people, and the `status`.
 export async function api(path, options = {}) {
   let reply;
   try {
@@ -60,7 +60,7 @@ export async function api(path, options = {}) {
   setConnected(true);
   if (reply.ok) return reply;
   if (reply.status === 401) tellSessionEnded();
-  throw new Error(await detailOf(reply));
+  throw Object.assign(new Error(await detailOf(reply)), { status: reply.status });
 }
 
 export async function detailOf(reply) {

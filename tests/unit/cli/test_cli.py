@@ -222,6 +222,12 @@ def test_an_unknown_model_is_named(command: Command, server: Server, arguments: 
     assert ran.err == "appliance: there is no model no/such: `appliance models` lists the models\n"
 
 
+def test_a_demo_needs_sizes_that_are_sizes(command: Command, server: Server) -> None:
+    ran = command("demo", "test/echo", "--max-upload", "much")
+    assert ran.code == 2
+    assert "--max-upload" in ran.err
+
+
 def test_an_error_of_the_api_is_printed(command: Command, server: Server) -> None:
     server.predict(b"")
     server.answer("POST", "/v1/predictions", {"detail": "- input.count: Invalid type\n"}, 422)

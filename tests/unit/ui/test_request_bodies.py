@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from appliance.config import FilesConfig, LimitsConfig
 from appliance.domain import token
 from appliance.domain.token import Scope, Token
+from appliance.ui.request_bodies import BodyLimits
 from tests.support.api_client import SECRET, Api
 from tests.support.engine_bench import Bench
 from tests.support.ui_client import Pages
@@ -33,8 +33,7 @@ def folder(uploads: Path) -> Path:
 async def pages(api: Api, folder: Path, tmp_path: Path) -> AsyncIterator[Pages]:
     pages = Pages(api, tmp_path)
     bodies = pages.server._bodies
-    bodies._files = FilesConfig.model_validate({"max_upload": "1MB", "quota": "2MB"})
-    bodies._body = LimitsConfig.model_validate({"body": "64KiB"}).body
+    bodies._limits = BodyLimits(body=64 * 1024, upload=10**6, quota=2 * 10**6)
     yield pages
     await pages.server.close()
 
