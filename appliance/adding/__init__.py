@@ -11,7 +11,7 @@ from appliance.adding.known_models import CatalogueModel, catalogue, search
 from appliance.adding.pending import Pending
 from appliance.adding.plan import Plan, plan, uses_of_status
 from appliance.adding.proposal import Proposal, propose
-from appliance.adding.unused import Unused, delete, folder_size, unused
+from appliance.adding.unused import Unused, delete_unused, folder_size, unused
 from appliance.adding.updates import Update, find_update
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "Unused",
     "Update",
     "catalogue",
-    "delete",
+    "delete_unused",
     "find_fit",
     "find_update",
     "folder_size",

@@ -76,6 +76,7 @@ def list_repository(repository: str, revision: str | None = None) -> Listing:
         found.pipeline_tag,
         _first(card.get("base_model")),
         tuple(found.tags or ()),
+        bool(found.gated),
     )
 
 

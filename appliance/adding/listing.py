@@ -27,6 +27,7 @@ class Listing(msgspec.Struct):
     task: str | None = None  # of the description of a repository
     base_model: str | None = None  # of the description of an adapter
     tags: tuple[str, ...] = ()
+    gated: bool = False  # whether the hub asks to accept a licence first
 
     def json(self, name: str) -> dict[str, Any]:
         """Return a JSON object; empty if there is no such file.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,6 +29,8 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     entry: dict[str, Any]  # of the model in models.yaml, once it is written
     force: bool  # whether the entry stays although the model cannot be served
     created_at: float  # Unix seconds
+    old_revision: str | None = None  # of the model before an update
+    applying: bool = False  # whether the entry may have been written to models.yaml already
 
     @property
     def model(self) -> str:
@@ -34,20 +40,42 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
         return model_configs()[self.entry["kind"]].model_validate(self.entry)
 
 
+@contextlib.contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Wait until no other thread or process starts an addition or deletes weights in the data folder.
+
+    So weights are either deleted before an addition looks for them, or kept because of it.
+
+    Raises:
+        ApplianceError: the folder of the files cannot be created.
+    """
+    folder = home / _FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ApplianceError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the kernel frees the lock of a dead process
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def write(home: Path, pending: Pending) -> None:
-    """Write the file of ``pending`` in the data folder ``home``.
+    """Write the file of ``pending`` in the data folder ``home``, once no weights are being deleted.
 
     Raises:
         ApplianceError: it cannot be written.
     """
     file = _file(home, pending.id)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(pending))
-        fresh.rename(file)
-    except OSError as error:
-        raise ApplianceError(f"{error.filename or file} cannot be written: {error.strerror}") from error
+    with locked(home):
+        try:
+            fresh = file.with_suffix(".new")
+            fresh.write_bytes(msgspec.json.encode(pending))
+            fresh.rename(file)
+        except OSError as error:
+            raise ApplianceError(f"{error.filename or file} cannot be written: {error.strerror}") from error
 
 
 def forget(home: Path, id: str) -> None:

@@ -35,6 +35,7 @@ class Proposal(msgspec.Struct, frozen=True):
     weights: WeightSize
     licence: str | None
     tested: bool | None = None  # of the catalogue; None for models that are not in it
+    gated: bool = False  # whether the hub asks to accept a licence first
 
     @property
     def name(self) -> str:
@@ -234,7 +235,7 @@ def _proposal(
         size = WeightSize(_dequantized(found.file, stored))
     else:
         size = WeightSize(stored, _parameters(listing, stored))
-    return Proposal(entry, found.about, 0 if local else stored, size, listing.licence, tested)
+    return Proposal(entry, found.about, 0 if local else stored, size, listing.licence, tested, listing.gated)
 
 
 def _weight_files(config: ModelConfig, found: Recognized, listing: Listing) -> list[str]:

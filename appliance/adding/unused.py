@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from appliance.adding import pending
 from appliance.config import Config, GitSource, HubSource, PypiSource
-from appliance.domain.errors import ApplianceError, WeightsError
+from appliance.domain.errors import ApplianceError, Conflict, WeightsError
 from appliance.runners.adapters import with_adapters
 from appliance.weights import folder, git, locations
 
@@ -26,17 +26,18 @@ class Unused(NamedTuple):
     size: int  # bytes
 
 
-def unused(home: Path, configs: Iterable[Config]) -> list[Unused]:
+def unused(home: Path, configs: Callable[[], Iterable[Config]]) -> list[Unused]:
     """Return weights, and leftovers of downloads, that no model of the configs uses; the largest first.
 
-    Models that are being added use their weights. Environments of Cog projects are not looked at, because
-    pushed versions use them too.
+    Models that are being added use their weights. ``configs`` is called after these models are read, so that
+    a model that is written to models.yaml meanwhile is seen. Environments of Cog projects are not looked at,
+    because pushed versions use them too.
     """
     root = home / "weights"
     used = set()
     kinds = set(_KINDS)
     added = [each.config() for each in pending.read_all(home)]
-    for model in with_adapters([*added, *(model for config in configs for model in config.models)]):
+    for model in with_adapters([*added, *(model for config in configs() for model in config.models)]):
         if isinstance(model.source, GitSource):
             used.add(git.folder(home, model.source))
         elif model.source is not None:
@@ -51,12 +52,29 @@ def unused(home: Path, configs: Iterable[Config]) -> list[Unused]:
     return sorted((Unused(path, folder_size(path)) for path in found), key=lambda each: -each.size)
 
 
-def delete(found: Unused) -> None:
-    """Remove the folder or file.
+def delete_unused(
+    home: Path, configs: Callable[[], Iterable[Config]], paths: Collection[Path], *, every: bool = False
+) -> list[Unused]:
+    """Delete those of ``paths`` that are unused now, as ``unused`` finds them, and return them.
+
+    No addition starts meanwhile, so the weights of a model that is being added stay. With ``every``, all of
+    the paths are deleted or none.
 
     Raises:
-        ApplianceError: it cannot be removed.
+        Conflict: ``every`` is set, and a path is in use or does not exist.
+        ApplianceError: a path cannot be removed.
     """
+    with pending.locked(home):
+        found = {each.path: each for each in unused(home, configs)}
+        if every and (missing := [path for path in paths if path not in found]):
+            raise Conflict(f"{missing[0]} is not unused, or does not exist: list the unused weights again.")
+        deleted = [found[path] for path in dict.fromkeys(paths) if path in found]
+        for each in deleted:
+            _delete(each)
+    return deleted
+
+
+def _delete(found: Unused) -> None:
     try:
         if found.path.is_dir() and not found.path.is_symlink():
             shutil.rmtree(found.path)

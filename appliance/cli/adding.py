@@ -171,17 +171,17 @@ def remove(
 
     path = config_path(config)
     folder = home_folder(home, _load(path))
-    before = {each.path for each in adding.unused(folder, [_load(path)])}
+    before = {each.path for each in adding.unused(folder, lambda: [_load(path)])}
     after = preview(path, lambda text: remove_entry(text, name, str(path))).config
-    freed = [each for each in adding.unused(folder, [after]) if each.path not in before]
+    freed = [each for each in adding.unused(folder, lambda: [after]) if each.path not in before]
     for each in freed:
         typer.echo(f"{'deletes' if prune else 'keeps'} {each.path} ({readable_bytes(each.size)})")
     if not yes:
         typer.confirm(f"Remove {name} from {path}?", abort=True)
     edited = edit_file(path, lambda text: remove_entry(text, name, str(path)))
     _reload(_running(after), path, edited, f"removed {name} from {path}")
-    for each in freed if prune else ():
-        adding.delete(each)
+    if prune:
+        adding.delete_unused(folder, lambda: [_load(path)], [each.path for each in freed])
 
 
 def update(
@@ -224,9 +224,14 @@ def prune(yes: YesOption = False, config: ConfigOption = None, home: HomeOption 
     from appliance import adding
     from appliance import config as configuration
 
-    checked = _load(config_path(config))
-    folder = home_folder(home, checked)
-    found = adding.unused(folder, [checked, configuration.runtime.read(folder / "run", checked)])
+    path = config_path(config)
+    folder = home_folder(home, _load(path))
+
+    def configs() -> list[Config]:
+        checked = _load(path)
+        return [checked, configuration.runtime.read(folder / "run", checked)]
+
+    found = adding.unused(folder, configs)
     if not found:
         typer.echo(f"there is nothing unused in {folder / 'weights'}")
         return
@@ -235,9 +240,8 @@ def prune(yes: YesOption = False, config: ConfigOption = None, home: HomeOption 
     total = readable_bytes(sum(each.size for each in found))
     if not yes:
         typer.confirm(f"Delete these {len(found)} files and folders ({total})?", abort=True)
-    for each in found:
-        adding.delete(each)
-    typer.echo(f"freed {total}")
+    deleted = adding.delete_unused(folder, configs, [each.path for each in found])
+    typer.echo(f"freed {readable_bytes(sum(each.size for each in deleted))}")
 
 
 def _load(path: Path) -> Config:

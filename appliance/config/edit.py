@@ -56,6 +56,20 @@ def entry_text(entry: Mapping[str, Any]) -> str:
     return _block(variables.escape(dict(entry)), 2)
 
 
+def entry_lines(text: str, name: str, file: str = "models.yaml") -> tuple[int, int]:
+    """Return the first and the last line of a model's entry, counted from 1.
+
+    Raises:
+        ConfigError: there is no such model, or its lines also have something else.
+    """
+    index = _index(_models(_data(text, file), file), name, file)
+    models = _list(text)
+    if models.kind != "sequence" or models.flow:
+        raise ConfigError("is written in one line with other models: edit the file", file=file, model=name)
+    first = text.count("\n", 0, _dash(text, models, index)) + 1
+    return first, text.count("\n", 0, models.children[index].end) + 1
+
+
 def remove_entry(text: str, name: str, file: str = "models.yaml") -> str:
     """Return ``text`` without the entry of a model. Comments above the entry stay.
 

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import fcntl
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,39 +34,39 @@ class Edited(NamedTuple):
         return "".join(f"{line}\n" for line in found)
 
 
-def edit_file(path: Path, edit: Callable[[str], str]) -> Edited:
-    """Replace the content of ``path`` by ``edit`` of its text.
+def edit_file(path: Path, edit: Callable[[str], str], included: Path | None = None) -> Edited:
+    """Replace the content of ``path``, or of one of its ``included`` files, by ``edit`` of its text.
 
-    The new text is checked like any models.yaml. The file is replaced at once, so that readers see the old or
-    the new text. If another program has changed the file meanwhile, its new text is edited instead. A file
-    that is missing is created.
+    The new text is checked like any models.yaml, together with the other files. The file is replaced at once,
+    so that readers see the old or the new text. If another program has changed the file meanwhile, its new
+    text is edited instead. A file that is missing is created.
 
     Raises:
         ConfigError: the new text is not a valid config, or the file cannot be written. The old file stays.
     """
-    real = path.resolve()  # a symbolic link stays a link
-    with _alone(real.parent):
+    real = (included or path).resolve()  # a symbolic link stays a link
+    with _alone(path):
         for _ in range(_ATTEMPTS):
             old = _text(real)
             new = edit(old)
-            edited = Edited(_checked(new, path), old, new)
+            edited = Edited(check(new, path, included), old, new)
             if _text(real) == old:
                 if new != old:
                     _write(real, new)
                 return edited
         raise ConfigError(
-            "another program changed the file at each attempt to edit it: try again later", file=str(path)
+            "another program changed the file at each attempt to edit it: try again later", file=str(real)
         )
 
 
-def put_back(path: Path, edited: Edited) -> bool:
+def put_back(path: Path, edited: Edited, included: Path | None = None) -> bool:
     """Undo an edit. Return False, and change nothing, if the file has been changed since.
 
     Raises:
         ConfigError: the file cannot be read or written.
     """
-    real = path.resolve()
-    with _alone(real.parent):
+    real = (included or path).resolve()
+    with _alone(path):
         if _text(real) != edited.new:
             return False
         if edited.new != edited.old:
@@ -73,15 +74,26 @@ def put_back(path: Path, edited: Edited) -> bool:
         return True
 
 
-def preview(path: Path, edit: Callable[[str], str]) -> Edited:
+def preview(path: Path, edit: Callable[[str], str], included: Path | None = None) -> Edited:
     """Return the edit that ``edit_file`` would make, and write nothing.
 
     Raises:
         ConfigError: the new text is not a valid config.
     """
-    old = _text(path)
+    old = _text(included or path)
     new = edit(old)
-    return Edited(_checked(new, path), old, new)
+    return Edited(check(new, path, included), old, new)
+
+
+def checksum_of(text: str) -> str:
+    """Return the SHA-256 by which ``text`` is told from other contents of its file."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_line_ends_of(old: str, text: str) -> str:
+    """Return ``text`` with the line ends of ``old``, because editors in browsers change them."""
+    text = text.replace("\r\n", "\n")
+    return text.replace("\n", "\r\n") if "\r\n" in old else text
 
 
 def check_writable(path: Path) -> None:
@@ -114,9 +126,17 @@ def _write(path: Path, text: str) -> None:
     _replace(path, text.encode("utf-8-sig" if marked else "utf-8"))
 
 
-def _checked(text: str, path: Path) -> Config:
-    document = yaml_source.parse(text, str(path), os.environ)
-    return validated(includes.with_included(document, path, os.environ), path)
+def check(text: str, path: Path, included: Path | None = None) -> Config:
+    """Return the config with ``text`` as the content of ``path``, or of one of its ``included`` files.
+
+    Raises:
+        ConfigError: the config is not valid.
+    """
+    if included is None:
+        document = yaml_source.parse(text, str(path), os.environ)
+        return validated(includes.with_included(document, path, os.environ), path)
+    document = yaml_source.read(path, os.environ)
+    return validated(includes.with_included(document, path, os.environ, {included: text}), path)
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -137,8 +157,9 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process edits files of this folder. The kernel frees the lock of a dead process."""
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process edits the config. The kernel frees the lock of a dead process."""
+    folder = path.resolve().parent
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
 
-from appliance.config import yaml_source
+from appliance.config import text_file, yaml_source
 from appliance.config.yaml_source import Document, Place
 from appliance.domain.errors import ConfigError
 
@@ -21,6 +22,20 @@ def files(path: Path) -> list[Path]:
     return sorted(file for file in found if not file.name.startswith("."))
 
 
+def find_model(path: Path, name: str) -> Path | None:
+    """Return the included file that has a model; None if the config file ``path`` itself, or no file, has it.
+
+    Raises:
+        ConfigError: a file cannot be read, or is not YAML.
+    """
+    return next((file for file in files(path) if name in _model_names(yaml_source.read(file).data)), None)
+
+
+def _model_names(data: Any) -> list[Any]:
+    models = data.get("models") if isinstance(data, dict) else None
+    return [each.get("name") for each in models if isinstance(each, dict)] if isinstance(models, list) else []
+
+
 def read(path: Path, environment: Mapping[str, str]) -> Document:
     """Read a config file, with the models of its included files after its own.
 
@@ -30,8 +45,16 @@ def read(path: Path, environment: Mapping[str, str]) -> Document:
     return with_included(yaml_source.read(path, environment), path, environment)
 
 
-def with_included(document: Document, path: Path, environment: Mapping[str, str]) -> Document:
-    """Return the content of the config file ``path`` with the models of its included files, as ``read``."""
+def with_included(
+    document: Document,
+    path: Path,
+    environment: Mapping[str, str],
+    texts: Mapping[Path, str] = MappingProxyType({}),
+) -> Document:
+    """Return the content of the config file ``path`` with the models of its included files, as ``read``.
+
+    ``texts`` are used instead of the content of included files.
+    """
     included = files(path)
     if not included or not isinstance(document.data, dict):
         return document
@@ -46,7 +69,8 @@ def with_included(document: Document, path: Path, environment: Mapping[str, str]
         {},
     )
     for file in included:
-        merged = _with_models(merged, yaml_source.read(file, environment), str(file))
+        text = texts[file] if file in texts else text_file.read(file)
+        merged = _with_models(merged, yaml_source.parse(text, str(file), environment), str(file))
     repeated = tuple(_repeated(merged, str(path)))
     return msgspec.structs.replace(merged, problems=(*merged.problems, *repeated))
 

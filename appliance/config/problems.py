@@ -54,7 +54,9 @@ def config_error(problems: Iterable[Problem], document: Document, file: str) -> 
         errors.append(ConfigError(message, file=found_in, line=document.line(place), model=model, key=key))
     first, *others = errors
     message = "\n".join([first.message, *map(str, others)])
-    return ConfigError(message, file=first.file, line=first.line, model=first.model, key=first.key)
+    error = ConfigError(message, file=first.file, line=first.line, model=first.model, key=first.key)
+    error.problems = tuple(errors)
+    return error
 
 
 def _position(place: Place, document: Document) -> tuple[str, int]:

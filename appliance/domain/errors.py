@@ -46,6 +46,7 @@ class ConfigError(ApplianceError):
         self.line = line
         self.model = model
         self.key = key
+        self.problems: tuple[ConfigError, ...] = (self,)  # each mistake of the file, if there are several
         place = ":".join(str(each) for each in (file, line) if each is not None)
         named = (f"model {model}" if model else "", f"key {key}" if key else "")
         super().__init__(": ".join(filter(None, (place, ", ".join(filter(None, named)), message))))

@@ -56,6 +56,16 @@ class FitResponse(Struct, kw_only=True):
     evicts: Annotated[tuple[str, ...], Meta(description="Models that may be evicted for it")]
 
 
+class DeviceFit(Struct, kw_only=True):
+    """Whether a model can be loaded on one device; ``state`` is null if its memory is unknown."""
+
+    device: str
+    state: Literal["fits", "evicts", "does not fit"] | None
+    evicts: Annotated[tuple[str, ...], Meta(description="Models that may be evicted for it")]
+    memory: Annotated[int, Meta(description="Bytes of the device")]
+    free: Annotated[int, Meta(description="Bytes that are free now")]
+
+
 class CatalogueModelResponse(Struct, kw_only=True):
     """A model of the catalogue."""
 
@@ -113,6 +123,8 @@ class ProposalResponse(Struct, kw_only=True):
     disk_free: Annotated[int, Meta(description="Free bytes on the disk of the data folder")]
     memory: Annotated[int | None, Meta(description="Estimated bytes on a device; null if unknown")]
     fit: Annotated[FitResponse | None, Meta(description="null if the memory is unknown")]
+    devices: Annotated[tuple[DeviceFit, ...], Meta(description="The fit on each device")]
+    gated: Annotated[bool, Meta(description="Whether the hub asks to accept a licence first")]
     problem: Annotated[str | None, Meta(description="Why the model is only added with force")]
     tested: Annotated[bool | None, Meta(description="null if the model is not in the catalogue")]
     yaml: Annotated[str, Meta(description="The entry in models.yaml")]

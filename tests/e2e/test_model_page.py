@@ -283,6 +283,7 @@ def test_labels_of_files_do_not_cover_the_run_button(phone: Page) -> None:
         phone.evaluate("place => scrollTo(0, place)", place)
         covered = phone.evaluate(
             """() => { const box = document.querySelector("#run").getBoundingClientRect();
-            return document.elementFromPoint(box.x + 20, box.y + box.height / 2)?.closest("#run") === null }"""
+            const there = document.elementFromPoint(box.x + 20, box.y + box.height / 2);
+            return there?.closest("#run") === null }"""
         )
         assert not covered, place

@@ -20,6 +20,7 @@ from appliance.gateway.api import errors, reference, requests
 from appliance.gateway.api.admin import (
     additions,
     builds,
+    config_files,
     conversations,
     examples,
     history,
@@ -80,6 +81,7 @@ ROUTES: Final = (
     *examples.ROUTES,
     *conversations.ROUTES,
     *additions.ROUTES,
+    *config_files.ROUTES,
     *reference.ROUTES,
     *openai.ROUTES,
     *stored_responses.ROUTES,

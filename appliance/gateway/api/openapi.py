@@ -15,6 +15,7 @@ from appliance.protocols import (
     adding_types,
     admin_types,
     compat_types,
+    config_types,
     conversation_types,
     request_types,
     response_types,
@@ -30,6 +31,8 @@ _BODIES: Final = (
     *adding_types.RESPONSES,
     *conversation_types.REQUESTS,
     *conversation_types.RESPONSES,
+    *config_types.REQUESTS,
+    *config_types.RESPONSES,
     *compat_types.REQUESTS,
     *compat_types.RESPONSES,
 )
@@ -58,6 +61,7 @@ _SHAPES: Final = {422: "InvalidInput", 429: "Throttled"}
 
 #: name, or name:maximum -> (place, schema, description)
 _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
+    "file": ("query", _TEXT, "Name of a config file; by default models.yaml"),
     "cursor": ("query", _TEXT, "Where the page begins; part of the URLs next and previous of a page"),
     "created_after": ("query", _TIME, "Only predictions created at this time or later"),
     "created_before": ("query", _TIME, "Only predictions created before this time"),

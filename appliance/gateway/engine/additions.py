@@ -22,9 +22,16 @@ import msgspec
 from appliance import config as configuration
 from appliance.adding import Pending, pending
 from appliance.adding.download_process import Line
-from appliance.config import Config, Report
+from appliance.config import Config, Report, includes
 from appliance.config.edit import add_entry, change_entry, remove_entry
-from appliance.config.edit_file import Edited, check_writable, edit_file, put_back
+from appliance.config.edit_file import (
+    Edited,
+    check_writable,
+    checksum_of,
+    edit_file,
+    put_back,
+    with_line_ends_of,
+)
 from appliance.domain.errors import ApplianceError, ConfigError, Conflict, NotFound
 from appliance.domain.prediction import new_id
 from appliance.gateway.engine.reload import Reload
@@ -90,11 +97,12 @@ class Additions:
         configure: Configure,
         *,
         force: bool = False,
+        old_revision: str | None = None,
     ) -> Addition:
         """Start to download the weights of a model and to write its ``entry`` to models.yaml.
 
         ``configure`` is as for ``Reload.apply``. With ``force``, the entry stays although the model cannot be
-        served.
+        served. ``old_revision`` is that of the model before an update.
 
         Raises:
             Conflict: the model is being added or updated already, or models.yaml cannot be written.
@@ -105,7 +113,12 @@ class Additions:
             raise Conflict(error.detail) from error
         self._check_free(str(entry["name"]))
         given = Pending(
-            id=new_id(), action=action, entry=entry, force=force, created_at=round(time.time(), 6)
+            id=new_id(),
+            action=action,
+            entry=entry,
+            force=force,
+            created_at=round(time.time(), 6),
+            old_revision=old_revision,
         )
         self._known[given.id] = Addition(pending=given)  # from here on, no other addition of the model starts
         try:
@@ -174,13 +187,38 @@ class Additions:
         """Remove a model from models.yaml, and reload the file.
 
         Raises:
-            Conflict: the model is being updated, or models.yaml cannot be changed. The file is as before.
+            Conflict: the model is being updated, or the reload failed.
+            ConfigError: the file of the model cannot be changed.
         """
         self._check_free(model)
         async with self._turn:
+            included = await self._included(model)
+            file = str(included or self.file)
             return await self._edit(
-                lambda text: remove_entry(text, model, str(self.file)), configure, lambda _: None
+                lambda text: remove_entry(text, model, file), configure, included=included
             )
+
+    async def replace(self, text: str, checksum: str, configure: Configure, included: Path | None) -> Report:
+        """Replace the text of models.yaml, or of an ``included`` file, and reload.
+
+        ``checksum`` is that of the text that the edit began with. Line ends stay those of the file.
+
+        Raises:
+            Conflict: the file has another text now, or the reload failed.
+            ConfigError: the file cannot be written, or the new text is not a valid config.
+        """
+
+        def edit(old: str) -> str:
+            if checksum_of(old) != checksum:
+                raise Conflict(
+                    f"{(included or self.file).name} was changed since it was read: copy your changes, read "
+                    "the file again, and make them there."
+                )
+            return with_line_ends_of(old, text)
+
+        async with self._turn:
+            await asyncio.to_thread(check_writable, included or self.file)
+            return await self._edit(edit, configure, included=included)
 
     async def close(self) -> None:
         """Stop all downloads; the next gateway continues them."""
@@ -275,21 +313,36 @@ class Additions:
         """Write the entry to models.yaml and reload.
 
         Raises:
-            Conflict: models.yaml cannot be changed, or the model cannot be served.
+            ConfigError: models.yaml cannot be changed.
+            Conflict: the reload failed, or the model cannot be served.
         """
-        name, file = given.model, str(self.file)
+        included = await self._included(given.model) if given.action == "update" else None
+        name, file = given.model, str(included or self.file)
 
         def edit(text: str) -> str:
             if given.action == "update":
-                return change_entry(
-                    text, name, ("source", "revision"), given.entry["source"]["revision"], file
-                )
+                return _with_revision(text, given, given.entry["source"]["revision"], file)
             return text if self._is_written(given) else add_entry(text, given.entry, file)
+
+        def undo(text: str) -> str:
+            """Undo the edit of a gateway that was killed after it."""
+            if given.action == "add":
+                return remove_entry(text, name, file)
+            return (
+                text if given.old_revision is None else _with_revision(text, given, given.old_revision, file)
+            )
 
         def problem(report: Report) -> str | None:
             return None if given.force else report.not_served.get(name)
 
-        return await self._edit(edit, configure, problem)
+        repeated = given.applying
+        if not repeated:
+            await asyncio.to_thread(pending.write, self._home, msgspec.structs.replace(given, applying=True))
+        return await self._edit(edit, configure, problem, undo if repeated else None, included)
+
+    async def _included(self, model: str) -> Path | None:
+        """Return the file of models.d that has a model; None for models.yaml."""
+        return await asyncio.to_thread(includes.find_model, self.file, model)
 
     def _is_written(self, given: Pending) -> bool:
         """Return whether models.yaml has the entry already, because a gateway was killed before its end."""
@@ -297,43 +350,49 @@ class Additions:
         return any(model.name == given.model and model.source == given.config().source for model in models)
 
     async def _edit(
-        self, edit: Callable[[str], str], configure: Configure, problem: Callable[[Report], str | None]
+        self,
+        edit: Callable[[str], str],
+        configure: Configure,
+        problem: Callable[[Report], str | None] = lambda _: None,
+        undo: Callable[[str], str] | None = None,
+        included: Path | None = None,
     ) -> Report:
-        """Edit models.yaml and reload it. Put the file back if that fails or ``problem`` returns one.
+        """Edit models.yaml, or an ``included`` file, and reload it.
+
+        If the reload fails or ``problem`` returns one, the file is put back. ``undo`` returns the text before
+        an edit that an earlier gateway made.
 
         Raises:
-            Conflict: the reason, and whether the file is as before.
+            ConfigError: the file cannot be changed, or the new text is not valid.
+            Conflict: why the reload failed, and whether the file is as before.
         """
-        try:
-            edited = await asyncio.to_thread(edit_file, self.file, edit)
-        except ConfigError as error:
-            raise Conflict(error.detail) from error
+        edited = await asyncio.to_thread(edit_file, self.file, edit, included)
+        if undo is not None and edited.old == edited.new:
+            edited = edited._replace(old=undo(edited.new))
         try:
             report = await self._reload.apply(configure)
         except Exception as error:
             reason = error.detail if isinstance(error, ApplianceError) else str(error)
-            raise await self._undone(edited, configure, reason) from error
+            raise await self._undone(edited, configure, reason, included) from error
         if not_served := problem(report):
-            raise await self._undone(edited, configure, not_served)
+            raise await self._undone(edited, configure, not_served, included)
         return report
 
-    async def _undone(self, edited: Edited, configure: Configure, reason: str) -> Conflict:
-        """Put models.yaml back, reload it, and return the error to raise."""
-        if edited.old == edited.new:  # the text before the edit was lost with the gateway that made it
-            return Conflict(f"{reason}. models.yaml has the change since before a restart: correct it.")
+    async def _undone(
+        self, edited: Edited, configure: Configure, reason: str, included: Path | None
+    ) -> Conflict:
+        """Put the edited file back, reload, and return the error to raise."""
+        file = (included or self.file).name
+        if edited.old == edited.new:  # an addition of an older version, whose edit is not known
+            return Conflict(f"{reason}. {file} has the change since before a restart: correct it.")
         try:
-            if not await asyncio.to_thread(put_back, self.file, edited):
-                return Conflict(
-                    f"{reason}. models.yaml was edited meanwhile and keeps the change: correct it."
-                )
+            if not await asyncio.to_thread(put_back, self.file, edited, included):
+                return Conflict(f"{reason}. {file} was edited meanwhile and keeps the change: correct it.")
             await self._reload.apply(configure)
         except Exception as error:  # noqa: BLE001  # any error of the reload; the caller raises what is returned
-            _log.error(
-                "models.yaml could not be put back after a failed change: %s: correct the file",
-                error,
-            )
-            return Conflict(f"{reason}. models.yaml could not be put back either: {error}")
-        return Conflict(f"{reason}. models.yaml is as before.")
+            _log.error("%s could not be put back after a failed change: %s: correct the file", file, error)
+            return Conflict(f"{reason}. {file} could not be put back either: {error}")
+        return Conflict(f"{reason}. {file} is as before.")
 
     def _change(self, id: str, **changes: Any) -> None:
         self._known[id] = msgspec.structs.replace(self._known[id], **changes)
@@ -347,6 +406,10 @@ class Additions:
         ended = [each for each in self._known.values() if each.over]
         for each in ended[:-_KEPT]:
             del self._known[each.pending.id]
+
+
+def _with_revision(text: str, given: Pending, revision: str, file: str) -> str:
+    return change_entry(text, given.model, ("source", "revision"), revision, file)
 
 
 async def _clear(id: str, process: asyncio.subprocess.Process) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from appliance.ui.layout import Page
 from appliance.ui.pages import (
+    add,
     chat,
     compare,
+    config,
     explore,
     find,
     machine,
@@ -20,7 +21,7 @@ from appliance.ui.template_pages import TemplatePage
 
 #: The page after the sign-in.
 FIRST: Final = TemplatePage("/explore", "Models", explore.ROUTES)
-PAGES: Final[tuple[Page | TemplatePage, ...]] = (
+PAGES: Final = (
     FIRST,
     TemplatePage("/chat", "Chat", chat.ROUTES),
     TemplatePage("/compare", "Compare", compare.ROUTES),
@@ -29,5 +30,8 @@ PAGES: Final[tuple[Page | TemplatePage, ...]] = (
     TemplatePage("/machine", "Machine", machine.ROUTES),
     TemplatePage("/usage", "Usage", usage.ROUTES),
     TemplatePage("/settings", "Settings", settings.ROUTES, admin=True),
+    TemplatePage("/add", "Add a model", add.ROUTES, listed=False, admin=True),
+    TemplatePage("/config", "Configuration", config.ROUTES, listed=False, admin=True),
+    TemplatePage("/models", "Settings of a model", config.MODEL_ROUTES, listed=False, admin=True),
     TemplatePage("/_ui/find", "Find", find.ROUTES, listed=False),
 )

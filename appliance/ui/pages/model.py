@@ -119,8 +119,8 @@ class ModelPage:
 
     @layout.show_errors
     async def heading(self, request: gr.Request) -> str:
-        caller = session.of(request).caller
-        return _heading(self._data, await _state(caller, self._data.name))
+        user = session.of(request)
+        return _heading(self._data, await _state(user.caller, self._data.name), admin=user.admin)
 
     @layout.show_errors
     async def readme(self, request: gr.Request) -> str:
@@ -255,7 +255,7 @@ async def _state(caller: Caller, name: str) -> ModelStatus | None:
     return next((model for model in models if model.name == name), None)
 
 
-def _heading(data: ModelPageData, state: ModelStatus | None = None) -> Markup:
+def _heading(data: ModelPageData, state: ModelStatus | None = None, *, admin: bool = False) -> Markup:
     owner, _, name = data.name.partition("/")
     return markup.render(
         "model_heading.html",
@@ -265,6 +265,7 @@ def _heading(data: ModelPageData, state: ModelStatus | None = None) -> Markup:
         state=state and explore.badge(state),
         queued=state and state.queued,
         links=data.links,
+        settings=f"/models/{data.name}/settings" if admin else None,
         newest_version=None if data.version is None else f"/{data.name}",
     )
 

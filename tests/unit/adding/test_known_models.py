@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from appliance import weights
-from appliance.adding import DeviceUse, Fit, catalogue, delete, find_fit, proposal, search, unused
+from appliance.adding import DeviceUse, Fit, catalogue, delete_unused, find_fit, proposal, search, unused
 from appliance.adding.known_models import CatalogueModel, find, wheel_source
 from appliance.config import Config, PypiSource, load
 from appliance.config.sections import CatalogueConfig
@@ -195,10 +195,12 @@ def test_unused_weights_are_found_and_deleted(tmp_path: Path) -> None:
     for folder, size in ((used, 10), (old, 30), (partial, 20)):
         folder.mkdir(parents=True)
         (folder / "file").write_bytes(bytes(size))
-    found = unused(tmp_path, [config])
+    found = unused(tmp_path, lambda: [config])
     assert found == [(old, 30), (partial, 20)]
-    for each in found:
-        delete(each)
+    paths = [used, old, partial]
+    with pytest.raises(ApplianceError, match=f"{used} is not unused, or does not exist"):
+        delete_unused(tmp_path, lambda: [config], paths, every=True)
+    assert delete_unused(tmp_path, lambda: [config], paths) == found
     assert used.exists()
     assert not old.exists()
     assert not partial.exists()
@@ -212,8 +214,8 @@ def test_weights_of_a_running_appliance_are_used(tmp_path: Path) -> None:
     edited, running = config("new"), config("old")
     folder = weights.folder(tmp_path, running.models[0])
     folder.mkdir(parents=True)
-    assert [each.path for each in unused(tmp_path, [edited])] == [folder]
-    assert unused(tmp_path, [edited, running]) == []
+    assert [each.path for each in unused(tmp_path, lambda: [edited])] == [folder]
+    assert unused(tmp_path, lambda: [edited, running]) == []
 
 
 def test_a_model_in_a_python_package_needs_no_recognition(

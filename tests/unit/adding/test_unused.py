@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from appliance.adding.unused import delete, unused
+from appliance.adding.unused import delete_unused, unused
 from appliance.config import Config, ImageSource
 from appliance.weights import cog_image
 
@@ -22,8 +22,8 @@ def test_an_image_is_used_if_a_model_names_its_digest_or_a_tag_that_leads_to_it(
         for number, source in enumerate((tag, digest))
     ]
     config = Config.model_validate({"code": {"cog": True}, "models": models})
-    found = unused(tmp_path, [config])
+    found = unused(tmp_path, lambda: [config])
     assert [(each.path.name, each.size) for each in found] == [("2222-b", 5), ("tag-x", 0)]
-    for each in found:
-        delete(each)
+    paths = [each.path for each in found]
+    assert delete_unused(tmp_path, lambda: [config], [*paths, cog_image.folder(tmp_path, digest)]) == found
     assert len(list(root.iterdir())) == 3

@@ -7,6 +7,7 @@ import contextlib
 import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -16,7 +17,7 @@ from starlette.routing import Route
 
 from appliance import adding
 from appliance import config as configuration
-from appliance.config import Config, Report
+from appliance.config import Config, Report, includes
 from appliance.config.edit import change_entry, remove_entry
 from appliance.config.edit_file import preview
 from appliance.domain.errors import (
@@ -39,6 +40,7 @@ from appliance.protocols.adding_types import (
     AdditionResponse,
     CatalogueModelResponse,
     CatalogueResponse,
+    DeviceFit,
     FitResponse,
     HubModelResponse,
     HubSearchResponse,
@@ -126,6 +128,8 @@ async def propose(request: Request) -> Response:
             disk_free=shutil.disk_usage(services.reload.home).free,
             memory=plan.memory,
             fit=None if plan.fit is None else _fit(plan.fit),
+            devices=tuple(_device_fit(each, plan.memory) for each in _devices(services)),
+            gated=proposal.gated,
             problem=None if plan.problem is None else _as_fields(plan.problem),
             tested=proposal.tested,
             yaml=plan.yaml,
@@ -206,13 +210,15 @@ async def update(request: Request) -> Response:
         raise BadRequest(f"The model {model} is at the newest revision, {found.old}.")
     file = services.additions.file
 
-    def edit(text: str) -> str:
-        return change_entry(text, model, ("source", "revision"), found.new, str(file))
-
     with _as_request_errors():
-        edited = await asyncio.to_thread(preview, file, edit)
+        included = await asyncio.to_thread(includes.find_model, file, model)
+
+        def edit(text: str) -> str:
+            return change_entry(text, model, ("source", "revision"), found.new, str(included or file))
+
+        edited = await asyncio.to_thread(preview, file, edit, included)
         entry = next(each for each in edited.config.models if each.name == model).model_dump(mode="json")
-        addition = await services.additions.start("update", entry, services.configure)
+        addition = await services.additions.start("update", entry, services.configure, old_revision=found.old)
     return responses.json(_response(addition), 202)
 
 
@@ -222,17 +228,16 @@ async def remove(request: Request) -> Response:
     await requests.caller(request, Scope.ADMIN)
     name, file, home = requests.model_name(request), services.additions.file, services.reload.home
     prune = request.query_params.get("prune") == "true"
+
     with _as_request_errors():
         config = await asyncio.to_thread(configuration.load, file)
         if all(model.name != name for model in config.models):
             raise NotFound(f"models.yaml has no model {name}.")
-        after = await asyncio.to_thread(preview, file, lambda text: remove_entry(text, name, str(file)))
-        before = {each.path for each in await asyncio.to_thread(adding.unused, home, [config])}
-        unused = await asyncio.to_thread(adding.unused, home, [after.config])
-        freed = [each for each in unused if each.path not in before]
+        freed = await asyncio.to_thread(_freed, services, name)
         report = await services.additions.remove(name, services.configure)
-        for each in freed if prune else ():
-            await asyncio.to_thread(adding.delete, each)
+        if prune:
+            paths = [each.path for each in freed]
+            freed = await asyncio.to_thread(adding.delete_unused, home, lambda: _configs(services), paths)
     return responses.json(
         RemovalResponse(
             model=name, reload=_reload(report), weights=[_weights(each) for each in freed], deleted=prune
@@ -250,13 +255,12 @@ async def prune(request: Request) -> Response:
     """``POST /admin/weights/prune``: delete some of the unused weights; nothing if one of them is in use."""
     await requests.caller(request, Scope.ADMIN)
     given = await requests.parse(request, PruneRequest)
-    unused = {str(each.path): each for each in await _unused(request)}
-    if missing := [path for path in given.paths if path not in unused]:
-        raise Conflict(f"{missing[0]} is not unused, or does not exist: list the unused weights again.")
-    deleted = [unused[path] for path in dict.fromkeys(given.paths)]
+    services = services_of(request)
+    home, paths = services.reload.home, [Path(path) for path in given.paths]
     with _as_request_errors():
-        for each in deleted:
-            await asyncio.to_thread(adding.delete, each)
+        deleted = await asyncio.to_thread(
+            adding.delete_unused, home, lambda: _configs(services), paths, every=True
+        )
     return responses.json(
         PruneResponse(deleted=[_weights(each) for each in deleted], freed=sum(each.size for each in deleted))
     )
@@ -302,13 +306,26 @@ async def _update(request: Request) -> tuple[str, adding.Update]:
 
 async def _unused(request: Request) -> list[adding.Unused]:
     services = services_of(request)
-
-    def find() -> list[adding.Unused]:
-        configs: list[Config] = [configuration.load(services.additions.file), services.reload.in_force]
-        return adding.unused(services.reload.home, configs)
-
     with _as_request_errors():
-        return await asyncio.to_thread(find)
+        return await asyncio.to_thread(adding.unused, services.reload.home, lambda: _configs(services))
+
+
+def _configs(services: Services) -> list[Config]:
+    """Return the configs whose models use weights: that of the file, and the one in effect."""
+    return [configuration.load(services.additions.file), services.reload.in_force]
+
+
+def _freed(services: Services, name: str) -> list[adding.Unused]:
+    """Return the weights that only one model of models.yaml uses.
+
+    Raises:
+        ConfigError: the model cannot be removed from the file.
+    """
+    file, home = services.additions.file, services.reload.home
+    included = includes.find_model(file, name)
+    after = preview(file, lambda text: remove_entry(text, name, str(included or file)), included)
+    before = {each.path for each in adding.unused(home, lambda: [configuration.load(file)])}
+    return [each for each in adding.unused(home, lambda: [after.config]) if each.path not in before]
 
 
 def _devices(services: Services) -> list[adding.DeviceUse]:
@@ -331,6 +348,17 @@ def _devices(services: Services) -> list[adding.DeviceUse]:
 
 def _fit(fit: adding.Fit) -> FitResponse:
     return FitResponse(state=fit.state, device=fit.device, evicts=fit.evicts)
+
+
+def _device_fit(device: adding.DeviceUse, needed: int | None) -> DeviceFit:
+    fit = None if needed is None else adding.find_fit(needed, [device])
+    return DeviceFit(
+        device=device.name,
+        state=None if fit is None else fit.state,
+        evicts=() if fit is None else fit.evicts,
+        memory=device.memory,
+        free=device.free,
+    )
 
 
 def _weights(found: adding.Unused) -> UnusedWeights:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 from huggingface_hub import constants
 
@@ -279,10 +280,13 @@ async def test_the_next_gateway_continues_a_download(
     api: Api, hub: StubHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services = api.services
+    before = file(services).read_text()
     hub.gate.clear()
     addition = await add(api)
     await until_downloading(api, addition)
-    assert adding.unused(services.reload.home, [services.config]) == []  # not even the unfinished files
+    assert (
+        adding.unused(services.reload.home, lambda: [services.config]) == []
+    )  # not even the unfinished files
     await services.additions.close()
     assert kill_marked(ADDITION_MARK, addition["id"]) == []
     services.additions = Additions(services.reload.home, services.reload)
@@ -291,7 +295,7 @@ async def test_the_next_gateway_continues_a_download(
     assert (await ended(api, addition))["state"] == "succeeded"
     assert (await api.get("/v1/models/org/model")).status_code == 200
     # as if the gateway had been killed after the edit, before it removed the file of the addition
-    given = services.additions.get(addition["id"]).pending
+    given = msgspec.structs.replace(services.additions.get(addition["id"]).pending, applying=True)
     adding.pending.write(services.reload.home, given)
     text = file(services).read_text()
     services.additions = Additions(services.reload.home, services.reload)
@@ -306,9 +310,65 @@ async def test_the_next_gateway_continues_a_download(
     adding.pending.write(services.reload.home, given)
     services.additions = Additions(services.reload.home, services.reload)
     services.additions.resume(services.configure)
-    assert (await ended(api, addition))["problem"] == (
-        "its weights are damaged. models.yaml has the change since before a restart: correct it."
-    )
+    assert (await ended(api, addition))["problem"] == "its weights are damaged. models.yaml is as before."
+    assert file(services).read_text() == before
+
+
+async def test_an_update_that_failed_after_a_restart_is_undone(
+    api: Api, hub: StubHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = api.services
+    await ended(api, await add(api))
+    before = file(services).read_text()
+    hub.add("Org/Model", {**FILES, "model.safetensors": bytes(100_000)})
+    update = await ended(api, (await api.post("/admin/models/org/model/update")).json())
+    given = msgspec.structs.replace(services.additions.get(update["id"]).pending, applying=True)
+
+    async def not_serving(_: Any) -> Report:
+        return Report(not_served={"org/model": "its weights are damaged"})
+
+    monkeypatch.setattr(services.reload, "apply", not_serving)
+    adding.pending.write(services.reload.home, given)
+    services.additions = Additions(services.reload.home, services.reload)
+    services.additions.resume(services.configure)
+    assert (await ended(api, update))["problem"] == "its weights are damaged. models.yaml is as before."
+    assert file(services).read_text() == before
+
+
+async def test_weights_of_an_addition_that_starts_during_a_removal_stay(
+    api: Api, hub: StubHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ended(api, await add(api))
+    apply, started = api.services.reload.apply, list[dict[str, Any]]()
+
+    async def with_another_addition(configure: Any) -> Report:
+        if not started:
+            started.append(await add(api, name="me/copy"))
+        return await apply(configure)
+
+    monkeypatch.setattr(api.services.reload, "apply", with_another_addition)
+    reply = await api.delete("/admin/models/org/model", params={"prune": "true"})
+    assert (reply.status_code, reply.json()["weights"]) == (200, [])
+    assert (await ended(api, started[0]))["state"] == "succeeded"
+    assert checked(await api.get("/admin/weights/unused"), "UnusedWeightsPage")["results"] == []
+    assert (await api.get("/v1/models/me/copy")).status_code == 200
+
+
+async def test_a_model_of_an_included_file_is_updated_and_removed(api: Api, hub: StubHub) -> None:
+    included = file(api.services).parent / "models.d" / "more.yaml"
+    included.parent.mkdir()
+    await ended(api, await add(api))
+    text, first = file(api.services).read_text(), hub.commits["Org/Model"]
+    included.write_text("models:\n" + text[text.index("- name: org/model") :])
+    file(api.services).write_text(text[: text.index("- name: org/model")])
+    second = hub.add("Org/Model", {**FILES, "model.safetensors": bytes(100_000)})
+    moved = included.read_text()
+    update = await ended(api, (await api.post("/admin/models/org/model/update")).json())
+    assert (update["state"], update["problem"]) == ("succeeded", None)
+    assert included.read_text() == moved.replace(first, second)
+    reply = await api.delete("/admin/models/org/model")
+    assert reply.status_code == 200, reply.text
+    assert included.read_text() == "models:\n  []\n"
 
 
 async def test_a_failed_download_says_why(api: Api, hub: StubHub) -> None:
