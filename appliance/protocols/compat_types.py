@@ -125,6 +125,7 @@ class ImageEditRequest(ImageRequest, kw_only=True):
     """An image to edit: a form, not JSON."""
 
     image: Upload
+    mask: Annotated[Upload | None, Meta(description="Mask: transparent where to repaint the image")] = None
 
 
 class SpeechRequest(Request, kw_only=True):

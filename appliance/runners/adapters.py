@@ -183,6 +183,18 @@ def allowed(source: RemoteAdapter, patterns: Iterable[str]) -> bool:
     return False
 
 
+def may_redirect(url: str, patterns: Iterable[str]) -> bool:
+    """Return whether the download of an adapter may be redirected to ``url``.
+
+    Scheme and host must be those of one of ``patterns``, the key ``adapter_sources`` of a model.
+    """
+    target = urlsplit(url)
+    return any(
+        (target.scheme, target.netloc) == (allowed.scheme, allowed.netloc)
+        for allowed in map(urlsplit, patterns)
+    )
+
+
 def hub_adapter(source: RemoteAdapter) -> ModelConfig:
     """Return the adapter in a hub repository as a model, for functions that download weights of models."""
     repository = HubSource(hub=str(source.hub), revision=source.revision, file=source.file)

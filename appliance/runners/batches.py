@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 from collections import deque
-from collections.abc import Callable, Hashable
-from typing import Final, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from contextvars import Context, copy_context
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -14,6 +17,7 @@ Result = TypeVar("Result")
 class _Request(NamedTuple, Generic[Item, Result]):
     item: Item
     result: asyncio.Future[Result]
+    context: Context  # of the prediction
 
 
 class Batches(Generic[Item, Result]):
@@ -21,31 +25,57 @@ class Batches(Generic[Item, Result]):
 
     def __init__(
         self,
-        compute: Callable[[list[Item]], list[Result]],
+        compute: Callable[[list[Item]], Sequence[Result | Exception]],
         *,
         most: int,
         key: Callable[[Item], Hashable] = lambda _: None,
+        size: Callable[[Item], int] = lambda _: 1,
     ) -> None:
-        """Items in one batch have the same ``key``, and are at most ``most``.
+        """Items in one batch have the same ``key``, and their sizes are together at most ``most``.
 
-        ``compute`` returns one result for each item, in their order.
+        An item that is larger than ``most`` is computed alone. ``compute`` returns one result for each item,
+        in their order; an exception is the error of its item. It runs in the context of the prediction if
+        the batch has one item, and otherwise in an empty context.
         """
         self._compute: Final = compute
         self._most: Final = most
         self._key: Final = key
+        self._size: Final = size
         self._waiting: deque[_Request[Item, Result]] = deque()
         self._computing: asyncio.Task[None] | None = None
+        self._batch: list[_Request[Item, Result]] = []  # computed by ``_thread``
+        self._thread: asyncio.Future[Any]
 
-    async def result(self, item: Item) -> Result:
+    async def result(self, item: Item, *, on_cancel: Callable[[], object] = lambda: None) -> Result:
         """Return the result of ``item``, computed in a batch with other items that wait.
 
         If a batch fails, its items are computed one by one, so that each item gets its own result or error.
+
+        If the task is cancelled, ``on_cancel`` is called. If all items of the batch are cancelled, the last
+        call returns only after the computation has ended.
         """
-        request: _Request[Item, Result] = _Request(item, asyncio.get_running_loop().create_future())
+        request: _Request[Item, Result] = _Request(
+            item, asyncio.get_running_loop().create_future(), copy_context()
+        )
         self._waiting.append(request)
         if self._computing is None or self._computing.done():
             self._computing = asyncio.get_running_loop().create_task(self._compute_all())
-        return await request.result
+        try:
+            return await request.result
+        except asyncio.CancelledError:
+            on_cancel()
+            await self._ended(request)
+            raise
+
+    async def _ended(self, request: _Request[Item, Result]) -> None:
+        """Wait until the batch with ``request`` has ended, unless another prediction needs its results."""
+        while (
+            any(each is request for each in self._batch)
+            and all(each.result.done() for each in self._batch)
+            and not self._thread.done()
+        ):
+            with contextlib.suppress(Exception, asyncio.CancelledError):  # of a second cancel
+                await asyncio.shield(self._thread)
 
     async def _compute_all(self) -> None:
         while self._waiting:
@@ -54,12 +84,16 @@ class Batches(Generic[Item, Result]):
     def _next_batch(self) -> list[_Request[Item, Result]]:
         """Remove and return the oldest request, and the next ones with the same key."""
         batch = [self._waiting.popleft()]
-        key = self._key(batch[0].item)
+        key, size = self._key(batch[0].item), self._size(batch[0].item)
         others: deque[_Request[Item, Result]] = deque()
         while self._waiting:
             request = self._waiting.popleft()
-            fits = len(batch) < self._most and self._key(request.item) == key
-            (batch if fits else others).append(request)
+            more = self._size(request.item)
+            if size + more <= self._most and self._key(request.item) == key:
+                batch.append(request)
+                size += more
+            else:
+                others.append(request)
         self._waiting = others
         return batch
 
@@ -70,7 +104,7 @@ class Batches(Generic[Item, Result]):
         if not batch:
             return
         try:
-            results = await asyncio.to_thread(self._compute, [request.item for request in batch])
+            results = await self._computed(batch)
         except Exception as error:  # noqa: BLE001  # after any error the predictions must end
             if len(batch) > 1:
                 for request in batch:
@@ -79,5 +113,19 @@ class Batches(Generic[Item, Result]):
                 batch[0].result.set_exception(error)
             return
         for request, result in zip(batch, results, strict=True):
-            if not request.result.done():
+            if request.result.done():
+                continue
+            if isinstance(result, Exception):
+                request.result.set_exception(result)
+            else:
                 request.result.set_result(result)
+
+    async def _computed(self, batch: list[_Request[Item, Result]]) -> Sequence[Result | Exception]:
+        # Output of one prediction must not get into the log of another one.
+        context = batch[0].context if len(batch) == 1 else Context()
+        call = functools.partial(context.run, self._compute, [request.item for request in batch])
+        self._batch, self._thread = batch, asyncio.get_running_loop().run_in_executor(None, call)
+        try:
+            return await self._thread
+        finally:
+            self._batch = []

@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -53,6 +54,10 @@ _APPLICATION: Final = {  # JPEG's application segments that are kept -> their mi
 }
 
 
+class _NoTransparencyError(Exception):
+    """The image has no transparent pixels."""
+
+
 def read(path: Path, field: str) -> Image:
     """Return the (first) image of a file, upright and in 8-bit colours.
 
@@ -63,6 +68,19 @@ def read(path: Path, field: str) -> Image:
     Raises:
         PredictionFailed: the file is not an image, is damaged, or has too many pixels.
     """
+    return _read(path, field, upright)
+
+
+def read_transparency(path: Path, field: str) -> Image:
+    """Return the transparency of an image as a grey image: white where the image is transparent.
+
+    Raises:
+        PredictionFailed: as ``read``, or the image has no transparency.
+    """
+    return _read(path, field, _transparency)
+
+
+def _read(path: Path, field: str, convert: Callable[[Image], Image]) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -70,12 +88,16 @@ def read(path: Path, field: str) -> Image:
             warnings.simplefilter("ignore")  # warnings about damaged metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
-                return _opened(path)
+                return _opened(path, convert)
             except Exception:
                 repaired = _without_metadata(path)
                 if repaired is None:
                     raise
-                return _opened(repaired)
+                return _opened(repaired, convert)
+    except _NoTransparencyError as error:
+        raise PredictionFailed(
+            f"input.{field}: this image has no transparency; send a PNG file with transparent pixels"
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PredictionFailed(f"input.{field}: this image has too many pixels; scale it down") from error
     except UnidentifiedImageError as error:
@@ -84,11 +106,11 @@ def read(path: Path, field: str) -> Image:
         raise PredictionFailed(f"input.{field}: this image is damaged: {error}") from error
 
 
-def _opened(source: Path | BinaryIO) -> Image:
+def _opened(source: Path | BinaryIO, convert: Callable[[Image], Image]) -> Image:
     from PIL import Image
 
     with Image.open(source, formats=_FORMATS) as opened:
-        return upright(opened)
+        return convert(opened)
 
 
 def is_deep(image: Image) -> bool:
@@ -98,10 +120,23 @@ def is_deep(image: Image) -> bool:
 
 def upright(opened: Image) -> Image:
     """Turn an opened image upright and convert it to 8-bit colours."""
-    from PIL import Image
+    opened.load()
+    return _turned(opened, _to_8_bits(opened) if is_deep(opened) else opened.convert("RGB"))
+
+
+def _transparency(opened: Image) -> Image:
+    from PIL import ImageChops
 
     opened.load()
-    image = _to_8_bits(opened) if is_deep(opened) else opened.convert("RGB")
+    if not opened.has_transparency_data:
+        raise _NoTransparencyError
+    return _turned(opened, ImageChops.invert(opened.convert("RGBA").getchannel("A")))
+
+
+def _turned(opened: Image, image: Image) -> Image:
+    """Turn ``image``, which was made from ``opened``, upright."""
+    from PIL import Image
+
     try:
         turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
     except Exception:  # noqa: BLE001  # an image with broken EXIF can still be used

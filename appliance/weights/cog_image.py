@@ -26,6 +26,7 @@ from appliance.config import CogModel, ImageCogOptions, ImageSource
 from appliance.domain.errors import WeightsError
 from appliance.domain.interface import REF
 from appliance.runners.cog.image import DESCRIPTION, ROOT, ImageDescription, description
+from appliance.runners.cog.sandbox import DRIVER_FOLDER, NVIDIA_SMI
 
 _TIMEOUT: Final = 4 * 3600.0  # seconds for one command; images have many GiB
 _TAIL: Final = 500  # characters of the output of a command in an error message
@@ -50,7 +51,10 @@ def folder(home: Path, source: ImageSource) -> Path:
     if source.digest is not None:
         return root(home) / _folder_name(source, source.digest)
     identity = source.image
-    if (archive := source.local) is not None and archive.exists():
+    archive = source.local
+    if archive is not None and archive.is_dir():
+        archive = archive / "index.json"  # which changes with every image of a layout
+    if archive is not None and archive.exists():
         status = archive.stat()  # a changed archive is another image
         identity += f"\0{status.st_size}\0{status.st_mtime_ns}"
     return root(home) / f"tag-{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{_name(source)}"
@@ -139,6 +143,9 @@ def _prepare(source: ImageSource, folder: Path) -> None:
             (folder / name).mkdir()
     for name in ("hosts", "resolv.conf"):  # the sandbox has its own
         (folder / "etc" / name).unlink(missing_ok=True)
+    for name in (NVIDIA_SMI, DRIVER_FOLDER):  # with GPUs the sandbox has those of the machine
+        if (place := folder / name.lstrip("/")).is_symlink():
+            place.unlink()
 
 
 def _describe(source: ImageSource, digest: str, document: dict[str, Any]) -> ImageDescription:

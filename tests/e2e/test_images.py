@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 from replicate.client import Client
@@ -117,7 +118,9 @@ def test_l6_l7_sizes_and_numbers_as_the_vercel_sdk_asks(appliance: Appliance) ->
     assert {(shown(image).colour, shown(image).shape) for image in images["several"]} == {
         ("orange", "diamond")
     }
-    assert {image.tobytes() for image in images["several"]} == {images["first"][0].tobytes()}
+    for image in images["several"]:  # they may share a batch, which changes how numbers are rounded
+        difference = np.asarray(image, np.int16) - np.asarray(images["first"][0], np.int16)
+        assert abs(difference).max() <= 2
     assert images["wide"][0].size == (80, 48)
     assert images["size"][0].size == (96, 64)
 

@@ -320,6 +320,29 @@ def test_images_show_what_they_were_asked_for(gpt: OpenAI, client: httpx.Client)
         assert (found.colour, found.shape) == ("red", "circle")
 
 
+def test_the_transparent_part_of_a_mask_is_repainted(gpt: OpenAI) -> None:
+    given, mask = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (64, 64), "white").save(given, "png")
+    clear = Image.new("RGBA", (64, 64), "black")
+    clear.paste((0, 0, 0, 0), (0, 0, 32, 64))  # the left half
+    clear.save(mask, "png")
+    edited = gpt.images.edit(
+        model=PAINTER,
+        image=("image.png", given.getvalue()),
+        mask=("mask.png", mask.getvalue()),
+        prompt="a large red square",
+        response_format="b64_json",
+        extra_body={"seed": "2", "prompt_strength": "1.0"},
+    )
+    assert edited.data is not None
+    image = decoded(edited.data[0]).convert("RGB")
+    left, right = image.getpixel((26, 32)), image.getpixel((48, 32))
+    assert isinstance(left, tuple)
+    assert isinstance(right, tuple)
+    assert left[0] - left[1] > 50, left
+    assert min(right) > 200, right
+
+
 def test_images_that_cannot_be_made(gpt: OpenAI) -> None:
     def refusal(**changes: Any) -> str:
         with pytest.raises(openai.BadRequestError) as caught:

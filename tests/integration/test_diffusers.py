@@ -166,6 +166,26 @@ async def test_an_image_to_begin_with_and_a_mask(load: Load, tmp_path: Path) -> 
         await loaded.run(prompt="x", mask=mask)
 
 
+async def test_a_transparent_mask_repaints_what_is_transparent(load: Load, tmp_path: Path) -> None:
+    loaded = await load(random_pipelines.stable_diffusion, num_inference_steps=4)
+    given, grey, clear = (tmp_path / name for name in ("given.png", "grey.png", "clear.png"))
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(given)
+    white = Image.new("L", (32, 32), 0)
+    white.paste(255, (0, 0, 16, 32))
+    white.save(grey)
+    transparent = Image.new("RGBA", (32, 32), (255, 255, 255, 255))  # its colours do not matter
+    transparent.paste((0, 0, 0, 0), (0, 0, 16, 32))
+    transparent.save(clear)
+    asked = {"prompt": "x", "image": given, "prompt_strength": 0.9, "seed": 1, "output_format": "png"}
+    (expected,) = await loaded.run(mask=grey, **asked)
+    (found,) = await loaded.run(mask=clear, mask_repaints="transparent", **asked)
+    (other,) = await loaded.run(mask=clear, **asked)
+    assert (pixels(found) == pixels(expected)).all()
+    assert (pixels(found) != pixels(other)).any()
+    with pytest.raises(PredictionFailed, match=r"input\.mask: this image has no transparency"):
+        await loaded.run(mask=grey, mask_repaints="transparent", **asked)
+
+
 def _white(folder: Path) -> Path:
     file = folder / "white.png"
     Image.new("L", (64, 32), 255).save(file)
@@ -268,14 +288,14 @@ async def test_a_large_image_is_canceled_within_a_step(load: Load) -> None:
     steps = late = 0
     watched = loaded.runner._stoppable_scheduler
 
-    def counted(input: dict[str, Any], stop: threading.Event) -> Any:
-        scheduler = watched(input, stop)
+    def counted(input: dict[str, Any], stops: list[threading.Event]) -> Any:
+        scheduler = watched(input, stops)
         original = scheduler.step
 
         def step(*given: Any, **named: Any) -> Any:
             nonlocal steps, late
             steps += 1
-            late += stop.is_set()
+            late += stops[0].is_set()
             return original(*given, **named)
 
         scheduler.step = step

@@ -21,8 +21,11 @@ from diffusers import (
     FluxTransformer2DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
@@ -31,6 +34,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
@@ -62,6 +66,63 @@ def stable_diffusion(folder: Path) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+def stable_diffusion_xl(folder: Path) -> Path:
+    """SDXL's classes; made for 32 x 32 pixels."""
+    torch.manual_seed(0)
+    StableDiffusionXLPipeline(
+        vae=_autoencoder(latent_channels=4),
+        text_encoder=_clip(),
+        text_encoder_2=_projecting_clip(),
+        tokenizer=_clip_tokenizer(),
+        tokenizer_2=_clip_tokenizer(),
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=4,
+            cross_attention_dim=2 * _WIDTH,
+            norm_num_groups=8,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            transformer_layers_per_block=1,
+            projection_class_embeddings_input_dim=6 * 8 + _WIDTH,
+        ),
+        scheduler=DDIMScheduler(set_alpha_to_one=False, steps_offset=1, clip_sample=False),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def stable_diffusion_3(folder: Path) -> Path:
+    """Stable Diffusion 3's classes; made for 32 x 32 pixels."""
+    torch.manual_seed(0)
+    StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_autoencoder(latent_channels=16, shift_factor=0.0),
+        text_encoder=_projecting_clip(),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_projecting_clip(),
+        tokenizer_2=_clip_tokenizer(),
+        text_encoder_3=_t5(2 * _WIDTH),
+        tokenizer_3=_t5_tokenizer(),
+        transformer=SD3Transformer2DModel(
+            sample_size=16,
+            patch_size=1,
+            in_channels=16,
+            out_channels=16,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=2 * _WIDTH,
+            caption_projection_dim=_WIDTH,
+            pooled_projection_dim=2 * _WIDTH,
+        ),
+    ).save_pretrained(folder)
     return folder
 
 
@@ -174,21 +235,27 @@ def _autoencoder(**more: Any) -> AutoencoderKL:
     )
 
 
-def _clip() -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=600,
-            hidden_size=_WIDTH,
-            intermediate_size=_WIDTH,
-            projection_dim=_WIDTH,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=32,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
+def _clip_config() -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=600,
+        hidden_size=_WIDTH,
+        intermediate_size=_WIDTH,
+        projection_dim=_WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
     )
+
+
+def _clip() -> CLIPTextModel:
+    return CLIPTextModel(_clip_config())
+
+
+def _projecting_clip() -> CLIPTextModelWithProjection:
+    return CLIPTextModelWithProjection(_clip_config())
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
@@ -197,9 +264,9 @@ def _clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={piece: at for at, piece in enumerate(pieces)}, merges=[], model_max_length=32)
 
 
-def _t5() -> T5EncoderModel:
+def _t5(width: int = _WIDTH) -> T5EncoderModel:
     return T5EncoderModel(
-        T5Config(vocab_size=120, d_model=_WIDTH, d_kv=8, d_ff=_WIDTH, num_layers=1, num_heads=2)
+        T5Config(vocab_size=120, d_model=width, d_kv=8, d_ff=_WIDTH, num_layers=1, num_heads=2)
     )
 
 

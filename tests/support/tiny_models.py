@@ -89,6 +89,21 @@ def text_classification(folder: Path) -> None:
     _bert(folder, "BertForSequenceClassification", ["bad", "good"])
 
 
+def text_classification_without_mask(folder: Path) -> None:
+    """FNet, which mixes all tokens of a text without an attention mask."""
+    from transformers import FNetConfig, FNetForSequenceClassification
+
+    words = tokenizer(folder, model_input_names=["input_ids", "token_type_ids"])
+    labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    config = FNetConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, intermediate_size=32, **labels
+    )
+    model = FNetForSequenceClassification(config)
+    for parameter in model.parameters():  # otherwise the results hardly differ
+        parameter.data.normal_()
+    model.save_pretrained(folder)
+
+
 def zero_shot_classification(folder: Path) -> None:
     _bert(folder, "BertForSequenceClassification", ["contradiction", "neutral", "entailment"])
 

@@ -79,6 +79,12 @@ class ActivePrediction:
         return unfetched(self.input) if adapts else {}
 
     @property
+    def adapter_sources(self) -> tuple[str, ...]:
+        """The sources of adapters that the model allows."""
+        model = self.entry.model
+        return model.adapter_sources if isinstance(model, AdaptableModel) else ()
+
+    @property
     def has_files(self) -> bool:
         """Whether files are fetched before the prediction runs: input files, or an adapter."""
         interface = self.entry.interface

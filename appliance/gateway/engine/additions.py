@@ -44,7 +44,8 @@ DOWNLOADS_AT_ONCE: Final = 2
 #: Environment variable with the id of the addition, in each process that downloads for it.
 ADDITION_MARK: Final = "APPLIANCE_ADDITION"
 _KEPT: Final = 50  # additions that have ended
-_LINE: Final = 1024 * 1024  # bytes
+_LINE: Final = 1024 * 1024  # bytes of a line that are kept
+_SHOWN: Final = 1000  # characters of the last line in an error message
 _PIPE_TIMEOUT: Final = 5.0  # seconds for the end of a killed process's output
 
 Configure = Callable[[Config], None]
@@ -290,16 +291,14 @@ class Additions:
             assert process.stdout is not None, "stdout is a pipe"
             process.stdin.write(msgspec.json.encode(given))
             process.stdin.close()
-            async for output in process.stdout:
+            async for output in _lines(process.stdout):
                 text = output.decode(errors="replace")
                 if text.startswith(mark):
                     line = msgspec.json.decode(text.removeprefix(mark), type=Line)
                     self._change(given.id, step=line.step, done=line.done, total=line.total)
                 else:
-                    last = text.strip() or last
+                    last = text.strip()[-_SHOWN:] or last
             code = await process.wait()
-        except ValueError as error:
-            raise ApplianceError("the download process printed a line that is too long") from error
         finally:
             await asyncio.shield(_clear(given.id, process))
         if not line.ended:
@@ -410,6 +409,19 @@ class Additions:
 
 def _with_revision(text: str, given: Pending, revision: str, file: str) -> str:
     return change_entry(text, given.model, ("source", "revision"), revision, file)
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Yield the lines of ``stream``; of lines that are longer than its limit, only the end."""
+    while True:
+        try:
+            yield await stream.readuntil(b"\n")
+        except asyncio.LimitOverrunError as error:
+            await stream.readexactly(error.consumed)
+        except asyncio.IncompleteReadError as error:
+            if error.partial:
+                yield error.partial
+            return
 
 
 async def _clear(id: str, process: asyncio.subprocess.Process) -> None:

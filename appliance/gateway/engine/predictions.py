@@ -166,8 +166,8 @@ class Predictions:
 
     def _fetch(self, active: ActivePrediction) -> None:
         if active.fetched is None and active.has_files:
-            inputs, interface = self._dependencies.inputs, active.entry.interface
-            fetching = inputs.fetch(active.prediction, interface, active.input, active.adapters)
+            given = (active.input, active.adapters, active.adapter_sources)
+            fetching = self._dependencies.inputs.fetch(active.prediction, active.entry.interface, *given)
             active.fetched = asyncio.get_running_loop().create_task(fetching)
 
     def _drop_inputs(self, active: ActivePrediction) -> None:

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 from urllib.parse import urlsplit
@@ -30,7 +30,7 @@ from appliance.domain.prediction import Prediction
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.protocols import content_encodings, media
-from appliance.runners.adapters import hub_adapter, remote
+from appliance.runners.adapters import hub_adapter, may_redirect, remote
 
 #: Paths of URLs of this appliance's files. The path of ``server.public_url`` may precede them.
 _OURS: Final = re.compile(r"(?:/.+)?(?:/files/([A-Za-z0-9]+)(?:/download)?/?|/outputs/([0-9a-f]{64})/[^/]+)")
@@ -55,10 +55,12 @@ class Inputs:
         interface: Interface,
         input: dict[str, Any],
         adapters: Mapping[str, str] | None = None,
+        adapter_sources: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Return ``input`` with absolute paths in place of file URLs; ``discard`` deletes the files.
 
-        ``adapters`` has the sources of the adapters to fetch, by the names of their inputs.
+        ``adapters`` has the sources of the adapters to fetch, by the names of their inputs. Redirects of
+        their URLs may lead only to hosts in ``adapter_sources`` of the model.
 
         Requests of OpenAI's and Anthropic's APIs get ``data:`` URLs in place of file URLs instead.
 
@@ -82,7 +84,7 @@ class Inputs:
                             for at, url in enumerate(input[name])
                         ]
                 for name, source in (adapters or {}).items():
-                    fetched[name] = await self._adapter(f"input.{name}", source)
+                    fetched[name] = await self._adapter(f"input.{name}", source, adapter_sources)
         except TimeoutError as error:
             limit = self._files.config.input_timeout
             raise PredictionFailed(
@@ -141,7 +143,7 @@ class Inputs:
             short = url if len(url) < 200 else url[:200] + "..."
             raise PredictionFailed(f"{field}: {short} cannot be fetched: {reason}") from error
 
-    async def _adapter(self, field: str, value: str) -> str:
+    async def _adapter(self, field: str, value: str, allowed: Sequence[str]) -> str:
         """Return the path of an adapter from a source that the model allows. It is downloaded once.
 
         Raises:
@@ -161,9 +163,8 @@ class Inputs:
                 for place in (folder, partial):
                     await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=partial) as unfinished:
-                    await asyncio.to_thread(
-                        os.replace, await self._download(source.url, Path(unfinished)), target
-                    )
+                    file = await self._download(source.url, Path(unfinished), redirect_hosts=allowed)
+                    await asyncio.to_thread(os.replace, file, target)
             return str(target)
         except WeightsError as error:
             raise PredictionFailed(f"{field}: {value} cannot be fetched: {error.detail}") from error
@@ -177,10 +178,24 @@ class Inputs:
             return None
         return await (self._files.upload(match[1], owner) if match[1] else self._files.output(match[2]))
 
-    async def _download(self, url: str, folder: Path) -> str:
+    async def _download(self, url: str, folder: Path, *, redirect_hosts: Sequence[str] | None = None) -> str:
+        """Download ``url`` into ``folder``; return the path of the file.
+
+        Redirects may lead only to the hosts of the URLs ``redirect_hosts``, or to any host if it is None.
+        """
         limit = self._files.config.max_input
         path = folder / safe_name(PurePosixPath(urlsplit(url).path).name)
         client = self._fetch_guard.client(_TIMEOUT, redirects=_REDIRECTS)
+        if redirect_hosts is not None:
+
+            async def check(request: httpx.Request) -> None:  # called for the URL and for each redirect
+                if not may_redirect(str(request.url), redirect_hosts):
+                    raise UrlRefused(
+                        f"it is redirected to {request.url.scheme}://{request.url.netloc.decode()}, which "
+                        "adapter_sources of the model does not allow: add a URL of this host"
+                    )
+
+            client.event_hooks = {"request": [check]}
         async with client, client.stream("GET", url) as reply:
             if not reply.is_success:
                 raise ValueError(f"HTTP {reply.status_code}")

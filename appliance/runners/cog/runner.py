@@ -414,7 +414,7 @@ def error_detail(body: bytes) -> str:
         if isinstance(detail, list):
             return "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in detail)
         return str(response.get("error", detail))
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):  # not in Cog's format
         return body.decode(errors="replace")[:500]
 
 

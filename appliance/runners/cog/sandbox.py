@@ -24,7 +24,9 @@ _LAUNCHER: Final = Path(__file__).with_name("sandbox_launcher.py")
 PORT: Final = 5000
 _HOSTS: Final = "127.0.0.1 localhost\n::1 localhost\n"
 _NAME_SERVER: Final = "nameserver 10.0.2.3\n"  # that of slirp4netns
-_DRIVER_FOLDER: Final = "/run/nvidia-driver"  # in the sandbox
+#: Places in the sandbox where the driver's libraries and program are mounted.
+DRIVER_FOLDER: Final = "/run/nvidia-driver"
+NVIDIA_SMI: Final = "/usr/bin/nvidia-smi"
 _DRIVER_LIBRARY: Final = re.compile(
     r"^\s*((?:libcuda|libcudadebugger|libnvidia-|libnvcuvid|libnvoptix)\S*\.so\S*) "
     r"\([^)]*(?:x86-64|AArch64)[^)]*\) => (\S+)$",
@@ -96,7 +98,7 @@ class Sandbox:
         options = [*_root_options(), *(_gpu_options(self._model) if command.gpus else ())]
         variables = dict(command.environment)
         if command.gpus:
-            folders = (_DRIVER_FOLDER, variables.get("LD_LIBRARY_PATH", ""))
+            folders = (DRIVER_FOLDER, variables.get("LD_LIBRARY_PATH", ""))
             variables["LD_LIBRARY_PATH"] = ":".join(filter(None, folders))
         name_servers = _NAME_SERVER if self._with_network else ""
         for name, text in (("hosts", _HOSTS), ("resolv.conf", name_servers)):
@@ -182,6 +184,6 @@ def _gpu_options(model: str) -> Iterator[str]:
             f"model {model} cannot use the GPU: ldconfig -p does not list libcuda.so.1: install the driver"
         )
     for name, path in libraries.items():
-        yield from ("--ro-bind", str(Path(path).resolve()), f"{_DRIVER_FOLDER}/{name}")
+        yield from ("--ro-bind", str(Path(path).resolve()), f"{DRIVER_FOLDER}/{name}")
     if (program := shutil.which("nvidia-smi")) is not None:
-        yield from ("--ro-bind", program, "/usr/bin/nvidia-smi")
+        yield from ("--ro-bind", program, NVIDIA_SMI)

@@ -32,6 +32,9 @@ RATIOS: Final = {
 }
 _RATIO_SIDE: Final = 1024
 CUSTOM: Final = "custom"
+#: Values of the input ``mask_repaints``.
+WHITE: Final = "white"
+TRANSPARENT: Final = "transparent"
 OWN_SCHEDULER: Final = "default"
 #: Replicate's name of a scheduler -> diffusers' class, and settings that replace those of the weights.
 SCHEDULERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
@@ -118,6 +121,11 @@ def _images(pipeline: Pipeline) -> dict[str, Any]:
         inputs["image"] = {**FILE, "description": "Image to start from"}
     if pipeline.with_mask is not None or "mask_image" in pipeline.call.arguments:
         inputs["mask"] = {**FILE, "description": "Mask of the image: white is repainted, black is kept"}
+        inputs["mask_repaints"] = choice(
+            f"Part of the mask that is repainted: {WHITE} pixels, or {TRANSPARENT} pixels as in OpenAI's API",
+            [WHITE, TRANSPARENT],
+            default=WHITE,
+        )
     calls = (pipeline.call, pipeline.with_image, pipeline.with_mask)
     if any(call is not None and "strength" in call.arguments for call in calls):
         inputs["prompt_strength"] = number(

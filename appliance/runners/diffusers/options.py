@@ -10,11 +10,13 @@ from typing import Any, Literal
 import msgspec
 from pydantic import Field
 
+from appliance.domain.errors import WeightsError
 from appliance.domain.section import subsection
 from appliance.domain.values import GIB, KIB, FilePath
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.adapters import AdaptableModel
-from appliance.runners.diffusers import pipeline, quantization
+from appliance.runners.diffusers import pipeline as pipelines
+from appliance.runners.diffusers import quantization
 from appliance.runners.diffusers.quantization import GGUF, GgufFiles, Quantization
 from appliance.runners.model_config import WeightsSource
 from appliance.runners.options import TORCH_RESIDUE, Options, in_dtype
@@ -27,8 +29,8 @@ _USUAL_PIXELS = 1024 * 1024  # assumed until the weights are downloaded
 class DiffusersOptions(Options):
     """Options of a diffusers pipeline."""
 
-    UNVERSIONED = frozenset({"max_outputs", "max_side", "offload", "vae_tiling"})
-    OOM_HINT = "lower its options max_outputs or max_side, or set vae_tiling or, on a GPU, offload"
+    UNVERSIONED = frozenset({"max_batch", "max_outputs", "max_side", "offload", "vae_tiling"})
+    OOM_HINT = "lower its options max_outputs, max_batch or max_side, or set vae_tiling or, on a GPU, offload"
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
@@ -76,6 +78,15 @@ class DiffusersOptions(Options):
         le=64,
         description="Maximum number of images of one prediction; they are computed together.",
     )
+    max_batch: int | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,  # memory measured without it stays valid
+        ge=1,
+        le=64,
+        description="Maximum number of images in a batch of several predictions that wait, for Stable "
+        "Diffusion, SDXL, Stable Diffusion 3 and FLUX. 1: each prediction is computed alone. Default: "
+        "max_outputs.",
+    )
     loras: dict[str, FilePath] = Field(
         default={},
         description="Short form of `adapters` for files of this machine, which are no models of their own: "
@@ -97,7 +108,12 @@ class DiffusersOptions(Options):
     )
 
     def completed(self, folder: Path) -> DescribedDiffusersOptions:
-        described = msgspec.to_builtins(pipeline.read(folder))
+        described = msgspec.to_builtins(pipelines.read(folder))
+        for name, file in self.gguf.items():
+            if not file.is_file():
+                raise WeightsError(
+                    f"options.gguf.{name}: {file} does not exist: correct it, or remove the key"
+                )
         names = [*(self.quantization.components if self.quantization is not None else ()), *self.gguf]
         shares = quantization.shares(folder, names)
         return DescribedDiffusersOptions.model_validate(
@@ -135,17 +151,23 @@ class DescribedDiffusersOptions(DiffusersOptions):
     #: Share of the bytes of all weights, by the name of each component that is quantized.
     shares: dict[str, float] = Field(default={}, exclude_if=operator.not_)
 
+    @property
+    def predictions_at_once(self) -> int:
+        batched = self.pipeline["call"]["name"] in pipelines.BATCHED
+        return (self.max_batch or self.max_outputs) if batched else 1
+
     def _quantized(self, loaded: int, bits: int) -> int:
+        quantized = loaded
         if self.quantization is not None:
             share = sum(self.shares[name] for name in self.quantization.components)
-            loaded -= int(loaded * share * (1 - self.quantization.bits / bits))
+            quantized -= int(loaded * share * (1 - self.quantization.bits / bits))
         for name, file in self.gguf.items():
-            loaded += file.stat().st_size - int(loaded * self.shares[name])
-        return loaded
+            quantized += file.stat().st_size - int(loaded * self.shares[name])
+        return quantized
 
     def _pixels(self) -> int:
         width, height = self.width or self.pipeline["width"], self.height or self.pipeline["height"]
-        return int(width * height * self.max_outputs)
+        return int(width * height * max(self.max_outputs, self.max_batch or 1))
 
 
 class DiffusersModel(AdaptableModel):

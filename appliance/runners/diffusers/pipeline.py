@@ -34,6 +34,17 @@ _EXCHANGEABLE: Final = frozenset(
         *("DEISMultistep", "UniPCMultistep"),
     )
 )
+#: Pipelines whose images are the same in a batch with other predictions, which a test compares. Others may
+#: treat several images as inputs of one output, or let the length of one prompt change another output.
+BATCHED: Final = frozenset(
+    f"{name}Pipeline"
+    for name in (
+        *("StableDiffusion", "StableDiffusionImg2Img", "StableDiffusionInpaint"),
+        *("StableDiffusionXL", "StableDiffusionXLImg2Img", "StableDiffusionXLInpaint"),
+        *("StableDiffusion3", "StableDiffusion3Img2Img", "StableDiffusion3Inpaint"),
+        *("Flux", "FluxImg2Img", "FluxInpaint"),
+    )
+)
 _IMAGE_TYPES: Final = frozenset({"PipelineImageInput", "Image"})  # in annotations
 _SIDE: Final = 1024  # pixels, if neither the pipeline nor the weights have a default size
 

@@ -121,7 +121,8 @@ def _config(model: str, index: dict[str, Any], quantization: Mapping[str, Any], 
         except ImportError as error:
             raise LoadFailed(
                 f"model {model}: options.quantization.method {method} needs the package {package}, which is "
-                f"not installed: install it, or remove quantization ({error})"
+                f"not installed: install it with `.uv/bin/uv pip install --python .venv/bin/python "
+                f"{package}`, or remove quantization ({error})"
             ) from error
         except TypeError as error:
             raise LoadFailed(f"model {model}: options.quantization.settings: {error}; correct it") from error

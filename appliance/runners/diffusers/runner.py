@@ -1,6 +1,7 @@
 """Images and videos, computed by diffusers: any pipeline that ``DiffusionPipeline.from_pretrained`` loads.
 
-Predictions run one at a time; the images of a prediction are computed together. Pipelines that start from an
+The images of a prediction are computed together. So are those of several predictions that wait, if only their
+prompts, images and seeds differ, with the pipelines in ``pipeline.BATCHED``. Pipelines that start from an
 image or repaint a part of it share the loaded weights. Tested on a CPU, without offloading; not on a GPU.
 """
 
@@ -8,9 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
+import json
 import random
+import sys
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
+from contextvars import Context, copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,12 +24,13 @@ import msgspec
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
-from appliance.runners import failures, images, threads
+from appliance.runners import failures, images
 from appliance.runners.base import LoadSpec
+from appliance.runners.batches import Batches
 from appliance.runners.diffusers import adapters, inputs, quantization
 from appliance.runners.diffusers.adapters import Adapters
 from appliance.runners.diffusers.inputs import Size
-from appliance.runners.diffusers.pipeline import Pipeline, PipelineCall
+from appliance.runners.diffusers.pipeline import BATCHED, Pipeline, PipelineCall
 from appliance.runners.torch_runner import GPU, TorchRunner
 
 if TYPE_CHECKING:
@@ -43,6 +49,12 @@ _HINTS: Final = (
 )
 
 
+#: Inputs that may differ between the predictions of a batch.
+_OWN_INPUTS: Final = frozenset(
+    {"prompt", "negative_prompt", "image", "mask", "seed", "num_outputs", "output_format", "output_quality"}
+)
+
+
 class _Canceled(Exception):
     """Raised by the scheduler in the computing thread, at the first step after a cancel."""
 
@@ -57,6 +69,40 @@ class _Request(NamedTuple):
     mask: Image | None
     seed: int
     adapter: str | None  # path of the adapter that the model itself is
+    context: Context  # of the prediction; text that is printed in it goes to the log of the prediction
+    stop: threading.Event  # set when the prediction is canceled
+
+    @property
+    def image_count(self) -> int:
+        """Number of images."""
+        return int(self.input.get("num_outputs", 1))
+
+    @property
+    def batch_key(self) -> Hashable:
+        """What predictions in one batch have in common."""
+        if self.call.name not in BATCHED or any(
+            self.input.get(name) for name in inputs.other_images(self.call)
+        ):
+            return object()
+        shared = {name: value for name, value in self.input.items() if name not in _OWN_INPUTS}
+        given = (self.image is not None, self.mask is not None)
+        return self.call.name, self.size, given, self.adapter, json.dumps(shared, sort_keys=True)
+
+
+class _Logs:
+    """A text stream that writes to the logs of several predictions."""
+
+    encoding = "utf-8"
+
+    def __init__(self, contexts: Iterable[Context]) -> None:
+        self._contexts = list(contexts)
+
+    def write(self, text: str) -> None:
+        for context in self._contexts:
+            context.run(sys.stderr.write, text)
+
+    def flush(self) -> None:
+        """Do nothing: logs are not buffered."""
 
 
 class _Result(NamedTuple):
@@ -74,7 +120,10 @@ class DiffusersRunner(TorchRunner):
         self._dtype: Any
         self._scheduler: Any  # the weights' own
         self._adapters = Adapters(spec.model)
-        self._one_at_a_time = asyncio.Lock()
+        most = spec.options.get("max_batch") or spec.options["max_outputs"]
+        self._batches: Batches[_Request, _Result] = Batches(
+            self._compute, most=most, key=lambda each: each.batch_key, size=lambda each: each.image_count
+        )
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
@@ -96,11 +145,9 @@ class DiffusersRunner(TorchRunner):
         yield Log(f"Using seed: {request.seed}\n")
         if request.size is not None:
             yield Log(f"Size: {request.size.width} x {request.size.height}\n")
-        async with self._one_at_a_time:
-            result = await threads.interruptible(functools.partial(self._compute, request))
+        result = await self._batches.result(request, on_cancel=request.stop.set)
         if result.flagged:
-            count = request.input["num_outputs"]
-            yield Log(f"The safety checker removed {result.flagged} of {count} images\n")
+            yield Log(f"The safety checker removed {result.flagged} of {request.image_count} images\n")
         if not result.images:
             raise PredictionFailed(
                 "NSFW content detected. Try running it again, or try a different prompt; "
@@ -177,7 +224,7 @@ class DiffusersRunner(TorchRunner):
         from PIL import ImageOps
 
         input = job.input
-        image, mask = (_read(name, input.get(name)) for name in ("image", "mask"))
+        image, mask = _read("image", input.get("image")), _read_mask(input)
         call = inputs.call_for(self._pipeline, image=image is not None, mask=mask is not None)
         size = None
         if "aspect_ratio" in input:
@@ -188,37 +235,49 @@ class DiffusersRunner(TorchRunner):
         seed = input.get("seed")
         if seed is None:
             seed = random.SystemRandom().randrange(2**32)
-        return _Request(call, {**input, **others}, size, image, mask, seed, job.adapter)
+        return _Request(
+            call, {**input, **others}, size, image, mask, seed, job.adapter, copy_context(), threading.Event()
+        )
 
-    def _compute(self, request: _Request, stop: threading.Event) -> _Result:
-        """Run the pipeline. Blocks: the caller uses a thread.
+    def _compute(self, requests: list[_Request]) -> list[_Result]:
+        """Run the pipeline for requests with the same ``batch_key``. Blocks: the caller uses a thread.
 
         Raises:
             PredictionFailed: the pipeline raised an error.
         """
+        request = requests[0]
         pipe = self._pipe(request.call.name)
         checker = getattr(pipe, "safety_checker", None)
         try:
             self._adapters.choose(pipe, adapters.chosen(request.adapter, request.input))
-            pipe.scheduler = self._stoppable_scheduler(request.input, stop)
+            pipe.scheduler = self._stoppable_scheduler(request.input, [each.stop for each in requests])
+            if len(requests) > 1:
+                pipe.set_progress_bar_config(file=_Logs(each.context for each in requests))
             if checker is not None and request.input["disable_safety_checker"]:
                 pipe.safety_checker = None
-            result = pipe(**self._arguments(request))
+            result = pipe(**self._arguments(requests))
         except _LIBRARY_ERRORS as error:
             raise PredictionFailed(f"the pipeline refused this prediction: {_describe(error)}") from error
         finally:
+            pipe.set_progress_bar_config()
             if checker is not None:
                 pipe.safety_checker = checker
             if self._spec.options["offload"] != "none":
                 pipe.maybe_free_model_hooks()
         if self._pipeline.output == "video":
-            return _Result(list(result.frames[0]), 0)
+            return [_Result(list(result.frames[0]), 0)]
         flags = getattr(result, "nsfw_content_detected", None) or [False] * len(result.images)
-        kept = [image for image, flagged in zip(result.images, flags, strict=True) if not flagged]
-        return _Result(kept, len(result.images) - len(kept))
+        made = iter(zip(result.images, flags, strict=True))
+        results = []
+        for each in requests:
+            kept = [image for image, flagged in itertools.islice(made, each.image_count) if not flagged]
+            results.append(_Result(kept, each.image_count - len(kept)))
+        return results
 
-    def _stoppable_scheduler(self, input: dict[str, Any], stop: threading.Event) -> Any:
-        """Return a new scheduler of the requested class. Its steps raise ``_Canceled`` once ``stop`` is set.
+    def _stoppable_scheduler(self, input: dict[str, Any], stops: Sequence[threading.Event]) -> Any:
+        """Return a new scheduler of the requested class.
+
+        Its steps raise ``_Canceled`` once all ``stops`` are set.
 
         This stops every pipeline, even one without a callback for the end of a step.
         """
@@ -235,19 +294,28 @@ class DiffusersRunner(TorchRunner):
 
         @functools.wraps(original)  # pipelines inspect its signature
         def step(*arguments: Any, **keywords: Any) -> Any:
-            if stop.is_set():
+            if all(stop.is_set() for stop in stops):
                 raise _Canceled
             return original(*arguments, **keywords)
 
         scheduler.step = step
         return scheduler
 
-    def _arguments(self, request: _Request) -> dict[str, Any]:
+    def _arguments(self, requests: list[_Request]) -> dict[str, Any]:
+        """Return the arguments of the pipeline. Each of several images has its own prompt and input image.
+
+        With ``num_images_per_prompt`` some pipelines would not start each image from its own seed.
+        """
         import torch
 
-        input, count = request.input, request.input.get("num_outputs", 1)
+        request = requests[0]
+        input, count = request.input, request.image_count
         width, height = request.size or (None, None)
-        generators = [torch.Generator("cpu").manual_seed(request.seed + number) for number in range(count)]
+        generators = [
+            torch.Generator("cpu").manual_seed(each.seed + number)
+            for each in requests
+            for number in range(each.image_count)
+        ]
         arguments: dict[str, Any] = {
             **input,
             "image": request.image,
@@ -255,11 +323,20 @@ class DiffusersRunner(TorchRunner):
             "strength": input.get("prompt_strength"),
             "num_images_per_prompt": count,
             "frame_rate": input.get("fps"),
-            "generator": generators if count > 1 else generators[0],
+            "generator": generators if len(generators) > 1 else generators[0],
             "output_type": "pil",
             "width": width,
             "height": height,
         }
+        if len(generators) > 1 and request.call.name in BATCHED:
+            each_image = [each for each in requests for _ in range(each.image_count)]
+            arguments |= {
+                "prompt": [each.input["prompt"] for each in each_image],
+                "negative_prompt": [each.input.get("negative_prompt", "") for each in each_image],
+                "image": None if request.image is None else [each.image for each in each_image],
+                "mask_image": None if request.mask is None else [each.mask for each in each_image],
+                "num_images_per_prompt": 1,
+            }
         known = request.call.arguments
         return {name: value for name, value in arguments.items() if name in known and value is not None}
 
@@ -272,8 +349,16 @@ def _read(name: str, path: str | None) -> Image | None:
     """
     if path is None:
         return None
-    image = images.read(Path(path), name)
-    return image.convert("L") if name == "mask" else image
+    return images.read(Path(path), name)
+
+
+def _read_mask(input: Mapping[str, Any]) -> Image | None:
+    """Read the input ``mask``: white where to repaint; None without a mask."""
+    path = input.get("mask")
+    if path is not None and input.get("mask_repaints") == inputs.TRANSPARENT:
+        return images.read_transparency(Path(path), "mask")
+    mask = _read("mask", path)
+    return None if mask is None else mask.convert("L")
 
 
 def _write_images(made: list[Image], input: dict[str, Any], folder: Path) -> list[Path]:

@@ -1,18 +1,21 @@
 """Tasks of kind `transformers` with models that compare images with texts, such as CLIP and OWL-ViT.
 
-Each public function loads a model for the task and returns the function that computes one prediction.
+Each public function loads a model for the task and returns the function that computes one prediction, or
+several together.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import images
 from appliance.runners.transformers.loading import (
+    BatchCompute,
     Compute,
     LoadRequest,
+    Prepared,
     TaskInput,
     TaskResult,
     labels_of,
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 _LINE: Final = 300  # pixels of an image's side for each pixel of the width of a drawn box
 
 
-def image_text_embeddings(loading: LoadRequest) -> Compute:
+def image_text_embeddings(loading: LoadRequest) -> BatchCompute:
     """Turn texts and images into vectors that can be compared, with a model such as CLIP or SigLIP.
 
     Raises:
@@ -44,25 +47,41 @@ def image_text_embeddings(loading: LoadRequest) -> Compute:
         )
     texts, pictures = _TextEncoder(loading, model), _ImageEncoder(loading, model)
 
-    def compute(request: TaskInput) -> TaskResult:
-        lines = request.input["inputs"]
-        if not lines:
+    def prepare(request: TaskInput) -> Prepared:
+        if not request.input["inputs"]:
             raise PredictionFailed("input.inputs: there is no text and no URL of an image; give at least one")
-        vectors: list[Any] = [None] * len(lines)
-        for encoder, key in ((texts, "text"), (pictures, "file")):
-            chosen = [at for at, line in enumerate(lines) if ("file" in line) == (key == "file")]
-            for first in range(0, len(chosen), loading.max_batch):
-                if request.cancelled.is_set():
-                    return TaskResult([])
-                batch = chosen[first : first + loading.max_batch]
-                for at, vector in zip(batch, encoder([lines[at][key] for at in batch]), strict=True):
-                    vectors[at] = vector
-        if request.input["normalize_embeddings"]:
-            vectors = [vector / max(float(vector.norm()), 1e-12) for vector in vectors]
-        pairs = zip(lines, vectors, strict=True)
-        return TaskResult([{"input": line["text"], "embedding": vector.tolist()} for line, vector in pairs])
+        return Prepared(request)
 
-    return compute
+    def compute(items: list[Prepared]) -> list[TaskResult]:
+        vectors: list[list[Any]] = [[None] * len(item.request.input["inputs"]) for item in items]
+        lines = [
+            (number, at, line)
+            for number, item in enumerate(items)
+            for at, line in enumerate(item.request.input["inputs"])
+        ]
+        for encoder, key in ((texts, "text"), (pictures, "file")):
+            chosen = [each for each in lines if ("file" in each[2]) == (key == "file")]
+            for first in range(0, len(chosen), loading.max_batch):
+                batch = [
+                    each
+                    for each in chosen[first : first + loading.max_batch]
+                    if not items[each[0]].request.cancelled.is_set()
+                ]
+                found = encoder([line[key] for *_, line in batch]) if batch else ()
+                for (number, at, _), vector in zip(batch, found, strict=True):
+                    vectors[number][at] = vector
+        return [_embeddings(item.request, each) for item, each in zip(items, vectors, strict=True)]
+
+    return BatchCompute(compute, prepare)
+
+
+def _embeddings(request: TaskInput, vectors: list[Any]) -> TaskResult:
+    if request.cancelled.is_set():  # vectors may be missing
+        return TaskResult([])
+    if request.input["normalize_embeddings"]:
+        vectors = [vector / max(float(vector.norm()), 1e-12) for vector in vectors]
+    pairs = zip(request.input["inputs"], vectors, strict=True)
+    return TaskResult([{"input": line["text"], "embedding": vector.tolist()} for line, vector in pairs])
 
 
 class _TextEncoder:
@@ -115,7 +134,7 @@ def _vectors(features: Any) -> torch.Tensor:
     return vectors.float().cpu()
 
 
-def zero_shot_image_classification(loading: LoadRequest) -> Compute:
+def zero_shot_image_classification(loading: LoadRequest) -> BatchCompute:
     """Score the caller's labels for an image, with a model such as CLIP or SigLIP."""
     import torch
     from transformers import AutoTokenizer
@@ -126,24 +145,37 @@ def zero_shot_image_classification(loading: LoadRequest) -> Compute:
     limit = max_input_tokens(model, tokenizer)
     independent = "siglip" in model.config.model_type  # scores of labels do not depend on other labels
 
-    def compute(request: TaskInput) -> TaskResult:
+    def prepare(request: TaskInput) -> Prepared:
         labels = labels_of(request.input["labels"], "labels")
-        image = images.read(Path(request.input["image"]), "image")
+        texts = tuple(request.input["hypothesis_template"].replace("{}", label) for label in labels)
+        tensors = processor(images.read(Path(request.input["image"]), "image"), return_tensors="pt")
+        shapes = tuple((name, each.shape) for name, each in tensors.items())
+        return Prepared(request, (tuple(labels), texts, shapes), tensors)
+
+    def compute(items: list[Prepared]) -> list[TaskResult]:
+        labels, descriptions, _ = cast("tuple[Any, Any, Any]", items[0].key)
         texts = tokenizer(
-            [request.input["hypothesis_template"].replace("{}", label) for label in labels],
+            list(descriptions),
             padding="max_length" if independent and limit else True,
             truncation=limit is not None,
             max_length=limit,
             return_tensors="pt",
         )
-        inputs = {**texts, **processor(image, return_tensors="pt")}
+        prepared = {name: torch.cat([item.value[name] for item in items]) for name in items[0].value}
         with torch.inference_mode():
-            logits = model(**on_device(model, inputs)).logits_per_image[0].float()
-        scores = (logits.sigmoid() if independent else logits.softmax(0)).tolist()
-        found = sorted(zip(labels, scores, strict=True), key=lambda pair: -pair[1])
-        return TaskResult([{"label": label, "score": score} for label, score in found])
+            logits = model(**on_device(model, {**texts, **prepared})).logits_per_image.float()
+        scores = (logits.sigmoid() if independent else logits.softmax(1)).tolist()
+        return [
+            TaskResult(
+                [
+                    {"label": label, "score": score}
+                    for label, score in sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])
+                ]
+            )
+            for row in scores
+        ]
 
-    return compute
+    return BatchCompute(compute, prepare)
 
 
 def zero_shot_object_detection(loading: LoadRequest) -> Compute:

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners.transformers_library import max_input_tokens
 
 if TYPE_CHECKING:
     import torch
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class LoadRequest(NamedTuple):
@@ -47,6 +51,27 @@ class TaskResult(NamedTuple):
 
 #: Computes one prediction, in a thread.
 Compute = Callable[[TaskInput], TaskResult]
+
+
+class Prepared(NamedTuple):
+    """One prediction of a batch."""
+
+    request: TaskInput
+    key: Hashable = None  # predictions in one batch have the same key
+    value: Any = None
+
+
+class BatchCompute(NamedTuple):
+    """Computes several predictions together, in a thread."""
+
+    #: Returns a result or an error for each prediction. If it raises, each is computed alone.
+    compute: Callable[[list[Prepared]], Sequence[TaskResult | Exception]]
+    #: Runs in a thread, at the same time as other predictions; so it must not use a tokenizer.
+    prepare: Callable[[TaskInput], Prepared] = Prepared
+
+
+#: Most tokens of a batch of texts, with padding: working memory is proportional to them.
+_BATCH_TOKENS: Final = 8192
 
 #: Weights that only training uses; many repositories lack them.
 _FOR_TRAINING: Final = ("masked_spec_embed",)
@@ -153,19 +178,24 @@ def labels_of(value: str | list[str], field: str) -> list[str]:
     return labels
 
 
-def stopping_criteria(cancelled: threading.Event) -> Any:
-    """Return stopping criteria for ``generate`` that end it at the next token after a cancel."""
+def stopping_criteria(*cancelled: threading.Event) -> Any:
+    """Return stopping criteria for ``generate`` that end a text at the next token after its cancel.
+
+    ``cancelled`` has one event for each text.
+    """
     import torch
     from transformers import StoppingCriteriaList
 
     def stops(tokens: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
-        return torch.full((tokens.shape[0],), cancelled.is_set(), device=tokens.device)
+        beams = tokens.shape[0] // len(cancelled)  # those of a text follow each other
+        ended = torch.tensor([event.is_set() for event in cancelled], device=tokens.device)
+        return ended.repeat_interleave(beams)
 
     return StoppingCriteriaList([stops])
 
 
-def check_fits(model: Any, tokenizer: Any, text: str, field: str = "text") -> None:
-    """Check that the model accepts a text of this length: its pipeline would truncate the text.
+def check_fits(model: Any, tokenizer: Any, text: str, field: str = "text") -> int:
+    """Return the number of tokens of a text, which the model must accept: its pipeline would truncate it.
 
     ``field`` is the name of the input, for error messages.
 
@@ -173,10 +203,38 @@ def check_fits(model: Any, tokenizer: Any, text: str, field: str = "text") -> No
         PredictionFailed: the text is too long.
     """
     limit = max_input_tokens(model, tokenizer)
-    if limit is None:
-        return
     count = len(tokenizer(text, verbose=False)["input_ids"])
-    if count > limit:
+    if limit is not None and count > limit:
         raise PredictionFailed(
             f"input.{field}: the text has {count} tokens, but this model accepts at most {limit}; shorten it"
         )
+    return count
+
+
+def outcome(compute: Callable[[Item], Result], item: Item) -> Result | PredictionFailed:
+    """Return the result for one item of a batch, or the error that ``compute`` raises about it."""
+    try:
+        return compute(item)
+    except PredictionFailed as error:
+        return error
+
+
+def batch_size(loading: LoadRequest, tokenizer: Any, lengths: Iterable[int]) -> int:
+    """Return how many texts of these lengths, in tokens, to compute at a time.
+
+    It is 1 if padding, which makes texts equally long, would change the results of the model.
+    """
+    masked = "attention_mask" in tokenizer.model_input_names
+    if tokenizer.pad_token is None or tokenizer.padding_side != "right" or not masked:
+        return 1
+    return max(1, min(loading.max_batch, _BATCH_TOKENS // max(lengths, default=1)))
+
+
+def padded(tokenizer: Any, encodings: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """Return the tensors of tokenized texts, with padding if the texts differ in length."""
+    import torch
+
+    if len({len(each["input_ids"]) for each in encodings}) == 1:
+        return {name: torch.tensor([each[name] for each in encodings]) for name in encodings[0]}
+    tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # do not advise another way
+    return dict(tokenizer.pad(list(encodings), padding=True, return_tensors="pt"))

@@ -40,6 +40,22 @@ Task = Literal[
 ]
 
 
+#: Tasks that compute several predictions in one batch.
+BATCHED: Final[frozenset[Task]] = frozenset(
+    {
+        "reranking",
+        "image-classification",
+        "image-text-embeddings",
+        "zero-shot-image-classification",
+        "translation",
+        "summarization",
+        "text-classification",
+        "zero-shot-classification",
+        "token-classification",
+    }
+)
+
+
 class TransformersOptions(Options):
     """Options of a model for one task, run with transformers."""
 
@@ -56,9 +72,14 @@ class TransformersOptions(Options):
         default=16,
         ge=1,
         le=4096,
-        description="Maximum number of texts or images of one prediction computed in one batch.",
+        description="Maximum number of texts or images computed in one batch, of one prediction or, for most "
+        "tasks, of several that wait. 1: each prediction is computed alone.",
     )
     trust_remote_code: bool = TRUST_REMOTE_CODE
+
+    @property
+    def predictions_at_once(self) -> int:
+        return self.max_batch if self.task in BATCHED else 1
 
     def refusal(self, operation: str) -> str | None:
         if operation == RERANK and self.task != "reranking":

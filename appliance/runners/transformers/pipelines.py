@@ -1,22 +1,27 @@
 """Tasks of kind `transformers` for which the library has pipelines, and reranking, for which it has none.
 
-Each public function loads a model for the task and returns the function that computes one prediction.
+Each public function loads a model for the task and returns the function that computes one prediction, or
+several together.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import audio, images
 from appliance.runners.transformers.loading import (
+    BatchCompute,
     Compute,
     LoadRequest,
+    Prepared,
     TaskInput,
     TaskResult,
+    batch_size,
     check_fits,
     labels_of,
     load_image_processor,
@@ -24,6 +29,9 @@ from appliance.runners.transformers.loading import (
     load_processor,
     make_pipeline,
     model_type,
+    on_device,
+    outcome,
+    padded,
     stopping_criteria,
 )
 from appliance.runners.transformers_library import max_input_tokens
@@ -131,14 +139,28 @@ def text_to_speech(loading: LoadRequest) -> Compute:
 # -- images
 
 
-def image_classification(loading: LoadRequest) -> Compute:
+def image_classification(loading: LoadRequest) -> BatchCompute:
+    import torch
+
     pipe = _image_pipeline(loading, "image-classification", "AutoModelForImageClassification")
 
-    def compute(request: TaskInput) -> TaskResult:
-        image = images.read(Path(request.input["image"]), "image")
-        return TaskResult(_labels(pipe(image, top_k=request.input["top_k"])))
+    def prepare(request: TaskInput) -> Prepared:
+        tensors = pipe.preprocess(images.read(Path(request.input["image"]), "image"))
+        return Prepared(request, tuple((name, each.shape) for name, each in tensors.items()), tensors)
 
-    return compute
+    def compute(items: list[Prepared]) -> list[TaskResult]:
+        names = items[0].value
+        logits = pipe.forward(
+            {name: torch.cat([item.value[name] for item in items]) for name in names}
+        ).logits
+        return [
+            TaskResult(
+                _labels(pipe.postprocess({"logits": row.unsqueeze(0)}, top_k=item.request.input["top_k"]))
+            )
+            for item, row in zip(items, logits, strict=True)
+        ]
+
+    return BatchCompute(compute, prepare)
 
 
 def object_detection(loading: LoadRequest) -> Compute:
@@ -165,9 +187,8 @@ def _image_pipeline(loading: LoadRequest, task: str, auto_class: str) -> Any:
 # -- text to scores and labels
 
 
-def reranking(loading: LoadRequest) -> Compute:
+def reranking(loading: LoadRequest) -> BatchCompute:
     """Score from 0 to 1 how well each document answers a query, with a cross-encoder."""
-    import torch
     from transformers import AutoTokenizer
 
     model = load_model(loading, "AutoModelForSequenceClassification")
@@ -177,46 +198,84 @@ def reranking(loading: LoadRequest) -> Compute:
             f"a model for reranking has one or two labels, but this model has {model.config.num_labels}; "
             "correct its source"
         )
-    size = loading.max_batch if tokenizer.pad_token is not None else 1
-    limit = max_input_tokens(model, tokenizer)
+    reranker = _Reranker(model, tokenizer, loading.max_batch)
 
-    def compute(request: TaskInput) -> TaskResult:
-        query, documents = request.input["query"], _documents(request.input["documents"])
-        scores: list[float] = []
+    def prepare(request: TaskInput) -> Prepared:
+        return Prepared(request, value=_documents(request.input["documents"]))
+
+    return BatchCompute(reranker.ranked, prepare)
+
+
+class _Reranker:
+    """Scores pairs of a query and a document; a batch may have pairs of several predictions."""
+
+    def __init__(self, model: Any, tokenizer: Any, most: int) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._size = most if tokenizer.pad_token is not None else 1
+        self._limit = max_input_tokens(model, tokenizer)
+
+    def ranked(self, items: list[Prepared]) -> list[TaskResult | Exception]:
+        encoded = [outcome(self._encoded, item) for item in items]
+        pairs = [
+            (number, pair)
+            for number, each in enumerate(encoded)
+            if not isinstance(each, Exception)
+            for pair in each
+        ]
+        scores: list[list[float]] = [[] for _ in items]
+        for at in range(0, len(pairs), self._size):
+            batch = [
+                pair for pair in pairs[at : at + self._size] if not items[pair[0]].request.cancelled.is_set()
+            ]
+            found = self._scores([pair for _, pair in batch]) if batch else ()
+            for (number, _), score in zip(batch, found, strict=True):
+                scores[number].append(score)
+        return [
+            each
+            if isinstance(each, Exception)
+            else _ranked(item, scores[number], sum(len(pair["input_ids"]) for pair in each))
+            for number, (item, each) in enumerate(zip(items, encoded, strict=True))
+        ]
+
+    def _encoded(self, item: Prepared) -> list[dict[str, Any]]:
+        """Return the tokens of the query with each document."""
+        query, tokenizer = item.request.input["query"], self._tokenizer
         asked = len(tokenizer(query, add_special_tokens=False, verbose=False)["input_ids"])
         used = asked + tokenizer.num_special_tokens_to_add(pair=True)
-        if limit is not None and used >= limit:
+        if self._limit is not None and used >= self._limit:
             raise PredictionFailed(
-                f"input.query: the query has {asked} tokens, but this model accepts {limit} for the "
+                f"input.query: the query has {asked} tokens, but this model accepts {self._limit} for the "
                 "query and a document together; shorten it"
             )
-        wanted = request.input.get("max_tokens")
-        longest = min((most for most in (limit, wanted and used + wanted) if most), default=None)
-        count = 0
-        for at in range(0, len(documents), size):
-            if request.cancelled.is_set():
-                break
-            batch = documents[at : at + size]
-            inputs = tokenizer(
-                [query] * len(batch),
-                batch,
-                padding=len(batch) > 1,
-                truncation="only_second",
-                max_length=longest,
-                return_tensors="pt",
-            ).to(model.device)
-            count += int(inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum())
-            with torch.inference_mode():
-                logits = model(**inputs).logits.float()
-            column = logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(1)[:, 1]
-            scores += column.tolist()
-        order = sorted(range(len(scores)), key=lambda number: -scores[number])[: request.input.get("top_k")]
-        return TaskResult(
-            [{"index": number, "score": scores[number], "document": documents[number]} for number in order],
-            {"input_token_count": count},
+        wanted = item.request.input.get("max_tokens")
+        longest = min((most for most in (self._limit, wanted and used + wanted) if most), default=None)
+        found = tokenizer(
+            [query] * len(item.value),
+            item.value,
+            truncation=longest is not None and "only_second",
+            max_length=longest,
+            verbose=False,
         )
+        return [{name: found[name][at] for name in found} for at in range(len(item.value))]
 
-    return compute
+    def _scores(self, pairs: list[dict[str, Any]]) -> list[float]:
+        import torch
+
+        inputs = padded(self._tokenizer, pairs)
+        with torch.inference_mode():
+            logits = self._model(**on_device(self._model, inputs)).logits.float()
+        column = logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(1)[:, 1]
+        scores: list[float] = column.tolist()
+        return scores
+
+
+def _ranked(item: Prepared, scores: list[float], tokens: int) -> TaskResult:
+    order = sorted(range(len(scores)), key=lambda number: -scores[number])[: item.request.input.get("top_k")]
+    return TaskResult(
+        [{"index": number, "score": scores[number], "document": item.value[number]} for number in order],
+        {"input_token_count": tokens},
+    )
 
 
 def _documents(given: str | list[str]) -> list[str]:
@@ -236,17 +295,20 @@ def _documents(given: str | list[str]) -> list[str]:
     raise PredictionFailed('input.documents: this must be a JSON list of strings, such as ["one", "two"]')
 
 
-def text_classification(loading: LoadRequest) -> Compute:
+def text_classification(loading: LoadRequest) -> BatchCompute:
     pipe = _text_pipeline(loading, "text-classification", "AutoModelForSequenceClassification")
 
-    def compute(request: TaskInput) -> TaskResult:
-        check_fits(pipe.model, pipe.tokenizer, request.input["text"])
-        return TaskResult(_labels(pipe(request.input["text"], top_k=request.input["top_k"])))
+    def compute(items: list[Prepared]) -> list[TaskResult | Exception]:
+        found = _of_texts(loading, pipe, items, top_k=None)
+        return [
+            each if isinstance(each, Exception) else TaskResult(_labels(each[: item.request.input["top_k"]]))
+            for item, each in zip(items, found, strict=True)
+        ]
 
-    return compute
+    return BatchCompute(compute)
 
 
-def zero_shot_classification(loading: LoadRequest) -> Compute:
+def zero_shot_classification(loading: LoadRequest) -> BatchCompute:
     """Score the caller's labels for a text, with a model trained on natural language inference."""
     pipe = _text_pipeline(loading, "zero-shot-classification", "AutoModelForSequenceClassification")
     if pipe.entailment_id < 0:
@@ -254,43 +316,49 @@ def zero_shot_classification(loading: LoadRequest) -> Compute:
             'the model has no label "entailment", which zero-shot classification needs; correct its source'
         )
 
-    def compute(request: TaskInput) -> TaskResult:
-        labels = labels_of(request.input["labels"], "labels")
-        check_fits(pipe.model, pipe.tokenizer, request.input["text"])
-        found = pipe(
-            request.input["text"],
-            candidate_labels=labels,
-            multi_label=request.input["multi_label"],
-            hypothesis_template=request.input["hypothesis_template"],
-        )
-        pairs = zip(found["labels"], found["scores"], strict=True)
-        return TaskResult(_labels([{"label": label, "score": score} for label, score in pairs]))
+    def prepare(request: TaskInput) -> Prepared:
+        labels = tuple(labels_of(request.input["labels"], "labels"))
+        return Prepared(request, (labels, request.input["multi_label"], request.input["hypothesis_template"]))
 
-    return compute
+    def compute(items: list[Prepared]) -> list[TaskResult | Exception]:
+        labels, several, template = cast("tuple[tuple[str, ...], bool, str]", items[0].key)
+        settings = {"multi_label": several, "hypothesis_template": template}
+        found = _of_texts(loading, pipe, items, candidate_labels=list(labels), **settings)
+        return [each if isinstance(each, Exception) else TaskResult(_ordered(each)) for each in found]
+
+    return BatchCompute(compute, prepare)
 
 
-def token_classification(loading: LoadRequest) -> Compute:
+def _ordered(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    pairs = zip(found["labels"], found["scores"], strict=True)
+    return _labels([{"label": label, "score": score} for label, score in pairs])
+
+
+def token_classification(loading: LoadRequest) -> BatchCompute:
     """Find entities in a text, such as names; ``start`` and ``end`` are positions of characters."""
     pipe = _text_pipeline(loading, "token-classification", "AutoModelForTokenClassification")
 
-    def compute(request: TaskInput) -> TaskResult:
-        text = request.input["text"]
-        check_fits(pipe.model, pipe.tokenizer, text)
-        found = pipe(text, aggregation_strategy=request.input["aggregation"])
-        return TaskResult(
-            [
-                {
-                    "entity": each["entity_group"] if "entity_group" in each else each["entity"],
-                    "score": float(each["score"]),
-                    "word": each["word"],
-                    "start": int(each["start"]),
-                    "end": int(each["end"]),
-                }
-                for each in found
-            ]
-        )
+    def prepare(request: TaskInput) -> Prepared:
+        return Prepared(request, request.input["aggregation"])
 
-    return compute
+    def compute(items: list[Prepared]) -> list[TaskResult | Exception]:
+        found = _of_texts(loading, pipe, items, aggregation_strategy=items[0].key)
+        return [each if isinstance(each, Exception) else TaskResult(_entities(each)) for each in found]
+
+    return BatchCompute(compute, prepare)
+
+
+def _entities(found: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "entity": each["entity_group"] if "entity_group" in each else each["entity"],
+            "score": float(each["score"]),
+            "word": each["word"],
+            "start": int(each["start"]),
+            "end": int(each["end"]),
+        }
+        for each in found
+    ]
 
 
 def fill_mask(loading: LoadRequest) -> Compute:
@@ -311,6 +379,19 @@ def fill_mask(loading: LoadRequest) -> Compute:
         )
 
     return compute
+
+
+def _of_texts(loading: LoadRequest, pipe: Any, items: list[Prepared], **settings: Any) -> list[Any]:
+    """Return the result of the pipeline for the text of each item; the error of a text that is too long."""
+    texts = [item.request.input["text"] for item in items]
+    found: list[Any] = [outcome(partial(check_fits, pipe.model, pipe.tokenizer), text) for text in texts]
+    lengths = {number: each for number, each in enumerate(found) if isinstance(each, int)}
+    if lengths:
+        size = batch_size(loading, pipe.tokenizer, lengths.values())
+        results = pipe([texts[number] for number in lengths], batch_size=size, **settings)
+        for number, result in zip(lengths, results, strict=True):
+            found[number] = result
+    return found
 
 
 def _text_pipeline(loading: LoadRequest, task: str, auto_class: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -13,10 +14,18 @@ from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import failures
 from appliance.runners.base import LoadSpec
+from appliance.runners.batches import Batches
 from appliance.runners.interfaces import interface_of
-from appliance.runners.threads import interruptible
+from appliance.runners.threads import interruptible, uninterruptible
 from appliance.runners.torch_runner import GPU, TorchRunner
-from appliance.runners.transformers.loading import Compute, LoadRequest, TaskInput
+from appliance.runners.transformers.loading import (
+    BatchCompute,
+    Compute,
+    LoadRequest,
+    Prepared,
+    TaskInput,
+    TaskResult,
+)
 from appliance.runners.transformers.tasks import TASKS
 from appliance.runners.transformers_library import prepare_libraries
 
@@ -30,7 +39,8 @@ class TransformersRunner(TorchRunner):
     def __init__(self, spec: LoadSpec) -> None:
         super().__init__(spec)
         self._task: str = spec.options["task"]
-        self._compute: Compute
+        self._compute: Compute | BatchCompute
+        self._batches: Batches[Prepared, TaskResult]
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
@@ -52,13 +62,14 @@ class TransformersRunner(TorchRunner):
             raise LoadFailed(
                 f"model {self._spec.model} cannot be loaded for {self._task}: {_message(error)}"
             ) from error
+        if isinstance(self._compute, BatchCompute):
+            most = self._spec.options["max_batch"]
+            self._batches = Batches(self._compute.compute, most=most, key=lambda prepared: prepared.key)
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         began = time.perf_counter()
         try:
-            result = await interruptible(
-                lambda cancelled: self._compute(TaskInput(job.input, Path(job.folder), cancelled))
-            )
+            result = await self._result(job)
         except _INPUT_ERRORS as error:
             raise PredictionFailed(f"{self._task} failed with this input: {_message(error)}") from error
         for name, value in result.metrics.items():
@@ -68,7 +79,15 @@ class TransformersRunner(TorchRunner):
             yield Metric("real_time_factor", round(seconds / result.metrics["audio_duration"], 4))
         yield Output([result.output], append=False)
 
-    def _load(self, folder: Path) -> Compute:
+    async def _result(self, job: Job) -> TaskResult:
+        compute, folder = self._compute, Path(job.folder)
+        if not isinstance(compute, BatchCompute):
+            return await interruptible(lambda cancelled: compute(TaskInput(job.input, folder, cancelled)))
+        request = TaskInput(job.input, folder, threading.Event())
+        prepared = await uninterruptible(compute.prepare, request)
+        return await self._batches.result(prepared, on_cancel=request.cancelled.set)
+
+    def _load(self, folder: Path) -> Compute | BatchCompute:
         prepare_libraries(self._spec.threads)
         dtype = self._spec.options["dtype"]
         on_cpu = self._spec.device == "cpu"

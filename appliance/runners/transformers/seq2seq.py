@@ -5,22 +5,27 @@ These tasks call ``generate`` directly, because transformers 5 has no pipelines 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import images
 from appliance.runners.transformers.loading import (
+    BatchCompute,
     Compute,
     LoadRequest,
+    Prepared,
     TaskInput,
     TaskResult,
+    batch_size,
     check_fits,
     load_model,
     load_processor,
     model_type,
     on_device,
+    outcome,
+    padded,
     stopping_criteria,
 )
 
@@ -64,7 +69,7 @@ def _image_to_text(loading: LoadRequest, question: str) -> Compute:
         else:
             text = _chat_prompt(processor, prompt or question) if chats else prompt
             inputs = processor(images=image, text=text, return_tensors="pt")
-        tokens = _generate(model, inputs, request)
+        tokens = _generate(model, inputs, [request])
         start = inputs["input_ids"].shape[1] if chats else 0
         caption = tokenizer.decode(tokens[0][start:], skip_special_tokens=True).strip()
         return TaskResult(caption, {"output_token_count": int(tokens.shape[1] - start)})
@@ -107,24 +112,24 @@ def visual_question_answering(loading: LoadRequest) -> Compute:
             with torch.inference_mode():
                 best = int(model(**on_device(model, inputs)).logits.argmax(-1)[0])
             return TaskResult(model.config.id2label[best])
-        tokens = _generate(model, inputs, request)
+        tokens = _generate(model, inputs, [request])
         answer = processor.tokenizer.decode(tokens[0], skip_special_tokens=True).strip()
         return TaskResult(answer, {"output_token_count": int(tokens.shape[1])})
 
     return compute
 
 
-def translation(loading: LoadRequest) -> Compute:
+def translation(loading: LoadRequest) -> BatchCompute:
     """Translate with a model for two languages (Marian, T5), or for many (NLLB, M2M100, mBART)."""
     return _text_to_text(loading, "translation")
 
 
-def summarization(loading: LoadRequest) -> Compute:
+def summarization(loading: LoadRequest) -> BatchCompute:
     """Summarise with a model such as BART, Pegasus or T5."""
     return _text_to_text(loading, "summarization")
 
 
-def _text_to_text(loading: LoadRequest, task: str) -> Compute:
+def _text_to_text(loading: LoadRequest, task: str) -> BatchCompute:
     from transformers import AutoTokenizer
 
     model = load_model(loading, "AutoModelForSeq2SeqLM")
@@ -133,21 +138,69 @@ def _text_to_text(loading: LoadRequest, task: str) -> Compute:
     default_prefix = settings.get(task, {}).get("prefix", "")  # T5 models learn the task from a prefix
     default_language = getattr(tokenizer, "src_lang", None)
 
-    def compute(request: TaskInput) -> TaskResult:
+    def encoded(request: TaskInput) -> _Encoded:
         prefix = request.input.get("prefix")
         more = _set_languages(tokenizer, default_language, request.input) if task == "translation" else {}
         text = (default_prefix if prefix is None else prefix) + request.input["text"]
         check_fits(model, tokenizer, text)
-        inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
-        tokens = _generate(model, inputs, request, **more)
-        output = tokenizer.decode(tokens[0], skip_special_tokens=True).strip()
-        counts = {
-            "input_token_count": int(inputs["input_ids"].shape[1]),
-            "output_token_count": int(tokens.shape[1]),
-        }
-        return TaskResult(output, counts)
+        return _Encoded(request, dict(tokenizer(text, return_token_type_ids=False)), more)
 
-    return compute
+    def prepare(request: TaskInput) -> Prepared:
+        names = ("max_new_tokens", "num_beams", "target_language")
+        return Prepared(request, tuple(request.input.get(name) for name in names))
+
+    def compute(items: list[Prepared]) -> list[TaskResult | Exception]:
+        encodings = [outcome(encoded, item.request) for item in items]
+        rows = {number: each for number, each in enumerate(encodings) if isinstance(each, _Encoded)}
+        found: list[TaskResult | Exception] = [
+            each if isinstance(each, Exception) else TaskResult("") for each in encodings
+        ]
+        size = batch_size(loading, tokenizer, (row.length for row in rows.values()))
+        numbers = sorted(rows, key=lambda number: rows[number].length)  # to save padding
+        for at in range(0, len(numbers), size):
+            batch = [
+                number for number in numbers[at : at + size] if not rows[number].request.cancelled.is_set()
+            ]
+            results = _written(model, tokenizer, [rows[number] for number in batch]) if batch else ()
+            for number, result in zip(batch, results, strict=True):
+                found[number] = result
+        return found
+
+    return BatchCompute(compute, prepare)
+
+
+class _Encoded(NamedTuple):
+    """The tokens of one text."""
+
+    request: TaskInput
+    encoding: dict[str, list[int]]
+    more: dict[str, Any]  # arguments of ``generate``, equal in a batch
+
+    @property
+    def length(self) -> int:
+        return len(self.encoding["input_ids"])
+
+
+def _written(model: Any, tokenizer: Any, rows: list[_Encoded]) -> list[TaskResult]:
+    """Return the text that the model generates for each of ``rows``."""
+    inputs = padded(tokenizer, [row.encoding for row in rows])
+    tokens = _generate(model, inputs, [row.request for row in rows], **rows[0].more)
+    found = []
+    for row, text in zip(rows, tokens, strict=True):
+        text = _without_padding(text, model.generation_config) if len(rows) > 1 else text  # noqa: PLW2901
+        counts = {"input_token_count": row.length, "output_token_count": len(text)}
+        found.append(TaskResult(tokenizer.decode(text, skip_special_tokens=True).strip(), counts))
+    return found
+
+
+def _without_padding(tokens: torch.Tensor, config: Any) -> torch.Tensor:
+    """Return generated tokens up to the first end token; the first token is the start token."""
+    import torch
+
+    ends = config.eos_token_id
+    known = torch.tensor(ends if isinstance(ends, list) else [-1 if ends is None else ends])
+    found = torch.isin(tokens[1:], known).nonzero()
+    return tokens[: int(found[0]) + 2] if len(found) else tokens
 
 
 def _set_languages(tokenizer: Any, default: str | None, input: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,14 +230,19 @@ def _set_languages(tokenizer: Any, default: str | None, input: Mapping[str, Any]
     return {"forced_bos_token_id": tokens["target_language"]}
 
 
-def _generate(model: Any, inputs: Mapping[str, Any], request: TaskInput, **more: Any) -> torch.Tensor:
-    """Return the generated tokens; a cancel ends the generation early."""
-    beams = request.input.get("num_beams")
+def _generate(
+    model: Any, inputs: Mapping[str, Any], requests: Sequence[TaskInput], **more: Any
+) -> torch.Tensor:
+    """Return the generated tokens of each request; a cancel ends the generation of its text early.
+
+    The requests have the same values of ``num_beams`` and ``max_new_tokens``.
+    """
+    beams = requests[0].input.get("num_beams")
     tokens: torch.Tensor = model.generate(
         **on_device(model, inputs),
         **more,
         **({} if beams is None else {"num_beams": beams}),
-        max_new_tokens=request.input["max_new_tokens"],
-        stopping_criteria=stopping_criteria(request.cancelled),
+        max_new_tokens=requests[0].input["max_new_tokens"],
+        stopping_criteria=stopping_criteria(*(request.cancelled for request in requests)),
     )
     return tokens.cpu()

@@ -12,7 +12,7 @@ from appliance.runners import audio
 from appliance.runners.interfaces import FILE
 from appliance.runners.schemas import boolean, choice, integer, number, string
 from appliance.runners.transformers import image_outputs, image_text, pipelines, seq2seq
-from appliance.runners.transformers.loading import Compute, LoadRequest
+from appliance.runners.transformers.loading import BatchCompute, Compute, LoadRequest
 
 Schema = dict[str, Any]
 
@@ -22,7 +22,7 @@ class Task(NamedTuple):
 
     inputs: Mapping[str, Schema]
     output: Schema
-    load: Callable[[LoadRequest], Compute]
+    load: Callable[[LoadRequest], Compute | BatchCompute]
     required: tuple[str, ...]
     aliases: Mapping[str, str] = MappingProxyType({})
 

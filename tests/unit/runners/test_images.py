@@ -219,3 +219,26 @@ def test_files_that_are_not_images(tmp_path: Path) -> None:
     Image.new("1", (20_000, 10_000)).save(tmp_path / "huge.png")
     with pytest.raises(PredictionFailed, match=r"^input\.image: this image has too many pixels"):
         images.read(tmp_path / "huge.png", "image")
+
+
+def test_transparency_is_white(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    image = Image.new("RGBA", (3, 2), (9, 9, 9, 255))
+    image.putpixel((0, 0), (255, 255, 255, 0))
+    image.putpixel((1, 0), (0, 0, 0, 100))
+    image.save(file, exif=_turned_right())
+    found = images.read_transparency(file, "mask")
+    assert (found.mode, found.size) == ("L", (2, 3))
+    assert [found.getpixel(at) for at in ((1, 0), (1, 1), (1, 2), (0, 0))] == [255, 155, 0, 0]
+    image.convert("RGB").save(file)
+    with pytest.raises(PredictionFailed, match=r"^input\.mask: this image has no transparency; send"):
+        images.read_transparency(file, "mask")
+    file.write_bytes(b"no image")
+    with pytest.raises(PredictionFailed, match=r"^input\.mask: this is not an image"):
+        images.read_transparency(file, "mask")
+
+
+def _turned_right() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif

@@ -214,7 +214,7 @@ def test_a_taken_port_is_named_before_the_installation(checkout: Checkout) -> No
         ),
         ("uname", "[[ $1 == -s ]] && echo Darwin || echo x86_64", "Linux: this system is Darwin"),
         ("df", "printf 'Avail\\n2048\\n'", "free disk space: the packages need 6 GiB"),
-        ("getconf", "echo glibc 2.27", "glibc 2.28 or newer: this system has 2.27"),
+        ("getconf", "echo glibc 2.30", "glibc 2.31 or newer: this system has 2.30"),
         ("getconf", "exit 1", "glibc: this system has another C library"),
     ],
 )

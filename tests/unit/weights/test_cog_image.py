@@ -142,6 +142,12 @@ def test_links_at_places_where_the_sandbox_mounts_are_refused_or_removed(tmp_pat
         "usr",
     ]
     assert list((image / "etc").iterdir()) == []
+    for place in ("usr/bin/nvidia-smi", "run/nvidia-driver"):
+        (image / place).symlink_to(outside)
+    cog_image._prepare(source, image)
+    assert not any(path.is_symlink() for path in image.rglob("*")), (
+        "the driver of the machine is mounted there"
+    )
     (image / "usr" / "bin").rmdir()
     (image / "usr" / "bin").symlink_to(outside)
     with pytest.raises(WeightsError, match="has a link at /usr/bin, where the sandbox mounts a folder"):
@@ -177,3 +183,14 @@ layout=${layout%:image}
 /bin/mkdir -p "$layout"
 echo '{"manifests": [{"digest": "sha256:x"}]}' > "$layout/index.json"
 """
+
+
+def test_an_image_in_a_layout_that_changed_is_another_image(tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    layout.mkdir()
+    (layout / "index.json").write_text("{}")
+    source = ImageSource(image=f"oci:{layout}:latest")
+    before = cog_image.folder(tmp_path, source)
+    assert cog_image.folder(tmp_path, source) == before
+    (layout / "index.json").write_text('{"manifests": []}')
+    assert cog_image.folder(tmp_path, source) != before

@@ -40,7 +40,7 @@ async def generate_images(request: Request) -> Response:
 
 
 async def edit_images(request: Request) -> Response:
-    """``POST /images/edits``: a form with one image."""
+    """``POST /images/edits``: a form with one image, and a mask that is transparent where to repaint."""
     caller = await calls.find_caller(request, Scope.RUN, creates=True)
     async with received(request, caller) as form:
         _check_model(form.fields)
@@ -50,13 +50,17 @@ async def edit_images(request: Request) -> Response:
         images = form.files.get("image", [])
         if len(images) != 1:
             raise calls.invalid("image", f"Must be one file; there are {len(images)}")
-        if "mask" in form.files:
-            raise calls.invalid(
-                "mask",
-                "Is not supported here: use POST /v1/predictions, whose mask is white where to repaint",
-            )
+        masks = form.files.get("mask", [])
+        if len(masks) > 1:
+            raise calls.invalid("mask", f"Must be at most one file; there are {len(masks)}")
         base = requests.base_url(request)
         files = {"image": f"{base}/v1/files/{images[0].id}"}
+        if masks:
+            if "mask_repaints" not in entry.interface.input["properties"]:
+                raise calls.invalid(
+                    "mask", f"The model {entry.name} cannot repaint a part of an image; omit it"
+                )
+            files |= {"mask": f"{base}/v1/files/{masks[0].id}", "mask_repaints": "transparent"}
         return await _generated(request, caller, entry, given, files)
 
 

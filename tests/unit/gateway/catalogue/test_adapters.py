@@ -127,6 +127,24 @@ async def test_an_allowed_url_is_fetched_once(api: Api, origin: Origin) -> None:
     )
 
 
+async def test_redirects_do_not_leave_the_allowed_hosts(api: Api, origin: Origin) -> None:
+    def redirect(name: str, target: str) -> str:
+        origin.answers[f"/loras/{name}"] = Answer(b"", status=302, headers={"Location": target})
+        return f"{origin.url}/loras/{name}"
+
+    origin.answers["/cdn/a"] = Answer(b"from afar")
+    moved = redirect("moved.safetensors", f"{origin.url}/cdn/a")
+    assert await said(api, "test/base", lora_weights=moved) == "from afar hello"
+    asked = len(origin.asked)
+    elsewhere = origin.url.replace("127.0.0.1", "127.0.0.2")
+    left = redirect("left.safetensors", f"{elsewhere}/cdn/a")
+    assert await said(api, "test/base", lora_weights=left) == (
+        f"input.lora_weights: {left} cannot be fetched: it is redirected to {elsewhere}, which "
+        "adapter_sources of the model does not allow: add a URL of this host"
+    )
+    assert len(origin.asked) == asked + 1
+
+
 async def test_private_addresses_stay_refused(api: Api, bench: Bench, origin: Origin) -> None:
     bench.inputs._fetch_guard.allow(())
     url = f"{origin.url}/loras/a.safetensors"

@@ -13,7 +13,7 @@ import pytest
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.prediction import Job, Output
 from appliance.runners.base import LoadSpec
-from appliance.runners.cog.runner import CogRunner
+from appliance.runners.cog.runner import CogRunner, error_detail
 
 RUNTIME = f"""#!{sys.executable}
 import http.server, json, os, signal
@@ -121,3 +121,18 @@ async def test_a_prediction_whose_events_cannot_be_read_fails_alone(
 async def test_a_prediction_waits_for_a_free_slot(runner: CogRunner) -> None:
     events = event("output", chunk="late", index=0) + event("completed", status="succeeded")
     assert await outputs(runner, events, busy=2) == ["late"]
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b'{"detail": [{"loc": ["body", "input", "n"], "msg": "too large"}]}', "input.n: too large"),
+        (b'{"detail": "busy"}', "busy"),
+        (b'{"detail": ["too large"]}', '{"detail": ["too large"]}'),
+        (b'{"detail": [{"loc": 1, "msg": "x"}]}', '{"detail": [{"loc": 1, "msg": "x"}]}'),
+        (b"[1]", "[1]"),
+        (b"Bad Gateway", "Bad Gateway"),
+    ],
+)
+def test_the_reason_in_an_error_response_of_any_form(body: bytes, detail: str) -> None:
+    assert error_detail(body) == detail

@@ -65,7 +65,10 @@ def test_the_libraries_get_their_arguments(weights: Path) -> None:
 
 def test_a_missing_package_is_named(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(LoadFailed, match="needs the package bitsandbytes, which is not installed"):
+    with pytest.raises(
+        LoadFailed,
+        match=r"package bitsandbytes, which is not installed: install it with `.* install .* bitsandbytes`",
+    ):
         arguments(weights, METHODS[0], "transformer")
 
 
@@ -95,6 +98,33 @@ def test_the_memory_estimate_follows(tmp_path: Path) -> None:
     assert loaded(quantization=method | {"method": "torchao_int8"}) == 100 + 150
     assert loaded(quantization=method | {"method": "bitsandbytes_4bit"}) == 100 + 75
     assert loaded(gguf={"transformer": str(tmp_path / "small.gguf")}) == 100 + 50
+
+
+def test_the_memory_estimate_of_several_quantized_components(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.gguf").write_bytes(bytes(50))
+    options = {
+        "pipeline": {"width": 8, "height": 8},
+        "shares": {"a": 0.5, "b": 0.25, "c": 0.25},
+        "gguf": {name: str(tmp_path / f"{name}.gguf") for name in ("a", "b")},
+        "quantization": {"components": ["c"], "method": "torchao_int8"},
+    }
+    found = DescribedDiffusersOptions.model_validate(options)
+    assert found._loaded(WeightSize(4000, 2000), "cuda") == 50 + 50 + 4000 // 4 // 2
+
+
+def test_a_missing_gguf_file_is_named(tmp_path: Path) -> None:
+    index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text("{}")
+    (tmp_path / "transformer" / "model.safetensors").write_bytes(b"x")
+    file = tmp_path / "model.gguf"
+    options = DiffusersOptions.model_validate({"gguf": {"transformer": str(file)}})
+    with pytest.raises(WeightsError, match=rf"options\.gguf\.transformer: {file} does not exist: correct"):
+        options.completed(tmp_path)
+    file.write_bytes(b"x")
+    options.completed(tmp_path)
 
 
 def test_only_quantized_models_get_another_version() -> None:

@@ -378,7 +378,7 @@ async def test_predictions_are_computed_together_if_the_first_axis_is_the_batch(
         seen: list[int] = []
         compute = model.runner._batches._compute
 
-        def counted(batch: list[Any]) -> list[Any]:
+        def counted(batch: list[Any]) -> Any:
             seen.append(len(batch))
             return compute(batch)
 

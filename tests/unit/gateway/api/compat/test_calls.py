@@ -378,6 +378,23 @@ async def test_a_form_may_say_that_it_wants_no_stream(
     assert "generates videos" in reply.json()["error"]["message"]
 
 
+async def test_a_mask_needs_a_model_that_repaints(
+    api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "KINDS", ("echo",))
+    given = {"model": "test/echo", "prompt": "a cat"}
+    image, mask = ("image", ("x.png", b"x")), ("mask", ("m.png", b"m"))
+    for files, error in (
+        ([image, mask], "The model test/echo cannot repaint a part of an image; omit it"),
+        ([image, mask, mask], "Must be at most one file; there are 2"),
+        ([mask], "Must be one file; there are 0"),
+    ):
+        reply = await api.post("/openai/v1/images/edits", data=given, files=files)
+        assert reply.status_code == 400
+        assert error in reply.json()["error"]["message"]
+    assert list((bench.folder / "files" / "uploads").iterdir()) == []
+
+
 def test_what_images_are_asked_for() -> None:
     model = described_image_model()
     asked = images.inputs(
