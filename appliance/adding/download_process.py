@@ -63,7 +63,7 @@ def main(home: Path, pending: Pending, mark: str) -> Line:
     model = pending.config()
     try:
         for each in with_adapters([model]):
-            weights.pull(home, each, _Lines(each.name, mark))
+            weights.prepare(home, each, _Lines(each.name, mark))
         with weights.as_weights_errors(model.name):
             weights.complete_options(home, model)
     except ApplianceError as error:

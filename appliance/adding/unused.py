@@ -1,4 +1,4 @@
-"""Weights on the disk that no model of models.yaml uses."""
+"""Weights and environments on the disk that no model of models.yaml uses."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from appliance.adding import pending
-from appliance.config import Config, GitSource, HubSource, PypiSource
+from appliance.config import CogModel, Config, GitSource, HubSource, PypiSource
 from appliance.domain.errors import ApplianceError, Conflict, WeightsError
 from appliance.runners.adapters import with_adapters
-from appliance.weights import folder, git, locations
+from appliance.weights import environments, folder, git, locations, project_image
 
 _KINDS: Final = ("hub", "pypi", "local", "git", "image", "adapters")
 _PARTIAL: Final = ".partial"
@@ -27,21 +27,24 @@ class Unused(NamedTuple):
 
 
 def unused(home: Path, configs: Callable[[], Iterable[Config]]) -> list[Unused]:
-    """Return weights, and leftovers of downloads, that no model of the configs uses; the largest first.
+    """Return weights, environments and leftovers of downloads that no model of the configs uses.
 
-    Models that are being added use their weights. ``configs`` is called after these models are read, so that
-    a model that is written to models.yaml meanwhile is seen. Environments of Cog projects are not looked at,
-    because pushed versions use them too.
+    The largest are first. Models that are being added use their weights. ``configs`` is called after these
+    models are read, so that a model that is written to models.yaml meanwhile is seen. Environments of Cog
+    projects are not looked at, because pushed versions use them too.
     """
     root = home / "weights"
-    used = set()
+    used: set[Path | None] = set()
     kinds = set(_KINDS)
     added = [each.config() for each in pending.read_all(home)]
     for model in with_adapters([*added, *(model for config in configs() for model in config.models)]):
+        used.add(environments.folder(home, model))
         if isinstance(model.source, GitSource):
             used.add(git.folder(home, model.source))
         elif model.source is not None:
             try:
+                if isinstance(model, CogModel) and (image := project_image.source(home, model)) is not None:
+                    used.add(image.local and image.local.parent)
                 used.add(folder(home, model))
                 used.add(folder(home, model).resolve())  # of an image that is named by a tag
             except (WeightsError, OSError):  # a folder of the user that is missing, perhaps not mounted
@@ -49,7 +52,12 @@ def unused(home: Path, configs: Callable[[], Iterable[Config]]) -> list[Unused]:
     found = [path for kind in _KINDS if kind in kinds for path in _inside(root / kind) if path not in used]
     marks = {locations.mark(model) for model in added if isinstance(model.source, HubSource | PypiSource)}
     found += [path for path in _leftovers(root / _PARTIAL) if path.name.partition("-")[0] not in marks]
-    return sorted((Unused(path, folder_size(path)) for path in found), key=lambda each: -each.size)
+    found += [each for each in _inside(project_image.root(home)) if each not in used and each.name[0] != "."]
+    sizes = [Unused(path, folder_size(path)) for path in found]
+    # Links to files of the appliance and of uv's cache take no space.
+    old = [each for each in _inside(environments.root(home)) if not each.name.startswith(".")]
+    sizes += [Unused(path, folder_size(path, links=False)) for path in old if path not in used]
+    return sorted(sizes, key=lambda each: -each.size)
 
 
 def delete_unused(
@@ -84,10 +92,11 @@ def _delete(found: Unused) -> None:
         raise ApplianceError(f"{error.filename or found.path} cannot be removed: {error.strerror}") from error
 
 
-def folder_size(path: Path) -> int:
-    """Return the bytes of all files in a folder, or of a file."""
+def folder_size(path: Path, *, links: bool = True) -> int:
+    """Return the bytes of all files in a folder, or of a file; without ``links``, not those of hard links."""
     files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
-    return sum(file.lstat().st_size for file in files if file.is_file() and not file.is_symlink())
+    found = (file.lstat() for file in files if file.is_file() and not file.is_symlink())
+    return sum(each.st_size for each in found if links or each.st_nlink == 1)
 
 
 def _inside(path: Path) -> list[Path]:

@@ -42,7 +42,7 @@ def choose(config: Config, names: Sequence[str]) -> list[ModelConfig]:
 
     Raises:
         ConfigError: models.yaml has no such model.
-        ApplianceError: a model is a Cog project, whose environment works on this machine only.
+        ApplianceError: a model is a Cog project or has an environment, which works on this machine only.
     """
     by_name = {name: model for model in config.models for name in (model.name, *model.aliases)}
     for name in names:
@@ -56,6 +56,12 @@ def choose(config: Config, names: Sequence[str]) -> list[ModelConfig]:
             raise ApplianceError(
                 f"model {model.name} is a Cog project, and the environment of a built project works on this "
                 "machine only: leave it out by naming the other models with --models"
+            )
+        if model.environment is not None:
+            raise ApplianceError(
+                f"model {model.name} has an environment of its own, and an environment works on this machine "
+                "only: leave the model out by naming the other models with --models, or remove its key "
+                "environment"
             )
     return chosen
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -27,15 +27,13 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from rich.progress import Progress, TaskID
 
 from appliance.domain.errors import ApplianceError, WeightsError
-from appliance.weights import http_download, index
+from appliance.weights import http_download, index, package_index
 
 #: Oldest minor version of glibc 2 that the appliance supports.
 OLDEST_GLIBC: Final = 28
 #: Oldest glibc that wheels are made for, and the names of its platforms before PEP 600.
 _FIRST_GLIBC: Final = 5
 _LEGACY: Final = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
-_INDEXES: Final = ("UV_DEFAULT_INDEX", "UV_FIND_LINKS")
-_TORCH_INDEX: Final = "https://download.pytorch.org/whl/cpu"
 _REQUIREMENT: Final = re.compile(r"^([a-z0-9._-]+)==([^ ;\\]+)")
 _HASH: Final = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
@@ -186,7 +184,8 @@ def _locked(lock: Path, uv: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "pylock.toml"
         command = [uv, "pip", "compile", "--quiet", "--no-deps", "--no-header", "--format", "pylock.toml"]
-        command += ["--python", sys.executable, "--output-file", str(output), *_torch(lock), str(lock)]
+        command += package_index.torch_options(cpu=_is_cpu(lock))
+        command += ["--python", sys.executable, "--output-file", str(output), str(lock)]
         run_uv(command, "the packages cannot be looked up", cpu=_is_cpu(lock))
         return list(tomllib.loads(output.read_text()).get("packages", ()))
 
@@ -197,7 +196,7 @@ def run_uv(command: list[str], problem: str, *, cpu: bool = False) -> None:
     Raises:
         ApplianceError: uv fails; the message begins with ``problem`` and ends with uv's reason.
     """
-    variables = _environment(os.environ, cpu=cpu)
+    variables = package_index.uv_variables(os.environ, cpu=cpu)
     ran = subprocess.run(command, env=variables, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if ran.returncode != 0:
         # "error: what failed", and below it "cause: why", several times
@@ -209,29 +208,8 @@ def run_uv(command: list[str], problem: str, *, cpu: bool = False) -> None:
         raise ApplianceError(f"{problem}: {reason}")
 
 
-def _environment(variables: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
-    """Return the environment for uv, which does not read pip's variables."""
-    mapped = {**variables, "UV_NO_CONFIG": "1"}
-    if not variables.get("UV_DEFAULT_INDEX") and not variables.get("UV_INDEX_URL"):
-        mapped["UV_DEFAULT_INDEX"] = variables.get("PIP_INDEX_URL", "")
-    if not variables.get("UV_FIND_LINKS"):  # a folder of CPU wheels would be preferred for GPUs too
-        mapped["UV_FIND_LINKS"] = variables.get("PIP_FIND_LINKS", "") if cpu else ""
-    return {name: value for name, value in mapped.items() if value or name not in _INDEXES}
-
-
 def _is_cpu(lock: Path) -> bool:
     return "+cpu" in lock.read_text()
-
-
-def _torch(lock: Path) -> list[str]:
-    """Return the options with PyTorch's index, unless a folder of wheels has torch for CPUs."""
-    if not _is_cpu(lock):
-        return []
-    folder = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
-    if folder and any(Path(folder).glob("torch-*+cpu*.whl")):
-        return []
-    url = os.environ.get("APPLIANCE_TORCH_INDEX", _TORCH_INDEX)
-    return ["--extra-index-url", url, "--index-strategy", "unsafe-best-match"]
 
 
 def _best(package: dict[str, Any], hashes: frozenset[str]) -> tuple[dict[str, Any], int] | None:

@@ -291,7 +291,7 @@ def _pull(home: Path, model: ModelConfig) -> None:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns) as progress:
         for each in with_adapters([model]):
-            weights.pull(home, each, progress)
+            weights.prepare(home, each, progress)
     with weights.as_weights_errors(model.name):
         weights.complete_options(home, model)  # raises if the weights are not of this kind
 

@@ -74,6 +74,9 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
         else _placed(model, scheduler, present=present[model.name])
         for model in config.models
     ]
+    for model, row in zip(config.models, models, strict=True):
+        row["environment"] = _environment(model, home)
+        row["built"] = _built(model, home)
     shown = [
         {
             "name": device.name,
@@ -90,7 +93,7 @@ def _present(home: Path, model: ModelConfig) -> bool:
     from appliance import weights
 
     try:
-        return model.source is None or weights.present(home, model)
+        return weights.is_prepared(home, model)
     except WeightsError:  # reported later, together with other unreadable models
         return True
 
@@ -111,6 +114,23 @@ def _placed(model: ModelConfig, scheduler: Scheduler, *, present: bool) -> dict[
         "problem": known.problem,
         "weights_present": present,
     }
+
+
+def _environment(model: ModelConfig, home: Path) -> list[str] | None:
+    """Return the packages that differ in the model's environment; None if it has none, or is not built."""
+    from appliance import weights
+
+    if model.environment is None or not weights.is_prepared(home, model):
+        return None
+    return [str(change) for change in weights.package_changes(home, model)]
+
+
+def _built(model: ModelConfig, home: Path) -> str | None:
+    """Return why a Cog project is built as an image; None if it is not."""
+    from appliance.config import CogModel
+    from appliance.weights import project_image
+
+    return project_image.reason(home, model) if isinstance(model, CogModel) else None
 
 
 def _left_out(model: ModelConfig, why: str) -> dict[str, Any]:
@@ -177,6 +197,12 @@ def _show_placement(report: dict[str, Any]) -> None:
     console.print()
     console.print(models)
     for model in report["models"]:
+        if model["environment"] is not None:
+            changed = ", ".join(model["environment"]) or "the packages of the appliance"
+            console.print(f"environment of {model['name']}: {changed}", markup=False, soft_wrap=True)
+        if model["built"] is not None:
+            text = f"{model['name']} is built as an image, because {model['built']}"
+            console.print(text, markup=False, soft_wrap=True)
         if model["from"] is None:
             message = f"{model['name']} is not served: {model['problem']}"
             console.print(message, style="red", markup=False, soft_wrap=True)
@@ -189,7 +215,10 @@ def pull(
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Download the weights of models to the data folder. Weights that are there already are skipped."""
+    """Download the weights of models to the data folder, and build Cog projects and environments.
+
+    What is there already is skipped.
+    """
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -210,7 +239,7 @@ def pull(
     with Progress(TextColumn("{task.description}"), *columns) as progress:
         for model in with_adapters(chosen):
             try:
-                weights.pull(home_folder(home, checked), model, progress)
+                weights.prepare(home_folder(home, checked), model, progress)
             except WeightsError as error:
                 failed.append(f"{model.name}: {error.detail}")
     if failed:
@@ -224,7 +253,7 @@ def _chosen(config: Config, names: list[str]) -> list[ModelConfig]:
         known = ", ".join(model.name for model in config.models)
         raise ConfigError(f"models.yaml has no model {unknown[0]}: choose among {known}")
     chosen = {by_name[name].name for name in names or by_name}  # models are not hashable
-    return [model for model in config.models if model.name in chosen and model.source is not None]
+    return [model for model in config.models if model.name in chosen]
 
 
 def certificate(

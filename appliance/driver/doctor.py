@@ -20,7 +20,7 @@ import msgspec
 import psutil
 
 from appliance import machine, weights
-from appliance.config import Config
+from appliance.config import Config, ModelConfig
 from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.domain.local_url import host_and_port
 from appliance.domain.units import readable_bytes
@@ -242,8 +242,10 @@ def shared_memory(mount: Path) -> Finding:
 
 
 def downloads(config: Config, home: Path) -> Iterator[Finding]:
-    """Check for each model whether its weights are downloaded."""
+    """Check for each model whether its weights are downloaded, and its environment is built."""
     for model in with_adapters(config.models):
+        if model.environment is not None:
+            yield _environment(model, home)
         if model.source is None:
             continue
         try:
@@ -261,6 +263,16 @@ def downloads(config: Config, home: Path) -> Iterator[Finding]:
         else:
             fix = f"appliance pull {model.name} (`appliance serve` downloads them as well)"
             yield Finding("weights", "warning", f"{model.name}: not downloaded yet", fix)
+
+
+def _environment(model: ModelConfig, home: Path) -> Finding:
+    try:
+        weights.require(home, model)
+    except WeightsError as error:
+        fix = f"appliance pull {model.name} (`appliance serve` builds it as well)"
+        return Finding("environment", "warning", error.detail, fix)
+    python = weights.interpreter(home, model)
+    return Finding("environment", "ok", f"{model.name}: Python at {python}")
 
 
 def _existing(path: Path) -> Path:

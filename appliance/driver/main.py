@@ -161,13 +161,16 @@ def _token(name: str, owner: str, secret: str) -> Token:
 
 
 def pull_missing(config: Config, home: Path, console: Console) -> None:
-    """Download missing weights. A failure for one model is printed, and the other models are served."""
+    """Download missing weights, and build projects and environments.
+
+    A failure for one model is printed, and the other models are served.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         for model in with_adapters(config.models):
             try:
-                if model.source is not None and not weights.present(home, model):
-                    weights.pull(home, model, progress)
+                if not weights.is_prepared(home, model):
+                    weights.prepare(home, model, progress)
             except WeightsError as error:
                 console.print(f"[yellow]model {model.name} is not served yet: {error.detail}[/]")
 

@@ -6,6 +6,7 @@ meanwhile: its worker processes have pid files too, and it writes files before t
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,7 @@ from appliance.domain.units import readable_bytes
 from appliance.driver import backup, home_lock, permissions
 from appliance.driver.backup_format import DATABASE
 from appliance.store import snapshot
-from appliance.weights import project
+from appliance.weights import environments, project, project_image
 from appliance.worker.cleanup import kill_leftover_workers, pid_folder
 
 _DEPTH: Final = 3  # parts of the paths of uploads, folders of predictions, and folders of versions
@@ -27,7 +28,8 @@ def recorded_worker_pids(home: Path) -> list[int]:
 
 def unfinished(home: Path) -> list[Path]:
     """Return the folders that interrupted backups and builds have left."""
-    return [*backup.leftovers(home), *project.unfinished(home)]
+    builds = [each.unfinished(home) for each in (project, project_image, environments)]
+    return [*backup.leftovers(home), *itertools.chain.from_iterable(builds)]
 
 
 def restrict_permissions(home: Path) -> str:

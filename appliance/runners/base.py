@@ -25,7 +25,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     trainer: str | None = None  # the kind of runner that trains new versions of the kind's models
     preload: tuple[str, ...] = ()  # modules that the zygote imports before it forks worker processes
     preload_on_cpu: tuple[str, ...] = ()  # further modules that it imports on machines without a GPU
-    libraries: tuple[str, ...] = ()  # packages that the runner imports; `appliance doctor` checks them
+    libraries: tuple[str, ...] = ()  # modules that the runner imports; `appliance doctor` checks them
+    packages: tuple[str, ...] = ()  # distributions that an environment of a model contains, if installed
     operations: frozenset[str] = frozenset()  # supported operations: constants of `runners.operations`
     example_input: str | None = None  # a text input for the first example that users see
 
@@ -46,6 +47,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int  # predictions it may run at a time
     cache: str  # absolute path of a folder for compile caches; kept between runs
     sleeps: bool = False  # the model may be put to sleep, if its runner supports it
+    python: str | None = None  # interpreter of the model's own environment; None: that of the appliance
 
 
 class Runner(Protocol):

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 from pydantic import AfterValidator, Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -168,6 +170,36 @@ ProjectSource = Annotated[
 ]
 
 
+def _requirement(value: str) -> str:
+    try:
+        parsed = Requirement(value)
+    except InvalidRequirement as error:
+        raise PydanticCustomError(
+            "requirement",
+            'should be a package with an optional version, such as "transformers==4.57.*": {reason}',
+            {"reason": str(error).split("\n")[0]},
+        ) from error
+    if canonicalize_name(parsed.name) == "appliance":
+        raise PydanticCustomError("requirement", "names the appliance itself: remove it")
+    return value
+
+
+class Environment(Section):
+    """The Python environment of one model, in place of the appliance's own."""
+
+    requirements: tuple[Annotated[str, AfterValidator(_requirement)], ...] = Field(
+        default=(),
+        strict=False,
+        description="Packages that differ from those of the appliance, in pip's notation: "
+        '"transformers==4.57.*", "timm", "timm @ https://example.org/timm-1.0-py3-none-any.whl".',
+    )
+    python: str | None = Field(
+        default=None,
+        pattern=r"^3\.1[123]$",
+        description='Version of Python, in quotes: "3.11", "3.12" or "3.13". Default: that of the appliance.',
+    )
+
+
 def _devices(value: float) -> float:
     if value > 1 and value != int(value):
         raise PydanticCustomError(
@@ -201,6 +233,10 @@ class ModelConfig(Section):
         default=None,
         description="Device memory to reserve: weights, caches and working memory. Excludes `gpu`. "
         "Default: an estimate from weights and options, later the measured peak.",
+    )
+    environment: Environment | None = Field(
+        default=None,
+        description="Packages and Python of this model, if they differ from those of the appliance.",
     )
     threads: int | None = Field(
         default=None, ge=1, le=4096, description="CPU threads for computing. Default: hardware.threads."
@@ -256,6 +292,8 @@ class ModelConfig(Section):
         """Yield pairs of a key, such as ``options.max_tokens``, and the error message about its value."""
         if self.gpu is not None and self.memory is not None:
             yield "memory", "gpu and memory exclude each other: remove one of them"
+        if self.environment is not None and not (self.environment.requirements or self.environment.python):
+            yield "environment", "has neither requirements nor python: add one of them, or remove the key"
         if self.pin and self.idle_unload_after is not None:
             yield "idle_unload_after", "a pinned model is never unloaded: remove pin or idle_unload_after"
 

@@ -32,14 +32,23 @@ class BuildProcess:
     """A running build: its folder, its log, and the keys of ``cog.yaml`` that it does not honour."""
 
     def __init__(
-        self, model: str, folder: Path, say: Callable[[str], None], environment: dict[str, str]
+        self,
+        model: str,
+        folder: Path,
+        say: Callable[[str], None],
+        environment: dict[str, str],
+        subject: str = "Cog project",
     ) -> None:
-        """``environment`` is the key of the same name in ``cog.yaml``; ``say`` gets each line of the log."""
+        """``say`` gets each line of the log; ``subject`` is what is built, for error messages.
+
+        ``environment`` are additional variables for the commands: the key of the same name in ``cog.yaml``.
+        """
         self.model = model
         self.folder = folder
         self.say = say
         self.notes: list[str] = []
         self._environment = environment
+        self._subject = subject
 
     def step(self, text: str) -> None:
         self.say(f"{STEP}{text}")
@@ -51,7 +60,7 @@ class BuildProcess:
         _log.warning("model %s: a part of cog.yaml is not honoured: %s", self.model, text)
 
     def error(self, reason: str) -> WeightsError:
-        return WeightsError(f"model {self.model}: its Cog project cannot be built: {reason}")
+        return WeightsError(f"model {self.model}: its {self._subject} cannot be built: {reason}")
 
     def variables(self) -> dict[str, str]:
         """Return the environment variables of processes of the build."""

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from appliance.domain.errors import WeightsError
 from appliance.runners.cog.installed_modules import install_modules
 from appliance.runners.cog.search_paths import SYSTEM
-from appliance.weights import system_packages
+from appliance.weights import interpreters, system_packages
 from appliance.weights.build_process import BuildProcess
 from appliance.weights.cog_yaml import CogYaml, Command, is_coglet
 
@@ -99,6 +95,12 @@ def cog_version(build: Path) -> str:
     return found[-1].name.removeprefix("cog-").removesuffix(".dist-info") if found else ""
 
 
+def system_command(settings: CogYaml) -> Command | None:
+    """Return the first command of ``cog.yaml`` that would change the whole system."""
+    commands = (*settings.pre_install, *settings.run)
+    return next((each for each in commands if _SYSTEM_PROGRAMS.search(each.text)), None)
+
+
 def _run(command: Command, build: BuildProcess) -> None:
     """Run a command of ``cog.yaml`` with the shell, in the copy of the project.
 
@@ -108,7 +110,7 @@ def _run(command: Command, build: BuildProcess) -> None:
     if (program := _SYSTEM_PROGRAMS.search(command.text)) is not None:
         raise build.error(
             f"{command.key} calls {program[1]}, which changes the whole system: list Debian packages in "
-            "build.system_packages instead, or build an image with `cog build` and name it in source.image"
+            "build.system_packages instead, or set `build: image` for the model in models.yaml"
         )
     programs = build.folder / SYSTEM / _PROGRAMS
     programs.mkdir(parents=True, exist_ok=True)
@@ -126,63 +128,18 @@ def _run(command: Command, build: BuildProcess) -> None:
         if "Permission denied" in error.detail or "Read-only file system" in error.detail:
             raise WeightsError(
                 f"{error.detail}\nThe command may write only below /usr/local/bin and /src: change it, or "
-                "build an image with `cog build` and name it in source.image"
+                "set `build: image` for the model in models.yaml"
             ) from error
         raise
 
 
 def _interpreter(settings: CogYaml, build: BuildProcess) -> str:
-    """Return the path of a Python of the version that the project needs. uv downloads it if there is none.
+    """Return the path of a Python of the version that the project needs.
 
     Raises:
         WeightsError: there is none, and it cannot be downloaded.
     """
-    patch = settings.python if settings.python != settings.minor else None
-    found: dict[str, str] = {}  # version -> path, best first
-    for candidate in _candidates(settings.minor):
-        version = _version(candidate)
-        if version.startswith(f"{settings.minor}."):
-            found.setdefault(version, str(candidate))
-    if patch in found:
-        return found[patch]
-    if not found:
-        managed = ["--managed-python", "--no-project", settings.python]
-        uv = [sys.executable, "-m", "uv", "python"]
-        build.step(f"downloading Python {settings.python}")
-        try:
-            build.run([*uv, "install", "--no-bin", "--quiet", settings.python], build.folder)
-        except WeightsError as error:
-            build.say(error.detail)
-            raise build.error(
-                f"build.python_version {settings.python} is not on this machine, and cannot be downloaded: "
-                f"install it, for example with `pyenv install {settings.minor}`"
-            ) from error
-        done = subprocess.run([*uv, "find", *managed], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-    version, path = next(iter(found.items()))
-    if patch is not None:
-        build.note(f"build.python_version {patch}: Python {version} is used")
-    return path
-
-
-def _candidates(minor: str) -> Iterator[Path]:
-    """Yield Pythons that may have this version: the appliance's, those of pyenv, and one on PATH."""
-    yield Path(sys.base_prefix, "bin", f"python{minor}")
-    versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
-    patches = [each for each in versions.glob(f"{minor}.*") if each.name.rpartition(".")[2].isdecimal()]
-    for folder in sorted(patches, key=lambda each: -int(each.name.rpartition(".")[2])):
-        yield folder / "bin" / f"python{minor}"
-    if (program := shutil.which(f"python{minor}")) is not None:
-        yield Path(program)
-
-
-def _version(path: Path) -> str:
-    """Return the version of a Python, such as 3.8.18, or an empty string if it does not run."""
-    try:
-        script = "import platform; print(platform.python_version())"
-        done = subprocess.run(
-            [str(path), "-c", script], capture_output=True, text=True, check=False, timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    found = interpreters.find(settings.python, build, "build.python_version")
+    if settings.python not in {settings.minor, found.version}:
+        build.note(f"build.python_version {settings.python}: Python {found.version} is used")
+    return found.path

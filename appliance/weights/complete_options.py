@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from appliance.config import CogModel, ImageSource, ModelConfig
-from appliance.weights import cog_image, locations, project
+from appliance.weights import cog_image, locations, project, project_image
 
 
 def complete_options(home: Path, model: ModelConfig) -> ModelConfig:
@@ -16,6 +16,8 @@ def complete_options(home: Path, model: ModelConfig) -> ModelConfig:
     """
     if isinstance(model, CogModel) and isinstance(model.source, ImageSource):
         return cog_image.completed(model, cog_image.folder(home, model.source))
+    if isinstance(model, CogModel) and project_image.source(home, model) is not None:
+        return cog_image.completed(model, locations.folder(home, model))
     if isinstance(model, CogModel):
         return project.built(model, project.folder(home, model))
     if model.source is None:

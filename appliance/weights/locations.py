@@ -21,7 +21,7 @@ from appliance.config import (
 )
 from appliance.domain.errors import WeightsError
 from appliance.runners.cog.image import description
-from appliance.weights import cog_image, project
+from appliance.weights import cog_image, project, project_image
 from appliance.weights.errors import as_weights_errors
 from appliance.weights.fingerprint import fingerprint
 
@@ -51,10 +51,15 @@ def folder(home: Path, model: ModelConfig) -> Path:
     source, so that a changed source never gets the weights of the old source.
     """
     source = source_of(model)
+    if isinstance(model.options, ImageCogOptions):
+        return Path(model.options.image)
     if isinstance(source, ImageSource):
         return cog_image.folder(home, source)
     if isinstance(model, CogModel):
-        return project.folder(home, model)
+        if isinstance(model.options, BuiltCogOptions):
+            return project.folder(home, model)
+        image = project_image.source(home, model)
+        return project.folder(home, model) if image is None else cog_image.folder(home, image)
     if isinstance(source, BuiltinSource):
         return BUILTIN / source.builtin
     if isinstance(source, FolderSource) and not is_gguf(source):

@@ -25,7 +25,6 @@ from appliance.config import (
     ModelConfig,
 )
 from appliance.domain.errors import WeightsError
-from appliance.domain.ignore_rules import IgnoreRules
 from appliance.machine.processes import is_running
 from appliance.runners.cog.runner import PYTHON_SERVER
 from appliance.runners.cog.search_paths import SYSTEM
@@ -33,6 +32,7 @@ from appliance.weights import build_process, cog_environment, cog_yaml, git
 from appliance.weights.build_process import BuildProcess
 from appliance.weights.cog_yaml import COG, CogYaml, is_coglet
 from appliance.weights.fingerprint import fingerprint
+from appliance.weights.project_files import left_out
 
 #: Version of the layout of builds; part of the name of a build.
 _FORMAT: Final = 5
@@ -41,7 +41,6 @@ STEP: Final = build_process.STEP
 PROJECT: Final = cog_environment.PROJECT
 python = cog_environment.python
 TRAINING: Final = "training"
-_IGNORED: Final = shutil.ignore_patterns(".git", ".cog", "__pycache__", ".venv", "venv", "*.pyc")
 
 
 def folder(home: Path, model: ModelConfig) -> Path:
@@ -130,6 +129,17 @@ def sweep(home: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def fetch(home: Path, model: CogModel, say: Callable[[str], None] = lambda _line: None) -> None:
+    """Fetch the git repository of the project, if it is in one.
+
+    Raises:
+        WeightsError: the repository cannot be fetched.
+    """
+    if isinstance(model.source, GitSource):
+        say(f"{STEP}fetching {model.source.git}")
+        git.fetch(home, model.source)
+
+
 def build(home: Path, model: CogModel, say: Callable[[str], None] = lambda _line: None) -> Path:
     """Build the project unless its build exists, and return the folder of the build.
 
@@ -138,9 +148,7 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = lambda _line
     Raises:
         WeightsError: the build failed; the message has the output of the tool.
     """
-    if isinstance(model.source, GitSource):
-        say(f"{STEP}fetching {model.source.git}")
-        git.fetch(home, model.source)
+    fetch(home, model, say)
     project = _source(home, model)
     settings = cog_yaml.read(model.name, project)
     target = folder(home, model)
@@ -151,7 +159,7 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = lambda _line
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        shutil.copytree(project, unfinished / PROJECT, ignore=_left_out(project))
+        shutil.copytree(project, unfinished / PROJECT, ignore=left_out(project))
         process = BuildProcess(model.name, unfinished, say, settings.environment)
         for note in settings.notes:
             process.note(note)
@@ -169,22 +177,6 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = lambda _line
             return target
         raise
     return target
-
-
-def _left_out(project: Path) -> Callable[[str, list[str]], set[str]]:
-    """Return a function for ``copytree``: the names in a folder that are not copied.
-
-    These are caches, environments, and what .dockerignore leaves out of an image.
-    """
-    file = project / ".dockerignore"
-    rules = IgnoreRules(file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "")
-
-    def names(folder: str, found: list[str]) -> set[str]:
-        inside = Path(folder).relative_to(project)
-        files = [name for name in found if not Path(folder, name).is_dir()]
-        return _IGNORED(folder, found) | {name for name in files if rules.ignored((inside / name).as_posix())}
-
-    return names
 
 
 def relocate(build: Path, before: Path, after: Path) -> None:

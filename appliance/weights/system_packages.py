@@ -36,9 +36,7 @@ def install(names: tuple[str, ...], build: BuildProcess) -> None:
     Raises:
         WeightsError: a name is not the name of a Debian package.
     """
-    for name in names:
-        if not _NAME.fullmatch(name):
-            raise build.error(f"build.system_packages: {name!r} is not the name of a package")
+    checked(names, build)
     missing = [name for name in names if not _is_installed(name)]
     if not names or not missing:
         return
@@ -58,6 +56,18 @@ def install(names: tuple[str, ...], build: BuildProcess) -> None:
             f"build.system_packages: {' '.join(missing)} cannot be unpacked; install the packages with: "
             f"sudo apt-get update && sudo apt-get install --no-install-recommends {' '.join(known)}"
         )
+
+
+def checked(names: tuple[str, ...], build: BuildProcess) -> tuple[str, ...]:
+    """Return ``names``.
+
+    Raises:
+        WeightsError: a name is not the name of a Debian package.
+    """
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise build.error(f"build.system_packages: {name!r} is not the name of a package")
+    return names
 
 
 def _is_installed(name: str) -> bool:

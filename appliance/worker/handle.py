@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 LOG_LIMIT: Final = 10 * 1024 * 1024  # bytes; a larger log file is rotated when the next worker process starts
 TAIL_BYTES: Final = 8192  # at the end of the log, from which ``log_tail`` takes lines
 _PATIENCE: Final = 2.0  # seconds, at most, between the end of a process and the end of its socket
+#: Variables with which a Python finds modules of other environments.
+_APPLIANCE_PATHS: Final = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _decoder: Final = msgspec.msgpack.Decoder(WorkerEvent)
 T = TypeVar("T")
 
@@ -132,6 +134,9 @@ class WorkerHandle:
     ) -> Self:
         """Let the zygote fork a worker process, or spawn one if the zygote cannot be reached.
 
+        The worker process of a model with an environment of its own is always spawned, with the Python of the
+        environment: a forked process would have the libraries of the zygote.
+
         ``log`` is the file for the output of the process, ``pid_files`` the folder for its pid file. The
         process listens at ``socket_path`` for the gateway.
         ``receive`` is called with each message of the process, in order, on the running loop.
@@ -145,7 +150,7 @@ class WorkerHandle:
         zygote = None
         try:
             with theirs:
-                zygote = await _fork(zygote_socket, request, theirs)
+                zygote = await _fork(zygote_socket, request, theirs) if spec.python is None else None
                 if zygote is None:
                     pid, exited = _spawn(request, theirs, ours)
                 else:
@@ -289,23 +294,30 @@ def _spawn(
 
     A pidfd reports the exit, because asyncio's child watchers need the event loop of the main thread.
     """
+    variables = {**without_secrets(), **request.environment}
+    python, reason = [sys.executable], "which is not reachable"
+    if (own := request.spec.python) is not None:
+        python, reason = [own, "-P"], f"because the model has its own environment with {own}"
+        for name in _APPLIANCE_PATHS:
+            variables.pop(name, None)
     loop = asyncio.get_running_loop()
     exited: asyncio.Future[Exited | None] = loop.create_future()
     with Path(request.log).open("ab") as log:
-        log.write(b"started without the zygote process, which is not reachable: importing all libraries\n")
+        log.write(f"started without the zygote process, {reason}: importing all libraries\n".encode())
         log.flush()
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "appliance.worker.process", "--fd", str(theirs.fileno())],
+                [*python, "-m", "appliance.worker.process", "--fd", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**without_secrets(), **request.environment},
+                env=variables,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
         except OSError as error:
-            raise LoadFailed(f"cannot start a worker process: {error.strerror}") from error
+            advice = "" if own is None else f": {own}: run `appliance pull {request.spec.model}`"
+            raise LoadFailed(f"cannot start a worker process: {error.strerror}{advice}") from error
     descriptor = os.pidfd_open(process.pid)
 
     def ended() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -55,6 +56,22 @@ async def test_forked_or_spawned_it_is_the_same(zygote: Zygote, tmp_path: Path, 
     assert await caller.over() is None
     assert not is_running(report.pid)
     assert list((tmp_path / "hosts").iterdir()) == []
+
+
+async def test_a_model_with_its_own_python_is_started_with_it(replica: Replica, tmp_path: Path) -> None:
+    report = await replica.load(msgspec.structs.replace(spec(tmp_path), python=sys.executable))
+    assert not report.forked
+    command = psutil.Process(report.pid).cmdline()
+    assert command[:4] == [sys.executable, "-P", "-m", "appliance.worker.process"]
+    assert await Caller(replica).run("a", text="hi") == Done("succeeded")
+
+
+async def test_a_python_that_is_missing_is_named(replica: Replica, tmp_path: Path) -> None:
+    missing = str(tmp_path / "venv" / "bin" / "python")
+    with pytest.raises(
+        LoadFailed, match=rf"No such file or directory: {missing}: run `appliance pull test/echo`"
+    ):
+        await replica.load(msgspec.structs.replace(spec(tmp_path), python=missing))
 
 
 async def test_a_prediction_ends_in_one_of_three_ways(replica: Replica, tmp_path: Path) -> None:

@@ -34,13 +34,15 @@ _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 class CogImages:
     """Makes images in OCI layouts in ``folder``; each has Python and the same version of Cog."""
 
-    def __init__(self, folder: Path, cog: str) -> None:
+    def __init__(self, folder: Path, cog: str, more: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self._cog = cog
         self.packages = folder / "packages"
         """Folder with Cog and its dependencies, for Python on this machine."""
         uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", sys.executable]
-        subprocess.run([*uv, "--target", str(self.packages), f"cog=={cog}", "setuptools<80"], check=True)
+        subprocess.run(
+            [*uv, "--target", str(self.packages), f"cog=={cog}", "setuptools<80", *more], check=True
+        )
         self._base = self._add_blob(folder, _tar(self._base_files()))
 
     def make(

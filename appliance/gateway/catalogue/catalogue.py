@@ -81,7 +81,7 @@ class ServedVersion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def version_of(model: ModelConfig, revision: str) -> str:
-    """Return the version id: a digest of name, kind, weights and the options that change outputs.
+    """Return the version id: a digest of name, kind, weights, environment and options that change outputs.
 
     The name is included so that two models never share an id. Memory, residency and descriptions are not, so
     changing them keeps the version.
@@ -92,6 +92,11 @@ def version_of(model: ModelConfig, revision: str) -> str:
             "kind": model.kind,
             "weights": revision,
             "options": model.options.model_dump(mode="json", exclude=set(model.options.UNVERSIONED)),
+            **(
+                {}
+                if model.environment is None
+                else {"environment": model.environment.model_dump(mode="json")}
+            ),
         }
     )
 

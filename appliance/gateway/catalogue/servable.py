@@ -40,6 +40,7 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
     for model in config.models:
         try:
             with weights.as_weights_errors(model.name):
+                weights.require(home, model)
                 completed = weights.complete_options(home, model)
                 card, entry = catalogue.describe(completed, weights.revision(completed), now)
                 catalogue.trainer_of(entry)  # raises if trainings cannot be described

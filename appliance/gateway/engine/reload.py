@@ -54,8 +54,9 @@ class Reload:
     async def apply(self, configure: Callable[[Config], None]) -> Report:
         """Apply the edited models.yaml; return a report once the changes are in effect.
 
-        Missing weights are downloaded first, and Cog projects are built. ``configure`` gets the new config
-        and applies all settings except the models. If the caller is cancelled, the reload continues.
+        Missing weights are downloaded first; Cog projects and environments are built. ``configure`` gets the
+        new config and applies all settings except the models. If the caller is cancelled, the reload
+        continues.
 
         Raises:
             ConfigError: the file has an error; nothing has changed.
@@ -92,16 +93,17 @@ class Reload:
             return self._report(changes, not_served)
 
     async def _fetch(self, config: Config) -> dict[str, str]:
-        """Download missing weights and build Cog projects; return the failed models with their reasons."""
+        """Download weights, build projects and environments; return the failed models with their reasons."""
         failed: dict[str, str] = {}
         for model in with_adapters(config.models):
             try:
-                if model.source is None or weights.present(self.home, model):
+                if weights.is_prepared(self.home, model):
                     continue
                 if not self.pull:
+                    weights.require(self.home, model)
                     failed[model.name] = "its weights are not downloaded: run `appliance pull`"
                     continue
-                await asyncio.to_thread(weights.pull, self.home, model)
+                await asyncio.to_thread(weights.prepare, self.home, model)
             except WeightsError as error:
                 failed[model.name] = error.detail
         return failed

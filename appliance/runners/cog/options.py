@@ -83,11 +83,27 @@ class CogModel(ModelConfig):
         description="Source of the project: a folder that contains cog.yaml, or an image."
     )
     options: CogOptions = subsection(CogOptions(), "Options of this kind.")
+    build: Literal["auto", "environment", "image"] = Field(
+        default="auto",
+        description="How the project is built: as a Python environment, or with buildah as an image. "
+        "auto: as an image if its cog.yaml has commands that change the system, and buildah is installed.",
+    )
+    base: str = Field(
+        default="docker.io/library/python:{python}-slim",
+        pattern=r"^\S+$",
+        description="Image with which a build as an image begins; {python} is the version in cog.yaml. "
+        "It needs Debian's packages and Python with pip.",
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         yield from super().conflicts()
-        if self.options.network and not isinstance(self.source, ImageSource):
+        if self.environment is not None:
+            yield "environment", "a Cog project names its packages in cog.yaml: remove this key"
+        is_image = isinstance(self.source, ImageSource)
+        if self.options.network and not is_image and self.build != "image":
             yield (
                 "options.network",
-                "only images have this option: other projects can always connect; remove it",
+                "only images have this option: remove it, or set build: image",
             )
+        if is_image and self.build != "auto":
+            yield "build", "the source is an image, which is not built: remove this key"

@@ -14,6 +14,16 @@ KIND: Final = Kind(
     example_input="prompt",
     operations=frozenset({IMAGES}),
     libraries=("diffusers", "torch", "transformers"),
+    packages=(
+        "torch",
+        "diffusers",
+        "transformers",
+        "accelerate",
+        "peft",
+        "safetensors",
+        "gguf",
+        "sentencepiece",
+    ),
     preload=(
         "torch",
         "PIL.Image",

@@ -14,6 +14,7 @@ KIND: Final = Kind(
     example_input="texts",
     operations=frozenset({EMBEDDINGS}),
     libraries=("transformers", "torch"),
+    packages=("torch", "transformers", "safetensors", "sentencepiece", "tiktoken"),
     preload=(
         "torch",
         "transformers",

@@ -11,5 +11,6 @@ KIND: Final = Kind(
     model="appliance.runners.ocr.options:OcrModel",
     runner="appliance.runners.ocr.runner:OcrRunner",
     libraries=("onnxruntime", "cv2"),
+    packages=("onnxruntime", "opencv-python-headless"),
     preload=("numpy", "PIL.Image"),  # not onnxruntime: its threads do not survive a fork
 )

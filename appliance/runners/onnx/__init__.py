@@ -11,6 +11,7 @@ KIND: Final = Kind(
     model="appliance.runners.onnx.options:OnnxModel",
     runner="appliance.runners.onnx.runner:OnnxRunner",
     libraries=("onnxruntime", "tokenizers"),
+    packages=("onnxruntime", "tokenizers"),
     preload=(
         "av",
         "numpy",

@@ -14,5 +14,6 @@ KIND: Final = Kind(
     example_input="text",
     operations=frozenset({SPEECH}),
     libraries=("piper", "onnxruntime"),
+    packages=("piper-tts", "onnxruntime"),
     preload=("av", "numpy"),  # not piper: it imports onnxruntime, whose threads do not survive a fork
 )

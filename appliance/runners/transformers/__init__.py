@@ -13,6 +13,7 @@ KIND: Final = Kind(
     runner="appliance.runners.transformers.runner:TransformersRunner",
     operations=frozenset({RERANK}),
     libraries=("transformers", "torch"),
+    packages=("torch", "transformers", "accelerate", "safetensors", "sentencepiece", "tiktoken"),
     preload=(
         "torch",
         "transformers",

@@ -11,5 +11,6 @@ KIND: Final = Kind(
     model="appliance.runners.vad.options:VadModel",
     runner="appliance.runners.vad.runner:VadRunner",
     libraries=("onnxruntime",),
+    packages=("onnxruntime",),
     preload=("av", "numpy"),  # not onnxruntime: its threads do not survive a fork
 )

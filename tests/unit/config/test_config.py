@@ -363,6 +363,7 @@ REFUSALS = [
     (VLLM + "    options: {dtype: int4}\n", 5, "test/llm", "options.dtype", "'auto', 'float32'"),
     # values that do not agree with each other
     (ECHO + "    gpu: 0.5\n    memory: 1GiB\n", 5, "test/echo", "memory", "exclude each other"),
+    (ECHO + "    environment: {}\n", 4, "test/echo", "environment", "neither requirements nor python"),
     (
         ECHO + "    pin: true\n    idle_unload_after: 1m\n",
         5,

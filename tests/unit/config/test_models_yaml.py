@@ -153,8 +153,10 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
             model.__name__: {
                 key for place in sources for key in place if adapts(model) or "adapter" not in key
             }
+            | (set(shown["cog"]) if model is CogModel else set())
             for model in MODELS.values()
         },
+        "Environment": set(language_model["environment"]),
         "AdapterConfig": set(language_model["adapters"][0]),
         "Quantization": set(shown["diffusers"]["options"]["quantization"]),
         **{options_of(kind).__name__: set(shown[kind]["options"]) for kind in MODELS},

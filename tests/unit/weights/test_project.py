@@ -10,6 +10,7 @@ import pytest
 from appliance.config import CogModel
 from appliance.domain.errors import WeightsError
 from appliance.weights import project
+from appliance.weights.project_files import left_out
 
 
 def model(folder: Path) -> CogModel:
@@ -47,6 +48,6 @@ def test_files_in_dockerignore_are_not_copied_into_the_build(tmp_path: Path) -> 
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text("x")
     (source / ".dockerignore").write_text("data/*\n!data/keep.bin\n")
-    shutil.copytree(source, tmp_path / "copy", ignore=project._left_out(source))
+    shutil.copytree(source, tmp_path / "copy", ignore=left_out(source))
     copied = [file.relative_to(tmp_path / "copy").as_posix() for file in (tmp_path / "copy").rglob("*")]
     assert sorted(copied) == [".dockerignore", "cog.yaml", "data", "data/keep.bin"]
