@@ -124,8 +124,9 @@ class Batches(Generic[Item, Result]):
         # Output of one prediction must not get into the log of another one.
         context = batch[0].context if len(batch) == 1 else Context()
         call = functools.partial(context.run, self._compute, [request.item for request in batch])
-        self._batch, self._thread = batch, asyncio.get_running_loop().run_in_executor(None, call)
+        thread = asyncio.get_running_loop().run_in_executor(None, call)
+        self._batch, self._thread = batch, thread
         try:
-            return await self._thread
+            return await thread
         finally:
             self._batch = []

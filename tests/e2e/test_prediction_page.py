@@ -33,9 +33,9 @@ def test_a_transcript_is_heard_and_saved_as_subtitles(
     expect(page.locator(".said-text")).to_contain_text("first words")
     expect(page.locator(".waveform").first).to_be_visible()
     player = page.locator(".transcript audio")
-    page.wait_for_function("document.querySelector('.transcript audio').readyState >= 1")
     page.locator(".transcript button.time").first.click()
-    page.wait_for_function("document.querySelector('.transcript audio').currentTime > 0")
+    heard = "player => new Promise(heard => player.addEventListener('timeupdate', heard, {once: true}))"
+    player.evaluate(heard)
     assert player.evaluate("player => player.duration") > 0.5
     with page.expect_download() as download:
         page.get_by_role("button", name="Download SRT").click()

@@ -223,6 +223,7 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
     async def resumed(request: gr.Request) -> AsyncIterator[list[Any]]:
         earlier = request.query_params.get("run")
         if not earlier or bare:
+            yield [gr.skip() for _ in outputs]  # Gradio empties the components of a generator without items
             return
         user = session.of(request)
         record = await user.caller.get(f"/v1/predictions/{earlier}")

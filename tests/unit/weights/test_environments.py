@@ -128,7 +128,7 @@ def test_unused_and_unfinished_environments_are_found(tmp_path: Path) -> None:
         (folder / "file").write_text("x" * 10)
     os.link(old / "file", old / "link")
     (old / "own").write_text("x" * 5)
-    found = unused(tmp_path, [Config(models=(wanted,))])
+    found = unused(tmp_path, lambda: [Config(models=(wanted,))])
     assert [(each.path, each.size) for each in found] == [(old, 5)]
     assert repair.unfinished(tmp_path) == [stale]
 
