@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+from appliance.domain.file import OutputFile
+
 #: Characters of a preview.
 LENGTH: Final = 200
 _LINKS: Final = ("http://", "https://", "data:")
@@ -13,7 +15,7 @@ _LINKS: Final = ("http://", "https://", "data:")
 def preview(value: Any, length: int = LENGTH) -> str:
     """Return the beginning of a JSON value as one line of text; empty for null.
 
-    The name of an input is left out if it is the only one. A list of strings is joined, as streamed output.
+    Files of an output are shown by their names. The name of an input is left out if it is the only one. A list of strings is joined, as streamed output.
     """
     found, size = [], 0
     for piece in _pieces(value):
@@ -31,6 +33,8 @@ def _pieces(value: Any) -> Iterator[str]:
             return
         case str():
             yield value
+        case OutputFile():
+            yield value.name
         case bool():
             yield str(value).lower()
         case dict():

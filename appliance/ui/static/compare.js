@@ -136,7 +136,7 @@ class Comparison {
   // Adds columns up to the least number, with models that are like the first one.
   #filledUp(columns) {
     const models = [...this.models.values()];
-    const usual = models.find((model) => model.streams) ?? models[0];
+    const usual = models.find((model) => model.streams) ?? models.find(({ output }) => output === "files") ?? models[0];
     const first = this.models.get(columns[0]?.model) ?? usual;
     const alike = models.filter((model) => model.output === first.output && model.streams === first.streams);
     const wanted = [...columns];

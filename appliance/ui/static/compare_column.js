@@ -426,7 +426,8 @@ function wordsOf(record, ended) {
   const waits = record.status === "starting" ? WAITS[metrics.waits_for] : undefined;
   const passed = `${seconds.toFixed(0)} s`;
   if (waits === undefined) return passed;
-  return `${passed} · ${waits}, ${_("position {position}", { position: metrics.queue_position })}`;
+  const place = _("position {position}", { position: metrics.queue_position }); // apart: scripts/texts finds it
+  return `${passed} · ${waits}, ${place}`;
 }
 
 function percentOf(logs) {

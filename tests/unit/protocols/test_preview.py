@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
+from appliance.domain.file import OutputFile
 from appliance.protocols.preview import LENGTH, preview
+
+FILE = OutputFile(
+    id="x", name="out-0.webp", content_type="image/webp", size=400, sha256="0", md5="0", path="/x/out-0.webp"
+)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +25,8 @@ from appliance.protocols.preview import LENGTH, preview
         (["https://x/a.png", "https://x/b.png"], "https://x/a.png, https://x/b.png"),
         ([{"score": 0.5}, {"score": 0.25}], "0.5, 0.25"),
         ({}, ""),
+        ([FILE, FILE], "out-0.webp, out-0.webp"),
+        ({"image": FILE, "seed": 1}, "image: out-0.webp, seed: 1"),
     ],
 )
 def test_a_preview_is_one_line(value: Any, text: str) -> None:

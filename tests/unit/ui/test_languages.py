@@ -106,3 +106,10 @@ def test_a_language_is_complete(language: str) -> None:
 
 def placeholders(*found: str) -> set[str]:
     return {name for text in found for name in re.findall(r"\{\w+\}|%\(\w+\)\w", text)}
+
+
+def test_every_text_of_a_script_is_found() -> None:
+    found = texts()
+    for script in (ROOT / "static").glob("*.js"):
+        for text in re.findall(r'\b_\("((?:[^"\\]|\\.)*)"', script.read_text()):
+            assert text.replace('\\"', '"') in found, f"{script.name}: scripts/texts does not see {text!r}"
