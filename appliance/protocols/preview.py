@@ -15,7 +15,8 @@ _LINKS: Final = ("http://", "https://", "data:")
 def preview(value: Any, length: int = LENGTH) -> str:
     """Return the beginning of a JSON value as one line of text; empty for null.
 
-    Files of an output are shown by their names. The name of an input is left out if it is the only one. A list of strings is joined, as streamed output.
+    Files of an output are shown by their names. The name of an input is left out if it is the only one. A list
+    of strings is joined, as streamed output.
     """
     found, size = [], 0
     for piece in _pieces(value):
@@ -31,12 +32,8 @@ def _pieces(value: Any) -> Iterator[str]:
     match value:
         case None:
             return
-        case str():
-            yield value
         case OutputFile():
             yield value.name
-        case bool():
-            yield str(value).lower()
         case dict():
             for number, (name, inner) in enumerate(value.items()):
                 if len(value) > 1:
@@ -49,4 +46,4 @@ def _pieces(value: Any) -> Iterator[str]:
                     yield ", "
                 yield from _pieces(inner)
         case _:
-            yield str(value)
+            yield str(value).lower() if isinstance(value, bool) else str(value)

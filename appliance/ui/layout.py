@@ -45,7 +45,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from appliance.domain.errors import ApplianceError, InvalidInput, Unauthenticated
-from appliance.ui import markup, static_files
+from appliance.ui import languages, markup, static_files
+from appliance.ui.languages import gettext as _
 from appliance.ui.session import Session
 from appliance.ui.session import current as current_session
 from appliance.ui.session import prefix as path_prefix
@@ -181,7 +182,13 @@ def navigation(
         manual=manual,
         here=here(request),
         theme=chosen_theme(request),
-        limits={"admin": "", "run": " · cannot change the appliance", "read": " · can only look"},
+        languages=languages.available(),
+        language=languages.current(),
+        limits={
+            "admin": "",
+            "run": " · " + _("cannot change the appliance"),
+            "read": " · " + _("can only look"),
+        },
     )
 
 
@@ -262,5 +269,14 @@ def page_without_gradio(template: str, status: int, request: Request, **values: 
     }
     css = Markup(CSS)  # noqa: S704 - our own file
     base, theme = f"{path_prefix(request)}/", chosen_theme(request)
-    content = markup.render(template, base=base, theme=theme, icon=ICON, css=css, **values)
+    content = markup.render(
+        template,
+        base=base,
+        theme=theme,
+        language=languages.current(),
+        direction=languages.direction(),
+        icon=ICON,
+        css=css,
+        **values,
+    )
     return HTMLResponse(content, status, headers)

@@ -221,7 +221,7 @@ class Server:
             "sign_in.html",
             401 if refused else 200,
             request,
-            title="Sign in",
+            title=languages.gettext("Sign in"),
             heading=self._title,
             refused=refused,
             next=then,
@@ -297,5 +297,7 @@ def _to_sign_in(request: Request) -> Response:
 def _refusal(request: Request, error: ApplianceError) -> Response:
     if not _wants_html(request) or "hx-request" in request.headers:
         return JSONResponse(error.body(), error.status)  # frame.js shows the detail in the page
-    title = "Not found" if isinstance(error, NotFound) else "Not possible"
+    title = (
+        languages.gettext("Not found") if isinstance(error, NotFound) else languages.gettext("Not possible")
+    )
     return layout.page_without_gradio("error.html", error.status, request, title=title, detail=error.detail)

@@ -26,6 +26,7 @@ from appliance.protocols.adding_types import (
 )
 from appliance.protocols.admin_types import ReloadResponse
 from appliance.ui import markup, session, template_pages
+from appliance.ui.languages import gettext as _
 
 _FIELDS: Final = ("source", "name", "kind", "task", "file")
 #: Sources whose files cannot be listed without a download.
@@ -51,7 +52,7 @@ async def show(request: Request) -> Response:
     return template_pages.respond(
         request,
         "add.html",
-        title="Add a model",
+        title=_("Add a model"),
         chosen=chosen,
         additions=[each for each in additions if each.ended_at is None],
         back=_path("/add", query=chosen["query"], on=chosen["on"]),

@@ -19,6 +19,7 @@ from appliance.protocols.admin_types import UsageResponse
 from appliance.protocols.response_types import ModelResponse
 from appliance.ui import fields, output, session, template_pages
 from appliance.ui.fields import Widget
+from appliance.ui.languages import gettext as _
 
 #: Fewest and most columns.
 COLUMNS: Final = (2, 4)
@@ -35,7 +36,7 @@ async def show(request: Request) -> Response:
     return template_pages.respond(
         request,
         "compare.html",
-        title="Compare",
+        title=_("Compare"),
         data={
             "models": [model for model in models if model is not None],
             "least": COLUMNS[0],

@@ -13,6 +13,7 @@ from appliance.domain.errors import ApplianceError, Unauthenticated
 from appliance.protocols.adding_types import UpdateResponse
 from appliance.protocols.config_types import ConfigEntryResponse, ConfigFileResponse
 from appliance.ui import session, template_pages
+from appliance.ui.languages import gettext as _
 
 
 async def show(request: Request) -> Response:
@@ -23,7 +24,7 @@ async def show(request: Request) -> Response:
     return template_pages.respond(
         request,
         "config.html",
-        title="Configuration",
+        title=_("Configuration"),
         file=file,
         text=file.text,
         rest={"before": "", "after": ""},

@@ -22,6 +22,7 @@ from appliance.protocols.admin_types import (
     ResidencyResponse,
 )
 from appliance.ui import alerts, decisions, machine_charts, markup, session, template_pages
+from appliance.ui.languages import gettext as _
 from appliance.ui.markup import BarSegment
 from appliance.ui.template_pages import Part
 
@@ -38,7 +39,7 @@ async def show(request: Request) -> Response:
     status = await _status(request)
     parts = {name: await make(request) for name, make in _PARTS.items() if user.admin or name in _FOR_ALL}
     names = [model.name for model in status.models]
-    return template_pages.respond(request, "machine.html", title="Machine", parts=parts, models=names)
+    return template_pages.respond(request, "machine.html", title=_("Machine"), parts=parts, models=names)
 
 
 async def refresh(request: Request) -> Response:

@@ -18,6 +18,7 @@ from appliance.domain.errors import NotFound
 from appliance.protocols import api_client
 from appliance.protocols.admin_types import ApplianceStatusResponse, TokenPage
 from appliance.ui import markup, session, template_pages
+from appliance.ui.languages import gettext as _
 from appliance.ui.template_pages import Part
 
 #: Rows of one page of the list.
@@ -44,7 +45,7 @@ async def show(request: Request) -> Response:
     return template_pages.respond(
         request,
         "predictions.html",
-        title="Predictions",
+        title=_("Predictions"),
         models=[(each.name, each.name) for each in status.models],
         states=[(state, state) for state in _STATES],
         tokens=[(each.id, f"{each.name} ({each.owner})") for each in tokens],

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from appliance.protocols.admin_types import UsageResponse, UsageRow
 from appliance.ui import chart, markup, session, template_pages
+from appliance.ui.languages import gettext as _
 
 #: Days of a period -> its text.
 _PERIODS: Final = {"7": "7 days", "30": "30 days", "90": "90 days", "365": "365 days"}
@@ -60,7 +61,7 @@ async def show(request: Request) -> Response:
     return template_pages.respond(
         request,
         "usage.html",
-        title="Usage",
+        title=_("Usage"),
         chosen=chosen,
         periods=list(_PERIODS.items()),
         keys=list(_KEYS.items()),

@@ -169,13 +169,22 @@ new MutationObserver(holdTheme).observe(document.body, { attributeFilter: ["clas
 dark.addEventListener("change", holdTheme);
 holdTheme();
 
+// Keeps what the user has chosen for a year; an empty value removes it.
+function keepChoice(name, value) {
+  const age = value ? 365 * 86400 : 0;
+  const path = new URL(document.baseURI).pathname;
+  document.cookie = `${name}=${value}; path=${path}; max-age=${age}; samesite=lax`;
+}
+
 document.addEventListener("change", ({ target }) => {
+  if (target.name === "appliance-language") {
+    keepChoice("appliance_language", target.value);
+    location.reload();
+  }
   if (target.name !== "appliance-theme") return;
   if (target.value) root.dataset.theme = target.value;
   else delete root.dataset.theme;
-  const age = target.value ? 365 * 86400 : 0;
-  const path = new URL(document.baseURI).pathname;
-  document.cookie = `appliance_theme=${target.value}; path=${path}; max-age=${age}; samesite=lax`;
+  keepChoice("appliance_theme", target.value);
   holdTheme();
 });
 
