@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from appliance.adding import pending
-from appliance.config import CogModel, Config, GitSource, HubSource, PypiSource
+from appliance.config import CogModel, Config, GitSource, HubSource, ImageSource, PypiSource
 from appliance.domain.errors import ApplianceError, Conflict, WeightsError
 from appliance.runners.adapters import with_adapters
 from appliance.weights import environments, folder, git, locations, project_image
@@ -43,8 +43,8 @@ def unused(home: Path, configs: Callable[[], Iterable[Config]]) -> list[Unused]:
             used.add(git.folder(home, model.source))
         elif model.source is not None:
             try:
-                if isinstance(model, CogModel) and (image := project_image.source(home, model)) is not None:
-                    used.add(image.local and image.local.parent)
+                if isinstance(model, CogModel) and not isinstance(model.source, ImageSource):
+                    kinds.discard("image")  # the project may have changed since the image that runs was built
                 used.add(folder(home, model))
                 used.add(folder(home, model).resolve())  # of an image that is named by a tag
             except (WeightsError, OSError):  # a folder of the user that is missing, perhaps not mounted
@@ -52,7 +52,8 @@ def unused(home: Path, configs: Callable[[], Iterable[Config]]) -> list[Unused]:
     found = [path for kind in _KINDS if kind in kinds for path in _inside(root / kind) if path not in used]
     marks = {locations.mark(model) for model in added if isinstance(model.source, HubSource | PypiSource)}
     found += [path for path in _leftovers(root / _PARTIAL) if path.name.partition("-")[0] not in marks]
-    found += [each for each in _inside(project_image.root(home)) if each not in used and each.name[0] != "."]
+    if "image" in kinds:
+        found += [each for each in _inside(project_image.root(home)) if each.name[0] != "."]
     sizes = [Unused(path, folder_size(path)) for path in found]
     # Links to files of the appliance and of uv's cache take no space.
     old = [each for each in _inside(environments.root(home)) if not each.name.startswith(".")]
@@ -93,7 +94,10 @@ def _delete(found: Unused) -> None:
 
 
 def folder_size(path: Path, *, links: bool = True) -> int:
-    """Return the bytes of all files in a folder, or of a file; without ``links``, not those of hard links."""
+    """Return the size in bytes of a file or of all files in a folder.
+
+    Without ``links``, files that have several hard links are not counted.
+    """
     files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
     found = (file.lstat() for file in files if file.is_file() and not file.is_symlink())
     return sum(each.st_size for each in found if links or each.st_nlink == 1)

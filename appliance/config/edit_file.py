@@ -86,7 +86,7 @@ def preview(path: Path, edit: Callable[[str], str], included: Path | None = None
 
 
 def checksum_of(text: str) -> str:
-    """Return the SHA-256 by which ``text`` is told from other contents of its file."""
+    """Return the SHA-256 of ``text``, which detects changes of the file."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

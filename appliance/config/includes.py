@@ -23,7 +23,7 @@ def files(path: Path) -> list[Path]:
 
 
 def find_model(path: Path, name: str) -> Path | None:
-    """Return the included file that has a model; None if the config file ``path`` itself, or no file, has it.
+    """Return the included file that defines a model; None if no included file defines it.
 
     Raises:
         ConfigError: a file cannot be read, or is not YAML.

@@ -34,15 +34,17 @@ def redact(section: Section) -> dict[str, Any]:
 
 
 def _redact(key: str, value: Any) -> Any:
+    """Hide the secrets in ``value``, which is at the dotted path ``key``."""
+    name = key.rpartition(".")[2]
     if isinstance(value, dict):
-        if key in _MAPPINGS:
+        if _is_mapping(key):
             return dict.fromkeys(value, HIDDEN)
-        return {name: _redact(name, inner) for name, inner in value.items()}
+        return {inner: _redact(f"{key}.{inner}" if key else inner, each) for inner, each in value.items()}
     if isinstance(value, list):
         return [_redact(key, inner) for inner in value]
     if not isinstance(value, str):
         return value
-    if _is_secret(key):
+    if _is_secret(name):
         return HIDDEN
     return _PARAMETER.sub(
         lambda found: f"{found[1]}={HIDDEN}" if _is_secret(found[1]) else found[0], _USER.sub(HIDDEN, value)
@@ -66,7 +68,7 @@ def secret_keys(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for inner, each in value.items():
             path = f"{key}.{inner}" if key else str(inner)
-            if name in _MAPPINGS and isinstance(each, str):
+            if _is_mapping(key) and isinstance(each, str):
                 yield path, each
             else:
                 yield from secret_keys(each, path)
@@ -78,6 +80,14 @@ def secret_keys(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, str):
         yield from ((key, found) for found in _USER.findall(value))
         yield from ((key, secret) for parameter, secret in _PARAMETER.findall(value) if _is_secret(parameter))
+
+
+def _is_mapping(key: str) -> bool:
+    """Return whether the values at the dotted path ``key`` are secrets.
+
+    The key ``environment`` of a model is a section: packages and a version of Python.
+    """
+    return key.rpartition(".")[2] in _MAPPINGS and key not in {"environment", "models.environment"}
 
 
 def _is_secret(name: str) -> bool:

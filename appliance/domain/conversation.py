@@ -1,6 +1,6 @@
 """Conversations of the chat page: a tree of messages, in which each message names the one before it.
 
-A message with several children is one whose answer was made again, or that was followed by an edited message.
+A message has several children if its answer was regenerated or the message after it was edited.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ConversationMessage(Struct, kw_only=True, omit_defaults=True):
 
 
 class ConversationSettings(Struct, kw_only=True, omit_defaults=True):
-    """What each request of a conversation is sent with. A setting that is null is left to the model."""
+    """Settings that are sent with each request of a conversation; null leaves a setting to the model."""
 
     system: Annotated[str, Meta(description="System prompt")] = ""
     temperature: float | None = None

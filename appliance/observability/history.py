@@ -81,7 +81,7 @@ class History:
         return [*self._loads]
 
     def samples(self, points: int = SAMPLES) -> list[Sample]:
-        """Return at most ``points`` samples, oldest first: each is merged from equally many.
+        """Return at most ``points`` samples, oldest first: each merged from the same number of samples.
 
         A merged sample has the time of its last sample, the sums of the tokens, the least available memory,
         the mean utilisation, and the highest of all other values. The first one may have fewer parts.

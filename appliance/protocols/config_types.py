@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from appliance.protocols.admin_types import ReloadResponse
 from appliance.protocols.request_types import Request
 
-_FILE: Final = "models.yaml, or a file models.d/*.yaml beside it; by default models.yaml"
+_FILE: Final = "models.yaml, or a file models.d/*.yaml in the same folder; by default models.yaml"
 #: Characters of a text; the appliance reads no config file of more bytes.
 _LONGEST: Final = 1024 * 1024
 

@@ -15,8 +15,8 @@ _LINKS: Final = ("http://", "https://", "data:")
 def preview(value: Any, length: int = LENGTH) -> str:
     """Return the beginning of a JSON value as one line of text; empty for null.
 
-    Files of an output are shown by their names. The name of an input is left out if it is the only one. A
-    list of strings is joined, as streamed output.
+    Files of an output are shown by their names. An object with a single key is shown without the
+    key. A list of strings is joined, because streamed output is such a list.
     """
     found, size = [], 0
     for piece in _pieces(value):

@@ -188,11 +188,18 @@ def may_redirect(url: str, patterns: Iterable[str]) -> bool:
 
     Scheme and host must be those of one of ``patterns``, the key ``adapter_sources`` of a model.
     """
-    target = urlsplit(url)
-    return any(
-        (target.scheme, target.netloc) == (allowed.scheme, allowed.netloc)
-        for allowed in map(urlsplit, patterns)
-    )
+    target = _origin(url)
+    return target is not None and any(target == _origin(pattern) for pattern in patterns)
+
+
+def _origin(url: str) -> tuple[str, bytes, int] | None:
+    """Return scheme, host and port of a URL; None if it has none of these, such as ``hub:owner/name``."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        return parts.scheme, (parts.hostname or "").encode("idna"), port
+    except (KeyError, ValueError):  # UnicodeError is a ValueError
+        return None
 
 
 def hub_adapter(source: RemoteAdapter) -> ModelConfig:

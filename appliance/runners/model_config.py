@@ -180,8 +180,14 @@ def _requirement(value: str) -> str:
             {"reason": str(error).split("\n")[0]},
         ) from error
     if canonicalize_name(parsed.name) == "appliance":
-        raise PydanticCustomError("requirement", "names the appliance itself: remove it")
-    return value
+        raise PydanticCustomError(
+            "requirement", "must not contain the package appliance itself: remove this entry"
+        )
+    if not value.isprintable() or "${" in value:
+        raise PydanticCustomError(
+            "requirement", "must be one line without variables such as ${NAME}: write the requirement in full"
+        )
+    return str(parsed)
 
 
 class Environment(Section):

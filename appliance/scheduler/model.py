@@ -31,6 +31,8 @@ class ModelState:
         # Predictions
         self.queue: deque[str] = deque()
         self.running: set[str] = set()
+        #: Queued and running predictions that run alone: one of them may have ended the worker process.
+        self.alone: set[str] = set()
         self.started_at: dict[str, float] = {}  # by running prediction
         self.waiting_since: float | None = None  # when the queue began to wait for a load, or the drain began
 
@@ -105,7 +107,8 @@ class ModelState:
 
     @property
     def free_slots(self) -> int:
-        return max(0, self.demand.concurrency - len(self.running))
+        slots = 1 if self.alone else self.demand.concurrency
+        return max(0, slots - len(self.running))
 
     @property
     def can_sleep(self) -> bool:
@@ -166,6 +169,7 @@ class ModelState:
 
     def dequeue(self, id: str) -> None:
         self.queue.remove(id)
+        self.alone.discard(id)
         self.before_replacement.discard(id)
         if not self.queue:
             self.waiting_since = None
@@ -180,6 +184,7 @@ class ModelState:
 
     def finish(self, id: str, now: float) -> None:
         self.running.discard(id)
+        self.alone.discard(id)
         self.last_used = now
         self.ran_once = True
         started_at = self.started_at.pop(id, None)

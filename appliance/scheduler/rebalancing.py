@@ -88,6 +88,8 @@ class Rebalancing:
 
     def _move(self, id: str, receiver: ModelState, now: float) -> None:
         queued = self._queued[id]
+        if id in self._models[queued.model].alone:
+            receiver.alone.add(id)
         self._models[queued.model].dequeue(id)
         self._queued[id] = queued._replace(model=receiver.name)
         receiver.queue.append(id)

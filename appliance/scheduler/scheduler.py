@@ -145,15 +145,24 @@ class Scheduler:
     # -- facts about predictions -------------------------------------------------------------------------
 
     def queued(
-        self, id: str, model: str, now: float, *, front: bool = False, parent: str | None = None
+        self,
+        id: str,
+        model: str,
+        now: float,
+        *,
+        front: bool = False,
+        alone: bool = False,
+        parent: str | None = None,
     ) -> None:
         """Queue a prediction for its model; ``front`` puts one that runs again before all others.
 
-        ``parent`` is the id of the parent prediction. Children are queued before others, because their parent
-        holds a slot while it waits.
+        While a prediction is ``alone``, the model runs one prediction at a time. ``parent`` is the id of the
+        parent prediction. Children are queued before others, because their parent holds a slot while it waits.
         """
         entry = self._models[model]
         self._children.add(id, parent)
+        if alone:
+            entry.alone.add(id)
         if front:
             entry.queue.appendleft(id)
         else:
@@ -242,6 +251,7 @@ class Scheduler:
         entry = self._models[model]
         for id in entry.running:
             self._children.remove(id)
+        entry.alone -= entry.running
         entry.running.clear()
         entry.started_at.clear()
         entry.wanted = entry.wanted or entry.pinned

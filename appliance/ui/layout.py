@@ -153,7 +153,7 @@ def message(error: ApplianceError) -> gr.Error:
 
 
 class Listed(Protocol):
-    """What the navigation needs of a page."""
+    """A page that the navigation can link."""
 
     @property
     def path(self) -> str: ...

@@ -138,7 +138,7 @@ HEADERS: Final = {
             "script-src 'self'",
             "style-src 'self'",
             "style-src-attr 'unsafe-inline'",  # widths of bars
-            "img-src 'self' data: blob: https:",  # pictures of models and outputs
+            "img-src 'self' data: blob: https:",  # images of models and outputs
             "media-src 'self' data: blob:",
             "object-src 'none'",
             "base-uri 'self'",

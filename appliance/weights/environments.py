@@ -37,6 +37,7 @@ from appliance.config import ModelConfig
 from appliance.domain.errors import WeightsError
 from appliance.machine.processes import is_running
 from appliance.runners import KINDS
+from appliance.runners.child_environment import without_secrets
 from appliance.runners.model_config import Environment
 from appliance.weights import interpreters, package_index
 from appliance.weights.build_process import BuildProcess
@@ -150,7 +151,7 @@ def build(home: Path, model: ModelConfig, say: Callable[[str], None] = _log.debu
         partial.mkdir(parents=True)
         inherited = _inherited(model.kind)
         cpu = "+cpu" in inherited.get("torch", "")
-        variables = package_index.uv_variables(os.environ, cpu=cpu)
+        variables = package_index.uv_variables(without_secrets(), cpu=cpu)
         process = BuildProcess(model.name, partial, say, variables, "environment")
         found = _make(model.kind, model.environment, process, package_index.torch_options(cpu=cpu))
         (partial / _DESCRIPTION).write_bytes(msgspec.json.encode(found))

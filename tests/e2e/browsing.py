@@ -97,3 +97,8 @@ def sign_in(page: Page, secret: str) -> None:
     page.get_by_label("API token").fill(secret)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url("**/explore")
+
+
+def sign_out(page: Page) -> None:
+    page.locator(".menu > summary").click()
+    page.get_by_role("button", name="Sign out").click()

@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from replicate.client import Client
 
-from tests.e2e.browsing import sign_in, watched
+from tests.e2e.browsing import sign_in, sign_out, watched
 from tests.e2e.clients import node
 from tests.e2e.conftest import COMMAND
 from tests.support.appliance_process import PATIENCE, ROOT, TOKEN, Appliance, fetch, free_port, wait_for
@@ -189,7 +189,7 @@ def test_the_pages_work_below_the_path(browser: Browser, site: Site, tmp_path: P
         expect(page.locator(".opblock").first).to_be_visible()
         page.goto("./explore")
         page.locator(".menu > summary").click()
-        page.get_by_role("button", name="Sign out").click()
+        sign_out(page)
         page.wait_for_url(f"{url}/signin")
         assert page.context.cookies() == []
 

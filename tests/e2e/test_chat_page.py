@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from tests.e2e.browsing import sign_in, watched
+from tests.e2e.browsing import sign_in, sign_out, watched
 from tests.e2e.conftest import LANGUAGE_MODEL
 from tests.support.appliance_process import TOKEN, Appliance, wait_for
 
@@ -110,7 +110,7 @@ def test_a_model_answers_and_everything_is_there_after_a_reload(page: Page, clie
     assert kept["messages"][1]["model"] == LANGUAGE_MODEL
     record = client.get(f"/v1/predictions/{kept['messages'][1]['prediction']}").json()
     assert record["input"]["messages"][0] == {"role": "system", "content": "Answer briefly."}
-    page.get_by_role("link", name="Open as prediction").click()
+    page.get_by_role("link", name="Open the prediction").click()
     page.wait_for_url(f"**/p/{record['id']}")
 
 
@@ -178,7 +178,7 @@ def test_repeated_answers_and_edited_messages_are_branches(page: Page, client: h
     last(page).get_by_role("button", name="Regenerate").click()
     expect(last(page)).to_contain_text("two")
     expect(last(page)).to_contain_text("2 of 2")
-    last(page).get_by_role("button", name="Show the version before").click()
+    last(page).get_by_role("button", name="Show the previous version").click()
     expect(last(page).locator(".markdown").last).to_have_text("one")
     page.locator(".message.user").get_by_role("button", name="Edit").click()
     page.get_by_label("Edited message").fill("Count on")
@@ -186,7 +186,7 @@ def test_repeated_answers_and_edited_messages_are_branches(page: Page, client: h
     expect(last(page)).to_contain_text("three")
     expect(page.locator(".message.user")).to_contain_text("2 of 2")
     assert asked[2]["messages"] == [{"role": "user", "content": "Count on"}]
-    page.locator(".message.user").get_by_role("button", name="Show the version before").click()
+    page.locator(".message.user").get_by_role("button", name="Show the previous version").click()
     expect(last(page).locator(".markdown").last).to_have_text("two")
     page.reload()
     expect(last(page).locator(".markdown").last).to_have_text("two")
@@ -346,7 +346,7 @@ def test_another_account_in_the_same_browser_sees_nothing(
         field(page).fill("a secret draft")
         page.goto("/chat")
         field(page).fill("another secret draft")
-        page.get_by_role("button", name="Sign out").click()
+        sign_out(page)
         sign_in(page, other)
         page.goto("/chat")
         expect(page.get_by_text("There are no conversations yet.")).to_be_visible()

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.browsing import sign_in, watched
+from tests.e2e.browsing import sign_in, sign_out, watched
 from tests.e2e.conftest import LANGUAGE_MODEL, Background
 from tests.support.appliance_process import TOKEN, Appliance
 
@@ -41,8 +41,7 @@ def test_one_signs_in_finds_a_model_and_signs_out(page: Page) -> None:
     with page.expect_event("requestfinished", lambda request: told in request.url):
         cards.click()
     page.wait_for_url(f"**/{LANGUAGE_MODEL}")
-    page.locator(".menu > summary").click()
-    page.get_by_role("button", name="Sign out").click()
+    sign_out(page)
     page.wait_for_url("**/signin")
     page.goto("/explore")
     page.wait_for_url("**/signin?next=%2Fexplore")
@@ -77,8 +76,7 @@ def test_a_page_that_is_left_by_signing_out_asks_for_nothing_more(page: Page) ->
     with page.expect_event("requestfinished", lambda request: told in request.url):
         page.goto("/test/stream")
     page.evaluate(SLOWLY)
-    page.locator(".menu > summary").click()
-    page.get_by_role("button", name="Sign out").click()
+    sign_out(page)
     page.wait_for_url("**/signin")
 
 

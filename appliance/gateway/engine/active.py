@@ -57,6 +57,8 @@ class ActivePrediction:
         self.submitted = 0  # number of the attempt that was sent to a worker process; 0 for none
         self.fetched: asyncio.Task[dict[str, Any]] | None = None  # downloads the input files
         self.out_of_memory = False  # a worker process ran out of memory during a run of this prediction
+        #: The worker process of its last run ended while other predictions ran in it: the next run is alone.
+        self.alone = False
         self.timers: list[asyncio.TimerHandle] = []
         self.unsaved: Events = []  # shown, but not stored yet
         self.saving: asyncio.Future[None] | None = None  # the last write of this attempt's events

@@ -162,7 +162,8 @@ class Predictions:
 
     def _queue(self, active: ActivePrediction, *, front: bool = False) -> None:
         now = time.monotonic()
-        self._scheduler.queued(active.id, active.entry.runs_on, now, front=front, parent=self._parent(active))
+        name, parent = active.entry.runs_on, self._parent(active)
+        self._scheduler.queued(active.id, name, now, front=front, alone=active.alone, parent=parent)
 
     def _fetch(self, active: ActivePrediction) -> None:
         if active.fetched is None and active.has_files:
@@ -243,13 +244,10 @@ class Predictions:
         self._cluster.submit(active.entry.runs_on, self._job(active, attempt, input))
 
     def _job(self, active: ActivePrediction, attempt: int, input: dict[str, Any]) -> Job:
-        id = active.id
-        files = self._dependencies.files
+        id, files = active.id, self._dependencies.files
         token = self._dependencies.run_tokens.make(id, attempt) if active.entry.calls_others else None
         return Job(
-            id,
-            attempt,
-            input,
+            *(id, attempt, input),
             folder=files.outputs(id, attempt),
             adapter=active.entry.adapter,
             inline=files.inline,
@@ -431,8 +429,8 @@ class Predictions:
             self._decide()
 
     def _start_run_timeout(self, active: ActivePrediction) -> None:
-        timeout = self._dependencies.limits.run_timeout
-        active.timers.append(asyncio.get_running_loop().call_later(timeout, self._timed_out, active))
+        limit = self._dependencies.limits.run_timeout
+        active.timers.append(asyncio.get_running_loop().call_later(limit, self._timed_out, active))
 
     def _timed_out(self, active: ActivePrediction) -> None:
         if not active.ending:
@@ -457,6 +455,8 @@ class Predictions:
                 self.end(active, Status.FAILED, reason)
             else:
                 active.out_of_memory = active.out_of_memory or oom is not None
+                # Not Cog projects: their predictions may wait for children that run on the same model.
+                active.alone = len(ids) > 1 and active.entry.kind != "cog"
                 self.retry_or_fail(active, reason)
 
     def retry_or_fail(self, active: ActivePrediction, reason: str) -> None:
@@ -473,8 +473,7 @@ class Predictions:
         active.stop_timers()
         active.unsaved.clear()
         active.early.clear()
-        active.saving = None
-        active.submitted = 0
+        active.saving, active.submitted = None, 0
         self._cancel_children(active)
         record = active.prediction
         if record.status is Status.PROCESSING:

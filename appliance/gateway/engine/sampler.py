@@ -84,7 +84,7 @@ class Sampler:
 
 
 def _by_model(reserved: Mapping[str, int]) -> dict[str, int]:
-    """Return the bytes of each model, from the bytes of each of its instances."""
+    """Return the bytes of each model: the sum over its instances."""
     found: dict[str, int] = {}
     for key, size in reserved.items():
         found[model_name(key)] = found.get(model_name(key), 0) + size

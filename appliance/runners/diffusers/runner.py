@@ -79,14 +79,14 @@ class _Request(NamedTuple):
 
     @property
     def batch_key(self) -> Hashable:
-        """What predictions in one batch have in common."""
+        """A key that is equal for predictions that can share a batch."""
         if self.call.name not in BATCHED or any(
             self.input.get(name) for name in inputs.other_images(self.call)
         ):
             return object()
         shared = {name: value for name, value in self.input.items() if name not in _OWN_INPUTS}
-        given = (self.image is not None, self.mask is not None)
-        return self.call.name, self.size, given, self.adapter, json.dumps(shared, sort_keys=True)
+        given = [None if each is None else each.size for each in (self.image, self.mask)]
+        return self.call.name, self.size, *given, self.adapter, json.dumps(shared, sort_keys=True)
 
 
 class _Logs:

@@ -179,7 +179,7 @@ def labels_of(value: str | list[str], field: str) -> list[str]:
 
 
 def stopping_criteria(*cancelled: threading.Event) -> Any:
-    """Return stopping criteria for ``generate`` that end a text at the next token after its cancel.
+    """Return stopping criteria for ``generate`` that stop generating a text once its event is set.
 
     ``cancelled`` has one event for each text.
     """

@@ -190,7 +190,7 @@ def body(record: Mapping[str, Any], files: Mapping[str, MediaFile] = {}) -> Mark
         parts.append(markup.section(_("Error"), markup.text(str(record["error"]))))
     if record["data_removed"]:
         parts.append(
-            markup.note(_("Its input, output and logs were removed, as retention in models.yaml tells."))
+            markup.note(_("Its input, output and logs were removed, because of retention in models.yaml."))
         )
     else:
         made = record.get("output")

@@ -177,7 +177,7 @@ def _amount(row: UsageRow, amount: str) -> float:
 
 
 def _shown(report: UsageResponse, amount: str, highest: float) -> tuple[Callable[[float], str], float]:
-    """Return what formats amounts up to ``highest`` for a chart, and the unit of its axis."""
+    """Return a function that formats amounts up to ``highest`` for a chart, and the unit of its axis."""
     if amount == "predict_time":
         unit, name = (3600, "h") if highest >= 2 * 3600 else (60, "min") if highest >= 120 else (1, "s")
         return lambda value: f"{_short(value / unit)} {name}", unit

@@ -1,4 +1,4 @@
-// The field for the next message. What is in it is kept for each conversation until it is sent.
+// The field for the next message. The browser keeps one draft for each conversation until the draft is sent.
 
 import { attach } from "./chat_attachments.js";
 import { forget, recall, remember } from "./chat_memory.js";
@@ -75,7 +75,7 @@ export class Composer {
   keep() {
     const { text, images, files } = this.draft;
     if (text === "" && images.length === 0 && files.length === 0) forget(this.key);
-    else if (!remember(this.key, this.draft)) remember(this.key, { text }); // there is no room for the files
+    else if (!remember(this.key, this.draft)) remember(this.key, { text }); // the browser has no space for the files
   }
 
   // Empties the field, and forgets what was in it.

@@ -8,7 +8,7 @@ export const SAVE_INTERVAL = 3000; // milliseconds between saves while an answer
 
 const JSON_TYPE = { "content-type": "application/json" };
 
-// A failure that the banner of the page tells already: a lost connection, or an ended session.
+// A failure that the banner of the page already shows: a lost connection, or an ended session.
 export class AlreadyTold extends Error {}
 
 export function newId() {

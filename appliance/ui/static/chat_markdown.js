@@ -32,7 +32,7 @@ marked.use({
       return `<h${level}>${this.parser.parseInline(tokens)}</h${level}>`;
     },
     html: ({ text }) => (/^<br\s*\/?>$/i.test(text.trim()) ? "<br>" : escaped(text)),
-    // A picture on another server would tell that server of the conversation.
+    // Loading an image from another server would reveal the conversation to that server.
     image: ({ href, text }) => `<a href="${escaped(href)}">${escaped(text || _("image"))}</a>`,
     checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
   },

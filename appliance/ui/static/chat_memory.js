@@ -15,7 +15,7 @@ export function recall(key) {
   }
 }
 
-// Returns whether the value was stored: the browser may permit no storage, or have no more room.
+// Returns whether the value was stored: the browser may permit no storage, or have no space left.
 export function remember(key, value) {
   try {
     localStorage.setItem(prefix + key, JSON.stringify(value));

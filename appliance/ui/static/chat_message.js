@@ -133,7 +133,7 @@ export class MessageView {
       if (message.role === "assistant") this.under.append(button(_("Regenerate"), () => actions.regenerate(message)));
     }
     if (message.prediction) {
-      const link = make("a", "", _("Open as prediction"));
+      const link = make("a", "", _("Open the prediction"));
       link.href = new URL(`p/${message.prediction}`, document.baseURI);
       this.under.append(link);
     }
@@ -145,7 +145,7 @@ export class MessageView {
     const group = make("span", "branches");
     const at = (step) => {
       const target = alternatives[here + step];
-      const label = step < 0 ? _("Show the version before") : _("Show the next version");
+      const label = step < 0 ? _("Show the previous version") : _("Show the next version");
       const made = button(step < 0 ? "‹" : "›", () => this.actions.choose(target), label);
       made.disabled = target === undefined || busy;
       return made;

@@ -96,7 +96,7 @@ export function requestMessages(settings, path) {
     const last = found.at(-1);
     const next = requestMessage(message);
     if (next === null) continue;
-    // Templates of some models refuse two messages of the user in a row, as after an answer that failed.
+    // After a failed answer there are two user messages in a row, which the chat templates of some models refuse.
     const joins = last?.role === "user" && next.role === "user";
     if (joins && typeof last.content === "string" && typeof next.content === "string") {
       last.content += `\n\n${next.content}`;

@@ -31,7 +31,7 @@ class Comparison {
     this.#keep();
   }
 
-  // -- what columns need of the page
+  // -- methods that the columns call
 
   changed() {
     clearTimeout(this.#timer);

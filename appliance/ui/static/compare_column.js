@@ -78,7 +78,7 @@ export class Column {
     return this.page.models.get(this.model)?.output ?? "data";
   }
 
-  // The settings; as they were last valid, while one is not.
+  // The settings; the last valid ones while a field is not valid.
   get input() {
     try {
       if (this.#parts.length > 0) this.#given = Object.assign({}, ...this.#parts.map((part) => part.values()));
@@ -145,7 +145,7 @@ export class Column {
     this.#wake();
   }
 
-  // Browsers have six connections to a server for all of their pages, so hidden pages let go of theirs.
+  // Browsers have six connections to a server for all of their pages, so hidden pages close theirs.
   seen(visible) {
     if (visible) this.#wake();
     else this.#close();
@@ -214,7 +214,7 @@ export class Column {
     if (this.#parts.length === 0) return;
     const count = Object.keys(this.input).length;
     const said = count === 0 ? "" : _("({count} changed)", { count });
-    this.find(".settings summary span").textContent = seeded && !this.takes("seed") ? _("(takes no seed)") : said;
+    this.find(".settings summary span").textContent = seeded && !this.takes("seed") ? _("(has no seed)") : said;
   }
 
   // -- the prediction

@@ -112,9 +112,9 @@ function report(changes) {
   lines.push(...changes.removed.map((name) => _("Removes {name}", { name })));
   lines.push(...Object.entries(changes.changed).map(([name, keys]) => _("Changes {name}: {keys}", { name, keys: keys.join(", ") })));
   if (changes.settings.length) lines.push(_("Changes {keys}", { keys: changes.settings.join(", ") }));
-  if (changes.needs_restart.length) lines.push(_("After a restart of the appliance: {keys}", { keys: changes.needs_restart.join(", ") }));
+  if (changes.needs_restart.length) lines.push(_("Takes effect after a restart: {keys}", { keys: changes.needs_restart.join(", ") }));
   lines.push(...Object.entries(changes.not_served ?? {}).map(([name, why]) => _("{name} cannot be served yet: {why}", { name, why })));
-  return lines.length ? lines : [_("No model and no setting changes.")];
+  return lines.length ? lines : [_("The new text changes no model and no setting.")];
 }
 
 function paragraphs(lines) {

@@ -71,7 +71,7 @@ document.getElementById("first-token")?.addEventListener("click", async ({ targe
     document.getElementById("first-secret").hidden = false;
     for (const program of document.querySelectorAll(".start pre.text"))
       program.textContent = program.textContent.replaceAll("<your token>", token);
-    toast(_("The token is filled into the lines of step 3. Keep it: it cannot be shown again."));
+    toast(_("The token is inserted into the code of step 3. Keep it: it cannot be shown again."));
   } catch (error) {
     target.disabled = false;
     tell(error.message);

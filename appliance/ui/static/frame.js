@@ -157,7 +157,7 @@ showTimes();
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-// Gradio draws by a class of the body, and sets it by the system's scheme alone.
+// Gradio's styles depend on a class of the body, which Gradio sets from the system's scheme, not from the user's choice.
 function holdTheme() {
   const gradio = document.querySelector("gradio-app");
   if (gradio === null) return;

@@ -218,7 +218,7 @@ export class Inputs {
     const chooser = made("input", { type: "file", multiple: field.kind === "files" });
     const said = made("p", { className: "wrong", hidden: true });
     said.setAttribute("role", "alert");
-    chooser.setAttribute("aria-label", _("Upload for {title}", field));
+    chooser.setAttribute("aria-label", _("Upload a file for {title}", field));
     chooser.addEventListener("change", () => {
       const sending = this.#send([...chooser.files], field, control, said).finally(() => this.#uploads.delete(sending));
       this.#uploads.add(sending);

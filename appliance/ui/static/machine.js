@@ -52,7 +52,7 @@ const acts = {
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ paths: chosen.map((box) => box.value) }),
     });
-    say(_("{size} were freed.", { size: readableBytes((await reply.json()).freed) }));
+    say(_("Freed {size}.", { size: readableBytes((await reply.json()).freed) }));
     refresh("fold-unused", "disk", "alerts");
   },
 };
@@ -110,7 +110,7 @@ function follow() {
   stream = new EventSource(new URL(`_ui/api/admin/models/${choice.value}/logs/events`, document.baseURI));
   stream.addEventListener("open", () => {
     lines = []; // after a lost connection, the stream begins with the last lines again
-    log.textContent = _("{model} has written nothing yet.", { model: choice.value });
+    log.textContent = _("{model} has no log output yet.", { model: choice.value });
   });
   stream.addEventListener("lines", ({ data }) => {
     const found = JSON.parse(data);

@@ -1,4 +1,4 @@
-// The page of a model, which Gradio builds: the run in the address, what was typed, and the way to the result.
+// The page of a model, which Gradio builds: puts the run into the URL, keeps typed text, and scrolls to the output.
 
 const draft = `draft:${location.pathname}`; // kept by the browser for this tab, also after a new sign-in
 const FIELDS = "[id^='input-'] :is(textarea, input[type='text'], input[type='number'])";

@@ -22,17 +22,17 @@ function update() {
 
 const acts = {
   cancel: {
-    done: (count) => _("{count} canceled.", { count }),
+    done: (count) => _("Predictions canceled: {count}.", { count }),
     async act(id) {
       await api(`/admin/predictions/${id}/cancel`, { method: "POST" });
     },
   },
   rerun: {
-    done: (count) => _("{count} created again.", { count }),
+    done: (count) => _("Predictions created: {count}.", { count }),
     async act(id) {
       const record = await (await api(`/admin/predictions/${id}`)).json();
-      if (record.data_removed) throw new Error(_("Its input was deleted."));
-      if (record.type === "training") throw new Error(_("It is a training."));
+      if (record.data_removed) throw new Error(_("The input of this prediction was deleted."));
+      if (record.type === "training") throw new Error(_("Trainings cannot be run again here."));
       await api("/v1/predictions", {
         method: "POST",
         headers: { "Content-Type": "application/json" },
@@ -41,7 +41,7 @@ const acts = {
     },
   },
   delete: {
-    done: (count) => _("The data of {count} was deleted.", { count }),
+    done: (count) => _("Predictions whose data was deleted: {count}.", { count }),
     question: (count) => _("Delete the input, output, logs and files of {count} predictions? The list keeps their other data.", { count }),
     async act(id) {
       await api(`/admin/predictions/${id}`, { method: "DELETE" });

@@ -140,6 +140,8 @@ async def cancel_history_item(request: Request) -> Response:
 async def delete_history_item(request: Request) -> Response:
     """``DELETE /admin/predictions/{id}``: delete input, output, logs and files, and keep the record."""
     caller = await requests.caller(request, Scope.RUN)
+    if caller.prediction is not None:
+        raise PermissionDenied("The token of a running prediction cannot delete data of predictions.")
     services = services_of(request)
     record = await services.engine.get(request.path_params["id"], _all_of(caller))
     if not record.status.terminal:

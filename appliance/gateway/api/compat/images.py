@@ -57,9 +57,7 @@ async def edit_images(request: Request) -> Response:
         files = {"image": f"{base}/v1/files/{images[0].id}"}
         if masks:
             if "mask_repaints" not in entry.interface.input["properties"]:
-                raise calls.invalid(
-                    "mask", f"The model {entry.name} cannot repaint a part of an image; omit it"
-                )
+                raise calls.invalid("mask", f"The model {entry.name} does not support masks; omit the mask")
             files |= {"mask": f"{base}/v1/files/{masks[0].id}", "mask_repaints": "transparent"}
         return await _generated(request, caller, entry, given, files)
 

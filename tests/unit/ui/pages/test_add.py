@@ -54,7 +54,7 @@ async def test_a_proposal_has_numbers_per_device_and_the_change(pages: Pages, hu
 async def test_a_source_that_must_be_downloaded_is_not_without_a_click(pages: Pages, source: str) -> None:
     async with pages.signed_in(SECRET) as browser:
         page = await browser.get("/add", params={"source": source})
-        assert "Download and look at it" in page.text
+        assert "Download and inspect" in page.text
         assert "/add/proposal" not in page.text
         page = await browser.get("/add", params={"source": source, "download": "yes"})
         assert "/add/proposal" in page.text
