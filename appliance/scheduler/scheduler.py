@@ -157,7 +157,7 @@ class Scheduler:
         """Queue a prediction for its model; ``front`` puts one that runs again before all others.
 
         While a prediction is ``alone``, the model runs one prediction at a time. ``parent`` is the id of the
-        parent prediction. Children are queued before others, because their parent holds a slot while it waits.
+        parent prediction. Children are queued before others: their parent holds a slot while it waits.
         """
         entry = self._models[model]
         self._children.add(id, parent)

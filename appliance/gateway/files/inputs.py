@@ -192,7 +192,7 @@ class Inputs:
                 if not may_redirect(str(request.url), redirect_hosts):
                     raise UrlRefused(
                         f"it is redirected to {request.url.scheme}://{request.url.netloc.decode()}, which "
-                        "adapter_sources of the model does not allow: add a URL of this host to it"
+                        "adapter_sources of the model does not allow: add a URL of this host"
                     )
 
             client.event_hooks = {"request": [check]}

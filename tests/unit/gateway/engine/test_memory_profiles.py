@@ -112,9 +112,12 @@ async def test_one_that_takes_more_than_is_declared_fails_at_once_and_says_what_
 async def test_whose_fault_it_was_is_not_known_where_several_ran(bench: Bench) -> None:
     both = [await running(bench, "test/stream") for _ in range(2)]
     bench.cluster.lose("test/stream", OutOfMemory("it took too much", 40 * MIB))
-    for prediction in both:
+
+    async def again(prediction: Prediction) -> None:
         await runs_again(bench, prediction)
         await bench.engine.cancel(prediction.id, "me")
+
+    await asyncio.gather(*map(again, both))  # one after the other, in any order
 
 
 async def test_a_worker_is_sent_how_much_it_may_take(bench: Bench) -> None:
