@@ -32,6 +32,7 @@ class Sample(msgspec.Struct, kw_only=True):
     running: dict[str, int] = {}  # model -> predictions
     tokens: dict[str, float] = {}  # model -> output tokens since the sample before
     available: int = 0  # bytes of main memory
+    seconds: float = INTERVAL  # duration that the sample stands for
 
 
 class LoadDone(msgspec.Struct, frozen=True):
@@ -115,6 +116,7 @@ def _merged(group: Sequence[Sample]) -> Sample:
         queued=_highest([each.queued for each in group]),
         running=_highest([each.running for each in group]),
         tokens=tokens,
+        seconds=sum(each.seconds for each in group),
         available=min(each.available for each in group),
     )
 

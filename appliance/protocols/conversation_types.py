@@ -17,13 +17,16 @@ from appliance.domain.conversation import (
 from appliance.protocols.request_types import Request
 from appliance.protocols.response_types import Page, Time
 
+#: Messages of one conversation, in all of its branches.
+MOST_MESSAGES: Final = 5000
+
 
 class ConversationRequest(Request, kw_only=True):
     """A conversation to store."""
 
     title: ConversationTitle
     model: ConversationModel
-    messages: list[ConversationMessage]
+    messages: Annotated[list[ConversationMessage], Meta(max_length=MOST_MESSAGES)]
     settings: ConversationSettings
     leaf: Annotated[MessageId | None, Meta(description="Last message of the branch that the page shows")] = (
         None

@@ -18,6 +18,8 @@ class _Request(NamedTuple, Generic[Item, Result]):
     item: Item
     result: asyncio.Future[Result]
     context: Context  # of the prediction
+    key: Hashable
+    size: int
 
 
 class Batches(Generic[Item, Result]):
@@ -55,7 +57,11 @@ class Batches(Generic[Item, Result]):
         call returns only after the computation has ended.
         """
         request: _Request[Item, Result] = _Request(
-            item, asyncio.get_running_loop().create_future(), copy_context()
+            item,
+            asyncio.get_running_loop().create_future(),
+            copy_context(),
+            self._key(item),
+            self._size(item),
         )
         self._waiting.append(request)
         if self._computing is None or self._computing.done():
@@ -84,14 +90,13 @@ class Batches(Generic[Item, Result]):
     def _next_batch(self) -> list[_Request[Item, Result]]:
         """Remove and return the oldest request, and the next ones with the same key."""
         batch = [self._waiting.popleft()]
-        key, size = self._key(batch[0].item), self._size(batch[0].item)
+        key, size = batch[0].key, batch[0].size
         others: deque[_Request[Item, Result]] = deque()
         while self._waiting:
             request = self._waiting.popleft()
-            more = self._size(request.item)
-            if size + more <= self._most and self._key(request.item) == key:
+            if size + request.size <= self._most and request.key == key:
                 batch.append(request)
-                size += more
+                size += request.size
             else:
                 others.append(request)
         self._waiting = others

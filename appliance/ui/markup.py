@@ -27,6 +27,7 @@ LONGEST: Final = 50_000
 _environment: Final = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
+    auto_reload=False,  # a template of a newer version would not fit the running code
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

@@ -36,7 +36,10 @@ class Box(NamedTuple):
 
 def view(output: Any, files: Mapping[str, MediaFile] = {}) -> Markup:
     """Return an output as HTML. ``files`` are the input files that the page may show, by the input's name."""
-    shown = _structured(output, files)
+    try:
+        shown = _structured(output, files)
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
+        shown = None  # it only begins like a known shape
     if shown is None:
         return markup.value(output)
     raw = json.dumps(output, ensure_ascii=False, indent=2)

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shlex
 import shutil
 from collections.abc import Callable
@@ -151,7 +152,8 @@ class _Image:
         self._base = base
         storage = root(home) / ".storage"
         self._buildah = ["buildah", "--root", str(storage), "--runroot", str(process.folder / "run")]
-        self._name = f"appliance-{process.folder.name.strip('.')}"
+        # A build that was killed leaves its container, so the name is a new one each time.
+        self._name = f"appliance-{process.folder.name.strip('.')}-{secrets.token_hex(4)}"
 
     def build(self, name: str) -> None:
         """Build the image, and store it in the folder of the build as ``name``.
@@ -252,11 +254,13 @@ class _Image:
     def _run(self, text: str, what: str, volumes: dict[Path, str] | None = None) -> None:
         """Run a shell command in the container; ``volumes``: files and folders of this machine -> paths."""
         mounted = dict(volumes or {})
-        variables = {name: os.environ[name] for name in (*_VARIABLES, *_PROXIES) if name in os.environ}
+        # Without a value, buildah takes that of its own environment: it may contain a password.
+        options = [f"--env={name}" for name in (*_VARIABLES, *_PROXIES) if name in os.environ]
+        variables: dict[str, str] = {}
         if _CERTIFICATES.exists():  # of this machine, which may have an authority of its own
             mounted[_CERTIFICATES] = _INNER_CERTIFICATES
             variables |= dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE", "CURL_CA_BUNDLE"), _INNER_CERTIFICATES)
-        options = [f"--env={name}={value}" for name, value in variables.items()]
+        options += [f"--env={name}={value}" for name, value in variables.items()]
         options += [f"--volume={path}:{inner}" for path, inner in mounted.items()]
         isolation = ["--isolation", "chroot", "--network", "host"]  # works without a container engine
         command = ["run", *isolation, *options, self._name, "--", "/bin/sh", "-c", text]

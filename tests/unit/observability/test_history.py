@@ -60,6 +60,7 @@ def test_merged_samples_keep_peaks_sums_and_means() -> None:
         utilisation={"gpu": 0.5},
         tokens={"a/b": 11.0},
         available=7,
+        seconds=2 * INTERVAL,
     )
     assert [first.tokens, second.tokens] == [{"a/b": 10.0}, {"a/b": 1.0}]  # merging changes no sample
 
@@ -85,3 +86,12 @@ def test_no_token_is_lost_in_a_run_that_took_no_time() -> None:
     history.add_tokens("a/b", 3, BEGIN + 7.0, BEGIN + 7.0)
     assert history.samples()[-1].tokens["a/b"] == pytest.approx(3.0)
     History().add_tokens("a/b", 3, 1.0, 2.0)  # there is no sample yet
+
+
+def test_a_merged_sample_stands_for_the_time_of_all_its_parts() -> None:
+    kept = History()
+    for number in range(12):
+        kept.add(Sample(at=number * INTERVAL, tokens={"a/b": 10 * INTERVAL}))
+    for points in (2, 3, 5, 12):
+        merged = kept.samples(points)
+        assert {each.tokens["a/b"] / each.seconds for each in merged} == {10.0}, points

@@ -115,6 +115,11 @@ def test_every_shape_can_still_be_read_as_json_and_no_text_becomes_html() -> Non
         {"segments": []},
         [{"label": 1, "score": "x"}],
         [["a"]],
+        {"detections": [{"bbox": [0, 0, 1, 1], "class": "cat"}]},  # these only begin like a known shape
+        [{"mask": "…"}],
+        [{"label": "a", "score": 1.0}, {"label": "b", "score": None}],
+        [{"start": 1, "end": 2}, 3],
+        [{"embedding": [1.0]}, {"error": "x"}],
     ],
 )
 def test_other_outputs_are_shown_as_before(output: Any) -> None:

@@ -47,7 +47,7 @@ async def list_history(request: Request) -> Response:
     narrow the list, and so does ``search``, a text in ids, inputs, outputs and errors. One search looks at
     the 10,000 newest predictions that match the filters; ``next`` goes on with older ones.
     """
-    caller = await requests.caller(request, Scope.READ)
+    caller = await _caller(request, Scope.READ)
     return await paging.of_predictions(
         request,
         _owner(request, caller),
@@ -77,7 +77,7 @@ def _download(lines: AsyncIterator[bytes], name: str, kind: str) -> Response:
 
 async def _all_items(request: Request) -> AsyncIterator[HistoryItemResponse]:
     """Check the request, and return an iterator over the predictions that match it, newest first."""
-    caller = await requests.caller(request, Scope.READ)
+    caller = await _caller(request, Scope.READ)
     owner, search, base = _owner(request, caller), _search(request), requests.base_url(request)
     filters = paging.narrowed_by(request, _filters(request))
     names = await token_names(request, caller)
@@ -125,29 +125,39 @@ def _search(request: Request) -> str | None:
 
 
 async def get_history_item(request: Request) -> Response:
-    caller = await requests.caller(request, Scope.READ)
+    caller = await _caller(request, Scope.READ)
     record = await services_of(request).engine.get(request.path_params["id"], _all_of(caller))
     return await _response(record, request, caller)
 
 
 async def cancel_history_item(request: Request) -> Response:
     """``POST /admin/predictions/{id}/cancel``: no effect on a prediction that has ended."""
-    caller = await requests.caller(request, Scope.RUN)
+    caller = await _caller(request, Scope.RUN)
     record = await services_of(request).engine.cancel(request.path_params["id"], _all_of(caller))
     return await _response(record, request, caller)
 
 
 async def delete_history_item(request: Request) -> Response:
     """``DELETE /admin/predictions/{id}``: delete input, output, logs and files, and keep the record."""
-    caller = await requests.caller(request, Scope.RUN)
-    if caller.prediction is not None:
-        raise PermissionDenied("The token of a running prediction cannot delete data of predictions.")
+    caller = await _caller(request, Scope.RUN)
     services = services_of(request)
     record = await services.engine.get(request.path_params["id"], _all_of(caller))
     if not record.status.terminal:
         raise Conflict(f"The prediction {record.id} has not ended: cancel it first.")
     await services.retention.remove(record.id)
     return Response(status_code=204)
+
+
+async def _caller(request: Request, scope: Scope) -> Token:
+    """Return the token of a request.
+
+    Raises:
+        PermissionDenied: it is that of a running prediction, whose code must not read its owner's inputs.
+    """
+    caller = await requests.caller(request, scope)
+    if caller.prediction is not None:
+        raise PermissionDenied("The token of a running prediction is not for /admin/predictions.")
+    return caller
 
 
 async def _response(record: Prediction, request: Request, caller: Token) -> Response:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Collection
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from appliance.config import secrets
+from appliance.domain.errors import PermissionDenied, Unauthenticated
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.replicate.streams import HEADERS, IDLE
@@ -40,7 +43,7 @@ async def get_logs(request: Request) -> Response:
 async def stream_logs(request: Request) -> Response:
     """``GET /admin/models/{owner}/{name}/logs/events``: the last ``lines`` lines, then all new ones."""
     followed = await _followed(request)
-    return StreamingResponse(_events(followed), 200, HEADERS, "text/event-stream")
+    return StreamingResponse(_events(followed, partial(_allowed, request)), 200, HEADERS, "text/event-stream")
 
 
 class _Followed:
@@ -77,10 +80,23 @@ async def _followed(request: Request) -> _Followed:
     )
 
 
-async def _events(followed: _Followed) -> AsyncIterator[bytes]:
+async def _allowed(request: Request) -> bool:
+    try:
+        await requests.caller(request, Scope.ADMIN)
+    except (Unauthenticated, PermissionDenied):
+        return False
+    return True
+
+
+async def _events(followed: _Followed, allowed: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
+    """Stream new lines until the client leaves, or is not ``allowed`` any more."""
     yield serializers.HEARTBEAT  # proxies forward the headers with the first byte of the body
-    number, silent = 0, 0.0
+    number, silent, checked = 0, 0.0, time.monotonic()
     while True:
+        if time.monotonic() - checked >= IDLE:
+            if not await allowed():
+                return
+            checked = time.monotonic()
         found = await asyncio.to_thread(followed.read)
         for each in found:
             number += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 from starlette.requests import Request
@@ -68,8 +69,8 @@ async def get_history(request: Request) -> Response:
 
 def history_response(kept: history.History, devices: Sequence[Device], points: int) -> HistoryResponse:
     samples = kept.samples(points)
-    before = [each.at for each in samples[:1]] + [each.at for each in samples[:-1]]
-    seconds = [max(each.at - since, history.INTERVAL) for each, since in zip(samples, before, strict=True)]
+    seconds = [each.seconds for each in samples[:1]]
+    seconds += [max(each.at - before.at, history.INTERVAL) for before, each in pairwise(samples)]
     models = sorted({name for each in samples for name in (*each.queued, *each.running, *each.tokens)})
     return HistoryResponse(
         seconds=history.SPAN,

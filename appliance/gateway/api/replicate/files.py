@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from appliance.domain import input_schema
-from appliance.domain.errors import FieldProblem, FileTooLarge, InvalidInput, NotFound
+from appliance.domain.errors import FieldProblem, FileTooLarge, InvalidInput, NotFound, PermissionDenied
 from appliance.domain.file import File
 from appliance.domain.token import Scope
 from appliance.gateway.api import paging, requests, responses
@@ -106,6 +106,8 @@ async def download_file(request: Request) -> Response:
     files = services_of(request).files
     asked = request.query_params
     if "signature" not in asked and "authorization" in request.headers:
+        if (await requests.caller(request, Scope.READ)).prediction is not None:
+            raise PermissionDenied("The token of a running prediction cannot download uploads.")
         return _bytes(request, await _file(request, Scope.READ), "attachment")
     id, owner = request.path_params["id"], asked.get("owner", "")
     file = await files.upload(id, owner)

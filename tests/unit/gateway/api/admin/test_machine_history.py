@@ -65,18 +65,27 @@ async def test_the_log_of_a_model_has_no_secrets(
     assert (await api.get("/admin/models/no/such/logs")).status_code == 404
 
 
-async def test_new_lines_of_a_log_are_streamed(api: Api, bench: Bench) -> None:
+async def test_new_lines_of_a_log_are_streamed_until_the_token_is_revoked(
+    api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = log_file(bench.folder / "run", "test/echo")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("before\n")
     from appliance.gateway.api.admin import model_logs
 
     followed = model_logs._Followed(bench.folder / "run", "test/echo", 10, ())
-    events = model_logs._events(followed)
+    valid = True
+
+    async def allowed() -> bool:
+        return valid
+
+    events = model_logs._events(followed, allowed)
     assert await anext(events) == b": hi\n\n"
     assert b"before" in await anext(events)
     with file.open("a") as log:
         log.write("after\n")
     _, _, data, *_ = (await anext(events)).decode().split("\n")
     assert json.loads(data.removeprefix("data: ")) == {"instance": "test/echo", "lines": ["after"]}
-    await events.aclose()  # type: ignore[attr-defined] # it is a generator
+    monkeypatch.setattr(model_logs, "IDLE", 0.0)
+    valid = False
+    assert [event async for event in events] in ([], [b": hi\n\n"])

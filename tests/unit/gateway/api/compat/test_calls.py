@@ -385,7 +385,7 @@ async def test_a_mask_needs_a_model_that_repaints(
     given = {"model": "test/echo", "prompt": "a cat"}
     image, mask = ("image", ("x.png", b"x")), ("mask", ("m.png", b"m"))
     for files, error in (
-        ([image, mask], "The model test/echo cannot repaint a part of an image; omit it"),
+        ([image, mask], "The model test/echo does not support masks; omit the mask"),
         ([image, mask, mask], "Must be at most one file; there are 2"),
         ([mask], "Must be one file; there are 0"),
     ):
