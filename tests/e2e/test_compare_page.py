@@ -245,7 +245,7 @@ def test_files_are_uploaded_by_an_input(page: Page, client: httpx.Client, tmp_pa
     settings.locator("> summary").click()
     settings.locator(".more > summary").click()
     with page.expect_response("**/v1/files") as sent:
-        settings.get_by_label("Upload for File", exact=True).set_input_files(file)
+        settings.get_by_label("Upload a file for File", exact=True).set_input_files(file)
     url = sent.value.json()["urls"]["get"]
     expect(settings.locator("input[id$=-file]")).to_have_value(url)
     page.get_by_role("button", name="Run").click()

@@ -124,7 +124,7 @@ def test_the_content_is_few_stops_of_the_tab_key_away(page: Page, path: str) -> 
     page.locator(".links [tabindex='0']").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/predictions")
+    page.wait_for_url("**/chat")
 
 
 @pytest.mark.parametrize("path", ["/explore", "/test/stream"])
@@ -158,7 +158,7 @@ def test_models_predictions_and_pages_are_found_by_the_keyboard(
 def test_a_page_says_that_the_appliance_does_not_answer_and_greys_what_is_stale(
     browser: Browser, appliance: Appliance, path: str
 ) -> None:
-    lost = ("Failed to load resource: net::ERR",)
+    lost = ("Failed to load resource: net::ERR", "htmx:afterRequest", "htmx:sendError")
     with watched(browser, appliance.url, allowed=lost) as page:
         sign_in(page, TOKEN)
         page.goto(path)
@@ -177,7 +177,8 @@ def test_a_page_says_that_the_session_has_ended_and_keeps_what_was_typed(
     browser: Browser, appliance: Appliance, client: httpx.Client, new_token: Callable[..., str], path: str
 ) -> None:
     secret = new_token("--scope", "run", "--owner", "guest", "leaves")
-    with watched(browser, appliance.url, refused=True) as page:
+    ended = ("Response Status Error Code 401",)  # htmx
+    with watched(browser, appliance.url, refused=True, allowed=ended) as page:
         sign_in(page, secret)
         page.goto(path)
         field = page.get_by_label("Search models") if path == "/explore" else page.get_by_label("Text").first

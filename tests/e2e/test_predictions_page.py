@@ -85,7 +85,7 @@ def test_selected_predictions_are_cancelled_run_again_and_deleted(page: Page, cl
     for each in running:
         page.get_by_role("checkbox", name=f"Select {each['id']}").check()
     cancel.click()
-    expect(page.get_by_text("2 canceled.")).to_be_visible()
+    expect(page.get_by_text("Predictions canceled: 2.")).to_be_visible()
     for each in running:
         expect(row.filter(has_text=each["id"])).to_contain_text("canceled")
     tick = page.get_by_role("checkbox", name=f"Select {made['id']}")
@@ -94,11 +94,11 @@ def test_selected_predictions_are_cancelled_run_again_and_deleted(page: Page, cl
     expect(row.filter(has_text="meanwhile").first).to_be_visible()  # the list was refreshed
     expect(tick).to_be_checked()
     page.get_by_role("button", name="Run again").click()
-    expect(page.get_by_text("1 created again.")).to_be_visible()
+    expect(page.get_by_text("Predictions created: 1.")).to_be_visible()
     expect(row.filter(has_text="run me again")).to_have_count(2)
     tick.check()
     page.get_by_role("button", name="Delete data").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
-    expect(page.get_by_text("The data of 1 was deleted.")).to_be_visible()
+    expect(page.get_by_text("Predictions whose data was deleted: 1.")).to_be_visible()
     expect(row.filter(has_text=made["id"])).to_contain_text("deleted")
     assert client.get(f"/v1/predictions/{made['id']}").json()["data_removed"] is True

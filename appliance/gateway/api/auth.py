@@ -11,7 +11,7 @@ from appliance.domain.errors import Unauthenticated
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens, Scope, Token
 
-#: Seconds for which a found token is cached. A revoked token works for so long.
+#: Seconds for which a found token is cached. A token that the command line has revoked works for so long.
 MEMORY: Final = 1.0
 _REMEMBERED: Final = 1000  # tokens in the cache, at most
 
@@ -60,6 +60,10 @@ class Auth:
             self._found.clear()
         self._found[header] = now, found
         return found
+
+    def forget(self, id: str) -> None:
+        """Look up the token with this id again at its next use, because it was revoked."""
+        self._found = {header: found for header, found in self._found.items() if found[1].id != id}
 
     def _acting(self, id: str, attempt: int) -> Token:
         """Return the token with which a running prediction calls the API."""

@@ -96,3 +96,6 @@ for (const tab of tabs) {
     next.focus();
   });
 }
+
+// Before this script ran, a click would have been lost.
+for (const waiting of document.querySelectorAll("#first-run button, #first-token")) waiting.disabled = false;

@@ -55,11 +55,12 @@ async def create_token(request: Request) -> Response:
 
 
 async def revoke_token(request: Request) -> Response:
-    """``DELETE /admin/tokens/{id}``: requests with the token fail after at most one second."""
+    """``DELETE /admin/tokens/{id}``: requests with the token fail from now on."""
     await requests.caller(request, Scope.ADMIN)
     revoked = await services_of(request).store.revoke_token(request.path_params["id"])
     if revoked is None:
         raise NotFound
+    services_of(request).auth.forget(revoked.id)
     return responses.json(_response(revoked))
 
 

@@ -428,3 +428,11 @@ async def test_the_data_of_a_prediction_is_deleted_by_its_owner(api: Api, yours:
     assert refused.status_code == 409
     assert "cancel it first" in refused.json()["detail"]
     await api.post(f"/admin/predictions/{slow['id']}/cancel")
+
+
+async def test_a_token_that_is_revoked_over_the_api_is_refused_at_once(api: Api) -> None:
+    made = (await api.post("/admin/tokens", json={"name": "lost", "scope": "run"})).json()
+    async with Api(api.services, made["token"]) as lost:
+        assert (await lost.get("/v1/account")).status_code == 200
+        await api.delete(f"/admin/tokens/{made['id']}")
+        assert (await lost.get("/v1/account")).status_code == 401
