@@ -1,7 +1,7 @@
 // The chat page: opens conversations, sends messages, and shows what arrives.
 
 import { api, tell } from "./frame.js";
-import { answer, newMessage, recover } from "./chat_answer.js";
+import { answer, isIncomplete, newMessage, recover } from "./chat_answer.js";
 import { Composer } from "./chat_composer.js";
 import { AlreadyTold, Conversation } from "./chat_conversation.js";
 import { exportAs } from "./chat_export.js";
@@ -47,15 +47,19 @@ const actions = {
     show();
   },
   edit(message, text) {
+    if (!mayAnswer(current)) return false;
     const { images, files } = message;
     current.add(newMessage("user", message.parent, { text, ...(images && { images }), ...(files && { files }) }));
     void run(current);
+    return true;
   },
   regenerate(message) {
+    if (!mayAnswer(current)) return;
     current.leaf = message.parent;
     void run(current);
   },
   answerTools(message, results) {
+    if (!mayAnswer(current)) return;
     for (const { id, text } of results) current.add(newMessage("tool", current.leaf, { text, tool_call: id }));
     void run(current);
   },
@@ -65,8 +69,7 @@ const actions = {
 
 async function send(draft) {
   const conversation = current;
-  const problem = problemOf(conversation.settings);
-  if (problem !== "") return composer.tell(problem);
+  if (!mayAnswer(conversation)) return;
   const { text, images, files } = draft;
   const fields = { text, ...(images.length > 0 && { images }), ...(files.length > 0 && { files }) };
   const leaf = conversation.leaf;
@@ -103,10 +106,19 @@ function titleOf({ text, images, files }) {
   return line.length > 80 ? `${line.slice(0, 79)}…` : line;
 }
 
+// Returns whether the model may be asked; if not, the user is told why.
+function mayAnswer(conversation) {
+  const problem =
+    conversation.answering === null
+      ? problemOf(conversation.settings)
+      : _("The model is still answering. Wait until it has finished, or stop the answer.");
+  composer.tell(problem);
+  return problem === "";
+}
+
 // Lets the model answer the last message.
 async function run(conversation) {
-  const problem = problemOf(conversation.settings);
-  if (problem !== "") return composer.tell(problem);
+  if (!mayAnswer(conversation)) return;
   list.busy.add(conversation.id);
   list.put(conversation);
   const watching = setInterval(() => void watchModel(conversation), STATUS_INTERVAL);
@@ -215,10 +227,10 @@ function restored(stored) {
   if (!data.mayRun) return conversation;
   if (changed) store(conversation);
   for (const message of conversation.messages.values()) {
-    if (message.state !== "streaming") continue;
-    void recover(conversation, message, () => {
-      if (message.state !== "streaming") store(conversation);
-      if (conversation === current) schedule();
+    if (!isIncomplete(message)) continue;
+    void recover(conversation, message.id, {
+      changed: () => conversation === current && schedule(),
+      ended: () => store(conversation),
     });
   }
   return conversation;
@@ -227,8 +239,8 @@ function restored(stored) {
 // Shows a conversation, and puts it into the address.
 function enter(conversation, { push = false } = {}) {
   current = conversation;
-  if (!models.has(current.model)) current.model = chosenModel();
-  element("model").value = current.model;
+  current.tookOver = () => showTakenOver(conversation);
+  showModel();
   views.clear();
   following = true;
   waiting = "";
@@ -241,6 +253,21 @@ function enter(conversation, { push = false } = {}) {
   list.show();
   show();
   if (data.mayRun && matchMedia("(min-width: 900px)").matches) element("message").focus();
+}
+
+function showModel() {
+  if (!models.has(current.model)) current.model = chosenModel();
+  element("model").value = current.model;
+}
+
+// Shows the title, model and settings that another tab has stored.
+function showTakenOver(conversation) {
+  list.put(conversation);
+  if (conversation !== current) return;
+  showModel();
+  if (!element("settings").contains(document.activeElement)) showSettings(current.settings);
+  document.title = current.title;
+  address(false);
 }
 
 function address(push) {

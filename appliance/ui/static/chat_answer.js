@@ -1,7 +1,7 @@
 // Makes answers, and completes those that were cut off when a page was left.
 
 import { api } from "./frame.js";
-import { newId, SAVE_INTERVAL } from "./chat_conversation.js";
+import { newId } from "./chat_conversation.js";
 import { addChunk, AnswerFailed, complete, requestMessages } from "./chat_stream.js";
 import { _ } from "./texts.js";
 
@@ -21,7 +21,6 @@ export async function answer(conversation, { changed, failed }) {
   changed();
   const store = () => conversation.save().catch(failed);
   void store();
-  const saving = setInterval(store, SAVE_INTERVAL);
   const began = performance.now();
   let first = null;
   try {
@@ -41,7 +40,6 @@ export async function answer(conversation, { changed, failed }) {
     message.state = stateAfter(error);
     if (error instanceof AnswerFailed) message.error = error.message;
   } finally {
-    clearInterval(saving);
     conversation.answering = null;
     measure(message, began, first);
     if (message.tool_calls) message.tool_calls = message.tool_calls.filter(Boolean);
@@ -75,29 +73,52 @@ function measure(message, began, first) {
   };
 }
 
-// Completes an answer that was being written when its page was left: the appliance has the output of its prediction.
-export async function recover(conversation, message, changed) {
-  while (message.state === "streaming" && !conversation.deleted) {
-    const prediction = message.prediction ? await predictionOf(message.prediction) : null;
-    const chunks = Array.isArray(prediction?.output) ? prediction.output : [];
-    if (chunks.length > 0) takeOver(message, chunks);
-    if (prediction === null || !["starting", "processing"].includes(prediction.status)) {
-      message.state = { succeeded: "complete", failed: "failed" }[prediction?.status] ?? "interrupted";
-      if (message.state === "failed") message.error = prediction.error ?? _("The model failed.");
-      changed();
-      return;
+// Whether the appliance may know more of an answer than its conversation has.
+export function isIncomplete({ state, prediction }) {
+  return state === "streaming" || (state === "interrupted" && Boolean(prediction));
+}
+
+// Completes an answer that was being written when its page was left or lost its connection: the appliance has the
+// output of its prediction. `changed` is called when there is something new to show, `ended` when there is something
+// new to store.
+export async function recover(conversation, id, { changed, ended }) {
+  while (!conversation.deleted) {
+    const found = await predictionOf(conversation.messages.get(id));
+    const message = conversation.messages.get(id); // another copy of the conversation may have replaced it
+    if (found === SIGNED_OUT || !isIncomplete(message)) return;
+    if (found !== UNKNOWN) {
+      const before = JSON.stringify(message);
+      update(message, found);
+      if (JSON.stringify(message) !== before) {
+        changed();
+        if (message.state !== "streaming") ended();
+      }
+      if (message.state !== "streaming") return;
     }
-    changed();
     await new Promise((resolve) => setTimeout(resolve, POLL_INTERVAL));
   }
 }
 
-async function predictionOf(id) {
+const UNKNOWN = Symbol("the appliance did not tell");
+const SIGNED_OUT = Symbol("the session has ended");
+
+// Returns the prediction of a message; null if there is none, or if it was deleted.
+async function predictionOf({ prediction }) {
+  if (!prediction) return null;
   try {
-    return await (await api(`/v1/predictions/${id}`)).json();
-  } catch {
-    return null; // it was deleted
+    return await (await api(`/v1/predictions/${prediction}`)).json();
+  } catch (error) {
+    if (error.status === 404) return null;
+    return error.status === 401 ? SIGNED_OUT : UNKNOWN;
   }
+}
+
+function update(message, prediction) {
+  const chunks = Array.isArray(prediction?.output) ? prediction.output : [];
+  if (chunks.length > 0) takeOver(message, chunks);
+  const states = { starting: "streaming", processing: "streaming", succeeded: "complete", failed: "failed" };
+  message.state = states[prediction?.status] ?? "interrupted";
+  if (message.state === "failed") message.error = prediction.error ?? _("The model failed.");
 }
 
 function takeOver(message, chunks) {

@@ -17,6 +17,8 @@ export class Composer {
     this.acceptsImages = acceptsImages;
     this.key = "draft new";
     this.draft = emptyDraft();
+    this.drafts = new Map(); // key -> draft, of each conversation that was opened
+    this.attaching = null; // a promise of what went wrong, while files are being read
     this.area = element("message");
     if (mayRun) this.#listen();
   }
@@ -24,12 +26,12 @@ export class Composer {
   #listen() {
     element("composer").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.send();
+      void this.send();
     });
     this.area.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
       event.preventDefault();
-      this.send();
+      void this.send();
     });
     this.area.addEventListener("input", () => {
       this.draft.text = this.area.value;
@@ -66,34 +68,57 @@ export class Composer {
   // Shows the draft of a conversation; `id` is null for a new one.
   open(id) {
     this.key = `draft ${id ?? "new"}`;
-    this.draft = { ...emptyDraft(), ...recall(this.key) };
+    this.draft = this.drafts.get(this.key) ?? { ...emptyDraft(), ...recall(this.key) };
+    this.drafts.set(this.key, this.draft); // files that are still being read are added to it
     this.area.value = this.draft.text;
     this.tell("");
     this.#showAttached();
   }
 
-  keep() {
-    const { text, images, files } = this.draft;
-    if (text === "" && images.length === 0 && files.length === 0) forget(this.key);
-    else if (!remember(this.key, this.draft)) remember(this.key, { text }); // the browser has no space for the files
+  keep(draft = this.draft, key = this.key) {
+    const { text, images, files } = draft;
+    if (text === "" && images.length === 0 && files.length === 0) forget(key);
+    else if (!remember(key, draft)) remember(key, { text }); // the browser has no space for the files
   }
 
   // Empties the field, and forgets what was in it.
   clear() {
     forget(this.key);
     this.draft = emptyDraft();
+    this.drafts.set(this.key, this.draft);
     this.area.value = "";
     this.#showAttached();
   }
 
-  async attach(files) {
-    this.tell(await attach(this.draft, [...files], { images: this.acceptsImages() }));
-    this.keep();
-    this.#showAttached();
+  // Adds files to the draft that is shown now, after those that are still being read.
+  attach(files) {
+    const reading = this.#read([...files], this.attaching).finally(() => {
+      if (this.attaching === reading) this.attaching = null;
+    });
+    this.attaching = reading;
+    return reading;
   }
 
-  send() {
-    const { text, images, files } = this.draft;
+  // Returns why files were not added to the draft; empty if all were.
+  async #read(files, before) {
+    const { draft, key } = this;
+    const images = this.acceptsImages();
+    const problems = [await before];
+    problems.push(await attach(draft, files, { images }).catch((error) => error.message));
+    const problem = problems.filter(Boolean).join(" ");
+    this.keep(draft, key);
+    if (draft === this.draft) {
+      this.tell(problem);
+      this.#showAttached();
+    }
+    return problem;
+  }
+
+  async send() {
+    const { draft } = this;
+    if (this.attaching !== null && (await this.attaching) !== "") return; // the user sees which files are missing
+    if (draft !== this.draft) return; // it was sent meanwhile, or another conversation was opened
+    const { text, images, files } = draft;
     if (element("send").hidden || element("send").disabled) return;
     if (text.trim() === "" && images.length === 0 && files.length === 0) return;
     if (images.length > 0 && !this.acceptsImages()) {
@@ -101,7 +126,7 @@ export class Composer {
       return;
     }
     this.tell("");
-    this.sent(this.draft);
+    this.sent(draft);
   }
 
   tell(text) {

@@ -1,12 +1,15 @@
 // A conversation: a tree of messages, kept in the appliance and, until it is stored there, in the browser.
 
-import { api, detailOf, setConnected, tellSessionEnded } from "./frame.js";
+import { api, detailOf, setConnected, tellSessionEnded, toast } from "./frame.js";
 import { forget, recall, remember } from "./chat_memory.js";
+import { _ } from "./texts.js";
 
 const MOST_KEPT_ALIVE = 60_000; // characters: browsers send at most 64 KiB after a page was left
-export const SAVE_INTERVAL = 3000; // milliseconds between saves while an answer arrives
+const CHOSEN = ["title", "model", "settings"]; // what users choose; each tab may change it
 
 const JSON_TYPE = { "content-type": "application/json" };
+
+let spaceTold = false; // whether the user knows that the browser has no space
 
 // A failure that the banner of the page already shows: a lost connection, or an ended session.
 export class AlreadyTold extends Error {}
@@ -30,6 +33,8 @@ export class Conversation {
     this.answering = null; // the AbortController of the answer that is being written
     this.dirty = false;
     this.saving = null;
+    this.tookOver = () => {}; // called when what users choose was taken over from another tab
+    this.known = this.#chosen(); // as last read or stored
     if (this.leaf !== null && !this.messages.has(this.leaf)) this.leaf = null;
   }
 
@@ -72,7 +77,8 @@ export class Conversation {
   merge(messages) {
     for (const other of messages) {
       const own = this.messages.get(other.id);
-      const ended = own?.state === "streaming" && other.state !== "streaming" && this.answering === null;
+      if (own?.state === "streaming" && this.answering !== null) continue; // this page is writing it
+      const ended = own?.state === "streaming" && other.state !== "streaming";
       if (own === undefined || ended || other.text.length > own.text.length) this.messages.set(other.id, other);
     }
   }
@@ -82,23 +88,31 @@ export class Conversation {
     const unsaved = recall(`unsaved ${this.id}`);
     if (unsaved === null) return false;
     this.merge(unsaved.messages);
+    if (this.messages.has(unsaved.leaf)) this.leaf = unsaved.leaf; // the branch that this browser has shown last
     if (unsaved.revision === this.revision) {
-      for (const name of ["title", "model", "settings", "leaf"]) this[name] = unsaved[name];
+      for (const name of CHOSEN) this[name] = unsaved[name];
     }
     return true;
   }
 
+  // What users choose, as text, by which changes are found.
+  #chosen() {
+    return Object.fromEntries(CHOSEN.map((name) => [name, JSON.stringify(this[name])]));
+  }
+
   async create() {
+    const known = this.#chosen();
     const reply = await api("/admin/conversations", { method: "POST", headers: JSON_TYPE, body: this.#text() });
     const { id, revision } = await reply.json();
-    Object.assign(this, { id, revision });
+    Object.assign(this, { id, revision, known });
   }
 
   // Stores the conversation. A failure leaves the changes in the browser, and rejects.
   save() {
     this.dirty = true;
-    this.keep();
+    const kept = this.keep();
     this.saving ??= this.#save().finally(() => (this.saving = null));
+    if (!kept) this.saving.catch(() => this.deleted || tellNoSpace());
     return this.saving;
   }
 
@@ -117,6 +131,7 @@ export class Conversation {
 
   async #put() {
     const path = `/admin/conversations/${this.id}`;
+    const known = this.#chosen();
     const reply = await request(path, { method: "PUT", headers: JSON_TYPE, body: this.#text() });
     if (reply.status === 404) {
       this.deleted = true; // elsewhere: it must not come back
@@ -125,23 +140,29 @@ export class Conversation {
     } else if (reply.status === 409 && (await this.#mergeStored(path))) {
       this.dirty = true;
     } else if (!reply.ok) throw new Error(await detailOf(reply));
-    else this.revision = (await reply.json()).revision;
+    else Object.assign(this, { revision: (await reply.json()).revision, known });
   }
 
-  // Returns whether the stored conversation was changed since it was read; its messages are then added.
+  // Returns whether the stored conversation was changed since it was read. Then its messages are added, and what this
+  // tab has not changed itself is taken over.
   async #mergeStored(path) {
     const stored = await (await api(path)).json();
     if (stored.revision === this.revision) return false; // the account has reached a limit
     this.merge(stored.messages);
     this.revision = stored.revision;
+    const chosen = this.#chosen();
+    const changed = CHOSEN.filter((name) => JSON.stringify(stored[name]) !== this.known[name]);
+    const taken = changed.filter((name) => chosen[name] === this.known[name]);
+    for (const name of taken) this[name] = stored[name];
+    for (const name of changed) this.known[name] = JSON.stringify(stored[name]);
+    if (taken.length > 0) this.tookOver();
     return true;
   }
 
-  // Keeps the conversation in the browser until it is stored.
+  // Keeps the conversation in the browser until it is stored. Returns whether the browser has the space.
   keep() {
-    if (this.id !== null && !this.deleted) {
-      remember(`unsaved ${this.id}`, { ...this.body, revision: this.revision });
-    }
+    if (this.id === null || this.deleted) return true;
+    return remember(`unsaved ${this.id}`, { ...this.body, revision: this.revision });
   }
 
   // Keeps and sends what is not stored yet, as the page is being left.
@@ -177,6 +198,13 @@ export class Conversation {
   #text() {
     return JSON.stringify(this.id === null ? this.body : { ...this.body, revision: this.revision });
   }
+}
+
+function tellNoSpace() {
+  if (spaceTold) return;
+  spaceTold = true;
+  const text = _("This browser has no space for the last changes: leave this page open until the appliance has stored them.");
+  toast(text, { wrong: true });
 }
 
 // As `api` of frame.js, but returns all responses except those to an ended session.

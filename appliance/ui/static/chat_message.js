@@ -28,12 +28,20 @@ function button(text, clicked, label = "") {
   return made;
 }
 
-// The view of a message. `actions` has the functions edit(message, text), regenerate(message), choose(message) and
-// answerTools(message, results), and whether the user may run models as `mayRun`.
+// What a view shows of a message that has ended. Texts are compared, not copied: this must be cheap.
+function factsOf(message, alternatives, last, busy) {
+  const { state, text, reasoning, error, finish_reason: reason, prediction, metrics, tool_calls: calls } = message;
+  return [message, state, text, reasoning, error, reason, prediction, metrics, calls, last, busy, ...alternatives];
+}
+
+// The view of a message. `actions` has the functions edit(message, text), which returns whether the message was sent,
+// regenerate(message), choose(message) and answerTools(message, results), and whether the user may run models as
+// `mayRun`.
 export class MessageView {
   constructor(message, actions) {
     this.message = message;
     this.actions = actions;
+    this.facts = []; // what the elements show
     this.element = make("li", `message ${message.role}`);
     this.element.dataset.id = message.id;
     this.author = make("h2", "author");
@@ -55,6 +63,10 @@ export class MessageView {
   show(message, { alternatives, last, busy, waiting }) {
     this.message = message;
     const streaming = message.state === "streaming";
+    const facts = streaming ? ["streaming"] : factsOf(message, alternatives, last, busy);
+    const same = facts.length === this.facts.length && facts.every((fact, number) => fact === this.facts[number]);
+    this.facts = facts;
+    if (same && !streaming) return; // this is called for every frame of an answer
     this.author.textContent = author(message);
     this.reasoning.hidden = !message.reasoning;
     if (message.reasoning) showMarkdown(this.thought, message.reasoning);
@@ -67,12 +79,10 @@ export class MessageView {
     this.problem.textContent = problem;
     this.problem.classList.toggle("failed", message.state === "failed");
     this.element.setAttribute("aria-busy", String(streaming));
-    const facts = JSON.stringify([streaming, busy, last, alternatives.map(({ id }) => id), message]);
-    if (streaming ? this.facts !== "streaming" : this.facts !== facts) {
+    if (!same) {
       this.#showTools(last && !busy);
       this.#showUnder(alternatives, streaming, busy);
     }
-    this.facts = streaming ? "streaming" : facts;
     if (streaming && message.tool_calls) this.#showTools(false);
   }
 
@@ -172,9 +182,7 @@ export class MessageView {
     form.append(area, buttons);
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      const text = area.value;
-      close();
-      this.actions.edit(this.message, text);
+      if (this.actions.edit(this.message, area.value)) close();
     });
     area.addEventListener("keydown", (event) => {
       if (event.key === "Escape") close();
