@@ -91,9 +91,8 @@ export class ConversationList {
     input.focus();
   }
 
+  // The list shows the new title once it is stored: until then, opening the conversation would show the old one.
   async #storeTitle(item, title) {
-    const before = item.title;
-    item.title = title;
     this.show();
     try {
       const open = this.known(item.id);
@@ -106,10 +105,10 @@ export class ConversationList {
         const body = JSON.stringify({ title, messages, settings, leaf, model, revision });
         await api(path, { method: "PUT", headers: JSON_TYPE, body });
       }
+      item.title = title;
+      this.show();
       this.renamed(item.id, title);
     } catch (error) {
-      item.title = before;
-      this.show();
       tell(error.message);
     }
   }
