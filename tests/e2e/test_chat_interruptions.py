@@ -107,7 +107,7 @@ def test_a_message_waits_for_its_files(page: Page) -> None:
     page.add_init_script(SLOW_FILES)
     page.goto("/chat")
     page.locator("#files").set_input_files(
-        [{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"buy milk"}]
+        {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"buy milk"}
     )
     send(page, "What is this?")
     page.evaluate("read()")
