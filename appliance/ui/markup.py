@@ -174,9 +174,9 @@ def chart(
     )
 
 
-def section(title: str, html: str, note: str = "") -> Markup:
-    """Return a section of a page; ``note`` is shown next to the heading."""
-    return _part("section", title, html, note)
+def section(title: str, html: str, note: str = "", level: int = 2) -> Markup:
+    """Return a section of a page; ``note`` is shown next to the heading; ``level`` 2 is ``<h2>``."""
+    return _part("section", title, html, note, level)
 
 
 def pairs(values: Mapping[str, str]) -> Markup:

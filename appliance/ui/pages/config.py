@@ -9,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from appliance.domain.errors import ApplianceError, Unauthenticated
+from appliance.domain.errors import ApplianceError, Conflict, Unauthenticated
 from appliance.protocols.adding_types import UpdateResponse
 from appliance.protocols.config_types import ConfigEntryResponse, ConfigFileResponse
 from appliance.ui import session, template_pages
+from appliance.ui.client import Caller
 from appliance.ui.languages import gettext as _
 
 
@@ -36,12 +37,7 @@ async def show_model(request: Request) -> Response:
     caller, name = session.current(request).caller, _name(request)
     values: dict[str, Any] = {"entry": None, "problem": None}
     try:
-        entry = await caller.get_as(ConfigEntryResponse, f"/admin/models/{name}/entry")
-        file = await caller.get_as(ConfigFileResponse, "/admin/config/file", file=entry.file)
-        lines = file.text.split("\n")
-        before = "".join(f"{line}\n" for line in lines[: entry.first_line - 1])
-        rest = {"before": before, "after": "\n".join(lines[entry.last_line :])}
-        values |= {"entry": entry, "file": file, "text": entry.text, "rest": rest}
+        values |= await _entry(caller, name)
     except Unauthenticated:
         raise
     except ApplianceError as error:
@@ -49,6 +45,24 @@ async def show_model(request: Request) -> Response:
     return template_pages.respond(
         request, "model_settings.html", title=f"Settings of {name}", model=name, **values
     )
+
+
+async def _entry(caller: Caller, name: str) -> dict[str, Any]:
+    """Return the entry of a model, its file, and the text around the entry.
+
+    Raises:
+        Conflict: the file was changed between the requests for the entry and the file, twice.
+    """
+    for _attempt in range(2):
+        entry = await caller.get_as(ConfigEntryResponse, f"/admin/models/{name}/entry")
+        file = await caller.get_as(ConfigFileResponse, "/admin/config/file", file=entry.file)
+        lines = file.text.split("\n")
+        first, last = entry.first_line - 1, entry.last_line
+        if entry.text == "".join(f"{line}\n" for line in lines[first:last]):
+            before = "".join(f"{line}\n" for line in lines[:first])
+            rest = {"before": before, "after": "\n".join(lines[last:])}
+            return {"entry": entry, "file": file, "text": entry.text, "rest": rest}
+    raise Conflict(_("{file} is being changed: load this page again.").format(file=entry.file))
 
 
 async def find_update(request: Request) -> Response:

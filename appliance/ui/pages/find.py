@@ -12,6 +12,7 @@ import functools
 import html
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -92,7 +93,7 @@ async def _predictions(query: str, caller: Caller) -> list[dict[str, str]]:
     if _ID.fullmatch(query) and all(record["id"] != query for record in records):
         with contextlib.suppress(ApplianceError):  # it is no id
             records.append(await caller.get(f"/admin/predictions/{query}"))
-    texts = await asyncio.gather(*(_inputs.text(caller, record["id"]) for record in records))
+    texts = await asyncio.gather(*(_inputs.text(caller, record) for record in records))
     found = []
     for record, text in zip(records, texts, strict=True):
         if record["id"].startswith(query) or query.casefold() in text.casefold():
@@ -102,14 +103,18 @@ async def _predictions(query: str, caller: Caller) -> list[dict[str, str]]:
 
 
 class _Inputs:
-    """The texts of the inputs of predictions, which never change; the newest are remembered."""
+    """The texts of the inputs of predictions, which change only if deleted; the newest are remembered."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._known: dict[str, str] = {}
 
-    async def text(self, caller: Caller, id: str) -> str:
+    async def text(self, caller: Caller, listed: Mapping[str, Any]) -> str:
         """Return the texts in the input of a prediction that the API has listed for this caller."""
+        id = listed["id"]
+        if listed["data_removed"]:
+            self._known.pop(id, None)
+            return ""
         if id not in self._known:
             record = await caller.get(f"/admin/predictions/{id}")
             if len(self._known) >= self._most:

@@ -153,7 +153,7 @@ def render_devices(status: ApplianceStatusResponse) -> Markup:
         held_text = f"{readable_bytes(sum(device.reserved.values()))} of {readable_bytes(total)} reserved"
         drawn = markup.bar(segments, total, label=f"{device.name}: {held_text}")
         note = f"{device.label}, {held_text}"
-        parts.append(markup.section(device.name, drawn, note))
+        parts.append(markup.section(device.name, drawn, note, level=3))
     return markup.join(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -28,6 +29,8 @@ _AMOUNTS: Final = {
     "output_tokens": "Tokens out",
     "cost": "Cost",
 }
+#: Units of run time: the least that a chart shows in it, its seconds, its name.
+_TIME_UNITS: Final = ((2 * 3600, 3600, "h"), (120, 60, "min"), (1, 1, "s"), (1e-9, 0.001, "ms"), (0, 1, "s"))
 #: The least height of an axis, so that counts have no fractions.
 _CEILINGS: Final = {"predictions": 4.0, "output_tokens": 4.0}
 _BARS: Final = 10  # of a ranking; the others are one bar
@@ -179,15 +182,17 @@ def _amount(row: UsageRow, amount: str) -> float:
 def _shown(report: UsageResponse, amount: str, highest: float) -> tuple[Callable[[float], str], float]:
     """Return a function that formats amounts up to ``highest`` for a chart, and the unit of its axis."""
     if amount == "predict_time":
-        unit, name = (3600, "h") if highest >= 2 * 3600 else (60, "min") if highest >= 120 else (1, "s")
-        return lambda value: f"{_short(value / unit)} {name}", unit
+        _least, unit, name = next(each for each in _TIME_UNITS if highest >= each[0])
+        step = chart.ticks(highest, unit)[1] / unit
+        decimals = max(2, 1 - math.floor(math.log10(step)))
+        return lambda value: f"{_short(value / unit, decimals)} {name}", unit
     if amount == "cost":
         return lambda value: markup.money(value, report.currency or ""), 1.0
     return _short, 1.0
 
 
-def _short(value: float) -> str:
-    return f"{value:,.2f}".rstrip("0").rstrip(".")
+def _short(value: float, decimals: int = 2) -> str:
+    return f"{value:,.{decimals}f}".rstrip("0").rstrip(".")
 
 
 def render(report: UsageResponse) -> Markup:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from appliance.ui.client import Caller
 from tests.support.api_client import SECRET, Api
 from tests.support.stub_hub import StubHub
 from tests.support.ui_client import Pages
@@ -95,6 +100,29 @@ async def test_the_text_of_the_config_cannot_become_html(pages: Pages, api: Api)
         entry = await browser.get("/models/test/echo/settings")
         for shown in (page, entry):
             assert "<script>window.evil" not in shown.text
+
+
+@pytest.mark.parametrize(("changes", "steady"), [(1, True), (2, False)])
+async def test_lines_of_a_model_and_those_around_them_are_of_one_version_of_the_file(
+    pages: Pages, api: Api, monkeypatch: pytest.MonkeyPatch, changes: int, steady: bool
+) -> None:
+    path, get, left = file(api.services), Caller.get, [changes]
+
+    async def changed_before(caller: Caller, url: str, **query: Any) -> Any:
+        if url == "/admin/config/file" and left[0] > 0:
+            left[0] -= 1
+            path.write_text(f"# one more line\n{path.read_text()}")
+        return await get(caller, url, **query)
+
+    monkeypatch.setattr(Caller, "get", changed_before)
+    async with pages.signed_in(SECRET) as browser:
+        page = await browser.get("/models/test/echo/settings")
+    assert ("models.yaml is being changed" in page.text) is not steady
+    if steady:
+        (rest,) = re.findall(r'<script type="application/json" id="rest">(.*?)</script>', page.text)
+        (text,) = re.findall(r'<textarea id="text"[^>]*>\n(.*?)</textarea>', page.text, re.DOTALL)
+        around = json.loads(rest)
+        assert around["before"] + html.unescape(text) + around["after"] == path.read_text()
 
 
 async def test_only_administrators_open_the_pages(pages: Pages, api: Api) -> None:

@@ -56,6 +56,15 @@ async def test_predictions_are_found_by_id_and_input(pages: Pages, api: Api) -> 
     assert expected not in await found(pages, "quick dog")
 
 
+async def test_a_deleted_input_is_found_no_more(pages: Pages, api: Api) -> None:
+    made = await api.ended(await api.create(text="the private fox"))
+    expected = ("Prediction", made["id"], f"./p/{made['id']}")
+    assert expected in await found(pages, "private fox")
+    assert (await api.delete(f"/admin/predictions/{made['id']}")).status_code == 204
+    assert await found(pages, "private fox") == []
+    assert expected in await found(pages, made["id"])
+
+
 async def test_others_find_neither_the_predictions_nor_the_settings(
     pages: Pages, api: Api, bench: Bench
 ) -> None:

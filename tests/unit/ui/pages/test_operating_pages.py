@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -64,6 +65,12 @@ def test_predictions_are_inert_in_the_list_and_on_their_page() -> None:
         assert text in read.said
         inert(prediction.head(record(text, status="starting", model_state=text)))
         inert(prediction.body(record(text, data_removed=True)))
+
+
+def test_the_headings_of_a_prediction_are_one_level_below_its_title() -> None:
+    found = record("x", status="succeeded")
+    shown = prediction.head(found) + prediction.body(found)
+    assert set(re.findall(r"<h\d", shown)) == {"<h1", "<h2"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,22 @@ def test_there_is_a_column_for_each_day_with_usage() -> None:
     assert label == "Predictions by day, in UTC: the most on 2026-01-30, 7"
     columns = [each for tag, each in read.elements if tag == "path" and each["class"] == "area c0"]
     assert len(columns) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ticks"),
+    [
+        (0.0, ["0 s", "1 s"]),
+        (0.00002, ["0 ms", "0.005 ms", "0.01 ms", "0.015 ms", "0.02 ms"]),
+        (0.004, ["0 ms", "1 ms", "2 ms", "3 ms", "4 ms"]),
+        (1.0, ["0 s", "0.25 s", "0.5 s", "0.75 s", "1 s"]),
+        (120.0, ["0 min", "0.5 min", "1 min", "1.5 min", "2 min"]),
+    ],
+)
+def test_the_axis_of_run_times_has_a_label_of_its_own_for_each_line(seconds: float, ticks: list[str]) -> None:
+    row = {"day": "2026-01-30", "predict_time": seconds}
+    shown = usage.render_days(report_of("x", by=["day"], rows=[row]), "predict_time")
+    assert re.findall(r'text-anchor="end">([0-9.]+ [a-z]+)<', shown) == ticks
 
 
 async def test_the_choices_are_in_the_address_and_in_the_link_to_the_csv(pages: Pages, api: Api) -> None:
