@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from tests.e2e.browsing import sign_in, watched
 from tests.support.appliance_process import TOKEN, Appliance, wait_for
@@ -156,6 +156,31 @@ def test_the_result_is_copied_as_markdown(browser: Browser, appliance: Appliance
     assert copied.startswith("> a | b\n\n| Model | Settings | State |")
     assert "| 2. test/stream | print: a\\|b | succeeded |" in copied
     assert "## 1. test/stream\n\n> a | b\n" in copied
+
+
+def test_a_secret_is_sent_but_is_in_no_address_and_no_history(page: Page) -> None:
+    def with_secret(route: Route) -> None:
+        model = route.fetch().json()
+        schemas = model["latest_version"]["openapi_schema"]["components"]["schemas"]
+        schemas["Input"]["properties"]["print"] |= {"format": "password"}
+        route.fulfill(json=model)
+
+    page.route(f"**/_ui/api/v1/models/{STREAM}", with_secret)
+    page.goto(address("hello", (STREAM, {"repeat": 2}), (STREAM, {"print": "old-secret"})))
+    expect(page).not_to_have_url(re.compile("old-secret"))
+    secret = column(page, 2).locator("input[id$=print]")
+    expect(secret).to_have_value("old-secret")
+    column(page, 2).locator(".settings > summary").click()
+    secret.fill("new-secret")
+    page.get_by_role("button", name="Add a column").click()
+    expect(column(page, 3).locator("input[id$=print]")).to_have_value("new-secret")
+    with page.expect_request(lambda request: "new-secret" in (request.post_data or "")):
+        page.get_by_role("button", name="Run").click()
+    succeeded(page, 3)
+    expect(page).to_have_url(re.compile(r"run=\w+.*run=\w+"))
+    kept = page.url + page.evaluate("JSON.stringify(history.state)")
+    assert "secret" not in kept
+    assert '"repeat":2' in kept
 
 
 def test_a_prompt_that_is_too_long_for_an_address_survives_a_reload(page: Page) -> None:

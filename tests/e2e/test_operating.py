@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -185,6 +186,38 @@ def test_what_is_asked_for_while_the_stream_of_events_ends_is_shown(
             with page.expect_response(re.compile("/queue/join")):
                 page.get_by_role("tab", name="Versions").click()
         expect(page.get_by_role("link", name=version)).to_be_visible()
+
+
+def test_a_discarded_draft_of_the_config_leaves_no_conflict(
+    browser: Browser, appliance: Appliance, signed_in: Any
+) -> None:
+    sent: list[str] = []
+
+    def refuse(route: Route) -> None:
+        sent.append(json.loads(route.request.post_data or "")["checksum"])
+        route.fulfill(status=409, json={"detail": "It is only a test."})
+
+    with watched(browser, appliance.url, storage_state=signed_in, refused=True) as page:
+        page.goto("/config")
+        text = page.locator("#text")
+        changed = f"{text.input_value()}# a comment\n"
+        text.fill(changed)
+        page.evaluate(
+            """() => {
+              const name = Object.keys(sessionStorage).find((key) => key.startsWith("config:"));
+              const draft = JSON.parse(sessionStorage.getItem(name));
+              sessionStorage.setItem(name, JSON.stringify({ ...draft, checksum: "of an older file" }));
+            }"""
+        )
+        page.reload()
+        expect(text).to_have_value(changed)
+        page.get_by_role("button", name="Discard the change").click()
+        text.fill(changed)
+        page.route("**/_ui/api/admin/config/file", refuse)
+        page.get_by_role("button", name="Show the change").click()
+        page.get_by_role("button", name="Apply", exact=True).click()
+        expect(page.get_by_text("It is only a test.")).to_be_visible()
+        assert sent == [page.locator("#editor").get_attribute("data-checksum")]
 
 
 def test_the_pages_fit_on_a_phone(

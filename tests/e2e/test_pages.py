@@ -53,9 +53,9 @@ BROKEN_WORDS = r"""() => {
 def test_each_page_is_accessible_still_and_fits(
     browser: Browser, appliance: Appliance, client: httpx.Client, width: int, scheme: Any
 ) -> None:
-    client.post(
+    made = client.post(
         "/v1/models/test/stream/predictions", json={"input": {"text": "x"}}, headers={"Prefer": "wait"}
-    )
+    ).json()
     wrong: list[str] = []
     size: Any = {"width": width, "height": 900}
     with watched(browser, appliance.url, viewport=size, color_scheme=scheme) as page:
@@ -64,7 +64,7 @@ def test_each_page_is_accessible_still_and_fits(
         page.goto("./signin")
         check(page, "/signin", wrong)
         sign_in(page, TOKEN)
-        for path in PATHS:
+        for path in [*PATHS, f"/p/{made['id']}"]:
             page.goto(f".{path}")
             expect(page.locator("main").first).to_be_visible()
             check(page, path, wrong)

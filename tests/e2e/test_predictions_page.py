@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.e2e.clients import run
 
@@ -93,12 +93,35 @@ def test_selected_predictions_are_cancelled_run_again_and_deleted(page: Page, cl
     run(client, STREAM, input={"text": "meanwhile"})
     expect(row.filter(has_text="meanwhile").first).to_be_visible()  # the list was refreshed
     expect(tick).to_be_checked()
-    page.get_by_role("button", name="Run again").click()
+    again, disabled = page.get_by_role("button", name="Run again"), list[bool]()
+
+    def created(route: Route) -> None:
+        disabled.append(again.is_disabled())
+        route.continue_()
+
+    page.route("**/_ui/api/v1/predictions", created)
+    again.click()
+    expect(tick).not_to_be_checked()
     expect(page.get_by_text("Predictions created: 1.")).to_be_visible()
     expect(row.filter(has_text="run me again")).to_have_count(2)
+    assert disabled == [True], "a second click creates no more"
     tick.check()
     page.get_by_role("button", name="Delete data").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_text("Predictions whose data was deleted: 1.")).to_be_visible()
     expect(row.filter(has_text=made["id"])).to_contain_text("deleted")
     assert client.get(f"/v1/predictions/{made['id']}").json()["data_removed"] is True
+
+
+def test_a_call_of_another_api_is_not_run_again(page: Page, client: httpx.Client) -> None:
+    made = run(client, STREAM, input={"text": "as if of a chat"})
+
+    def of_a_chat(route: Route) -> None:
+        route.fulfill(json={**route.fetch().json(), "operation": "chat"})
+
+    page.route(f"**/_ui/api/admin/predictions/{made['id']}", of_a_chat)
+    page.goto(f"/predictions?model={STREAM}")
+    page.get_by_role("checkbox", name=f"Select {made['id']}").check()
+    page.get_by_role("button", name="Run again").click()
+    expect(page.get_by_text("Calls of other APIs, such as chats, cannot be run again here.")).to_be_visible()
+    expect(page.locator("#predictions tr").filter(has_text="as if of a chat")).to_have_count(1)

@@ -1,6 +1,6 @@
 // The progress of a model that is being added: bytes, speed and remaining time, from the stream of its events.
 
-import { api, tell } from "./frame.js";
+import { api, followEvents, tell } from "./frame.js";
 import { _ } from "./texts.js";
 
 const part = document.getElementById("addition");
@@ -53,12 +53,14 @@ function show(addition) {
 
 if (part !== null && "running" in part.dataset) {
   const path = `/admin/additions/${part.dataset.id}`;
-  const events = new EventSource(new URL(`_ui/api${path}/events`, document.baseURI));
-  events.addEventListener("progress", ({ data }) => show(JSON.parse(data)));
-  events.addEventListener("done", () => {
-    events.close();
-    location.reload();
+  const stop = followEvents(`${path}/events`, {
+    progress: ({ data }) => show(JSON.parse(data)),
+    done() {
+      stop();
+      location.reload();
+    },
   });
+  addEventListener("pagehide", stop);
   const cancel = document.getElementById("cancel");
   cancel.addEventListener("click", async () => {
     cancel.disabled = true;

@@ -147,8 +147,8 @@ class Comparison {
   }
 
   #add() {
-    const { model, input } = stateOf(this.#columns.at(-1));
-    const added = new Column(this, this.#columns.length + 1, { model, input });
+    const { model, openInput: input, secrets } = this.#columns.at(-1);
+    const added = new Column(this, this.#columns.length + 1, { model, input, secrets });
     this.#columns.push(added);
     byId("columns").append(added.element);
     this.#keep();
@@ -231,8 +231,9 @@ class Comparison {
   }
 }
 
+// What the address and the history may have of a column: no secrets.
 function stateOf(column) {
-  return { model: column.model, input: column.input, run: column.run };
+  return { model: column.model, input: column.openInput, run: column.run };
 }
 
 function addressOf({ prompt, seed, columns }) {

@@ -34,7 +34,8 @@ export class Column {
   #number = 0;
   #prefix = `column-${(columnsMade += 1)}-`; // of the ids of the settings
   #turn = 0; // number of the prediction that is followed, so that earlier ones are not shown any more
-  #given; // the settings, until the form for them is built
+  #given; // the last valid settings but the secrets
+  #secrets; // the last valid secrets, which are only in memory
   #parts = []; // forms: the first settings, and the others
   #source = null; // the stream of the output
   #node = null; // the text that the stream appends to
@@ -43,12 +44,14 @@ export class Column {
   #wake = () => {};
   #failure = "";
 
-  // `page` is the Comparison. `model` is the name of the model, `input` its settings, `run` the id of a prediction.
-  constructor(page, number, { model, input = {}, run = null }) {
+  // `page` is the Comparison. `model` is the name of the model, `input` its settings, `secrets` those that are secret,
+  // `run` the id of a prediction.
+  constructor(page, number, { model, input = {}, secrets = {}, run = null }) {
     this.page = page;
     this.element = document.getElementById("column").content.firstElementChild.cloneNode(true);
     this.number = number;
     this.#given = input;
+    this.#secrets = secrets;
     this.find(".remove").addEventListener("click", () => page.remove(this));
     this.#fillMenu(model);
     this.#build();
@@ -80,12 +83,30 @@ export class Column {
 
   // The settings; the last valid ones while a field is not valid.
   get input() {
+    return { ...this.openInput, ...this.secrets };
+  }
+
+  get openInput() {
+    this.#read();
+    return this.#given;
+  }
+
+  get secrets() {
+    this.#read();
+    return this.#secrets;
+  }
+
+  #read() {
+    if (this.#parts.length === 0) return;
     try {
-      if (this.#parts.length > 0) this.#given = Object.assign({}, ...this.#parts.map((part) => part.values()));
+      const values = Object.entries(Object.assign({}, ...this.#parts.map((part) => part.values())));
+      const fields = this.#parts.flatMap((part) => part.fields);
+      const secret = new Set(fields.filter(({ kind }) => kind === "secret").map(({ name }) => name));
+      this.#given = Object.fromEntries(values.filter(([name]) => !secret.has(name)));
+      this.#secrets = Object.fromEntries(values.filter(([name]) => secret.has(name)));
     } catch {
       // the field says so when the column is run
     }
-    return this.#given;
   }
 
   // Shows what is wrong with the settings; returns whether they can be sent.
@@ -170,6 +191,7 @@ export class Column {
       this.leave();
       this.record = this.run = null;
       this.#given = {};
+      this.#secrets = {};
       this.#build();
       this.#blank();
       this.page.changed();
@@ -194,7 +216,7 @@ export class Column {
     const required = fields.filter((field) => field.required).length;
     const few = fields.length <= FEW + 2 ? fields.length : Math.max(FEW, required);
     const options = { prefix: this.#prefix, changed: () => this.#settingsChanged() };
-    const values = this.#given;
+    const values = { ...this.#given, ...this.#secrets };
     this.#parts = [
       new Inputs(this.find(".few"), fields.slice(0, few), values, options),
       new Inputs(this.find(".rest"), fields.slice(few), values, options),
@@ -202,6 +224,7 @@ export class Column {
     this.find(".more").hidden = fields.length === few;
     this.find(".settings").hidden = fields.length === 0;
     if (required > 0) this.find(".settings").open = true;
+    if (Object.keys(this.secrets).length > 0) this.page.changed(); // an address with a secret loses it
     this.page.update();
   }
 

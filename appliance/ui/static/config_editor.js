@@ -14,8 +14,9 @@ const numbers = editor.querySelector(".numbers");
 const rest = JSON.parse(at("rest").textContent);
 const first = rest.before.split("\n").length; // line of the file at which the textarea begins
 const file = editor.dataset.file;
-let checksum = editor.dataset.checksum;
 let saved = area.value;
+let savedChecksum = editor.dataset.checksum; // of the file that has this text
+let checksum = savedChecksum; // of the file that the text in the editor began with
 let schema = null;
 let chosen = -1;
 let offered = null;
@@ -90,7 +91,10 @@ let timer = null;
 function edited() {
   const changed = area.value !== saved;
   if (changed) sessionStorage.setItem(draft, JSON.stringify({ checksum, text: area.value }));
-  else sessionStorage.removeItem(draft);
+  else {
+    sessionStorage.removeItem(draft);
+    checksum = savedChecksum;
+  }
   for (const id of ["review", "discard"]) if (at(id) !== null) at(id).disabled = !changed;
   drawNumbers();
   checks++; // a check of the text before is out of date
@@ -137,7 +141,7 @@ async function apply() {
   try {
     const found = await (await json("PUT", "/admin/config/file", { file, text: whole(), checksum })).json();
     sessionStorage.removeItem(draft);
-    [checksum, saved] = [found.checksum, area.value];
+    [checksum, savedChecksum, saved] = [found.checksum, found.checksum, area.value];
     at("result").textContent = [_("Applied."), ...report(found.reload)].join(" ");
     edited();
   } catch (error) {

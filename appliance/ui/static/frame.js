@@ -93,22 +93,48 @@ addEventListener("pagehide", () => (leaving = true));
 addEventListener("pageshow", () => (leaving = false));
 document.addEventListener("submit", ({ target }) => (leaving ||= target.action.endsWith("/signout")));
 
+// Asks whether the appliance answers and the session goes on, and tells if not.
+async function ask() {
+  try {
+    const reply = await fetch(new URL("_ui/beat", document.baseURI), { cache: "no-store" });
+    if (!reply.ok) throw new TypeError(`status ${reply.status}`);
+    const { session } = await reply.json();
+    setConnected(true);
+    if (!session) tellSessionEnded();
+  } catch {
+    if (!leaving) setConnected(false);
+  }
+}
+
 async function beat() {
   if (ended) return;
-  if (!document.hidden && !leaving) {
-    try {
-      const reply = await fetch(new URL("_ui/beat", document.baseURI), { cache: "no-store" });
-      if (!reply.ok) throw new TypeError(`status ${reply.status}`);
-      const { session } = await reply.json();
-      setConnected(true);
-      if (!session) tellSessionEnded();
-    } catch {
-      if (!leaving) setConnected(false);
-    }
-  }
+  if (!document.hidden && !leaving) await ask();
   setTimeout(beat, document.body.classList.contains("stale") ? LOST_BEAT : BEAT);
 }
 if (banner !== null) setTimeout(beat, BEAT);
+
+// Opens the stream of events at a path of the API, and opens it again when it was refused, which a restart of the
+// gateway or of the UI does too. `listeners` are functions by the name of the event. Returns a function that ends it.
+export function followEvents(path, listeners) {
+  let source = null;
+  let timer = null;
+  let stopped = false;
+  function open() {
+    const opened = (source = new EventSource(new URL(`_ui/api${path}`, document.baseURI)));
+    for (const [name, listener] of Object.entries(listeners)) opened.addEventListener(name, listener);
+    opened.addEventListener("error", async () => {
+      if (opened.readyState !== EventSource.CLOSED) return; // the browser connects again by itself
+      await ask();
+      if (!stopped && !ended) timer = setTimeout(open, LOST_BEAT);
+    });
+  }
+  open();
+  return () => {
+    stopped = true;
+    clearTimeout(timer);
+    source.close();
+  };
+}
 
 // -- times: the server writes how long ago they are, the title is the local time
 

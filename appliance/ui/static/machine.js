@@ -1,7 +1,7 @@
 // The machine page: buttons of models, disk clean-up, and the live log of a model.
 
 import { confirmed } from "./confirm.js";
-import { api, tellSessionEnded } from "./frame.js";
+import { api, followEvents } from "./frame.js";
 import { _ } from "./texts.js";
 
 const said = document.getElementById("said");
@@ -95,37 +95,30 @@ const log = document.getElementById("log");
 const choice = document.getElementById("log-model");
 const MOST = 2000; // lines that stay in the page
 let lines = [];
-let stream = null;
-
-function stop() {
-  stream?.close();
-  stream = null;
-}
+let stop = () => {}; // ends the stream
 
 function follow() {
   stop();
   lines = [];
   log.textContent = "";
   if (!fold.open || !choice.value) return;
-  stream = new EventSource(new URL(`_ui/api/admin/models/${choice.value}/logs/events`, document.baseURI));
-  stream.addEventListener("open", () => {
-    lines = []; // after a lost connection, the stream begins with the last lines again
-    log.textContent = _("{model} has no log output yet.", { model: choice.value });
-  });
-  stream.addEventListener("lines", ({ data }) => {
-    const found = JSON.parse(data);
-    const suffix = found.instance.slice(choice.value.length);
-    lines.push(...found.lines.map((line) => (suffix ? `${suffix} ${line}` : line)));
-    lines = lines.slice(-MOST);
-    const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
-    log.textContent = lines.join("\n");
-    if (atEnd) log.scrollTop = log.scrollHeight;
-  });
-  stream.addEventListener("error", () => {
-    if (stream?.readyState === EventSource.CLOSED) tellSessionEnded();
+  stop = followEvents(`/admin/models/${choice.value}/logs/events`, {
+    open() {
+      lines = []; // after a lost connection, the stream begins with the last lines again
+      log.textContent = _("{model} has no log output yet.", { model: choice.value });
+    },
+    lines({ data }) {
+      const found = JSON.parse(data);
+      const suffix = found.instance.slice(choice.value.length);
+      lines.push(...found.lines.map((line) => (suffix ? `${suffix} ${line}` : line)));
+      lines = lines.slice(-MOST);
+      const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
+      log.textContent = lines.join("\n");
+      if (atEnd) log.scrollTop = log.scrollHeight;
+    },
   });
 }
 
 fold?.addEventListener("toggle", follow);
 choice?.addEventListener("change", follow);
-addEventListener("pagehide", stop);
+addEventListener("pagehide", () => stop());

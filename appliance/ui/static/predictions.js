@@ -9,12 +9,13 @@ const all = document.getElementById("all");
 const said = document.getElementById("said");
 const buttons = [...document.querySelectorAll("[data-bulk]")];
 
+let busy = false; // while requests for the selected predictions are under way
 const ticks = () => [...list.querySelectorAll("input.tick")];
 const selected = () => ticks().filter((tick) => tick.checked).map((tick) => tick.value);
 
 function update() {
   const count = selected().length;
-  for (const button of buttons) button.disabled = count === 0;
+  for (const button of buttons) button.disabled = busy || count === 0;
   if (all === null) return;
   all.checked = count > 0 && count === ticks().length;
   all.indeterminate = count > 0 && !all.checked;
@@ -33,6 +34,7 @@ const acts = {
       const record = await (await api(`/admin/predictions/${id}`)).json();
       if (record.data_removed) throw new Error(_("The input of this prediction was deleted."));
       if (record.type === "training") throw new Error(_("Trainings cannot be run again here."));
+      if (record.operation) throw new Error(_("Calls of other APIs, such as chats, cannot be run again here."));
       await api("/v1/predictions", {
         method: "POST",
         headers: { "Content-Type": "application/json" },
@@ -53,6 +55,9 @@ const acts = {
 async function run({ act, done, question }) {
   const ids = selected();
   if (question && !(await confirmed(question(ids.length)))) return;
+  busy = true;
+  for (const tick of ticks()) tick.checked = false;
+  update();
   let count = 0;
   const problems = [];
   for (const id of ids) {
@@ -63,7 +68,7 @@ async function run({ act, done, question }) {
       problems.push(`${id}: ${error.message}`);
     }
   }
-  for (const tick of ticks()) tick.checked = false;
+  busy = false;
   update();
   said.classList.toggle("wrong", problems.length > 0);
   said.textContent = [count > 0 || problems.length === 0 ? done(count) : "", ...problems].filter(Boolean).join(" ");
