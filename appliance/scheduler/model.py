@@ -140,6 +140,12 @@ class ModelState:
             return 0.0
         return max(0.0, self.ready_since - max(queued_at, self.load_began))
 
+    def loading_seconds(self, now: float) -> float | None:
+        """Return for how long the model has been loading or waking; None in other states."""
+        if self.state not in {Residency.LOADING, Residency.WAKING} or self.load_began is None:
+            return None
+        return now - self.load_began
+
     def next_to_start(self, now: float) -> str | None:
         """Return the id of the prediction to start when a slot is free; None if none may start."""
         if not self.queue:
@@ -167,6 +173,16 @@ class ModelState:
             self.arrival_gap = _averaged(self.arrival_gap, now - self.last_arrival)
         self.last_arrival = now
 
+    def enqueue(self, id: str, now: float, *, place: int | None, again: bool, alone: bool) -> None:
+        """Add a prediction to the queue at ``place``; None: at the end. ``again``: it was queued before."""
+        if alone:
+            self.alone.add(id)
+        if not again:
+            self.record_arrival(now)
+        self.queue.insert(len(self.queue) if place is None else place, id)
+        if self.waiting_since is None:
+            self.waiting_since = now
+
     def dequeue(self, id: str) -> None:
         self.queue.remove(id)
         self.alone.discard(id)
@@ -190,6 +206,13 @@ class ModelState:
         started_at = self.started_at.pop(id, None)
         if started_at is not None:
             self.run_seconds = _averaged(self.run_seconds, now - started_at)
+
+    def lose_running(self) -> None:
+        """Free all slots, because the worker process died."""
+        self.alone -= self.running
+        self.running.clear()
+        self.started_at.clear()
+        self.wanted = self.wanted or self.pinned
 
     def mark_outdated(self) -> None:
         """Let the queued predictions run on the loaded model before it is replaced or removed."""

@@ -161,19 +161,9 @@ class Scheduler:
         """
         entry = self._models[model]
         self._children.add(id, parent)
-        if alone:
-            entry.alone.add(id)
-        if front:
-            entry.queue.appendleft(id)
-        else:
-            entry.record_arrival(now)
-            if parent is not None:
-                entry.queue.insert(sum(each in self._children for each in entry.queue), id)
-            else:
-                entry.queue.append(id)
+        place = None if parent is None else sum(each in self._children for each in entry.queue)
+        entry.enqueue(id, now, place=0 if front else place, again=front, alone=alone)
         self._queued[id] = QueuedPrediction(model, now)
-        if entry.waiting_since is None:
-            entry.waiting_since = now
 
     def withdrawn(self, id: str) -> bool:
         """Remove a queued prediction; return False if the prediction was not queued."""
@@ -251,10 +241,7 @@ class Scheduler:
         entry = self._models[model]
         for id in entry.running:
             self._children.remove(id)
-        entry.alone -= entry.running
-        entry.running.clear()
-        entry.started_at.clear()
-        entry.wanted = entry.wanted or entry.pinned
+        entry.lose_running()
         self._gone(entry, EventKind.LOST, now, reason=reason)
 
     def adopted(
@@ -464,10 +451,7 @@ class Scheduler:
 
     def loading_seconds(self, model: str, now: float) -> float | None:
         """Return for how long the model has been loading or waking; None in other states."""
-        entry = self._models[model]
-        if entry.state not in {Residency.LOADING, Residency.WAKING} or entry.load_began is None:
-            return None
-        return now - entry.load_began
+        return self._models[model].loading_seconds(now)
 
     def check_fits(self, model: str) -> None:
         self._ledger.check_fits(self._models[model])

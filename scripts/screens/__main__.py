@@ -81,6 +81,10 @@ def _pages(url: str, token: str) -> dict[str, str]:
     pages = {
         "models": "/explore",
         "model-language": "/appliance/smollm2-135m-instruct",
+        "chat": "/chat",
+        "compare": "/compare?prompt=A+story.",
+        "add": "/add",
+        "config": "/config",
         "predictions": "/predictions",
         "machine": "/machine",
         "usage": "/usage",
