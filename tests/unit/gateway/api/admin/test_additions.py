@@ -393,7 +393,7 @@ async def test_a_model_is_updated(api: Api, hub: StubHub) -> None:
     found = checked(await api.get("/admin/models/org/model/update"), "Update")
     assert found == {"model": "org/model", "old": first, "new": second}
     update = await ended(api, (await api.post("/admin/models/org/model/update")).json())
-    assert (update["action"], update["state"]) == ("update", "succeeded")
+    assert (update["action"], update["state"], update["problem"]) == ("update", "succeeded", None)
     assert update["reload"]["changed"] == {"org/model": ["source"]}
     assert f"revision: {second}" in file(api.services).read_text()
 
