@@ -120,7 +120,7 @@ def test_the_log_goes_on_after_its_stream_was_refused(
 ) -> None:
     client.post(f"/admin/models/{MODEL}/load")
     refused = ("Failed to load resource: the server responded with a status of 503",)
-    with watched(browser, appliance.url, storage_state=signed_in, allowed=refused) as page:
+    with watched(browser, appliance.url, storage_state=signed_in, refused=True, allowed=refused) as page:
         page.goto("/machine")
         page.locator("#log-model").select_option(MODEL)
         page.route("**/logs/events", lambda route: route.fulfill(status=503), times=1)
