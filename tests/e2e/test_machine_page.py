@@ -122,10 +122,10 @@ def test_the_log_goes_on_after_its_stream_was_refused(
     refused = ("Failed to load resource: the server responded with a status of 503",)
     with watched(browser, appliance.url, storage_state=signed_in, refused=True, allowed=refused) as page:
         page.goto("/machine")
-        page.locator("#log-model").select_option(MODEL)
+        page.locator("#fold-logs > summary").click()
         page.route("**/logs/events", lambda route: route.fulfill(status=503), times=1)
         with page.expect_response(lambda reply: "/_ui/beat" in reply.url):
-            page.locator("#fold-logs > summary").click()
+            page.locator("#log-model").select_option(MODEL)
         expect(page.get_by_role("log")).not_to_be_empty()
         expect(page.get_by_text("Your session has ended")).to_be_hidden()
 
