@@ -37,6 +37,7 @@ from appliance.ui.page_app import Frontend, PageApp
 from appliance.ui.pages import model
 from appliance.ui.request_bodies import BodyLimits, RequestBodies
 from appliance.ui.session import Session
+from appliance.ui.static_files import StaticScriptsAndStyles
 from appliance.ui.visitors import Visitors
 
 #: Environment variables for the token; the first that is set is used.
@@ -81,6 +82,7 @@ class Demo:
         self._visitors = Visitors(limits.runs_per_hour)
         self._bodies = RequestBodies(Path(get_upload_folder()), limits.bodies)
         self._frontend = Frontend()
+        self._static = StaticScriptsAndStyles()
 
     @classmethod
     async def create(
@@ -111,9 +113,10 @@ class Demo:
             return
         request = Request(scope, receive)
         path = request.url.path
-        if self._frontend.has(path):
-            await self._frontend(scope, receive, send)
-            return
+        for files in (self._frontend, self._static):
+            if files.has(path):
+                await files(scope, receive, send)
+                return
         origin = session.origin(request)
         if request.method not in _SAFE and request.headers.get("origin") not in {None, origin}:
             refusal = JSONResponse({"detail": "Requests from other sites are refused."}, 403)

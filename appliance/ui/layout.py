@@ -215,7 +215,9 @@ def add_navigation(document: str, navigation: str, prefix: str = "", theme: str 
     base = escape(prefix)
     document = document.replace('"./assets/', f'"{base}/assets/')
     document = document.replace('<base href="./"', f'<base href="{base}/"')
-    names = ("frame.js", "outputs.js", "model_page.js") if navigation else ("outputs.js",)
+    names = ["outputs.js"]
+    if 'class="frame"' in navigation:  # not on demos
+        names += ["frame.js", "model_page.js"]
     frame = "".join(
         f'<script type="module" src="{base}{static_files.PATH}/{name}"></script>' for name in names
     )
