@@ -1,29 +1,23 @@
-"""What all pages share, and how to add a page that Gradio builds (``template_pages``: one without Gradio).
+"""What all pages share, and what the pages that Gradio builds need: those of models, and demos.
 
-A page is a module in ``pages`` with a function that builds a ``gradio.Blocks``, and an item in
-``pages.PAGES``:
+``template_pages`` tells how to add any other page. The blocks of a model's page are built once for all users:
 
-    def build() -> gr.Blocks:
-        with layout.page("Machine") as blocks:  # not gr.Blocks() itself
-            bars = gr.HTML(apply_default_css=False)
-            blocks.load(show, None, bars, **layout.QUIET)
-        return blocks
+    with layout.page("owner/name") as blocks:  # not gr.Blocks() itself
+        heading = gr.HTML(apply_default_css=False)
+        blocks.load(show, None, heading, **layout.QUIET)
 
     @layout.show_errors  # show errors of the API in a message on the page
     async def show(request: gr.Request) -> str:
         caller = session.of(request).caller  # calls the API with the user's token
         return render(await caller.get("/admin/status"))
 
-The blocks are built once for all users, so they must not contain data of a user. Event handlers load this
-data with the user's ``caller`` when the page is opened (``blocks.load``) and at each event. Show the controls
-for administrators only if ``session.of(request).admin``; the API checks the right again. ``Page.admin`` hides
-a whole page from other users. On a page at ``/p/{id}``, ``layout.parameters(request)`` has ``id``, and
-``request.query_params`` has the query.
+So the blocks must not contain data of a user. Event handlers load this data with the user's ``caller`` when
+the page is opened (``blocks.load``) and at each event.
 
-Make HTML for ``gr.HTML`` with ``markup``, which escapes all text. Styles are in ``style.css`` and the
-script is ``page.js``: the content security policy forbids ``js=``, ``head=`` and resources of other servers.
-The navigation bar is no Gradio component: ``add_navigation`` inserts it into the HTML, so it is visible
-before any script has run.
+Make HTML for ``gr.HTML`` with ``markup``, which escapes all text. The content security policy forbids
+``js=``, ``head=`` and resources of other servers; scripts are files in ``static``, and ``page.js``. The
+navigation bar is no Gradio component: ``add_navigation`` inserts it into the HTML, so it is visible before
+any script has run.
 """
 
 from __future__ import annotations
@@ -32,11 +26,9 @@ import functools
 import inspect
 import re
 import secrets
-import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
-from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 from urllib.parse import quote
 
 import gradio as gr
@@ -58,12 +50,8 @@ QUIET: Final[dict[str, Any]] = {
     "concurrency_limit": None,
     "api_visibility": "private",
 }
-#: Checksums of the pieces of HTML that a page shows, in a ``gr.State`` (see ``skip_unchanged``).
-Checksums = list[int]
 #: Cookie with the colour scheme that frame.js sets.
 THEME_COOKIE: Final = "appliance_theme"
-#: Key in an ASGI scope of the parameters in a page's path.
-PARAMETERS: Final = "appliance.parameters"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _HEAD: Final = re.compile(
@@ -78,16 +66,6 @@ ICON: Final = (
 )
 
 
-class Page(NamedTuple):
-    """A page of the UI that Gradio builds, with its path and title."""
-
-    path: str  # "/machine", or with a parameter at its end: "/p/{id}"
-    title: str
-    build: Callable[[], gr.Blocks]
-    listed: bool = True  # whether the navigation links it
-    admin: bool = False  # whether only tokens with the scope admin may open it
-
-
 @contextmanager
 def page(title: str) -> Iterator[gr.Blocks]:
     """Open the ``gr.Blocks`` of a page; the caller adds components inside the ``with`` block."""
@@ -98,21 +76,6 @@ def page(title: str) -> Iterator[gr.Blocks]:
         delete_cache=(3600, 86400),  # seconds: interval of removals, and age of the removed uploads
     ) as blocks:
         yield blocks
-
-
-def parameters(request: gr.Request) -> dict[str, str]:
-    """Return the parameters in the path of the page, such as ``id`` for ``/p/{id}``."""
-    return {} if request.request is None else dict(request.request.scope.get(PARAMETERS, {}))
-
-
-def skip_unchanged(pieces: Sequence[str], checksums: Checksums) -> list[Any]:
-    """Return the checksums of ``pieces``, then each piece, or ``gr.skip()`` if its checksum is unchanged.
-
-    Updating a piece of HTML would undo a user's selection of text in it.
-    """
-    now = [zlib.crc32(piece.encode(errors="replace")) for piece in pieces]
-    before = zip_longest(pieces, now, checksums[: len(now)])
-    return [now, *(gr.skip() if checksum == old else piece for piece, checksum, old in before)]
 
 
 def show_errors(function: _Function) -> _Function:

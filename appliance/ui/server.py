@@ -25,7 +25,6 @@ from appliance.domain.errors import ApplianceError, BodyTooLarge, MalformedBody,
 from appliance.protocols.response_types import ModelResponse, VersionResponse
 from appliance.ui import api_proxy, languages, layout, session, template_pages
 from appliance.ui.client import Api
-from appliance.ui.layout import Page
 from appliance.ui.manual import FOLDER as MANUAL_FOLDER
 from appliance.ui.manual import Manual
 from appliance.ui.page_app import Frontend, PageApp
@@ -55,17 +54,16 @@ class Server:
         config: Config,
         api: Api,
         sessions: Sessions,
-        pages: Sequence[Page | TemplatePage] = PAGES,
+        pages: Sequence[TemplatePage] = PAGES,
         manual: Path = MANUAL_FOLDER,
     ) -> None:
-        """``manual`` is the folder of the built manual. Pages are built when they are first opened."""
+        """``manual`` is the folder of the built manual. A model's page is built when it is first opened."""
         self._title = config.ui.title
         self._max_upload = config.files.max_upload
         self._bodies = RequestBodies(Path(get_upload_folder()), BodyLimits.of(config))
         self._sessions = sessions
         self._api = api
         self._pages = pages
-        self._page_apps: dict[str, PageApp] = {}  # by the path of the page
         self._model_pages: dict[str, PageApp] = {}  # by path; least recently used first
         self._building = asyncio.Lock()
         self._frontend = Frontend()
@@ -103,27 +101,39 @@ class Server:
         if api_proxy.has(path):
             await (await api_proxy.forward(request, user))(scope, receive, send)
             return
-        page, root, found = self._page(request)
-        if page is not None and page.admin and not user.admin:
-            raise NotFound("This page is for tokens with the scope admin.")
-        if isinstance(page, TemplatePage):
-            scope[template_pages.FRAME] = self._navigation(request, page.path)
-            scope[template_pages.PATHS] = {each.path for each in self._pages}
-            scope[find.LISTED] = layout.listed(self._pages, user)
-            scope[find.MANUAL] = self._manual.folder
-            await (await page.respond(request))(scope, receive, send)
-            return
-        opened = path == root
+        page = next((each for each in self._pages if each.has(request)), None)
         if page is None:
-            built = await self._model_page(root, user, opened=opened)
-        else:
-            built = await self._page_app(page)
+            await self._respond_with_model(request, user, receive, send)
+            return
+        if page.admin and not user.admin:
+            raise NotFound("This page is for tokens with the scope admin.")
+        scope[template_pages.FRAME] = self._navigation(request, page.path)
+        scope[template_pages.PATHS] = {each.path for each in self._pages}
+        scope[find.LISTED] = layout.listed(self._pages, user)
+        scope[find.MANUAL] = self._manual.folder
+        await (await page.respond(request))(scope, receive, send)
+
+    async def _respond_with_model(
+        self, request: Request, user: Session, receive: Receive, send: Send
+    ) -> None:
+        """Respond with the page of a model, or with a response of Gradio's routes below it.
+
+        Raises:
+            NotFound: there is no page at the path.
+        """
+        scope, path = request.scope, request.url.path
+        match = _MODEL.match(path)
+        if match is None:
+            raise NotFound("There is no such page.")
+        root = match[0]
+        opened = path == root
+        built = await self._model_page(root, user, opened=opened)
         if opened and request.method in {"GET", "HEAD"}:
             navigation = self._navigation(request, root)
             await (await built.respond(request, root, navigation, self._images))(scope, receive, send)
             return
         prefix = session.prefix(request)
-        inner = {**scope, "root_path": prefix + root, "path": prefix + path, layout.PARAMETERS: found}
+        inner = {**scope, "root_path": prefix + root, "path": prefix + path}
         await self._bodies.forward(built.app, request, user, inner, send)
 
     def _navigation(self, request: Request, current: str) -> Markup:
@@ -150,36 +160,7 @@ class Server:
         request.scope[session.SCOPE] = user
         return _redirect(request, FIRST.path) if path == "/" else None
 
-    # -- which page
-
-    def _page(self, request: Request) -> tuple[Page | TemplatePage | None, str, dict[str, str]]:
-        """Return the page for a request (None: a model's page), the page's path, and the path's parameters.
-
-        Raises:
-            NotFound: there is no page at the path.
-        """
-        path = request.url.path
-        for page in self._pages:
-            if isinstance(page, TemplatePage):
-                if page.has(request):
-                    return page, page.path, {}
-                continue
-            first, _, parameter = page.path.partition("/{")
-            if not parameter and (path == first or path.startswith(f"{first}/")):
-                return page, first, {}
-            if parameter and path.startswith(f"{first}/"):
-                value = path.removeprefix(f"{first}/").split("/", 1)[0]
-                return page, f"{first}/{value}", {parameter.rstrip("}"): value}
-        match = _MODEL.match(path)
-        if match is None:
-            raise NotFound("There is no such page.")
-        return None, match[0], {}
-
-    async def _page_app(self, page: Page) -> PageApp:
-        async with self._building:
-            if page.path not in self._page_apps:
-                self._page_apps[page.path] = await PageApp(page.build(), self._max_upload).start()
-            return self._page_apps[page.path]
+    # -- pages of models
 
     async def _model_page(self, root: str, user: Session, *, opened: bool) -> PageApp:
         """Return the page of a model or version; if ``opened``, build it again when the model has changed.
@@ -235,7 +216,7 @@ class Server:
         return answer
 
     async def close(self) -> None:
-        for built in (*self._page_apps.values(), *self._model_pages.values()):
+        for built in self._model_pages.values():
             await built.close()
         await self._api.close()
 

@@ -13,9 +13,7 @@ import httpx
 from appliance.config import Config
 from appliance.ui import layout
 from appliance.ui.client import Api
-from appliance.ui.layout import Page
 from appliance.ui.page_app import PageApp
-from appliance.ui.pages import PAGES
 from appliance.ui.server import Server
 from appliance.ui.session import Sessions
 from tests.support.api_client import Api as Routes
@@ -30,17 +28,15 @@ def _build() -> gr.Blocks:
     return blocks
 
 
-#: A page that Gradio builds.
-BUILT = Page("/built", "Built", _build)
-
-
 @functools.cache
 def built_page() -> PageApp:
-    """Build that page once for all tests, because it takes a second.
+    """Build a small page with Gradio, once for all tests, because it takes a second.
 
     It keeps nothing of the people who open it. Its queue is not started: no event of the page is answered.
     """
-    return PageApp(BUILT.build(), max_file_size=10**6)
+    built = PageApp(_build(), max_file_size=10**6)
+    built.opened_by.add("me")  # the account of api_client.SECRET
+    return built
 
 
 class Pages:
@@ -51,8 +47,9 @@ class Pages:
         self.api._http = httpx.AsyncClient(transport=routes._transport, base_url=BASE)
         self.sessions = Sessions(self.api, folder / "ui.key")
         config = Config.model_validate(CONFIG)
-        self.server = Server(config, self.api, self.sessions, (*PAGES, BUILT), manual=manual)
-        self.server._page_apps[BUILT.path] = built_page()
+        self.server = Server(config, self.api, self.sessions, manual=manual)
+        # It answers Gradio's routes below the page; opening the page builds the real one.
+        self.server._model_pages["/test/echo"] = built_page()
 
     def browser(self, scheme: str = "http") -> httpx.AsyncClient:
         """Return a client that keeps cookies and sends the headers that the gateway adds."""

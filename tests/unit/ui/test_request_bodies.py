@@ -18,7 +18,7 @@ from tests.support.api_client import SECRET, Api
 from tests.support.engine_bench import Bench
 from tests.support.ui_client import Pages
 
-UPLOAD = "/built/gradio_api/upload"
+UPLOAD = "/test/echo/gradio_api/upload"
 FORM = {"content-type": "multipart/form-data; boundary=xyz", "accept": "*/*"}
 PART = b'--xyz\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n%s\r\n'
 
@@ -125,7 +125,7 @@ async def test_paths_of_nothing_are_clear_refusals(pages: Pages) -> None:
         "/assets/..%2f..%2fx",
         "/static/..%2f",
         "/assets/%00",
-        "/built/%00",
+        "/test/echo/%00",
         "/assets/nothing.js",
         *(f"/{start}{'a' * 9000}" for start in ("", "assets/", "built/", "built/static/", "test/")),
     )
@@ -146,14 +146,14 @@ async def test_bodies_of_nothing_are_clear_refusals(pages: Pages) -> None:
         ("/signin", plain, b"token=x&" * 20, 400),
         ("/signin", plain, b"token=\xff", 400),
         ("/signin", plain, b"token=" + b"x" * 70_000, 413),
-        ("/built/gradio_api/queue/join", "application/json", b'["\\ud800"]', 400),
+        ("/test/echo/gradio_api/queue/join", "application/json", b'["\\ud800"]', 400),
         (UPLOAD, "multipart/form-data; boundary=x", b"abc", 400),
         (UPLOAD, "multipart/form-data; boundary=", b"abc", 400),
         (UPLOAD, "multipart/form-data", b"abc", 400),
         (UPLOAD, 'multipart/form-data; boundary=""', b"abc", 400),
-        ("/built/gradio_api/process_recording", FORM["content-type"], PART % b"x", 404),
-        ("/built/gradio_api/queue/join", FORM["content-type"], PART % b"x", 404),
-        ("/built/gradio_api/queue/join", "application/json", b"[" + b" " * 70_000, 413),
+        ("/test/echo/gradio_api/process_recording", FORM["content-type"], PART % b"x", 404),
+        ("/test/echo/gradio_api/queue/join", FORM["content-type"], PART % b"x", 404),
+        ("/test/echo/gradio_api/queue/join", "application/json", b"[" + b" " * 70_000, 413),
     ):
         async with pages.signed_in(SECRET) as browser:
             reply = await browser.post(path, content=body, headers={"content-type": kind, "accept": "*/*"})

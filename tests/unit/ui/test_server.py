@@ -34,10 +34,10 @@ async def test_nothing_is_shown_to_who_is_not_signed_in(pages: Pages) -> None:
         for path in (
             "/explore",
             "/test/echo",
-            "/built/gradio_api/info",
-            "/built/gradio_api/upload",
-            "/built/gradio_api/file=/etc/passwd",
-            "/built/config",
+            "/test/echo/gradio_api/info",
+            "/test/echo/gradio_api/upload",
+            "/test/echo/gradio_api/file=/etc/passwd",
+            "/test/echo/config",
             "/test/echo/gradio_api/queue/data?session_hash=x",
             "/nothing",
         ):
@@ -71,7 +71,7 @@ async def test_a_token_opens_the_pages_until_it_is_revoked(pages: Pages, bench: 
         assert token.digest(SECRET) not in page.text
         await bench.store.revoke_token("first")
         assert (await browser.get("/explore")).headers["location"] == "/signin?next=%2Fexplore"
-        reply = await browser.get("/built/gradio_api/info", headers={"Accept": "*/*"})
+        reply = await browser.get("/test/echo/gradio_api/info", headers={"Accept": "*/*"})
         assert reply.status_code == 401
 
 
@@ -137,7 +137,7 @@ async def test_signing_in_leads_nowhere_else(pages: Pages) -> None:
 
 async def test_other_sites_can_cause_nothing(pages: Pages) -> None:
     async with pages.signed_in(SECRET) as browser:
-        for path in ("/signin", "/signout", "/built/gradio_api/queue/join"):
+        for path in ("/signin", "/signout", "/test/echo/gradio_api/queue/join"):
             reply = await browser.post(path, headers={"Origin": "http://models.example.org:9000"})
             assert reply.status_code == 403, path
         assert (await browser.get("/explore")).status_code == 200
@@ -145,7 +145,7 @@ async def test_other_sites_can_cause_nothing(pages: Pages) -> None:
 
 async def test_a_page_comes_with_a_policy_that_runs_no_scripts_but_its_own(pages: Pages) -> None:
     async with pages.signed_in(SECRET) as browser:
-        page = await browser.get("/built")
+        page = await browser.get("/test/echo")
         policy = page.headers["content-security-policy"]
         (nonce,) = set(re.findall(r'<script nonce="([^"]+)"', page.text))
         assert page.text.count("<script") == page.text.count(f'<script nonce="{nonce}"')
@@ -155,7 +155,7 @@ async def test_a_page_comes_with_a_policy_that_runs_no_scripts_but_its_own(pages
         assert page.headers["x-content-type-options"] == "nosniff"
         assert page.headers["referrer-policy"] == "same-origin"
         assert page.headers["cache-control"] == "no-store"
-        assert nonce not in (await browser.get("/built")).text
+        assert nonce not in (await browser.get("/test/echo")).text
         for elsewhere in ("fonts.googleapis.com", "cdnjs", "raw.githubusercontent"):
             assert elsewhere not in page.text
         script = re.search(r'src="(/assets/[^"]+)"', page.text)
@@ -170,7 +170,7 @@ async def test_pages_of_models_and_what_is_not_there(pages: Pages) -> None:
         page = await browser.get("/test/echo")
         assert page.status_code == 200
         assert "test/echo" in page.text
-        for path in ("/test/nothing", "/nothing", "/built/nothing/x"):
+        for path in ("/test/nothing", "/nothing", "/test/echo/nothing/x"):
             missing = await browser.get(path)
             assert missing.status_code == 404, path
 
