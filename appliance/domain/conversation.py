@@ -93,7 +93,7 @@ class ConversationSettings(Struct, kw_only=True, omit_defaults=True):
 
 
 class ConversationContent(Struct, kw_only=True):
-    """The part of a conversation that is stored as a whole."""
+    """Settings, messages and shown branch of a conversation, which are stored as one value."""
 
     settings: ConversationSettings
     messages: list[ConversationMessage]

@@ -27,7 +27,7 @@ from appliance.runners.schemas import number, string
 LORA: Final = "lora_weights"
 EXTRA: Final = "extra_lora"
 INPUTS: Final = (LORA, EXTRA)
-#: Value of these inputs that selects no adapter, as null does.
+#: Value of these inputs that means the same as null: no adapter.
 NONE: Final = "none"
 
 _SCALES: Final = {LORA: "lora_scale", EXTRA: "extra_lora_scale"}
@@ -193,7 +193,7 @@ def may_redirect(url: str, patterns: Iterable[str]) -> bool:
 
 
 def _origin(url: str) -> tuple[str, bytes, int] | None:
-    """Return scheme, host and port of a URL; None if it has none of these, such as ``hub:owner/name``."""
+    """Return scheme, host and port of an HTTP URL; None for other texts, such as ``hub:owner/name``."""
     try:
         parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]

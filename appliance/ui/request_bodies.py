@@ -40,7 +40,7 @@ _BOUNDARY: Final = re.compile(r";\s*boundary=(\"[^\"]{1,200}\"|[^\s\";]{1,200})"
 
 
 class BodyLimits(NamedTuple):
-    """The largest bodies in bytes, and the names of the settings that users are told to change."""
+    """Limits on bodies in bytes, and the names of the settings that raise them, for error messages."""
 
     body: int  # of a request without files
     upload: int  # files uploaded together

@@ -14,7 +14,7 @@ _HOUR: Final = 3600.0
 
 
 class Visitors:
-    """Counts the runs of each visitor in the last hour. Visitors are told apart by their IP address."""
+    """Counts the runs of each visitor in the last hour. A visitor is identified by the IP address."""
 
     def __init__(self, runs_per_hour: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         """Without ``runs_per_hour`` there is no limit."""

@@ -1,4 +1,4 @@
-"""What integration tests share: an appliance for a whole module, and a replica."""
+"""Fixtures of the integration tests: an appliance for a whole module, and a replica."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ def outcome(compute: Callable[[Item], Result], item: Item) -> Result | Predictio
 
 
 def batch_size(loading: LoadRequest, tokenizer: Any, lengths: Iterable[int]) -> int:
-    """Return how many texts of these lengths, in tokens, to compute at a time.
+    """Return how many texts to compute in one batch; ``lengths`` are in tokens.
 
     It is 1 if padding, which makes texts equally long, would change the results of the model.
     """

@@ -89,7 +89,7 @@ async def _allowed(request: Request) -> bool:
 
 
 async def _events(followed: _Followed, allowed: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
-    """Stream new lines until the client leaves, or is not ``allowed`` any more."""
+    """Stream new lines until the client disconnects or ``allowed`` returns false."""
     yield serializers.HEARTBEAT  # proxies forward the headers with the first byte of the body
     number, silent, checked = 0, 0.0, time.monotonic()
     while True:

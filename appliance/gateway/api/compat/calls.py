@@ -128,7 +128,7 @@ def find_model(
 
 
 def list_models(request: Request, caller: Token, kinds: Collection[str]) -> list[tuple[str, ServedVersion]]:
-    """Return the newest version of each model of these kinds, once by each name that a client can use."""
+    """Return the newest version of each model of these kinds, under its name and each of its aliases."""
     catalogue = services_of(request).catalogue
     visible = [card for card in catalogue.cards.values() if card.visible(caller.owner)]
     latest = [(card, catalogue.latest(card.name)) for card in visible]
