@@ -115,6 +115,21 @@ def test_the_log_of_a_model_is_shown_live(machine: Page, client: httpx.Client, a
     machine.locator("#fold-logs > summary").click()
 
 
+def test_the_log_goes_on_after_its_stream_was_refused(
+    browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any
+) -> None:
+    client.post(f"/admin/models/{MODEL}/load")
+    said = ("Failed to load resource: the server responded with a status of 503",)
+    with watched(browser, appliance.url, storage_state=signed_in, refused=True, allowed=said) as page:
+        page.goto("/machine")
+        page.locator("#fold-logs > summary").click()
+        page.route(f"**/{MODEL}/logs/events", lambda route: route.fulfill(status=503), times=1)
+        with page.expect_response(lambda reply: "/_ui/beat" in reply.url):
+            page.locator("#log-model").select_option(MODEL)
+        expect(page.get_by_role("log")).not_to_be_empty()
+        expect(page.get_by_text("Your session has ended")).to_be_hidden()
+
+
 def test_unused_weights_are_deleted_after_a_question(machine: Page, appliance: Appliance) -> None:
     weights = next(appliance.home.rglob("weights")) / "hub" / "nobody--nothing"
     weights.mkdir(parents=True)
@@ -150,3 +165,5 @@ def test_the_page_fits_and_does_not_move(
         expect(page.locator("#models td").first).to_be_attached()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("window.moved") <= 0.02
+        if width == 390:
+            assert page.evaluate("document.documentElement.scrollHeight") <= 3000

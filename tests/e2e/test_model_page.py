@@ -240,6 +240,26 @@ def test_a_demo_is_its_models_in_a_frame_and_nothing_else(
         assert fetch(f"{demo}{path}").status_code == 404
 
 
+def test_reloading_and_going_back_show_the_run_again(page: Page) -> None:
+    complete(page, "/test/stream")
+    fill(page, "text", "word ")
+    fill(page, "repeat", "60")
+    fill(page, "chunk_delay", "0.05")
+    page.locator("#run").click()
+    output = page.locator("#output textarea")
+    expect(output).to_have_value(re.compile("word word"))
+    expect(page).to_have_url(re.compile(r"/test/stream\?run=[a-z0-9]{26}$"))
+    page.reload()
+    expect(output).to_have_value(re.compile("word word"))
+    expect(page.locator("#input-repeat input").first).to_have_value("60")
+    expect(status(page)).to_have_text("succeeded")
+    whole = shown(page)
+    assert whole.count("word") == 60
+    page.goto("/explore")
+    page.go_back()
+    expect(output).to_have_value(whole)
+
+
 def test_what_was_typed_is_there_after_another_page(page: Page) -> None:
     complete(page, "/test/stream")
     fill(page, "text", "not sent yet")
@@ -248,6 +268,15 @@ def test_what_was_typed_is_there_after_another_page(page: Page) -> None:
     expect(page.locator("#input-text textarea")).to_have_value("not sent yet")
     page.locator("#run").click()
     expect(page.locator("#output textarea")).to_have_value("not sent yet")
+
+
+def test_on_a_phone_run_leads_to_the_output(phone: Page) -> None:
+    complete(phone, "/test/files")
+    output = phone.locator(".result")
+    expect(output).not_to_be_in_viewport()
+    phone.locator("#run").click()
+    expect(output).to_be_in_viewport()
+    expect(status(phone)).to_have_text("succeeded")
 
 
 def test_labels_of_files_do_not_cover_the_run_button(phone: Page) -> None:

@@ -34,7 +34,10 @@ def test_a_transcript_is_heard_and_saved_as_subtitles(
     expect(page.locator(".waveform").first).to_be_visible()
     player = page.locator(".transcript audio")
     expect(player).to_be_visible()
-    expect(page.locator(".transcript button.time").first).to_have_text("0:00.0")
+    time = page.locator(".transcript button.time").first
+    expect(time).to_have_text("0:00.0")
+    time.click()
+    expect(player).to_have_js_property("paused", False)
     with page.expect_download() as download:
         page.get_by_role("button", name="Download SRT").click()
     download.value.save_as(tmp_path / "said.srt")

@@ -233,7 +233,7 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
     @layout.show_errors
     async def started(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
         unchanged = [gr.skip() for _ in result.components]
-        idle = [None, gr.Button(interactive=True), gr.Button(interactive=False), *unchanged]
+        idle = [None, gr.skip(), gr.Button(interactive=False), *unchanged]
         yield [None, gr.Button(interactive=False), gr.Button(interactive=False), *unchanged]
         try:
             async for id, shown in form.run(filled, result, spec, values, request):
@@ -246,7 +246,9 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
     blocks.load(opened, None, [go, *filled.components], **layout.QUIET)
     outputs = [running, go, stop, *result.components]
     blocks.load(resumed, None, outputs, **layout.QUIET)
-    go.click(started, filled.components, outputs, trigger_mode="once", **layout.QUIET)
+    run = go.click(started, filled.components, outputs, trigger_mode="once", **layout.QUIET)
+    # Until the event is over, Gradio ignores a click, so the button is enabled after that.
+    run.then(lambda: gr.Button(interactive=True), None, go, **layout.QUIET)
     stop.click(form.cancel, running, None, **layout.QUIET)
     return filled
 
