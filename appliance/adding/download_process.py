@@ -6,6 +6,7 @@ each change of the progress as ``MARK`` and a ``Line`` in JSON. Other lines are 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -55,7 +56,9 @@ class _Lines(Progress):
 
 
 def show(line: Line, mark: str) -> None:
-    print(mark + msgspec.json.encode(line).decode(), flush=True)
+    """Print a line in one write: threads that download print at the same time."""
+    sys.stdout.flush()  # what libraries have printed before
+    os.write(sys.stdout.fileno(), mark.encode() + msgspec.json.encode(line) + b"\n")
 
 
 def main(home: Path, pending: Pending, mark: str) -> Line:
