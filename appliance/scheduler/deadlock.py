@@ -94,7 +94,7 @@ def explain_deadlock(
     sizes = ", ".join(f"{readable_bytes(free[each.device])} on {each.device}" for each in devices)
     needed = max(demand.bytes_on(each) for each in devices)
     return (
-        f"this child prediction could never start: model {name} needs {readable_bytes(needed)} on "
-        f"each of {demand.devices} device(s), but {', '.join(waiting)}, whose predictions wait for their "
-        f"children, leave only {sizes}: lower the memory of these models in models.yaml"
+        f"this child prediction could never start: model {name} needs {readable_bytes(needed)}"
+        f"{demand.on_each}, but {', '.join(waiting)}, whose predictions wait for their children, "
+        f"leave only {sizes}: lower the memory of these models in models.yaml"
     )

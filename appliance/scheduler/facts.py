@@ -83,6 +83,11 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     def bytes_on(self, capacity: Capacity) -> int:
         return self.memory if self.memory is not None else int((self.share or 1.0) * capacity.memory)
 
+    @property
+    def on_each(self) -> str:
+        """Words that follow an amount of memory in a sentence; empty for a single device."""
+        return f" on each of {self.devices} devices" if self.devices > 1 else ""
+
 
 class Start(msgspec.Struct, frozen=True):
     """Run this prediction on ``model`` now. The prediction holds a slot until ``Scheduler.finished``."""

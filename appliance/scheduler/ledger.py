@@ -180,8 +180,7 @@ class Ledger:
             needs = f"an estimated {needs}"
             advice = "declare its memory in models.yaml if it needs less, or choose a smaller model"
         raise ModelTooLarge(
-            f"model {model.name} needs {needs} of each of {demand.devices} device(s), "
-            f"but {sizes}{beside}: {advice}"
+            f"model {model.name} needs {needs}{demand.on_each}, but {sizes}{beside}: {advice}"
         )
 
     # -- questions about main memory for sleeping models -------------------------------------------------

@@ -35,8 +35,8 @@ def find(
     for model in status.models:
         memory = model.memory
         if not memory.fits:
-            why = f" {memory.problem}" if memory.problem else ""
-            found.append(Alert("bad", f"{model.name} does not fit on this machine.{why}", f"/{model.name}"))
+            why = memory.problem or f"{model.name} does not fit on this machine."
+            found.append(Alert("bad", why[:1].upper() + why[1:], f"/{model.name}"))
         elif memory.exceeds and memory.peak is not None:
             found.append(
                 Alert(

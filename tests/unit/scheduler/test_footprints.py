@@ -206,9 +206,9 @@ def test_what_waits_for_others_to_let_go_is_loaded_when_they_do() -> None:
 
 def test_that_a_model_never_fits_is_said_with_where_its_size_comes_from() -> None:
     subject = scheduler(estimated("a/a", 20), declared("b/b", 20))
-    with pytest.raises(ModelTooLarge, match=r"an estimated 20\.0 GiB .* declare its memory"):
+    with pytest.raises(ModelTooLarge, match=r"an estimated 20\.0 GiB, but .* declare its memory"):
         subject.check_fits("a/a")
-    with pytest.raises(ModelTooLarge, match=r"needs 20\.0 GiB .* lower its memory in models.yaml"):
+    with pytest.raises(ModelTooLarge, match=r"needs 20\.0 GiB, but .* lower its memory in models.yaml"):
         subject.check_fits("b/b")
     known = subject.footprints.of("a/a")
     assert not known.fits

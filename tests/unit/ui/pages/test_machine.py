@@ -130,7 +130,7 @@ def test_alerts_name_what_is_wrong_and_end_when_it_is_well() -> None:
     memory = {"bytes": GIB, "peak": 2 * GIB, "from": "declared"}
     models = [
         {"name": "a/small", "memory": {**memory, "fits": True, "exceeds": True}},
-        {"name": "a/big", "memory": {**memory, "fits": False, "problem": "It needs 2.0 GiB."}},
+        {"name": "a/big", "memory": {**memory, "fits": False, "problem": "model a/big needs 2.0 GiB."}},
         {"name": "a/bad", "memory": {**memory, "fits": True, "exceeds": False}},
     ]
     left_out = [{"name": "a/b", "problem": "no weights"}]
@@ -141,7 +141,7 @@ def test_alerts_name_what_is_wrong_and_end_when_it_is_well() -> None:
     found = [alert.text for alert in alerts.find(status, host, [failed])]
     for said in (
         "a/b is not served: no weights",
-        "a/big does not fit",
+        "Model a/big needs 2.0 GiB.",
         "2 webhooks",
         "nearly full",
         "out of luck",
