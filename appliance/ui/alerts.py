@@ -10,6 +10,7 @@ from appliance.protocols.admin_types import ApplianceStatusResponse, Decision, M
 #: The disk is nearly full below this share of free space, or below this many bytes.
 _FREE_SHARE: Final = 0.05
 _FREE_BYTES: Final = 2 * 1024**3
+_LONGEST_REASON: Final = 160  # characters
 #: Events of the scheduler after which an earlier failure of the same model counts no more.
 _WELL: Final = ("ready", "woken", "adopted")
 
@@ -84,7 +85,13 @@ def _failed_loads(status: ApplianceStatusResponse, decisions: list[Decision]) ->
         if each.kind in {*_WELL, "failed"}:
             newest.setdefault(each.model, each)
     return [
-        Alert("bad", f"{model} could not be loaded: {each.reason}", f"/{model}")
+        Alert("bad", f"{model} could not be loaded: {_first_line(each.reason)}", f"/{model}")
         for model, each in newest.items()
         if each.kind == "failed" and model in served
     ]
+
+
+def _first_line(reason: str) -> str:
+    """Return the start of a reason, which may go on with the last lines of a log."""
+    line = reason.split("\n", 1)[0]
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON].rstrip()}…"

@@ -28,8 +28,6 @@ from appliance.ui.template_pages import Part
 
 #: Number of sentences about decisions that the page lists.
 DECISIONS: Final = 40
-#: Loaded models that the page lists before a fold.
-LISTED: Final = 6
 #: Samples of the last hour in a chart.
 POINTS: Final = 120
 _MIN_SEGMENT: Final = 1024**2  # bytes; the disk bar leaves out smaller segments
@@ -97,9 +95,8 @@ async def _models(request: Request) -> Part:
         "models",
         2,
         "machine_models.html",
-        active=render_models(active[:LISTED], admin=admin),
-        more=render_models(active[LISTED:], admin=admin),
-        more_count=len(active) - LISTED,
+        active=render_models(active, admin=admin),
+        active_count=len(active),
         idle=render_models(idle, admin=admin),
         idle_count=len(idle),
         none=not status.models,

@@ -137,7 +137,7 @@ def test_alerts_name_what_is_wrong_and_end_when_it_is_well() -> None:
     status = completed(ApplianceStatusResponse, {"models": models, "not_served": left_out})
     disk = {"folder": "/data", "total": 100 * GIB, "free": GIB, "parts": {}}
     host = completed(MachineResponse, {"disk": disk, "webhooks": {"given_up": 2}})
-    failed = decision(1, "failed", "a/bad", why="out of luck")
+    failed = decision(1, "failed", "a/bad", why="out of luck\nThe last lines of its log:\nTraceback")
     found = [alert.text for alert in alerts.find(status, host, [failed])]
     for said in (
         "a/b is not served: no weights",
@@ -147,6 +147,7 @@ def test_alerts_name_what_is_wrong_and_end_when_it_is_well() -> None:
         "out of luck",
     ):
         assert any(said in text for text in found), (said, found)
+    assert not any("Traceback" in text for text in found)
     assert any("2.0 GiB, which is more than models.yaml declares" in text for text in found)
     well = decision(2, "ready", "a/bad")
     assert not any("out of luck" in alert.text for alert in alerts.find(status, host, [well, failed]))
