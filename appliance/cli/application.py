@@ -11,6 +11,7 @@ from appliance import __version__
 from appliance.cli import (
     adding,
     backup,
+    bench,
     bundle,
     demo,
     files,
@@ -69,6 +70,7 @@ for _command in (
     *(adding.search, adding.add, adding.remove, adding.update, adding.prune),
     demo.demo,
     usage.usage,
+    bench.bench,
     push.push,
 ):
     app.command()(_command)

@@ -67,7 +67,7 @@ def run(
     from appliance.cli.client import parse_input
 
     client = connected(url)
-    properties = _properties(client, model)
+    properties = input_properties(client, model)
     body = {"version": model, "input": dict(parse_input(given, properties) for given in inputs or [])}
     created = client.post("/v1/predictions", body)
     try:
@@ -90,7 +90,7 @@ def run(
         raise ApplianceError(f"prediction {final['id']} {final['status']}{reason}")
 
 
-def _properties(client: Client, model: str) -> dict[str, Any]:
+def input_properties(client: Client, model: str) -> dict[str, Any]:
     """Return the declared inputs of a model by name; empty for a version id, whose model is unknown."""
     from appliance.cli.client import declared_inputs
 

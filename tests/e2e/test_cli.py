@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -86,6 +87,34 @@ def test_tokens_are_printed_as_they_come_and_ctrl_c_cancels_the_prediction(
     )
     assert ended["status"] == "canceled"
     assert ended["output"] == ["one "]
+
+
+def test_a_load_test_measures_tokens_and_cancels_its_predictions_at_ctrl_c(
+    appliance: Appliance, client: httpx.Client
+) -> None:
+    asked = ("bench", "test/stream", "-i", "text=one two three", "--clients", "3", "--seconds", "2")
+    ran = appliance_command(appliance, *asked, "--json")
+    found = json.loads(ran.stdout)
+    assert (ran.returncode, found["errors"]) == (0, {}), ran.stderr
+    assert found["succeeded"] >= 3
+    assert found["time_to_first_token"]["p50"] <= found["duration"]["p50"]
+
+    command = [COMMAND, *asked, "-i", "chunk_delay=600"]
+    process = subprocess.Popen(command, env=appliance.environment, stderr=subprocess.PIPE, text=True)
+
+    def running() -> list[dict[str, Any]]:
+        return [
+            record
+            for record in client.get("/v1/predictions").json()["results"]
+            if record["model"] == "test/stream" and record["status"] in {"starting", "processing"}
+        ]
+
+    wait_for(running, "the load test to create a prediction")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert "nothing was measured" in said
+    wait_for(lambda: not running(), "its prediction to be canceled")
 
 
 def test_a_revoked_token_is_refused(appliance: Appliance) -> None:

@@ -11,6 +11,7 @@ from appliance.ui.pages import (
     config,
     explore,
     find,
+    load_test,
     machine,
     prediction,
     predictions,
@@ -32,6 +33,12 @@ PAGES: Final = (
     TemplatePage("/settings", "Settings", settings.ROUTES, admin=True),
     TemplatePage("/add", "Add a model", add.ROUTES, listed=False, admin=True),
     TemplatePage("/config", "Configuration", config.ROUTES, listed=False, admin=True),
-    TemplatePage("/models", "Settings of a model", config.MODEL_ROUTES, listed=False, admin=True),
+    TemplatePage(
+        "/models",
+        "Settings of a model",
+        (*config.MODEL_ROUTES, *load_test.ROUTES),
+        listed=False,
+        admin=True,
+    ),
     TemplatePage("/_ui/find", "Find", find.ROUTES, listed=False),
 )

@@ -174,6 +174,35 @@ def test_run_prints_exactly_the_output(command: Command, server: Server) -> None
     )
 
 
+def test_bench_prints_the_figures_of_a_load_test(command: Command, server: Server) -> None:
+    events = sse(("output", "one"), ("output", "two"), ("done", "{}"))
+    server.predict(events, status="succeeded", metrics={"output_token_count": 2})
+    asked = ("bench", "test/echo", "-i", "count=12", "--clients", "2", "--seconds", "0.2")
+    ran = command(*asked)
+    assert (ran.code, ran.err.strip()) == (0, "")
+    for shown in ("test/echo, 2 clients", "requests/s", "output tokens/s", "error rate     0.0 %", "p99"):
+        assert " ".join(shown.split()) in " ".join(ran.out.split())
+    assert ("POST", "/v1/predictions", {"version": "test/echo", "input": {"count": 12}}) in server.asked
+    found = json.loads(command(*asked, "--json").out)
+    assert found["succeeded"] == found["requests"] >= 1
+    assert set(found["inter_token_latency"]) == {"p50", "p90", "p99"}
+
+
+def test_bench_takes_the_input_of_an_example(command: Command, server: Server) -> None:
+    server.predict(sse(("done", "{}")), status="succeeded")
+    server.answer("GET", "/v1/models/test/echo/examples", {"results": [{"input": {"prompt": "an example"}}]})
+    assert command("bench", "test/echo", "--seconds", "0.1", "--json").code == 0
+    created = [body for method, path, body in server.asked if (method, path) == ("POST", "/v1/predictions")]
+    assert {each["input"]["prompt"] for each in created} == {"an example"}
+
+
+def test_bench_tells_why_the_first_prediction_failed(command: Command, server: Server) -> None:
+    server.predict(sse(("done", "{}")), status="failed", error="out of luck")
+    ran = command("bench", "test/echo", "-i", "count=1")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.splitlines()[-1] == "appliance: out of luck"
+
+
 def test_run_tells_a_failure_on_stderr(command: Command, server: Server) -> None:
     events = sse(("output", "half"), ("error", '{"detail": "no more"}'), ("done", '{"reason": "error"}'))
     server.predict(events, status="failed", error="no more")
