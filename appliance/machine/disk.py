@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -29,12 +29,23 @@ class DiskUsage(msgspec.Struct, frozen=True, kw_only=True):
     parts: dict[str, int]  # size by name of a subfolder; the files are in "database" and "others"
 
 
+class DiskSpace(NamedTuple):
+    """Sizes in bytes."""
+
+    total: int
+    free: int
+
+
 class Storage:
     """Measures the data folder ``home`` and its disk."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
         self._measured: tuple[float, dict[str, int]] | None = None  # time and sizes of the parts
+
+    def disk(self) -> DiskSpace:
+        total, _, free = shutil.disk_usage(self._home)
+        return DiskSpace(total, free)
 
     async def usage(self) -> DiskUsage:
         """Return the current usage. The sizes of subfolders may be a minute old.
@@ -44,7 +55,7 @@ class Storage:
         now = time.monotonic()
         if self._measured is None or now - self._measured[0] > FRESH:
             self._measured = now, await asyncio.to_thread(_parts, self._home)
-        disk = shutil.disk_usage(self._home)
+        disk = self.disk()
         return DiskUsage(folder=str(self._home), total=disk.total, free=disk.free, parts=self._measured[1])
 
 

@@ -1,4 +1,4 @@
-"""Used memory and utilisation of NVIDIA GPUs, from NVML.
+"""Used memory, utilisation, power and temperature of NVIDIA GPUs, from NVML.
 
 This code was only tested with a simulated NVML, not on a GPU.
 
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 class Gpus:
-    """Reads the used memory of GPUs from NVML."""
+    """Reads measurements of GPUs from NVML."""
 
     def __init__(self, nvml: Any) -> None:
         """``nvml`` is the initialised module ``pynvml``."""
@@ -64,10 +64,27 @@ class Gpus:
             self._warn(device, error)
             return None
 
+    def power(self, device: str) -> float | None:
+        """Return the power that a device draws, in watts; None if it is unknown."""
+        try:
+            return float(self._nvml.nvmlDeviceGetPowerUsage(self._handle(device))) / 1000
+        except self._nvml.NVMLError as error:
+            self._warn(device, error)
+            return None
+
+    def temperature(self, device: str) -> float | None:
+        """Return the temperature of a device, in degrees Celsius; None if it is unknown."""
+        try:
+            sensor = self._nvml.NVML_TEMPERATURE_GPU
+            return float(self._nvml.nvmlDeviceGetTemperature(self._handle(device), sensor))
+        except self._nvml.NVMLError as error:
+            self._warn(device, error)
+            return None
+
     def _handle(self, device: str) -> Any:
         return self._nvml.nvmlDeviceGetHandleByIndex(int(device.removeprefix("cuda:")))
 
     def _warn(self, device: str, error: Exception) -> None:
         if not self._warned:
-            _log.warning("NVML cannot read the used memory of %s: %s", device, error)
+            _log.warning("NVML cannot read a measurement of %s: %s: it is unknown from now on", device, error)
         self._warned = True

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import msgspec
+
+Number = TypeVar("Number", int, float)
 
 #: Seconds between two samples.
 INTERVAL: Final = 5.0
@@ -28,6 +30,9 @@ class Sample(msgspec.Struct, kw_only=True):
     reserved: dict[str, dict[str, int]] = {}  # device -> model -> bytes
     foreign: dict[str, int] = {}  # device -> bytes that other programs use
     utilisation: dict[str, float] = {}  # device -> share of the time that it computed, 0 to 1
+    power: dict[str, float] = {}  # GPU -> watts
+    temperature: dict[str, float] = {}  # GPU -> degrees Celsius
+    used: dict[str, int] = {}  # GPU -> bytes that all programs use
     queued: dict[str, int] = {}  # model -> predictions
     running: dict[str, int] = {}  # model -> predictions
     tokens: dict[str, float] = {}  # model -> output tokens since the sample before
@@ -78,6 +83,10 @@ class History:
             if sample.at <= begin:
                 break
 
+    @property
+    def newest(self) -> Sample | None:
+        return self._samples[-1] if self._samples else None
+
     def loads(self) -> list[LoadDone]:
         return [*self._loads]
 
@@ -85,7 +94,8 @@ class History:
         """Return at most ``points`` samples, oldest first: each merged from the same number of samples.
 
         A merged sample has the time of its last sample, the sums of the tokens, the least available memory,
-        the mean utilisation, and the highest of all other values. The first one may have fewer parts.
+        the means of utilisation and power, and the highest of all other values. The first one may have fewer
+        parts.
         """
         found = [*self._samples]
         size = -(-len(found) // points) or 1
@@ -100,19 +110,19 @@ def _merged(group: Sequence[Sample]) -> Sample:
         return group[0]
     devices = {device for each in group for device in each.reserved}
     tokens: dict[str, float] = {}
-    measured: dict[str, list[float]] = {}
     for each in group:
         for model, count in each.tokens.items():
             tokens[model] = tokens.get(model, 0.0) + count
-        for device, share in each.utilisation.items():
-            measured.setdefault(device, []).append(share)
     return Sample(
         at=group[-1].at,
         reserved={
             device: _highest([each.reserved.get(device, {}) for each in group]) for device in sorted(devices)
         },
         foreign=_highest([each.foreign for each in group]),
-        utilisation={device: sum(shares) / len(shares) for device, shares in measured.items()},
+        utilisation=_mean([each.utilisation for each in group]),
+        power=_mean([each.power for each in group]),
+        temperature=_highest([each.temperature for each in group]),
+        used=_highest([each.used for each in group]),
         queued=_highest([each.queued for each in group]),
         running=_highest([each.running for each in group]),
         tokens=tokens,
@@ -121,8 +131,16 @@ def _merged(group: Sequence[Sample]) -> Sample:
     )
 
 
-def _highest(values: Sequence[dict[str, int]]) -> dict[str, int]:
-    found: dict[str, Any] = {}
+def _mean(values: Sequence[dict[str, float]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for each in values:
+        for name, value in each.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(measured) / len(measured) for name, measured in found.items()}
+
+
+def _highest(values: Sequence[dict[str, Number]]) -> dict[str, Number]:
+    found: dict[str, Number] = {}
     for each in values:
         for name, value in each.items():
             found[name] = max(value, found.get(name, value))

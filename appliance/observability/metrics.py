@@ -13,7 +13,7 @@ import itertools
 import re
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -24,6 +24,7 @@ from appliance import __version__
 from appliance.domain import usage
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.usage import Usage
+from appliance.observability.history import Sample
 from appliance.scheduler import Event, EventKind, Residency, Scheduler
 
 #: Keys by which the usage for ``Metrics.collect`` must be grouped.
@@ -43,6 +44,15 @@ _REASONS: Final = (
     (re.compile(r"idle for"), "idle"),
     (re.compile(r".* was not ready after"), "timeout"),
 )
+
+
+class MachineState(NamedTuple):
+    """What ``Metrics`` cannot read from the scheduler."""
+
+    disk_size: int  # bytes, of the disk with the data folder
+    disk_free: int  # bytes
+    not_served: Iterable[str]  # models of models.yaml that cannot be served
+    sample: Sample | None  # the newest measurements of the GPUs
 
 
 class Metrics:
@@ -109,19 +119,26 @@ class Metrics:
         self._responded_of(route).observe(seconds)
 
     def collect(
-        self, accept: str, used: Iterable[Usage], webhooks: Mapping[str, int]
+        self,
+        accept: str,
+        used: Iterable[Usage],
+        webhooks: Mapping[str, int],
+        machine: MachineState | None = None,
     ) -> Callable[[], tuple[bytes, str]]:
         """Read the current values, and return a function that encodes them and may run in any thread.
 
         The function returns the body and the content type of the response. ``accept`` is the request's
         header, ``used`` the usage grouped by ``USAGE_BY``, and ``webhooks`` the number of delivery attempts
-        for each outcome.
+        for each outcome. Without ``machine`` there are no metrics of disk, GPUs and models that are not
+        served.
         """
         sent = _counter("webhooks", "Attempts to send a webhook, by outcome.", "outcome")
         for outcome, count in webhooks.items():
             sent.add_metric([outcome], count)
         build = InfoMetricFamily("appliance_build", "Version of the appliance.", {"version": __version__})
         families = [*_of_usage(used), *_of_scheduler(self._scheduler), sent, build]
+        if machine is not None:
+            families += _of_machine(machine)
         encode, content_type = choose_encoder(accept)
         scrape = _Scrape(self._registry, families)
         return lambda: (encode(scrape), content_type)
@@ -211,3 +228,28 @@ def _of_scheduler(scheduler: Scheduler) -> list[Metric]:
         for model, amount in held.items():
             reserved.add_metric([device, model], amount)
     return [queued, running, state, memory, free, foreign, reserved]
+
+
+def _of_machine(machine: MachineState) -> list[Metric]:
+    size = GaugeMetricFamily("appliance_disk_bytes", "Size of the disk with the data folder.")
+    size.add_metric([], machine.disk_size)
+    free = GaugeMetricFamily("appliance_disk_free_bytes", "Free space on the disk with the data folder.")
+    free.add_metric([], machine.disk_free)
+    not_served = _gauge("model_not_served", "1 for each model that cannot be served.", "model")
+    for model in machine.not_served:
+        not_served.add_metric([model], 1)
+    shares = _gauge("gpu_utilisation_ratio", "Share of the time in which a GPU computed.", "device")
+    power = _gauge("gpu_power_watts", "Power that a GPU draws.", "device")
+    heat = _gauge("gpu_temperature_celsius", "Temperature of a GPU.", "device")
+    used = _gauge("gpu_memory_used_bytes", "Memory of a GPU that all programs use.", "device")
+    sample = machine.sample
+    if sample is not None:
+        for device, value in sample.utilisation.items():
+            shares.add_metric([device], value)
+        for device, value in sample.power.items():
+            power.add_metric([device], value)
+        for device, value in sample.temperature.items():
+            heat.add_metric([device], value)
+        for device, value in sample.used.items():
+            used.add_metric([device], value)
+    return [size, free, not_served, shares, power, heat, used]

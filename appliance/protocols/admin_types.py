@@ -256,7 +256,7 @@ class MachineResponse(Struct, kw_only=True):
 
 
 class DeviceHistory(Struct, kw_only=True):
-    """The memory and utilisation of a device, one value for each time of ``HistoryResponse.at``."""
+    """The measurements of a device, one value for each time of ``HistoryResponse.at``."""
 
     name: str
     memory: Annotated[int, Meta(description="Bytes that models may reserve")]
@@ -267,6 +267,14 @@ class DeviceHistory(Struct, kw_only=True):
         list[float | None] | None,
         Meta(description="Share of the time in which the GPU computed; null if it cannot be measured"),
     ]
+    power: Annotated[
+        list[float | None] | None,
+        Meta(description="Power of the GPU in watts; null if it cannot be measured"),
+    ] = None
+    temperature: Annotated[
+        list[float | None] | None,
+        Meta(description="Temperature of the GPU in degrees Celsius; null if it cannot be measured"),
+    ] = None
 
 
 class ModelHistory(Struct, kw_only=True):

@@ -39,9 +39,16 @@ def render(history: HistoryResponse, colours: Mapping[str, str], now: float) -> 
         axis.loads([(datetime.fromisoformat(each.at).timestamp(), each.model) for each in history.loads]),
         axis.memory("main-memory", "Main memory", used, memory),
     ]
-    measured = [each for each in history.devices if each.utilisation is not None]
-    if measured:
-        charts.append(axis.utilisation([(each.name, each.utilisation or []) for each in measured]))
+    shares = [
+        (each.name, [None if value is None else 100 * value for value in each.utilisation])
+        for each in history.devices
+        if each.utilisation is not None
+    ]
+    power = [(each.name, each.power) for each in history.devices if each.power is not None]
+    heat = [(each.name, each.temperature) for each in history.devices if each.temperature is not None]
+    charts += axis.gpus("utilisation", "GPU utilisation", shares, " %", ceiling=100.0)
+    charts += axis.gpus("power", "GPU power", power, " W", ceiling=100.0)
+    charts += axis.gpus("temperature", "GPU temperature", heat, " \N{DEGREE SIGN}C", ceiling=100.0)
     return charts
 
 
@@ -114,14 +121,22 @@ class _Axis:
         note = f"at most {_number(highest)} {unit}"
         return self._chart(drawing, id, title, f"{title}: {note} in the last hour", note, series, _number)
 
-    def utilisation(self, devices: Sequence[tuple[str, Sequence[float | None]]]) -> Markup:
+    def gpus(
+        self,
+        id: str,
+        title: str,
+        devices: Sequence[tuple[str, Sequence[float | None]]],
+        unit: str,
+        *,
+        ceiling: float,
+    ) -> list[Markup]:
+        """Return a chart with a line for each GPU; none if no GPU has values."""
+        if not devices:
+            return []
         series = [
-            Series(
-                name, [None if share is None else 100 * share for share in values], f"c{number % _COLOURS}"
-            )
-            for number, (name, values) in enumerate(devices)
+            Series(name, values, f"c{number % _COLOURS}") for number, (name, values) in enumerate(devices)
         ]
-        return self._lines("utilisation", "GPU utilisation", series, " %", "{:.0f} %".format, ceiling=100.0)
+        return [self._lines(id, title, series, unit, f"{{:.0f}}{unit}".format, ceiling=ceiling)]
 
     def loads(self, loads: Sequence[tuple[float, str]]) -> Markup:
         """Return a chart of the loads in each five minutes."""

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from appliance import machine
 from appliance.domain import usage
@@ -27,7 +27,7 @@ class Sampler:
     """Fills the history of one gateway. Use only on its event loop."""
 
     def __init__(self, history: History, devices: Sequence[str] = (), gpus: Gpus | None = None) -> None:
-        """``devices`` are the GPUs whose utilisation is measured with ``gpus``."""
+        """``devices`` are the GPUs that are measured with ``gpus``."""
         self.history = history
         self._devices = devices
         self._gpus = gpus
@@ -70,17 +70,27 @@ class Sampler:
             at=now,
             reserved={device.name: _by_model(device.reserved) for device in status.devices},
             foreign={device.name: device.foreign for device in status.devices if device.foreign},
-            utilisation=self._utilisation(),
+            **self._measurements(),
             queued={model.name: model.queued for model in status.models if model.queued},
             running={model.name: model.running for model in status.models if model.running},
             available=machine.available_memory(),
         )
 
-    def _utilisation(self) -> dict[str, float]:
-        if self._gpus is None:
+    def _measurements(self) -> dict[str, Any]:
+        """Return the fields of a sample that NVML measures, without GPUs that do not have a value."""
+        gpus = self._gpus
+        if gpus is None:
             return {}
-        measured = {device: self._gpus.utilisation(device) for device in self._devices}
-        return {device: share for device, share in measured.items() if share is not None}
+        measures: dict[str, Callable[[str], float | None]] = {
+            "utilisation": gpus.utilisation,
+            "power": gpus.power,
+            "temperature": gpus.temperature,
+            "used": gpus.used,
+        }
+        return {
+            name: {device: value for device in self._devices if (value := measure(device)) is not None}
+            for name, measure in measures.items()
+        }
 
 
 def _by_model(reserved: Mapping[str, int]) -> dict[str, int]:

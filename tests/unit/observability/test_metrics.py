@@ -16,6 +16,7 @@ from appliance import __version__
 from appliance.domain import token, usage
 from appliance.domain.prediction import Status
 from appliance.domain.token import Scope, Token
+from appliance.observability.history import Sample
 from appliance.observability.metrics import Metrics, reason
 from appliance.scheduler import Capacity, Demand, Event, EventKind, Scheduler, Unload
 from tests.support.api_client import Api, services_of
@@ -218,6 +219,31 @@ def test_instances_and_versions_are_one_model() -> None:
     ):
         assert line in lines
     assert not [line for line in lines if "#2" in line or "@" in line]
+
+
+async def test_gpus_disk_and_models_that_are_not_served(api: Api, bench: Bench) -> None:
+    found = {name for name, _ in await scraped(api)}
+    assert "appliance_gpu_power_watts" not in found
+    assert {"appliance_disk_bytes", "appliance_disk_free_bytes"} <= found
+    bench.sampler.history.add(
+        Sample(
+            at=1.0,
+            utilisation={"cuda:0": 0.25},
+            power={"cuda:0": 310.5},
+            temperature={"cuda:0": 64.0},
+            used={"cuda:0": 30},
+        )
+    )
+    api.services.reload.left_out["a/bad"] = "its weights are damaged"
+    lines = (await api.get("/metrics")).text.splitlines()
+    for line in (
+        'appliance_gpu_utilisation_ratio{device="cuda:0"} 0.25',
+        'appliance_gpu_power_watts{device="cuda:0"} 310.5',
+        'appliance_gpu_temperature_celsius{device="cuda:0"} 64.0',
+        'appliance_gpu_memory_used_bytes{device="cuda:0"} 30.0',
+        'appliance_model_not_served{model="a/bad"} 1.0',
+    ):
+        assert line in lines
 
 
 def test_waking_is_measured() -> None:

@@ -15,7 +15,7 @@ from appliance.domain.errors import PermissionDenied, StoreError
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.services import Services, services_of
-from appliance.observability.metrics import USAGE_BY
+from appliance.observability.metrics import USAGE_BY, MachineState
 from appliance.protocols.admin_types import HealthResponse, ReadinessResponse
 
 REUSE_SECONDS: Final = 1.0  # seconds for which the result of a check is reused
@@ -74,7 +74,14 @@ async def get_metrics(request: Request) -> Response:
         )
     used = await services.store.usage.rows(USAGE_BY)
     accept = request.headers.get("accept", "")
-    encode = services.metrics.collect(accept, used, services.webhooks.outcomes)
+    disk = services.storage.disk()
+    machine = MachineState(
+        disk.total,
+        disk.free,
+        [*services.reload.left_out, *services.builds.left_out],
+        services.sampler.history.newest,
+    )
+    encode = services.metrics.collect(accept, used, services.webhooks.outcomes, machine)
     page, content_type = await asyncio.to_thread(encode)
     return Response(page, 200, {"content-type": content_type})
 

@@ -101,15 +101,21 @@ def history_response(kept: history.History, devices: Sequence[Device], points: i
 def _device_history(device: Device, samples: Sequence[history.Sample]) -> DeviceHistory:
     reserved = [each.reserved.get(device.name, {}) for each in samples]
     models = sorted({name for each in reserved for name in each})
-    measured = [each.utilisation.get(device.name) for each in samples]
     return DeviceHistory(
         name=device.name,
         memory=device.memory,
         is_main_memory=device.is_main_memory,
         reserved={name: [each.get(name, 0) for each in reserved] for name in models},
         foreign=[each.foreign.get(device.name, 0) for each in samples],
-        utilisation=measured if any(each is not None for each in measured) else None,
+        utilisation=_measured([each.utilisation for each in samples], device.name),
+        power=_measured([each.power for each in samples], device.name),
+        temperature=_measured([each.temperature for each in samples], device.name),
     )
+
+
+def _measured(samples: Sequence[dict[str, float]], device: str) -> list[float | None] | None:
+    values = [each.get(device) for each in samples]
+    return values if any(each is not None for each in values) else None
 
 
 async def rotate_webhook_secret(request: Request) -> Response:

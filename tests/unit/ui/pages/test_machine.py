@@ -183,6 +183,8 @@ def test_charts_of_the_last_hour_have_a_sentence_and_a_table() -> None:
                 {
                     "name": "cuda:0", "memory": 8 * GIB, "reserved": {"a/<b>": [0, GIB]}, "foreign": [0, GIB],
                     "utilisation": [None, 0.5],
+                    "power": [None, 310.5],
+                    "temperature": [61.0, 64.0],
                 }
             ],
             "models": [
@@ -201,6 +203,8 @@ def test_charts_of_the_last_hour_have_a_sentence_and_a_table() -> None:
         "Loads: 1 in the last hour",
         "Main memory: now 2.0 GiB of 8.0 GiB, at most 4.0 GiB in the last hour",
         "GPU utilisation: now 50 % cuda:0",
+        "GPU power: now 310 W cuda:0",
+        "GPU temperature: now 64 \N{DEGREE SIGN}C cuda:0",
     ]
     assert "a/<b>" in said[0].said
     drawn = [each["class"] for tag, each in said[0].elements if tag == "path"]
