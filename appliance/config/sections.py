@@ -219,6 +219,11 @@ class LoggingConfig(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest level that is logged. Overridden by APPLIANCE_LOG_LEVEL."
     )
+    slow_after: Annotated[Seconds, Field(gt=0)] | None = Field(
+        default=None,
+        description="Log a warning with the duration of each phase for predictions that take more seconds "
+        "than this from creation to end. Default: no prediction.",
+    )
 
 
 class CollectionConfig(Section):

@@ -44,6 +44,7 @@ from appliance.machine.memory_use import device_usage
 from appliance.observability import logs, tracing
 from appliance.observability.history import History
 from appliance.observability.metrics import Metrics
+from appliance.observability.slow_predictions import SlowPredictions
 from appliance.scheduler import Event, Scheduler
 from appliance.store import Store
 
@@ -72,10 +73,13 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
     builds = ProjectBuilds(models, store, files, scheduler, home=home, devices=devices)
     traced = tracing.build(config.telemetry, os.environ)
 
+    slow = SlowPredictions(config.logging.slow_after)
+
     def observe(record: Prediction) -> None:
         webhooks.observe(record)
         metrics.count_prediction(record)
         sampler.count_prediction(record)
+        slow.observe(record)
         if traced is not None:
             traced.trace_prediction(record)
 
