@@ -84,7 +84,9 @@ class ModelState:
         self.load_seconds: float | None = None  # duration of the last load
         self.sleep_seconds: dict[SleepLevel, float] = {}  # the last duration of falling asleep
         self.wake_seconds: dict[SleepLevel, float] = {}  # the last duration of waking
-        self.became_ready_in = 0.0  # duration of the load, or of sleeping and waking, before it was READY
+        #: Duration of falling asleep, from then until READY, even if the sleeping model was unloaded.
+        self.fell_asleep_in = 0.0
+        self.became_ready_in = 0.0  # `fell_asleep_in` plus the duration of the load or of waking
 
     @property
     def name(self) -> str:

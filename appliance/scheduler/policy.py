@@ -3,9 +3,10 @@
 Times are seconds, estimated from measured durations of loads, predictions, falling asleep and waking, and
 from the times at which predictions arrived. Costs and benefits are total waiting times of predictions.
 
-Thrashing is bounded: a ready model is not evicted before its minimum residency is over. That is the time that
-it took to become ready (by a load, or by falling asleep and waking), and at least ``MIN_RESIDENCY``. So a
-model spends at most half of any long period becoming ready or leaving, in whatever order predictions arrive.
+Thrashing is bounded: a ready model is not evicted before its minimum residency is over. That is the time
+that it took to become ready (by a load or by waking), plus the time that it took to fall asleep before that,
+and at least ``MIN_RESIDENCY``. So a model spends at most half of any long period loading, falling asleep and
+waking, in whatever order predictions arrive.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LONGEST_QUANTUM: Final = 60.0
 #: Seconds between a failed load and the next load: after the first failure, and at most. Each further failure
 #: doubles them.
 BACKOFF: Final = (10.0, 300.0)
-#: An idle model falls asleep after this fraction of ``idle_unload_after``.
+#: An idle model falls asleep after this fraction of ``idle_unload_after``, if its minimum residency is over.
 IDLE_SLEEP: Final = 0.5
 
 # Seconds that are assumed before anything was measured.
@@ -78,7 +79,7 @@ def expected_gap(model: ModelState, now: float) -> float:
 
 def min_residency(model: ModelState) -> float:
     if model.state is Residency.LOADING:
-        return max(MIN_RESIDENCY, expected_load(model))
+        return max(MIN_RESIDENCY, model.fell_asleep_in + expected_load(model))
     level = model.sleep_level
     if level is not None:  # it sleeps or wakes
         return max(MIN_RESIDENCY, expected_sleep(model, level) + expected_wake(model, level))
@@ -91,6 +92,11 @@ def residency_elapsed(model: ModelState, now: float) -> bool:
         and not model.pinned
         and now - model.state_since >= min_residency(model)
     )
+
+
+def idle_sleep_at(model: ModelState, limit: float) -> float:
+    """Return when a ready, idle model falls asleep, if it is unloaded after ``limit`` seconds without use."""
+    return max(model.last_used + limit * IDLE_SLEEP, model.state_since + min_residency(model))
 
 
 def patience(model: ModelState) -> float:

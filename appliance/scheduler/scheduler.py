@@ -383,7 +383,7 @@ class Scheduler:
             if may_leave and entry.idle and limit is not None and self._ledger.none_loading(entry.devices):
                 times.append(entry.last_used + limit)
                 if entry.state is Residency.READY and entry.can_sleep:
-                    times.append(entry.last_used + limit * policy.IDLE_SLEEP)
+                    times.append(policy.idle_sleep_at(entry, limit))
             if waiting and may_leave and entry.state is Residency.READY:
                 times.append(entry.state_since + policy.min_residency(entry))
         if self._rebalancing.could_load_more():

@@ -29,7 +29,8 @@ class Transitions:
         return Load(entry.name, devices, memory, may_sleep=entry.demand.sleep_footprint is not None)
 
     def loaded(self, entry: ModelState, levels: frozenset[SleepLevel], now: float) -> None:
-        entry.load_seconds = entry.became_ready_in = entry.transition_to(Residency.READY, now)
+        entry.load_seconds = entry.transition_to(Residency.READY, now)
+        entry.became_ready_in, entry.fell_asleep_in = entry.fell_asleep_in + entry.load_seconds, 0.0
         entry.ready_since = entry.last_used = now
         entry.sleep_levels = levels
         entry.failures = 0
@@ -81,7 +82,7 @@ class Transitions:
         assert entry.sleep_level is not None
         assert entry.demand.sleep_footprint is not None
         seconds = entry.transition_to(Residency.ASLEEP, now)
-        entry.sleep_seconds[entry.sleep_level] = seconds
+        entry.sleep_seconds[entry.sleep_level] = entry.fell_asleep_in = seconds
         before = entry.reserved
         residue = min(entry.demand.sleep_footprint.residue, entry.reserved)
         self._ledger.reserve(entry, entry.devices, residue)
@@ -102,7 +103,7 @@ class Transitions:
         assert entry.sleep_level is not None
         seconds = entry.transition_to(Residency.READY, now)
         entry.wake_seconds[entry.sleep_level] = seconds
-        entry.became_ready_in = policy.expected_sleep(entry, entry.sleep_level) + seconds
+        entry.became_ready_in, entry.fell_asleep_in = entry.fell_asleep_in + seconds, 0.0
         entry.ready_since = entry.last_used = now
         entry.sleep_level = None
         entry.wanted = entry.pinned
@@ -183,15 +184,16 @@ class Transitions:
     def leave_if_idle(self, entry: ModelState, now: float) -> list[Sleep | Unload]:
         """Put a model to sleep or unload it if it has had no prediction for long enough.
 
-        It falls asleep after half of ``idle_unload_after``, and is unloaded after the whole.
+        It falls asleep after half of ``idle_unload_after``, but not before the end of its minimum residency.
+        It is unloaded after the whole.
         """
         limit, idle_seconds = entry.demand.idle_unload_after, now - entry.last_used
         if limit is None:
             return []
         if now >= entry.last_used + limit:
             return [self.unload(entry, f"idle for {limit:g} s", now)]
-        sleep_at = entry.last_used + limit * policy.IDLE_SLEEP
-        if entry.state is Residency.READY and entry.can_sleep and now >= sleep_at:
+        may_sleep = entry.state is Residency.READY and entry.can_sleep
+        if may_sleep and now >= policy.idle_sleep_at(entry, limit):
             device = self._ledger.main_memory
             main_memory = 0 if device is None else self._ledger.free(device)
             level = policy.cheapest_sleep_level(entry, now, main_memory)

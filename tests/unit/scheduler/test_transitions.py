@@ -177,6 +177,29 @@ def test_an_idle_model_falls_asleep_before_it_is_unloaded() -> None:
     assert subject.reserved("gpu0") == subject.reserved("ram") == {}
 
 
+def test_an_idle_model_does_not_fall_asleep_before_its_minimum_residency_is_over() -> None:
+    subject = scheduler(model("a/a", idle_unload_after=30.0))
+    loaded(subject, "a/a", 20.0)
+    assert subject.next_wakeup(20.0) == 20.0 + LOAD
+    assert subject.decide(36.0) == []
+    assert subject.decide(20.0 + LOAD) == [Sleep("a/a", SleepLevel.KEPT, GIB, "idle for 20 s")]
+
+
+def test_falling_asleep_counts_for_the_residency_after_a_load_too() -> None:
+    """A sleeper that is unloaded before it wakes has spent that time in vain."""
+    subject = scheduler(model("a/a", idle_unload_after=60.0), model("b/b"))
+    loaded(subject, "a/a", 20.0)
+    assert [type(decision) for decision in subject.decide(50.0)] == [Sleep]
+    subject.asleep("a/a", 53.0)
+    assert [type(decision) for decision in subject.decide(80.0)] == [Unload]
+    subject.unloaded("a/a", 81.0)
+    loaded(subject, "a/a", 120.0)
+    subject.queued("p", "b/b", 120.0 + LOAD)
+    assert subject.decide(120.0 + LOAD) == []
+    assert subject.next_wakeup(122.5 + LOAD) == 123.0 + LOAD
+    assert [type(decision) for decision in subject.decide(123.0 + LOAD)] == [Sleep]
+
+
 def test_a_sleeper_is_unloaded_when_it_is_sent_away() -> None:
     subject = scheduler(model("a/a", idle_unload_after=40.0))
     loaded(subject, "a/a", 20.0)
