@@ -158,18 +158,17 @@ def signed_in(browser: Browser, appliance: Appliance) -> Any:
 
 
 @pytest.fixture
-def page(browser: Browser, appliance: Appliance) -> Iterator[Page]:
-    """A page of a signed-in browser; what it does not like fails the test."""
-    with watched(browser, appliance.url) as page:
-        sign_in(page, TOKEN)
+def page(browser: Browser, appliance: Appliance, signed_in: Any) -> Iterator[Page]:
+    """An empty page of a signed-in browser; what it does not like fails the test."""
+    with watched(browser, appliance.url, storage_state=signed_in) as page:
         yield page
 
 
 @pytest.fixture
-def phone(browser: Browser, appliance: Appliance) -> Iterator[Page]:
+def phone(browser: Browser, appliance: Appliance, signed_in: Any) -> Iterator[Page]:
     """The same as wide as a phone."""
-    with watched(browser, appliance.url, viewport={"width": 390, "height": 844}) as page:
-        sign_in(page, TOKEN)
+    size = {"width": 390, "height": 844}
+    with watched(browser, appliance.url, viewport=size, storage_state=signed_in) as page:
         yield page
 
 

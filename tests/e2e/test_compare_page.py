@@ -41,6 +41,7 @@ def succeeded(page: Page, count: int) -> None:
 
 
 def test_settings_are_compared_and_back_and_reload_restore_results(page: Page) -> None:
+    page.goto("/explore")
     page.get_by_role("link", name="Compare").click()
     expect(page.get_by_role("heading", name="Compare")).to_be_visible()
     page.locator("#prompt").fill(HOSTILE)

@@ -16,8 +16,10 @@ pytestmark = pytest.mark.e2e
 
 
 def test_one_signs_in_finds_a_model_and_signs_out(page: Page) -> None:
+    page.context.clear_cookies()
     cards = page.locator("#cards .card")
     search = page.get_by_label("Search models")
+    sign_in(page, TOKEN)
     expect(cards.filter(has_text="tiny-shapes")).to_be_visible()
     search.fill("small languege")
     expect(cards).to_have_count(1)
@@ -49,6 +51,7 @@ def test_one_signs_in_finds_a_model_and_signs_out(page: Page) -> None:
 
 def test_cards_show_a_new_state_by_themselves(page: Page, client: httpx.Client) -> None:
     client.post("/admin/models/test/files/unload")
+    page.goto("/explore")
     card = page.locator("#cards .card").filter(has_text="test/files")
     expect(card.locator(".badge", has_text="not loaded")).to_be_visible()
     client.post("/admin/models/test/files/load")
@@ -81,6 +84,7 @@ def test_a_page_that_is_left_by_signing_out_asks_for_nothing_more(page: Page) ->
 
 
 def test_it_fits_on_a_phone(phone: Page) -> None:
+    phone.goto("/explore")
     expect(phone.locator(".card").first).to_be_visible()
     width = phone.evaluate("document.documentElement.scrollWidth")
     assert width <= 390

@@ -84,6 +84,7 @@ def check(page: Page, path: str, wrong: list[str]) -> None:
 
 def test_the_colours_are_chosen_and_kept_on_all_pages(page: Page) -> None:
     page.emulate_media(color_scheme="light")
+    page.goto("/explore")
     colour = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(colour)
     page.locator(".menu > summary").click()

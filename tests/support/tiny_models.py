@@ -68,7 +68,18 @@ def _bert(folder: Path, kind: str, labels: list[str] | None = None, **more: Any)
 
 
 def learn(model: Any, loss: Callable[[], Any], rate: float, *, below: float = 0.02) -> None:
-    """Train until it has learned it; how soon that is differs with the number of threads that compute."""
+    """Train until it has learned it, on one thread: with models this small, several are slower."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _learn(model, loss, rate, below)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _learn(model: Any, loss: Callable[[], Any], rate: float, below: float) -> None:
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
