@@ -6,6 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
+from appliance.store.audit import AuditFilter, AuditTable
 from appliance.store.conversations import ConversationTable, ConversationWrite
 from appliance.store.database import Durability
 from appliance.store.deletions import Deletions
@@ -30,6 +31,7 @@ from appliance.store.webhooks import WebhookTable
 
 __all__ = [
     "RETRY_STORE",
+    "AuditFilter",
     "ConversationWrite",
     "Cursor",
     "Delivery",
@@ -53,6 +55,7 @@ class Store(PredictionTable, VersionTable, TokenTable, WebhookTable, Deletions):
 
     def __init__(self, path: Path, *, durability: Durability = "full") -> None:
         super().__init__(path, durability=durability)
+        self.audit = AuditTable(self, path)
         self.conversations = ConversationTable(self)
         self.files = FileTable(self)
         self.memory_profiles = MemoryProfileTable(self)

@@ -11,8 +11,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
+from appliance.domain.audit import Act
 from appliance.domain.errors import StoreError
-from appliance.store import rows
+from appliance.store import audit_chain, rows
 from appliance.store.database import Durability, connect, connect_reader, store_error, upgrade
 from appliance.store.owner import OwnerLock
 from appliance.store.queries import QUERIES
@@ -112,6 +113,32 @@ class Connections:
         if self._writer is None:
             raise StoreError(f"{self._path}: the store is not open")
         return self._writer.put(action, short=short, alone=alone)
+
+    def audited(self, action: Action[T], act: Act | None) -> asyncio.Future[T]:
+        """Queue a write, and store the record of ``act`` in the same transaction.
+
+        If ``action`` raises StoreError, there is no record. ``act`` is None for a write that is not in the
+        audit log.
+        """
+        if act is None:
+            return self.write(action)
+
+        def both(connection: sqlite3.Connection) -> T:
+            value = action(connection)
+            audit_chain.append(connection, act)
+            return value
+
+        return self.with_head(self.write(both))
+
+    def with_head(self, write: asyncio.Future[T]) -> asyncio.Future[T]:
+        """Write the newest audit record into the file beside the database, once ``write`` is committed."""
+
+        def committed(write: asyncio.Future[T]) -> None:
+            if not write.cancelled() and write.exception() is None and self._inline is not None:
+                audit_chain.write_head(self._path, self._inline)
+
+        write.add_done_callback(committed)
+        return write
 
     def row(self, query: str, parameters: Parameters) -> rows.Row | None:
         """Read one row on the event loop; use this only for queries that an index answers."""

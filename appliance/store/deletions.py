@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from typing import Final
 
+from appliance.domain.audit import Act
 from appliance.store import rows
 from appliance.store.database import shrink
 from appliance.store.queries import QUERIES
@@ -32,7 +33,7 @@ class Deletions(Unindexed):
         self.index()
         return self.write(action)
 
-    def remove_data_of(self, id: str) -> asyncio.Future[list[str]]:
+    def remove_data_of(self, id: str, act: Act | None = None) -> asyncio.Future[list[str]]:
         """Delete the same as ``remove_data``, of one prediction that has ended, even if it is an example."""
 
         def action(connection: sqlite3.Connection) -> list[str]:
@@ -40,7 +41,7 @@ class Deletions(Unindexed):
             return _empty(connection, found.fetchall())
 
         self.index()
-        return self.write(action)
+        return self.audited(action, act)
 
     def remove_files_over(self, limit: int, batch: int) -> asyncio.Future[list[str]]:
         """Delete data of the oldest predictions until output files take at most ``limit`` bytes.
@@ -64,7 +65,7 @@ class Deletions(Unindexed):
         self.index()
         return self.write(action)
 
-    def remove_version(self, id: str, model: str) -> asyncio.Future[list[str]]:
+    def remove_version(self, id: str, model: str, act: Act | None = None) -> asyncio.Future[list[str]]:
         """Delete a version and its predictions; return the ids of the predictions."""
 
         def action(connection: sqlite3.Connection) -> list[str]:
@@ -77,7 +78,7 @@ class Deletions(Unindexed):
             return removed
 
         self.index()
-        return self.write(action)
+        return self.audited(action, act)
 
 
 def _empty(connection: sqlite3.Connection, found: list[tuple[int, str]]) -> list[str]:

@@ -484,3 +484,55 @@ DELETE FROM conversations WHERE id = :id AND owner = :owner;
 -- Delete conversations that were last changed before a time.
 DELETE FROM conversations
 WHERE id IN (SELECT id FROM conversations WHERE updated_at < :before ORDER BY updated_at LIMIT :limit);
+
+-- query: audit_end
+-- The newest record of the audit log.
+SELECT number, hash FROM audit WHERE number > 0 ORDER BY number DESC LIMIT 1;
+
+-- query: insert_audit
+-- A new record of the audit log.
+INSERT INTO audit (number, body, previous, hash) VALUES (:number, :body, :previous, :hash);
+
+-- query: audit_hash
+-- The hash of one record.
+SELECT hash FROM audit WHERE number = :number;
+
+-- query: audit_position
+-- A position in the chain.
+SELECT number, hash FROM audit_positions WHERE name = :name;
+
+-- query: put_audit_position
+-- Set a position in the chain.
+INSERT INTO audit_positions (name, number, hash) VALUES (:name, :number, :hash)
+ON CONFLICT (name) DO UPDATE SET number = excluded.number, hash = excluded.hash;
+
+-- query: audit_after
+-- Records after a number, oldest first.
+SELECT body, previous, hash FROM audit WHERE number > :number ORDER BY number LIMIT :limit;
+
+-- query: audit_rows
+-- All records, in order, to verify them.
+SELECT number, body, previous, hash FROM audit WHERE number > 0 ORDER BY number;
+
+-- query: audit_before
+-- Records before a number that match all filters, newest first. `who` is an account, a token or an address.
+SELECT body, previous, hash FROM audit
+WHERE number < :number
+    AND (:who IS NULL OR owner = :who OR token = :who OR json_extract(body, '$.address') = :who)
+    AND (:action IS NULL OR action = :action OR action GLOB :action || '.*')
+    AND (:object IS NULL OR instr(object, :object) > 0)
+    AND (:since IS NULL OR at >= :since)
+    AND (:until IS NULL OR at < :until)
+ORDER BY number DESC LIMIT :limit;
+
+-- query: audit_first_since
+-- The number of the oldest record since a time.
+SELECT number FROM audit WHERE number > 0 AND at >= :since ORDER BY number LIMIT 1;
+
+-- query: audit_last_before
+-- The newest record before a number.
+SELECT number, hash FROM audit WHERE number < :number ORDER BY number DESC LIMIT 1;
+
+-- query: delete_audit
+-- Delete records up to a number.
+DELETE FROM audit WHERE number <= :number;

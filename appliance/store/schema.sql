@@ -473,3 +473,38 @@ CREATE TABLE conversations (
 CREATE INDEX conversations_by_owner
 ON conversations (owner, updated_at, id, title, model, created_at, revision, size);
 CREATE INDEX conversations_by_change ON conversations (updated_at);
+
+-- step: 17
+-- The audit log.
+
+-- The body is canonical JSON. The hash is made of the previous hash and the body, so both are stored as text.
+CREATE TABLE audit (
+    number   INTEGER PRIMARY KEY,
+    body     TEXT NOT NULL,
+    previous TEXT NOT NULL,
+    hash     TEXT NOT NULL,
+    at       TEXT GENERATED ALWAYS AS (json_extract(body, '$.at')) VIRTUAL,
+    action   TEXT GENERATED ALWAYS AS (json_extract(body, '$.action')) VIRTUAL,
+    object   TEXT GENERATED ALWAYS AS (json_extract(body, '$.object')) VIRTUAL,
+    owner    TEXT GENERATED ALWAYS AS (json_extract(body, '$.owner')) VIRTUAL,
+    token    TEXT GENERATED ALWAYS AS (json_extract(body, '$.token')) VIRTUAL
+);
+
+-- Positions in the chain: `deleted` is the last record that was deleted because of its age, `shipped` the last
+-- one that was sent to a file or to syslog.
+CREATE TABLE audit_positions (
+    name   TEXT PRIMARY KEY,
+    number INTEGER NOT NULL,
+    hash   TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
+BEGIN
+    SELECT RAISE(ABORT, 'records of the audit log cannot be changed');
+END;
+
+CREATE TRIGGER audit_is_not_deleted BEFORE DELETE ON audit
+WHEN OLD.number > coalesce((SELECT number FROM audit_positions WHERE name = 'deleted'), 0)
+BEGIN
+    SELECT RAISE(ABORT, 'records of the audit log cannot be deleted before their retention ends');
+END;

@@ -1,0 +1,208 @@
+"""The audit log: its chain shows every change, and concurrent writers and crashes leave it whole."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from appliance.domain import audit
+from appliance.domain.audit import Act
+from appliance.domain.errors import StoreError
+from appliance.domain.token import Scope, Token
+from appliance.store import Store
+from appliance.store.audit_chain import head_file
+from tests.support.store_files import created
+
+TOKEN = Token(id="key", name="key", owner="me", digest="0" * 64, created_at=1.0, scope=Scope.ADMIN)
+
+_WRITER = """
+import asyncio, sys
+from pathlib import Path
+from appliance.domain.audit import Act
+from appliance.store import Store
+
+async def main(path, name, most):
+    store = Store(Path(path))
+    await store.open()
+    for number in range(int(most)):
+        await store.audit.record(Act(action="test.write", object=f"{name}-{number}"))
+        print(number, flush=True)
+    await store.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    store = await created(tmp_path / "appliance.db")
+    yield store
+    await store.close()
+
+
+async def filled(store: Store, records: int = 5) -> None:
+    for number in range(records):
+        await store.audit.record(Act(action="model.load", object=f"acme/m{number}", owner="me"))
+
+
+def damage(path: Path, *statements: str) -> None:
+    """Change the table as somebody with access to the file can."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("DROP TRIGGER audit_is_not_changed")
+    connection.execute("DROP TRIGGER audit_is_not_deleted")
+    for statement in statements:
+        connection.execute(statement)
+    connection.close()
+
+
+async def test_records_are_chained_and_filtered(store: Store) -> None:
+    await filled(store)
+    await store.audit.record(Act(action="token.create", object="x", owner="you", token="t", address="::1"))
+    verdict = await store.audit.verify()
+    assert (verdict.first, verdict.last, verdict.finding) == (1, 6, None)
+    newest = await store.audit.newest(limit=2, filters={})
+    assert [each.number for each in newest] == [6, 5]
+    assert newest[0].previous == newest[1].hash
+    for filters in ({"who": "you"}, {"who": "t"}, {"who": "::1"}, {"action": "token"}, {"object": "x"}):
+        found = await store.audit.newest(limit=9, filters=filters)  # type: ignore[arg-type]
+        assert [each.number for each in found] == [6], filters
+    assert await store.audit.newest(limit=9, filters={"until": newest[1].at, "action": "token"}) == []
+    assert len(await store.audit.newest(limit=9, filters={"since": newest[1].at})) == 2
+    assert [each.number for each in await store.audit.newest(before=3, limit=9, filters={})] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("statements", "number", "problem"),
+    [
+        (["UPDATE audit SET body = replace(body, 'm2', 'm9') WHERE number = 3"], 3, "was changed"),
+        (["DELETE FROM audit WHERE number = 3"], 3, "is missing"),
+        (["DELETE FROM audit WHERE number = 1"], 1, "is missing"),
+        (["DELETE FROM audit WHERE number >= 4"], 4, "is missing: according to"),
+        (["DELETE FROM audit"], 1, "is missing: according to"),
+        (
+            [
+                "UPDATE audit SET number = 99 WHERE number = 2",
+                "UPDATE audit SET number = 2 WHERE number = 3",
+                "UPDATE audit SET number = 3 WHERE number = 99",
+            ],
+            2,
+            "does not follow",
+        ),
+    ],
+)
+async def test_a_changed_removed_or_moved_record_is_found(
+    store: Store, tmp_path: Path, statements: list[str], number: int, problem: str
+) -> None:
+    await filled(store)
+    damage(tmp_path / "appliance.db", *statements)
+    finding = (await store.audit.verify()).finding
+    assert finding is not None
+    assert finding.number == number
+    assert finding.problem.startswith(problem)
+
+
+async def test_records_after_removed_ones_hide_nothing(store: Store, tmp_path: Path) -> None:
+    await filled(store)
+    damage(tmp_path / "appliance.db", "DELETE FROM audit WHERE number >= 4")
+    await filled(store, 6)
+    finding = (await store.audit.verify()).finding
+    assert finding is not None
+    assert (finding.number, finding.problem.partition(":")[0]) == (5, "was replaced")
+
+
+async def test_a_missing_file_of_the_newest_hash_is_found(store: Store, tmp_path: Path) -> None:
+    await filled(store)
+    head_file(tmp_path / "appliance.db").unlink()
+    finding = (await store.audit.verify()).finding
+    assert finding is not None
+    assert "is missing" in finding.problem
+
+
+async def test_sql_cannot_change_or_delete_records(store: Store, tmp_path: Path) -> None:
+    await filled(store)
+    connection = sqlite3.connect(tmp_path / "appliance.db")
+    for statement in ("UPDATE audit SET body = '{}'", "DELETE FROM audit"):
+        with pytest.raises(sqlite3.IntegrityError, match="audit log"):
+            connection.execute(statement)
+    connection.close()
+
+
+async def test_the_chain_continues_over_deleted_records(store: Store) -> None:
+    await filled(store)
+    await asyncio.sleep(0.01)
+    now = time.time()
+    await filled(store, 2)
+    assert await store.audit.remove_before(now) == 5
+    assert await store.audit.remove_before(now) == 0
+    verdict = await store.audit.verify()
+    assert (verdict.first, verdict.last, verdict.finding) == (6, 8, None)
+    (newest,) = await store.audit.newest(limit=1, filters={})
+    assert (newest.action, newest.object) == ("audit.expire", "1-5")
+
+
+async def test_a_change_and_its_record_are_one_transaction(store: Store) -> None:
+    await store.add_token(TOKEN, Act(action="token.create", object="key"))
+    with pytest.raises(StoreError, match="exists already"):
+        await store.add_token(TOKEN, Act(action="token.create", object="key"))
+    assert await store.revoke_token("other", Act(action="token.revoke", object="other")) is None
+    await store.revoke_token("key", Act(action="token.revoke", object="key"))
+    actions = [each.action for each in await store.audit.newest(limit=9, filters={})]
+    assert actions == ["token.revoke", "token.create"]
+
+
+async def test_secrets_are_not_stored(store: Store, tmp_path: Path) -> None:
+    secret = "apl_" + "x" * 40
+    after = {"models": [{"environment": {"HF_TOKEN": "hf_abcdefghijk"}}], "url": "https://me:pw@example.org/"}
+    await store.audit.record(Act(action="a", object=f"/admin/tokens/{secret}", after=after))
+    (record,) = await store.audit.newest(limit=1, filters={})
+    assert record.object == f"/admin/tokens/{audit.HIDDEN}"
+    for text in (secret, "hf_abcdefghijk", "me:pw"):
+        assert text not in record.body
+
+
+async def test_concurrent_processes_write_one_chain(tmp_path: Path) -> None:
+    path = tmp_path / "appliance.db"
+    store = await created(path)
+    command = [sys.executable, "-c", _WRITER, str(path)]
+    writers = [
+        subprocess.Popen([*command, name, "20"], stdout=subprocess.DEVNULL) for name in ("first", "second")
+    ]
+    await asyncio.gather(
+        *(store.audit.record(Act(action="test.write", object=f"own-{number}")) for number in range(20))
+    )
+    for writer in writers:
+        assert await asyncio.to_thread(writer.wait) == 0
+    verdict = await store.audit.verify()
+    await store.close()
+    assert (verdict.first, verdict.last, verdict.finding) == (1, 60, None)
+
+
+async def test_a_killed_process_leaves_a_valid_chain(tmp_path: Path) -> None:
+    path = tmp_path / "appliance.db"
+    await (await created(path)).close()
+    writer = subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(path), "x", "1000000"], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    confirmed = 0
+    while confirmed < 50:
+        confirmed = int(await asyncio.to_thread(writer.stdout.readline))
+    os.kill(writer.pid, signal.SIGKILL)
+    with writer.stdout:
+        rest = await asyncio.to_thread(writer.stdout.read)
+    writer.wait()
+    store = await created(path)
+    verdict = await store.audit.verify()
+    await store.close()
+    written = [int(line) for line in rest.splitlines() if line.strip()]
+    assert verdict.finding is None
+    assert verdict.last >= max([confirmed, *written]) + 1
