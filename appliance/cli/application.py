@@ -10,6 +10,7 @@ import typer
 from appliance import __version__
 from appliance.cli import (
     adding,
+    audit,
     backup,
     bench,
     bundle,
@@ -76,7 +77,12 @@ for _command in (
     app.command()(_command)
 app.command()(transfer.export)
 app.command("import")(transfer.import_)
-for _name, _group in {"token": tokens.group, "webhook": webhooks.group, "file": files.group}.items():
+for _name, _group in {
+    "token": tokens.group,
+    "webhook": webhooks.group,
+    "file": files.group,
+    "audit": audit.group,
+}.items():
     app.add_typer(_group, name=_name)
 
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from appliance.cli.acts import command
 from appliance.cli.options import ConfigOption, HomeOption, config_path, home_folder, load_config
+from appliance.cli.tokens import with_store
 from appliance.domain.units import readable_bytes
 from appliance.driver import permissions
 
@@ -45,6 +47,7 @@ def backup(
     permissions.restrict()
     with _progress() as progress:
         saved = backups.create(folder, file.absolute(), files, progress)
+    with_store(config, home, lambda store: store.audit.record(command("backup.create", str(file.absolute()))))
     for lost in saved.lost:
         typer.secho(f"not saved, because it is missing on the disk: {folder / lost}", fg="yellow", err=True)
     typer.echo(f"{file}: {saved.manifest.members} files, {readable_bytes(saved.size)}")
@@ -69,14 +72,17 @@ def restore(
     permissions.restrict()
     with _progress() as progress:
         manifest = restoring.restore(file.absolute(), folder, progress)
+    with_store(
+        config, folder, lambda store: store.audit.record(command("backup.restore", str(file.absolute())))
+    )
     typer.echo(
         f"{folder}: restored {manifest.members} files, saved at {manifest.created_at} by appliance "
         f"{manifest.appliance}"
     )
     saved = folder / "config" / configuration.CONFIG_FILE
     if saved.exists():
-        command = ["appliance", "serve", "--home", str(folder), "--config", str(saved)]
-        typer.echo(f"start it with: {shlex.join(command)}")
+        start = ["appliance", "serve", "--home", str(folder), "--config", str(saved)]
+        typer.echo(f"start it with: {shlex.join(start)}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 import typer
 
+from appliance.cli.acts import command
 from appliance.cli.options import ConfigOption, HomeOption, finite, load_config, port
 from appliance.cli.tokens import with_store
 from appliance.domain.errors import NotFound
@@ -40,6 +41,7 @@ def link(
         file = await store.files.get(id)
         if file is None or file.prediction is not None:
             raise NotFound(f"there is no upload with the id {id}: GET /v1/files lists the uploads")
+        await store.audit.record(command("file.link", file.id, {"hours": hours}))
         secret = await file_store.signing_secret(store.files)
         expiry = int(time.time() + 3600 * hours)
         signature = file_store.signature(secret, file.owner, file.id, expiry)

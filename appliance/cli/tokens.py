@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from appliance.cli.acts import command
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config, print_json
 from appliance.domain import token
 from appliance.domain.errors import ApplianceError
@@ -49,7 +50,14 @@ def create(
         created_at=time.time(),
         scope=scope,
     )
-    with_store(config, home, lambda store: store.add_token(created))
+    with_store(
+        config,
+        home,
+        lambda store: store.add_token(
+            created,
+            command("token.create", created.id, {"name": name, "owner": owner, "scope": scope.value}),
+        ),
+    )
     if as_json:
         typer.echo(json.dumps({**_shown(created), "token": secret}))
     else:
@@ -80,7 +88,7 @@ def revoke(
     home: HomeOption = None,
 ) -> None:
     """Revoke a token. A running appliance refuses the token within a second."""
-    revoked = with_store(config, home, lambda store: store.revoke_token(id))
+    revoked = with_store(config, home, lambda store: store.revoke_token(id, command("token.revoke", id)))
     if revoked is None:
         raise ApplianceError(f"there is no token with the id {id}: `appliance token list` shows the ids")
     typer.echo(f"token {id} ({revoked.name}) is revoked")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from appliance.cli.acts import command
 from appliance.cli.options import ConfigOption, HomeOption, load_config
 from appliance.cli.remote import UrlOption, appliance_url
 from appliance.cli.tokens import with_store
@@ -41,7 +42,13 @@ def export(
         raise ApplianceError(f"{file} cannot be written: {error.strerror}") from error
     try:
         with os.fdopen(descriptor, "wb") as out:
-            written, unfinished = with_store(config, home, lambda store: transfer.export(store, out, base))
+
+            async def write(store: Store) -> tuple[int, int]:
+                counts = await transfer.export(store, out, base)
+                await store.audit.record(command("predictions.export", str(file), {"predictions": counts[0]}))
+                return counts
+
+            written, unfinished = with_store(config, home, write)
     except BaseException as error:
         file.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -68,7 +75,9 @@ def import_(
     transfer.check(file)
 
     async def load(store: Store) -> Imported:
-        return await transfer.load(store, file, account)
+        found = await transfer.load(store, file, account)
+        await store.audit.record(command("predictions.import", str(file), {"predictions": found.added}))
+        return found
 
     imported = with_store(config, home, load)
     typer.echo(f"{imported.added} predictions imported, {imported.present} skipped, already in the database")

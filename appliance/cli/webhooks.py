@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from appliance.cli.acts import command
 from appliance.cli.options import ConfigOption, HomeOption, finite, load_config
 from appliance.cli.tokens import with_store
 
@@ -61,6 +62,7 @@ def rotate(
     async def replace(store: Store) -> None:
         await store.claim_webhook_keys(account)
         await store.add_webhook_key(owner or account, key, time.time(), 3600 * keep)
+        await store.audit.record(command("webhook_key.replace", owner or account))
 
     with_store(config, home, replace)
     typer.echo(key)

@@ -13,6 +13,7 @@ from appliance.config.changes import Changes, Report, compare
 from appliance.config.problems import Problem, config_error, conflicts, from_pydantic
 from appliance.config.redact import redact, secrets
 from appliance.config.sections import (
+    AuditConfig,
     CollectionConfig,
     Config,
     FilesConfig,
@@ -36,6 +37,7 @@ from appliance.runners.model_config import (
 
 __all__ = [
     "CONFIG_FILE",
+    "AuditConfig",
     "BuiltCogOptions",
     "BuiltinSource",
     "Changes",

@@ -19,6 +19,7 @@ from appliance.domain.values import (
     PathOrUrl,
     PublicUrl,
     Seconds,
+    SyslogAddress,
 )
 from appliance.runners import model_configs
 from appliance.runners.model_config import ModelConfig
@@ -185,6 +186,25 @@ class RetentionConfig(Section):
     )
 
 
+class AuditConfig(Section):
+    """The audit log: records of administrative acts and of refused requests."""
+
+    retention: Annotated[Seconds, Field(gt=0)] | None = Field(
+        default=365 * 86400.0,
+        description="Time until a record is deleted; null keeps records forever. Default: a year.",
+    )
+    file: FilePath | None = Field(
+        default=None,
+        description="File to which each record is also appended, as a line of JSON. A relative path is "
+        "resolved against the folder of this file. Default: none.",
+    )
+    syslog: SyslogAddress | None = Field(
+        default=None,
+        description="Syslog server that also gets each record, in the format of RFC 5424: udp://host:port, "
+        "or the absolute path of a Unix socket such as /dev/log. Default: none.",
+    )
+
+
 class PricesConfig(Section):
     """Prices of predictions, by hardware."""
 
@@ -306,6 +326,7 @@ class Config(Section):
     server: ServerConfig = subsection(ServerConfig(), "Bind address, account, data folder.")
     limits: LimitsConfig = subsection(LimitsConfig(), "Limits on requests, queues, loads and predictions.")
     retention: RetentionConfig = subsection(RetentionConfig(), "How long data is kept.")
+    audit: AuditConfig = subsection(AuditConfig(), "Records of administrative acts and refused requests.")
     files: FilesConfig = subsection(FilesConfig(), "Uploads, outputs and inputs that are files.")
     code: CodeConfig = subsection(CodeConfig(), "Permission to run code of Cog projects.")
     egress: EgressConfig = subsection(

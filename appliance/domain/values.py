@@ -38,6 +38,7 @@ _ALIAS: Final = re.compile(rf"(?:{_NAME.pattern}|{_SHORT_NAME.pattern})")
 _DEVICE: Final = re.compile(r"[a-z0-9]([a-z0-9:._-]*[a-z0-9])?")
 _VARIABLE: Final = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\}?)")
 _PUBLIC_URL: Final = re.compile(r"https?://[^\s/?#]+(/[A-Za-z0-9._~-]+)*/?")
+_SYSLOG: Final = re.compile(r"udp://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})|/[^\0]*[^\0/]")
 _HTTP_URL: Final = re.compile(r"https?://[^\s/?#]+[^\s]*")
 
 
@@ -99,6 +100,15 @@ def _device(value: str) -> str:
         raise PydanticCustomError(
             "name",
             'should be of lowercase letters, digits, and between them "-", "_", "." or ":", such as "gpu:0"',
+        )
+    return value
+
+
+def _syslog(value: str) -> str:
+    match = _SYSLOG.fullmatch(value)
+    if match is None or (match["port"] and not 0 < int(match["port"]) < 65536):
+        raise PydanticCustomError(
+            "syslog", "should be udp://host:port, or the absolute path of a Unix socket such as /dev/log"
         )
     return value
 
@@ -182,6 +192,7 @@ ModelName = Annotated[str, AfterValidator(_name), _pattern(_NAME)]
 Alias = Annotated[str, AfterValidator(_alias), _pattern(_ALIAS)]
 DeviceName = Annotated[str, AfterValidator(_device), _pattern(_DEVICE)]
 NetworkName = Annotated[str, AfterValidator(_network)]
+SyslogAddress = Annotated[str, AfterValidator(_syslog), _pattern(_SYSLOG)]
 HttpUrl = Annotated[str, AfterValidator(_http_url), _pattern(_HTTP_URL)]
 PublicUrl = Annotated[str, AfterValidator(_public_url), _pattern(_PUBLIC_URL)]
 PathOrUrl = Annotated[str, BeforeValidator(_path_or_url), WithJsonSchema({"type": "string", "minLength": 1})]

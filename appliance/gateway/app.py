@@ -42,6 +42,7 @@ from appliance.machine.disk import Storage
 from appliance.machine.gpus import Gpus
 from appliance.machine.memory_use import device_usage
 from appliance.observability import logs, tracing
+from appliance.observability.audit_log import AuditLog
 from appliance.observability.history import History
 from appliance.observability.metrics import Metrics
 from appliance.observability.slow_predictions import SlowPredictions
@@ -124,6 +125,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         config=config,
         catalogue=models,
         store=store,
+        audit=AuditLog(store, config.audit),
         engine=engine,
         auth=Auth(store, run_tokens, engine.running),
         rate_limits=RateLimits(
@@ -178,6 +180,7 @@ class Gateway:
         await self._services.files.close()
         if self._services.tracing is not None:
             await self._services.tracing.close()
+        await self._services.audit.close()
         await self._services.store.close()
         await self._api.close()
         self._server.should_exit = True
@@ -202,6 +205,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     await services.trainings.fill(services.catalogue)
     await services.webhooks.start()
     services.retention.start()
+    services.audit.start()
     await services.engine.deployed()
     await services.engine.start()
     services.sampler.start(services.engine.status)

@@ -21,6 +21,9 @@ _TIMEOUT: Final = httpx.Timeout(None, connect=10.0)
 #: Characters that need no quotation in a path.
 _PATH: Final = "/!$&'()*+,;=:@~-._"
 
+#: Header of the browser's address, signed by the gateway, for the audit log.
+BROWSER: Final = "x-appliance-client"
+
 T = TypeVar("T")
 
 
@@ -43,12 +46,20 @@ class Api:
             event_hooks={"response": [content_encodings.refuse_async]},
         )
 
-    def caller(self, token: str, base_url: str, before_run: Callable[[], None] | None = None) -> Caller:
+    def caller(
+        self,
+        token: str,
+        base_url: str,
+        before_run: Callable[[], None] | None = None,
+        browser: str = "",
+    ) -> Caller:
         """Return a client that uses ``token``. ``base_url`` is the URL of the appliance in the browser.
+
+        ``browser`` is the address of the browser as the gateway has written it into the header ``BROWSER``.
 
         ``before_run`` is called before each prediction is created, and raises an error to refuse it.
         """
-        return Caller(self._http, token, base_url, before_run)
+        return Caller(self._http, token, base_url, before_run, browser)
 
     async def file(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
         """Open an output file, for which no token is needed. The caller reads and closes the response.
@@ -73,6 +84,7 @@ class Caller:
         token: str,
         base_url: str,
         before_run: Callable[[], None] | None = None,
+        browser: str = "",
     ) -> None:
         self.base_url = base_url
         self._before_run = before_run
@@ -80,6 +92,8 @@ class Caller:
         host = rest.partition("/")[0]
         # URLs in responses are for the browser, so the API must see the host that the browser uses.
         forwarded = {"host": host, "x-forwarded-host": host, "x-forwarded-proto": scheme}
+        if browser:
+            forwarded[BROWSER] = browser
         encoded = {name.encode(): value.encode() for name, value in forwarded.items()}
         self._headers = httpx.Headers(api_client.authorization(token) | encoded)
         self._http = http

@@ -151,7 +151,7 @@ class Server:
         if path == "/signin":
             return await self._sign_in(request)
         if path == "/signout":
-            return self._sign_out(request)
+            return await self._sign_out(request)
         user = await self._sessions.of(request)
         if path == _BEAT:
             return JSONResponse({"session": user is not None}, headers={"cache-control": "no-store"})
@@ -208,11 +208,11 @@ class Server:
             next=then,
         )
 
-    def _sign_out(self, request: Request) -> Response:
+    async def _sign_out(self, request: Request) -> Response:
         if request.method != "POST":
             return _redirect(request, "/")
         answer = _redirect(request, "/signin")
-        self._sessions.sign_out(request, answer)
+        await self._sessions.sign_out(request, answer)
         return answer
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from appliance.domain.errors import ApplianceError, Unauthenticated
 from appliance.protocols.admin_types import MeResponse
-from appliance.ui.client import Api, Caller
+from appliance.ui.client import BROWSER, Api, Caller
 
 LIFETIME: Final = 7 * 86400  # seconds until a user must sign in again
 #: Seconds for which a token counts as valid after the API has accepted it.
@@ -72,12 +72,14 @@ class Sessions:
             secret = self._fernet.decrypt(encrypted.encode(errors="replace"), ttl=LIFETIME).decode()
         except InvalidToken:
             return None
-        return await self._session(secret, base_url(request))
+        return await self._session(secret, request)
 
     async def sign_in(self, secret: str, request: Request, response: Response) -> bool:
         """Return whether ``secret`` is a valid token; if so, set the session cookie on ``response``."""
-        if not secret or not secret.isprintable() or await self._session(secret, base_url(request)) is None:
+        found = await self._session(secret, request) if secret and secret.isprintable() else None
+        if found is None:
             return False
+        await found.caller.post("/admin/signins")
         response.set_cookie(
             self.cookie,
             self._fernet.encrypt(secret.encode()).decode(),
@@ -89,11 +91,20 @@ class Sessions:
         )
         return True
 
-    def sign_out(self, request: Request, response: Response) -> None:
+    async def sign_out(self, request: Request, response: Response) -> None:
+        """Delete the session cookie on ``response``.
+
+        Raises:
+            ApplianceError: the API does not answer.
+        """
+        found = await self.of(request)
+        if found is not None:  # the token may be revoked
+            await found.caller.post("/admin/signouts")
         response.delete_cookie(self.cookie, path=prefix(request) or "/", httponly=True, samesite="lax")
 
-    async def _session(self, secret: str, base_url: str) -> Session | None:
-        caller = self._api.caller(secret, base_url)
+    async def _session(self, secret: str, request: Request) -> Session | None:
+        browser = request.headers.get(BROWSER, "")
+        caller = self._api.caller(secret, base_url(request), browser=browser)
         digest = hashlib.sha256(secret.encode()).hexdigest()
         now = time.monotonic()
         known = self._known.get(digest)

@@ -18,6 +18,7 @@ from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine.disk import Storage
+from appliance.observability.audit_log import AuditLog
 from tests.support.engine_bench import DEVICES, Bench
 
 SECRET = "a secret with spaces"
@@ -38,6 +39,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         config=config,
         catalogue=bench.catalogue,
         store=bench.store,
+        audit=AuditLog(bench.store, config.audit),
         engine=bench.engine,
         auth=Auth(bench.store, bench.run_tokens, bench.engine.running),
         rate_limits=RateLimits(requests=None, predictions=None),

@@ -16,9 +16,10 @@ from starlette.routing import Match, Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from appliance.domain.errors import ApplianceError, BadRequest, DiskFull, MethodNotAllowed, NotFound
-from appliance.gateway.api import errors, reference, requests
+from appliance.gateway.api import audit, errors, reference, requests
 from appliance.gateway.api.admin import (
     additions,
+    audit_records,
     builds,
     config_files,
     conversations,
@@ -77,6 +78,7 @@ ROUTES: Final = (
     *model_logs.ROUTES,
     *tokens.ROUTES,
     *settings.ROUTES,
+    *audit_records.ROUTES,
     *usage.ROUTES,
     *examples.ROUTES,
     *conversations.ROUTES,
@@ -186,12 +188,16 @@ class Application:
                 return
         inner = {**scope, "path": _normalized(scope["path"])}
         status: int | None = None
+        problem: ApplianceError | None = None
         began = time.perf_counter()
 
         async def send_and_record(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                await audit.respond(self.services, inner, message["status"], problem)
                 status = message["status"]
+                if (id := audit.request_id(inner)) is not None:
+                    MutableHeaders(scope=message).setdefault("x-request-id", id)
                 _add_rate_limit(message, inner.get(requests.RATE_LIMIT))
             await send(message)
 

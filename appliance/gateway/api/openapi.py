@@ -14,6 +14,7 @@ from appliance.gateway.api.openapi_operations import ANY_JSON, CREATED, OPEN, OP
 from appliance.protocols import (
     adding_types,
     admin_types,
+    audit_types,
     compat_types,
     config_types,
     conversation_types,
@@ -27,6 +28,7 @@ _BODIES: Final = (
     *request_types.REQUESTS,
     *response_types.RESPONSES,
     *admin_types.RESPONSES,
+    *audit_types.RESPONSES,
     *adding_types.REQUESTS,
     *adding_types.RESPONSES,
     *conversation_types.REQUESTS,
@@ -63,6 +65,11 @@ _SHAPES: Final = {422: "InvalidInput", 429: "Throttled"}
 _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
     "file": ("query", _TEXT, "Name of a config file; by default models.yaml"),
     "cursor": ("query", _TEXT, "Where the page begins; part of the URLs next and previous of a page"),
+    "who": ("query", _TEXT, "Only records of this account, id of a token, or IP address"),
+    "action": ("query", _TEXT, "Only this action, such as token.create, or token for all on tokens"),
+    "object": ("query", _TEXT, "Only records whose object contains this text"),
+    "since": ("query", _TIME, "Only records since this time"),
+    "until": ("query", _TIME, "Only records before this time"),
     "created_after": ("query", _TIME, "Only predictions created at this time or later"),
     "created_before": ("query", _TIME, "Only predictions created before this time"),
     "source": (

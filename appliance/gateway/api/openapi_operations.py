@@ -134,6 +134,7 @@ _ADMIN_MODEL: Final = "/admin/models/{owner}/{name}"
 _EDITS: Final = (400, 401, 403, 404, 409, 429)
 _ADDS: Final = (400, 401, 403, 404, 409, 413, 422, 429)
 _PERIOD: Final = ("from", "to", "by")
+_AUDIT: Final = ("cursor", "who", "action", "object", "since", "until", "limit")
 _HISTORY: Final = (*_LISTS, "limit", "model", "status", "owner", "token", "type", "search")
 _ALL_HISTORY: Final = tuple(name for name in _HISTORY if name not in {"cursor", "limit"})
 
@@ -220,6 +221,12 @@ ADMIN: Final = (
               {200: "UnusedWeightsPage"}, errors=_EDITS),
     Operation("post", "/admin/weights/prune", "admin.weights.prune", "Delete unused weights",
               {200: "Prune"}, "PruneRequest", errors=_ADDS),
+    Operation("get", "/admin/audit", "admin.audit.list", "List the audit log, newest records first",
+              {200: "AuditPage"}, parameters=_AUDIT),
+    Operation("post", "/admin/signins", "admin.signins.create",
+              "Record that the caller signs in to the UI", {204: None}),
+    Operation("post", "/admin/signouts", "admin.signouts.create",
+              "Record that the caller signs out of the UI", {204: None}),
     Operation("get", "/admin/tokens", "admin.tokens.list", "List all tokens, oldest first",
               {200: "TokenPage"}, errors=_READ),
     Operation("post", "/admin/tokens", "admin.tokens.create", "Create a token", {201: "Token"},

@@ -131,8 +131,8 @@ def narrowed_by(request: Request, filters: Filter) -> Filter:
         **filters,
         "source": requests.one_of(request, "source", ("api", "web")),
         "parent": request.query_params.get("parent"),
-        "created_after": _instant(request, "created_after"),
-        "created_before": _instant(request, "created_before"),
+        "created_after": instant(request, "created_after"),
+        "created_before": instant(request, "created_before"),
     }
 
 
@@ -145,16 +145,16 @@ async def searched(
     return [*services.engine.current(found.predictions)], found.stopped
 
 
-def _instant(request: Request, key: str) -> float | None:
+def instant(request: Request, key: str) -> float | None:
     """Return an ISO 8601 query parameter in Unix seconds. A time without an offset is in UTC."""
     text = request.query_params.get(key)
     if not text:
         return None
     try:
         # A "+" that was not escaped arrives as a space.
-        instant = datetime.fromisoformat(
+        found = datetime.fromisoformat(
             text.strip().replace(" +", "+").replace(" ", "+" if "T" in text else " ")
         )
-        return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp()
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError) as error:
         raise InvalidInput([FieldProblem("format", key, "Does not match format 'date-time'")]) from error

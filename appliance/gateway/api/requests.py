@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import functools
-import ipaddress
 import json
 import re
 import time
@@ -25,6 +24,7 @@ from appliance.domain.errors import (
 )
 from appliance.domain.local_url import host_and_port
 from appliance.domain.token import Scope, Token
+from appliance.gateway.api import audit, client_address
 from appliance.gateway.api.services import Services, services_of
 
 #: Longest wait in seconds, and the wait that ``Prefer: wait`` without a number requests.
@@ -81,6 +81,7 @@ async def caller(
     """
     services = services_of(request)
     token = await services.auth.caller(authorization or request.headers.get("authorization"))
+    audit.identify(request, token)
     if not token.may(needed):
         raise PermissionDenied(f'This token has the scope "{token.scope}"; this request needs "{needed}".')
     if token.prediction is not None:  # a running prediction is not throttled
@@ -131,16 +132,7 @@ def base_url(request: Request) -> str:
 
 def is_proxy(services: Services, client: str) -> bool:
     """Return whether the IP address ``client`` is in ``server.trusted_proxies``."""
-    if not services.config.server.trusted_proxies:
-        return False
-    try:
-        address = ipaddress.ip_address(client)
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped  # a client with IPv4 of a socket that listens on "::"
-    networks = map(ipaddress.ip_network, services.config.server.trusted_proxies)
-    return any(address in network for network in networks if network.version == address.version)
+    return client_address.is_in(client, services.config.server.trusted_proxies)
 
 
 def model_name(request: Request) -> str:

@@ -6,7 +6,8 @@ import msgspec
 from starlette.requests import Request
 
 from appliance.cluster.base import Cluster
-from appliance.config import Config
+from appliance.config import Config, redact
+from appliance.domain.audit import difference
 from appliance.gateway.api.auth import Auth
 from appliance.gateway.api.rate_limit import RateLimits
 from appliance.gateway.catalogue.builds import ProjectBuilds
@@ -22,6 +23,7 @@ from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine import Device
 from appliance.machine.disk import Storage
+from appliance.observability.audit_log import AuditLog
 from appliance.observability.metrics import Metrics
 from appliance.observability.tracing import Tracing
 from appliance.store import Store
@@ -33,6 +35,7 @@ class Services(msgspec.Struct, kw_only=True):
     config: Config  # in effect; only `configure` replaces it
     catalogue: Catalogue
     store: Store
+    audit: AuditLog
     engine: Engine
     auth: Auth
     rate_limits: RateLimits
@@ -55,6 +58,10 @@ class Services(msgspec.Struct, kw_only=True):
     def configure(self, config: Config) -> None:
         """Put ``config`` into effect, except its models, which ``Reload`` changes."""
         limits = config.limits
+        before, after = difference(redact(self.config), redact(config))
+        if before or after:
+            self.audit.applied(before, after)
+        self.audit.change(config.audit)
         self.config = config
         self.engine.limit(limits)
         self.rate_limits.limit(requests=limits.requests_per_minute, predictions=limits.predictions_per_minute)

@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from appliance.gateway.api import requests, responses
+from appliance.gateway.api import client_address, requests, responses
+from appliance.gateway.api.services import services_of
 
 #: Request headers that are not forwarded: those of one connection, and those that this server sets.
 _NOT_FORWARDED: Final = {
@@ -34,6 +35,7 @@ _NOT_FORWARDED: Final = {
     b"x-forwarded-prefix",
     b"x-forwarded-proto",
     b"host",
+    client_address.HEADER.encode(),
 }
 #: Response headers that this server sets itself.
 _SET_BY_SERVER: Final = {b"connection", b"keep-alive", b"transfer-encoding", b"server", b"date"}
@@ -106,6 +108,10 @@ class UiProxy:
         headers = [pair for pair in request.headers.raw if pair[0] not in _NOT_FORWARDED]
         headers += [(b"host", host.encode()), (b"x-forwarded-proto", scheme.encode())]
         headers += [(b"x-forwarded-prefix", (slash + prefix).encode())] if prefix else []
+        proxies = services_of(request).config.server.trusted_proxies
+        headers.append(
+            (client_address.HEADER.encode(), client_address.signed(request.scope, proxies).encode())
+        )
         url = httpx.URL("http://ui", raw_path=path)
         content = None if body.complete else body.chunks()
         asked = httpx.Request(request.method, url, headers=headers, content=content)

@@ -8,6 +8,7 @@ import logging
 import time
 from typing import Final
 
+from appliance.domain.audit import Act
 from appliance.domain.errors import StoreError
 from appliance.gateway.files.file_store import FileStore
 from appliance.store import Store
@@ -43,9 +44,9 @@ class Retention:
         self._keep, self._outputs = keep, outputs
         self._changed.set()
 
-    async def remove(self, prediction: str) -> None:
-        """Delete the data of one prediction that has ended, and its output files."""
-        removed = await self._store.remove_data_of(prediction)
+    async def remove(self, prediction: str, act: Act | None = None) -> None:
+        """Delete the data of one prediction that has ended, and its output files; record ``act``."""
+        removed = await self._store.remove_data_of(prediction, act)
         await self._files.remove_outputs(removed)
 
     async def close(self) -> None:

@@ -6,6 +6,7 @@ from typing import Final
 
 from appliance.ui.pages import (
     add,
+    audit,
     chat,
     compare,
     config,
@@ -32,6 +33,7 @@ PAGES: Final = (
     TemplatePage("/usage", "Usage", usage.ROUTES),
     TemplatePage("/settings", "Settings", settings.ROUTES, admin=True),
     TemplatePage("/add", "Add a model", add.ROUTES, listed=False, admin=True),
+    TemplatePage("/audit", "Audit log", audit.ROUTES, listed=False, admin=True),
     TemplatePage("/config", "Configuration", config.ROUTES, listed=False, admin=True),
     TemplatePage(
         "/models",

@@ -142,6 +142,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "CodeConfig": set(everything["code"]),
         "LoggingConfig": set(everything["logging"]),
         "TelemetryConfig": set(everything["telemetry"]),
+        "AuditConfig": set(everything["audit"]),
         "PricesConfig": set(everything["prices"]),
         "CatalogueConfig": set(everything["catalogue"]),
         "RetentionConfig": set(everything["retention"]),

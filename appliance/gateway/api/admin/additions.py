@@ -30,7 +30,7 @@ from appliance.domain.errors import (
     RequestError,
 )
 from appliance.domain.token import Scope
-from appliance.gateway.api import requests, responses
+from appliance.gateway.api import audit, requests, responses
 from appliance.gateway.api.replicate.streams import HEADERS, IDLE
 from appliance.gateway.api.services import Services, services_of
 from appliance.gateway.engine.additions import Addition
@@ -144,6 +144,7 @@ async def add(request: Request) -> Response:
     await requests.caller(request, Scope.ADMIN)
     given = await requests.parse(request, AdditionRequest)
     plan = await _plan(given, services)
+    audit.describe(request, object=plan.proposal.name, after=plan.proposal.entry)
     if given.yaml is not None and given.yaml != plan.yaml:
         raise Conflict(
             "The source has changed since the proposal, so the entry would be different now: request another "
@@ -206,6 +207,7 @@ async def update(request: Request) -> Response:
     services = services_of(request)
     await requests.caller(request, Scope.ADMIN)
     model, found = await _update(request)
+    audit.describe(request, object=model, before={"revision": found.old}, after={"revision": found.new})
     if found.old == found.new:
         raise BadRequest(f"The model {model} is at the newest revision, {found.old}.")
     file = services.additions.file
@@ -238,6 +240,9 @@ async def remove(request: Request) -> Response:
         if prune:
             paths = [each.path for each in freed]
             freed = await asyncio.to_thread(adding.delete_unused, home, lambda: _configs(services), paths)
+    audit.describe(
+        request, object=name, after={"deleted": [str(each.path) for each in freed] if prune else []}
+    )
     return responses.json(
         RemovalResponse(
             model=name, reload=_reload(report), weights=[_weights(each) for each in freed], deleted=prune
@@ -256,6 +261,7 @@ async def prune(request: Request) -> Response:
     await requests.caller(request, Scope.ADMIN)
     given = await requests.parse(request, PruneRequest)
     services = services_of(request)
+    audit.describe(request, object=", ".join(given.paths))
     home, paths = services.reload.home, [Path(path) for path in given.paths]
     with _as_request_errors():
         deleted = await asyncio.to_thread(

@@ -19,7 +19,7 @@ from appliance.config.edit_file import Edited, check, check_writable, checksum_o
 from appliance.config.redact import secret_keys
 from appliance.domain.errors import BadRequest, ConfigError, Conflict, NotFound
 from appliance.domain.token import Scope
-from appliance.gateway.api import requests, responses
+from appliance.gateway.api import audit, requests, responses
 from appliance.gateway.api.services import Services, services_of
 from appliance.protocols.admin_types import ReloadResponse
 from appliance.protocols.config_types import (
@@ -86,6 +86,7 @@ async def write_file(request: Request) -> Response:
         if error.line is None:
             raise Conflict(error.detail) from error
         raise BadRequest(f"Nothing has changed: {error.detail}") from error
+    audit.describe(request, object=_name(main, included or main), after=_reload(report))
     return responses.json(ConfigWriteResponse(checksum=checksum, reload=_reload(report)))
 
 

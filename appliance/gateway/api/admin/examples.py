@@ -11,7 +11,7 @@ from starlette.routing import Route
 from appliance.domain.errors import BadRequest, NotFound
 from appliance.domain.prediction import Status
 from appliance.domain.token import Scope
-from appliance.gateway.api import requests
+from appliance.gateway.api import audit, requests
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import ModelCard
 
@@ -26,14 +26,16 @@ async def add_example(request: Request) -> Response:
     if record.status is not Status.SUCCEEDED or record.data_removed:
         reason = "its output was removed" if record.data_removed else f"it is {record.status}"
         raise BadRequest(f"Prediction {record.id} cannot be an example: {reason}.")
-    await services.store.registry.add_example(card.name, record.id)
+    await services.store.registry.add_example(card.name, record.id, audit.act(request))
     return Response(status_code=204)
 
 
 async def remove_example(request: Request) -> Response:
     """``DELETE /admin/models/{owner}/{name}/examples/{id}``: no effect unless it is an example."""
     card = await _card(request)
-    await services_of(request).store.registry.remove_example(card.name, request.path_params["id"])
+    await services_of(request).store.registry.remove_example(
+        card.name, request.path_params["id"], audit.act(request)
+    )
     return Response(status_code=204)
 
 

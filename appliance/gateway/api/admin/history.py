@@ -26,7 +26,7 @@ from appliance.domain.errors import (
 )
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.token import Scope, Token
-from appliance.gateway.api import paging, requests, responses
+from appliance.gateway.api import audit, paging, requests, responses
 from appliance.gateway.api.admin import history_export
 from appliance.gateway.api.admin.tokens import token_names
 from appliance.gateway.api.services import services_of
@@ -134,6 +134,7 @@ async def cancel_history_item(request: Request) -> Response:
     """``POST /admin/predictions/{id}/cancel``: no effect on a prediction that has ended."""
     caller = await _caller(request, Scope.RUN)
     record = await services_of(request).engine.cancel(request.path_params["id"], _all_of(caller))
+    audit.describe(request, before={"owner": record.owner})
     return await _response(record, request, caller)
 
 
@@ -144,7 +145,7 @@ async def delete_history_item(request: Request) -> Response:
     record = await services.engine.get(request.path_params["id"], _all_of(caller))
     if not record.status.terminal:
         raise Conflict(f"The prediction {record.id} has not ended: cancel it first.")
-    await services.retention.remove(record.id)
+    await services.retention.remove(record.id, audit.act(request, before={"owner": record.owner}))
     return Response(status_code=204)
 
 

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from appliance import __version__
 from appliance.domain.errors import BadRequest, ConfigError
 from appliance.domain.token import Scope
-from appliance.gateway.api import requests, responses
+from appliance.gateway.api import audit, requests, responses
 from appliance.gateway.api.replicate.account import account_response
 from appliance.gateway.api.services import Services, services_of
 from appliance.gateway.catalogue.catalogue import ServedVersion
@@ -115,6 +115,7 @@ async def _pin(request: Request, *, pinned: bool) -> Response:
     services = services_of(request)
     entry = await _entry(request)
     services.engine.pin(entry, pinned=pinned)
+    audit.describe(request, object=entry.name, after={"pinned": pinned})
     body = _state(entry, services)
     body.pinned = pinned
     body.detail = "This lasts until the appliance restarts; models.yaml is unchanged."

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from appliance.domain import token
 from appliance.domain.errors import FieldProblem, InvalidInput, NotFound
 from appliance.domain.token import Scope, Token
-from appliance.gateway.api import requests, responses
+from appliance.gateway.api import audit, requests, responses
 from appliance.gateway.api.services import services_of
 from appliance.protocols import serializers
 from appliance.protocols.admin_types import TokenResponse
@@ -50,14 +50,14 @@ async def create_token(request: Request) -> Response:
         created_at=time.time(),
         scope=Scope.RUN if given.scope is None else Scope(given.scope),
     )
-    await services.store.add_token(made)
+    await services.store.add_token(made, audit.act(request, object=made.id, after=_recorded(made)))
     return responses.json(_response(made, secret), 201)
 
 
 async def revoke_token(request: Request) -> Response:
     """``DELETE /admin/tokens/{id}``: requests with the token fail from now on."""
     await requests.caller(request, Scope.ADMIN)
-    revoked = await services_of(request).store.revoke_token(request.path_params["id"])
+    revoked = await services_of(request).store.revoke_token(request.path_params["id"], audit.act(request))
     if revoked is None:
         raise NotFound
     services_of(request).auth.forget(revoked.id)
@@ -79,6 +79,10 @@ def _problems(name: str, owner: str) -> list[FieldProblem]:
         text = 'Must have only lowercase letters, digits, and "-" or "_" between them'
         problems.append(FieldProblem("format", "owner", text))
     return problems
+
+
+def _recorded(made: Token) -> dict[str, str]:
+    return {"name": made.name, "owner": made.owner, "scope": made.scope.value}
 
 
 def _response(known: Token, secret: str | UnsetType = UNSET) -> TokenResponse:

@@ -10,10 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from appliance.domain.audit import Act
 from appliance.domain.deployment import Release
 from appliance.domain.errors import BadRequest, FieldProblem, InvalidInput, NotFound
 from appliance.domain.token import Scope, Token
-from appliance.gateway.api import requests, responses
+from appliance.gateway.api import audit, requests, responses
 from appliance.gateway.api.replicate.account import account_response
 from appliance.gateway.api.replicate.predictions import create_prediction
 from appliance.gateway.api.services import services_of
@@ -82,7 +83,9 @@ async def delete_deployment(request: Request) -> Response:
     used = await services.store.registry.last_use(name)
     if used is not None and time.time() - used < UNUSED:
         raise BadRequest(f"Deployment {name} was used less than {UNUSED // 60} minutes ago; delete it later.")
-    await services.store.registry.remove_deployment(release.owner, release.name)
+    await services.store.registry.remove_deployment(
+        release.owner, release.name, audit.act(request, object=name, before=msgspec.to_builtins(release))
+    )
     await services.engine.deployed()
     return Response(status_code=204)
 
@@ -112,9 +115,13 @@ async def _add_release(release: Release, request: Request) -> Response:
         described = f"Must be greater than or equal to min_instances, {release.min_instances}"
         raise InvalidInput([FieldProblem("number_gte", "max_instances", described)])
     _entry(release, request)
-    await services.store.registry.add_release(release)
+    await services.store.registry.add_release(release, _act(request, release))
     await services.engine.deployed()
     return responses.json(_shown(release, request))
+
+
+def _act(request: Request, release: Release) -> Act:
+    return audit.act(request, object=release.deployment, after=msgspec.to_builtins(release))
 
 
 def _entry(release: Release, request: Request) -> ServedVersion:

@@ -16,7 +16,7 @@ from appliance.domain.errors import BadRequest, FieldProblem, InvalidInput, NotF
 from appliance.domain.model import Model
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import Scope, Token
-from appliance.gateway.api import paging, requests, responses
+from appliance.gateway.api import audit, paging, requests, responses
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Catalogue, ModelCard
 from appliance.protocols import serializers
@@ -69,7 +69,9 @@ async def create_model(request: Request) -> Response:
     # The catalogue gets the model first, so that a second request for the same name fails meanwhile.
     card = services.catalogue.put(model)
     try:
-        await services.store.registry.add_model(model)
+        await services.store.registry.add_model(
+            model, audit.act(request, object=model.name, after=msgspec.to_builtins(model))
+        )
     except BaseException:
         services.catalogue.remove(name)
         raise
@@ -90,7 +92,7 @@ async def update_model(request: Request) -> Response:
     given = await requests.parse(request, ModelUpdateRequest)
     changes = {key: value for key, value in msgspec.structs.asdict(given).items() if value is not UNSET}
     model = msgspec.structs.replace(await _stored(card.name, services.store), **changes)
-    await services.store.registry.update_model(model)
+    await services.store.registry.update_model(model, audit.act(request, after=msgspec.to_builtins(changes)))
     return responses.json(await _shown(services.catalogue.put(model), request))
 
 
@@ -102,7 +104,7 @@ async def delete_model(request: Request) -> Response:
         raise BadRequest(f"Model {card.name} is public; only private models can be deleted.")
     if await services.store.versions(card.name):
         raise BadRequest(f"Model {card.name} has versions; delete them first.")
-    await services.store.registry.remove_model(card.name)
+    await services.store.registry.remove_model(card.name, audit.act(request))
     services.catalogue.remove(card.name)
     return Response(status_code=204)
 

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from appliance.domain.errors import BadRequest, NotFound
 from appliance.domain.token import Scope, Token
-from appliance.gateway.api import requests, responses
+from appliance.gateway.api import audit, requests, responses
 from appliance.gateway.api.replicate.models import require_own
 from appliance.gateway.api.services import Services, services_of
 from appliance.gateway.catalogue.catalogue import ModelCard
@@ -54,7 +54,7 @@ async def delete_version(request: Request) -> Response:
         services.catalogue.remove_version(entry)
         if entry.kind == "cog":  # a Cog model is loaded for one version only
             await services.engine.unload(entry)
-    removed = await services.store.remove_version(version, card.name)
+    removed = await services.store.remove_version(version, card.name, audit.act(request))
     await services.files.remove_outputs(removed)
     await services.trainings.remove(version)
     for entry in gone:

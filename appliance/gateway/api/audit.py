@@ -1,0 +1,162 @@
+"""Which operations are recorded in the audit log, and what is known about a request.
+
+Every route that changes something is in ``RECORDED`` or in ``NOT_RECORDED``; a test checks this.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.types import Scope
+
+from appliance.domain.audit import Act
+from appliance.domain.errors import PermissionDenied, Unauthenticated
+from appliance.domain.token import Token
+from appliance.gateway.api import client_address
+from appliance.gateway.api.services import Services, services_of
+from appliance.observability import audit_log
+
+_ADMIN_MODEL: Final = "/admin/models/{owner}/{name}"
+_MODEL: Final = "/v1/models/{owner}/{name}"
+_DEPLOYMENT: Final = "/v1/deployments/{owner}/{name}"
+
+#: Method and path of a route -> action in the audit log.
+RECORDED: Final = {
+    ("POST", "/admin/tokens"): "token.create",
+    ("DELETE", "/admin/tokens/{id}"): "token.revoke",
+    ("POST", "/admin/signins"): "session.sign_in",
+    ("POST", "/admin/signouts"): "session.sign_out",
+    ("POST", "/admin/reload"): "config.reload",
+    ("PUT", "/admin/config/file"): "config.write",
+    ("POST", "/admin/webhooks/secret"): "webhook_key.replace",
+    ("POST", "/admin/additions"): "model.add",
+    ("POST", "/admin/additions/{id}/cancel"): "model.cancel_add",
+    ("POST", f"{_ADMIN_MODEL}/update"): "model.update",
+    ("DELETE", _ADMIN_MODEL): "model.remove",
+    ("POST", f"{_ADMIN_MODEL}/load"): "model.load",
+    ("POST", f"{_ADMIN_MODEL}/unload"): "model.unload",
+    ("POST", f"{_ADMIN_MODEL}/pin"): "model.pin",
+    ("POST", f"{_ADMIN_MODEL}/unpin"): "model.unpin",
+    ("PUT", f"{_ADMIN_MODEL}/examples/{{id}}"): "example.add",
+    ("DELETE", f"{_ADMIN_MODEL}/examples/{{id}}"): "example.remove",
+    ("POST", "/admin/weights/prune"): "weights.delete",
+    ("DELETE", "/admin/predictions/{id}"): "prediction.delete",
+    ("POST", "/admin/predictions/{id}/cancel"): "prediction.cancel",
+    ("POST", "/v1/models"): "model.create",
+    ("PATCH", _MODEL): "model.change",
+    ("DELETE", _MODEL): "model.delete",
+    ("POST", f"{_MODEL}/versions"): "version.push",
+    ("DELETE", f"{_MODEL}/versions/{{id}}"): "version.delete",
+    ("POST", "/v1/builds/{id}/cancel"): "build.cancel",
+    ("POST", f"{_MODEL}/versions/{{id}}/trainings"): "training.create",
+    ("POST", "/v1/trainings/{id}/cancel"): "training.cancel",
+    ("POST", "/v1/deployments"): "deployment.create",
+    ("PATCH", _DEPLOYMENT): "deployment.change",
+    ("DELETE", _DEPLOYMENT): "deployment.delete",
+}
+
+#: Routes that run models, or change only what belongs to the caller, or nothing. Refusals are recorded.
+NOT_RECORDED: Final = frozenset(
+    {
+        ("POST", "/admin/proposals"),
+        ("POST", "/admin/config/check"),
+        ("POST", "/admin/conversations"),
+        ("PUT", "/admin/conversations/{id}"),
+        ("DELETE", "/admin/conversations/{id}"),
+        ("POST", "/v1/predictions"),
+        ("POST", "/v1/predictions/{id}/cancel"),
+        ("POST", f"{_MODEL}/predictions"),
+        ("POST", "/v1/models/{version}/predictions"),
+        ("POST", f"{_DEPLOYMENT}/predictions"),
+        ("POST", "/v1/files"),
+        ("DELETE", "/v1/files/{id}"),
+    }
+)
+#: Paths of the compatible APIs, which run models.
+NOT_RECORDED_PREFIXES: Final = ("/openai/", "/anthropic/")
+
+#: Keys in an ASGI scope: the act that the store records with its change; details for the record; the caller.
+_STORED: Final = "appliance.audit.stored"
+_DETAILS: Final = "appliance.audit.details"
+_DONE: Final = "appliance.audit.done"
+_ID: Final = "appliance.request_id"
+CALLER: Final = "appliance.caller"
+_ROUTE: Final = "appliance.route"
+
+
+def identify(request: Request, token: Token) -> None:
+    """Note who sent the request, for its record and for those of tasks that it starts."""
+    request.scope[CALLER] = token
+    audit_log.CALLER.set(_act(services_of(request), request.scope, ""))
+
+
+def describe(request: Request, *, object: str | None = None, before: Any = None, after: Any = None) -> None:
+    """Add details to the record of this request, which is stored before the response is sent."""
+    request.scope[_DETAILS] = {"object": object, "before": before, "after": after}
+
+
+def act(request: Request, *, object: str | None = None, before: Any = None, after: Any = None) -> Act:
+    """Return the act of this request, for a method of the store that records it with the change."""
+    describe(request, object=object, before=before, after=after)
+    action = RECORDED[request.method, request.scope[_ROUTE]]
+    made = _detailed(_act(services_of(request), request.scope, action), request.scope)
+    request.scope[_STORED] = made
+    return made
+
+
+def request_id(scope: Scope) -> str | None:
+    """Return the id of a request that is recorded; None for others."""
+    id: str | None = scope.get(_ID)
+    return id
+
+
+async def respond(services: Services, scope: Scope, status: int, error: Exception | None) -> None:
+    """Record a request whose response has this status, unless it needs no record. ``error`` caused it.
+
+    Raises:
+        StoreError: the record of a successful request is not stored.
+    """
+    if scope.get(_DONE):
+        return
+    scope[_DONE] = True
+    if isinstance(error, (Unauthenticated, PermissionDenied)):
+        object = scope.get(_ROUTE, scope["path"])
+        denied = _act(services, scope, f"request.{scope['method'].lower()}")
+        await services.audit.refuse(
+            msgspec.structs.replace(denied, object=object, outcome="denied", status=status)
+        )
+        return
+    action = RECORDED.get((scope["method"], scope.get(_ROUTE, "")))
+    if action is None or CALLER not in scope:
+        return
+    made = _detailed(_act(services, scope, action), scope)
+    if status >= 400:
+        await services.audit.refuse(msgspec.structs.replace(made, outcome="failed", status=status))
+    elif _STORED not in scope:
+        await services.audit.record(msgspec.structs.replace(made, status=status))
+
+
+def _act(services: Services, scope: Scope, action: str) -> Act:
+    token: Token | None = scope.get(CALLER)
+    return Act(
+        action=action,
+        token=None if token is None else token.id,
+        owner=None if token is None else token.owner,
+        address=client_address.of(scope, services.config.server.trusted_proxies),
+        request=scope.setdefault(_ID, secrets.token_hex(8)),
+    )
+
+
+def _detailed(made: Act, scope: Scope) -> Act:
+    details = scope.get(_DETAILS, {})
+    named = details.get("object")
+    parameters = scope.get("path_params", {})
+    return msgspec.structs.replace(
+        made,
+        object="/".join(map(str, parameters.values())) if named is None else named,
+        before=details.get("before"),
+        after=details.get("after"),
+    )

@@ -1,0 +1,193 @@
+"""The audit log over the API: what is recorded, who did it, and what a flood of refusals leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from appliance.domain import token
+from appliance.domain.audit import HIDDEN
+from appliance.domain.token import Scope, Token
+from appliance.gateway.api import application, audit, client_address
+from appliance.observability import audit_log
+from appliance.observability.audit_log import RefusedLimit
+from tests.support.api_client import CONFIG, Api
+from tests.support.engine_bench import Bench
+
+
+async def records(api: Api, **query: Any) -> list[dict[str, Any]]:
+    reply = await api.get("/admin/audit", params=query)
+    assert reply.status_code == 200, reply.text
+    found: list[dict[str, Any]] = reply.json()["results"]
+    return found
+
+
+def test_every_route_that_changes_something_is_recorded_or_not_for_a_reason() -> None:
+    changing = {
+        (method, route.path)
+        for route in application.ROUTES
+        for method in route.methods or ()
+        if method not in {"GET", "HEAD", "QUERY", "OPTIONS"}
+        and not route.path.startswith(audit.NOT_RECORDED_PREFIXES)
+    }
+    decided = set(audit.RECORDED) | audit.NOT_RECORDED
+    assert changing - decided == set(), "add these routes to RECORDED or NOT_RECORDED of gateway/api/audit.py"
+    assert decided - changing == set(), "there are no such routes"
+    assert not set(audit.RECORDED) & audit.NOT_RECORDED
+
+
+async def test_tokens_are_recorded_without_their_secrets(api: Api) -> None:
+    made = await api.post("/admin/tokens", json={"name": "laptop"})
+    assert made.status_code == 201
+    revoked = await api.delete(f"/admin/tokens/{made.json()['id']}")
+    newest, before = (await records(api, action="token"))[:2]
+    assert (newest["action"], newest["object"]) == ("token.revoke", made.json()["id"])
+    assert (before["action"], before["outcome"]) == ("token.create", "succeeded")
+    assert before["after"] == {"name": "laptop", "owner": "me", "scope": "run"}
+    assert before["owner"] == "me"
+    assert before["token"]
+    assert before["address"] == "127.0.0.1"
+    assert newest["request"] == revoked.headers["x-request-id"]
+    assert made.json()["token"] not in str(await records(api))
+    assert (await api.services.store.audit.verify()).finding is None
+
+
+async def test_models_and_predictions_are_recorded(api: Api) -> None:
+    assert (await api.post("/admin/models/test/echo/load")).status_code == 200
+    assert (await api.post("/admin/models/test/echo/pin")).status_code == 202
+    assert (await api.post("/admin/models/test/other/load")).status_code == 404
+    record = await api.ended(await api.create(text="secret input"))
+    assert (await api.delete(f"/admin/predictions/{record['id']}")).status_code == 204
+    found = await records(api)
+    assert [(each["action"], each["object"], each["outcome"], each["status"]) for each in found] == [
+        ("prediction.delete", record["id"], "succeeded", None),
+        ("model.load", "test/other", "failed", 404),
+        ("model.pin", "test/echo", "succeeded", 202),
+        ("model.load", "test/echo", "succeeded", 200),
+    ]
+    assert found[2]["after"] == {"pinned": True}
+    assert "secret input" not in str(found)
+
+
+async def test_deployments_are_recorded_with_their_values(api: Api) -> None:
+    version = (await api.get("/v1/models/test/echo")).json()["latest_version"]["id"]
+    body = {"name": "x", "model": "test/echo", "version": version, "hardware": "cpu"}
+    made = await api.post("/v1/deployments", json={**body, "min_instances": 0, "max_instances": 1})
+    assert made.status_code == 200, made.text
+    assert (await api.delete("/v1/deployments/me/x")).status_code == 204
+    newest, before = await records(api, action="deployment")
+    assert (newest["action"], newest["before"]["max_instances"]) == ("deployment.delete", 1)
+    assert (before["action"], before["object"]) == ("deployment.create", "me/x")
+
+
+async def test_refused_requests_are_recorded_in_limited_numbers(api: Api) -> None:
+    async with Api(api.services, "apl_wrongwrongwrong") as impostor:
+        for _ in range(25):
+            assert (await impostor.delete("/admin/tokens/x")).status_code == 401
+    found = await records(api)
+    assert len(found) == audit_log.MOST_OF_ADDRESS
+    assert {(each["action"], each["object"], each["outcome"], each["status"]) for each in found} == {
+        ("request.delete", "/admin/tokens/{id}", "denied", 401)
+    }
+    assert found[0]["address"] == "127.0.0.1"
+    assert "wrongwrong" not in str(found)
+    await api.services.audit.close()  # as at the end of the minute
+    (newest, *_) = await records(api)
+    assert (newest["object"], newest["count"], newest["address"]) == (
+        "more refused requests",
+        15,
+        "127.0.0.1",
+    )
+
+
+async def test_a_token_without_the_right_is_named(api: Api, bench: Bench) -> None:
+    await bench.store.add_token(
+        Token(id="weak", name="x", owner="you", digest=token.digest("x"), created_at=0, scope=Scope.READ)
+    )
+    async with Api(api.services, "x") as reader:
+        assert (await reader.post("/admin/models/test/echo/unload")).status_code == 403
+        assert (await reader.get("/admin/audit")).status_code == 403
+    newest, before = await records(api, who="weak")
+    assert (newest["object"], before["object"]) == ("/admin/audit", "/admin/models/{owner}/{name}/unload")
+    assert (before["owner"], before["status"], before["outcome"]) == ("you", 403, "denied")
+
+
+async def test_sign_in_and_sign_out_are_recorded(api: Api) -> None:
+    assert (await api.post("/admin/signins")).status_code == 204
+    assert (await api.post("/admin/signouts")).status_code == 204
+    assert [each["action"] for each in await records(api)] == ["session.sign_out", "session.sign_in"]
+
+
+async def test_pages_continue_with_older_records(api: Api) -> None:
+    for _ in range(5):
+        await api.post("/admin/signins")
+    reply = (await api.get("/admin/audit", params={"limit": 2, "action": "session.sign_in"})).json()
+    numbers = [each["number"] for each in reply["results"]]
+    while reply["next"]:
+        reply = (await api.get(reply["next"])).json()
+        numbers += [each["number"] for each in reply["results"]]
+    assert numbers == [5, 4, 3, 2, 1]
+    assert (await api.get("/admin/audit", params={"cursor": "x"})).status_code == 404
+    assert (await api.get("/admin/audit", params={"since": "yesterday"})).status_code == 422
+
+
+async def test_a_changed_config_is_recorded_with_its_difference(api: Api) -> None:
+    services = api.services
+    changed = CONFIG.model_copy(update={"limits": CONFIG.limits.model_copy(update={"queue": 7})})
+    services.configure(changed)
+    await api.post("/admin/signins")  # is stored after it
+    (newest,) = await records(api, action="config")
+    assert (newest["action"], newest["owner"]) == ("config.apply", "appliance")
+    assert (newest["before"], newest["after"]) == ({"limits.queue": 5000}, {"limits.queue": 7})
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("9.9.9.9", "1.1.1.1", "9.9.9.9"),
+        ("10.0.0.1", "1.1.1.1", "1.1.1.1"),
+        ("10.0.0.1", "6.6.6.6, 1.1.1.1, 10.0.0.2", "1.1.1.1"),
+        ("10.0.0.1", "nonsense", "10.0.0.1"),
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "2001:db8::1", "2001:db8::1"),
+    ],
+)
+def test_only_trusted_proxies_name_the_client(peer: str, forwarded: str, address: str) -> None:
+    scope = {"type": "http", "client": (peer, 1), "headers": [(b"x-forwarded-for", forwarded.encode())]}
+    assert client_address.of(scope, ("10.0.0.0/8",)) == address
+
+
+def test_the_ui_hands_on_the_address_of_the_browser_and_nobody_else() -> None:
+    browser = {"type": "http", "client": ("1.1.1.1", 1), "headers": []}
+    value = client_address.signed(browser, ())
+    through_ui = {
+        "type": "http",
+        "client": ("127.0.0.1", 1),
+        "headers": [(b"x-appliance-client", value.encode())],
+    }
+    assert client_address.of(through_ui, ()) == "1.1.1.1"
+    forged = {
+        **through_ui,
+        "headers": [(b"x-appliance-client", value.replace("1.1.1.1", "2.2.2.2").encode())],
+    }
+    assert client_address.of(forged, ()) == "127.0.0.1"
+
+
+def test_a_flood_from_many_addresses_is_bounded() -> None:
+    limit = RefusedLimit()
+    recorded = [limit.take(f"10.0.{number // 250}.{number % 250}", 100.0)[0] for number in range(5000)]
+    assert sum(recorded) == audit_log.MOST
+    left = limit.expired(160.0)
+    assert len(left) <= 11
+    assert sum(act.count for act in left) + sum(recorded) == 5000
+    assert audit_log.network("2001:db8::1") == audit_log.network("2001:db8::2")
+
+
+async def test_secrets_in_records_are_hidden(api: Api) -> None:
+    secret = "apl_" + "y" * 40
+    reply: httpx.Response = await api.delete(f"/admin/tokens/{secret}")
+    assert reply.status_code == 404
+    (newest,) = await records(api)
+    assert (newest["object"], newest["outcome"]) == (HIDDEN, "failed")
