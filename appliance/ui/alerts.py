@@ -6,6 +6,8 @@ from typing import Final, NamedTuple
 
 from appliance.domain.units import readable_bytes
 from appliance.protocols.admin_types import ApplianceStatusResponse, Decision, MachineResponse
+from appliance.ui.languages import gettext as _
+from appliance.ui.languages import ngettext
 
 #: The disk is nearly full below this share of free space, or below this many bytes.
 _FREE_SHARE: Final = 0.05
@@ -29,26 +31,31 @@ def find(
     decisions: list[Decision] | None = None,
 ) -> list[Alert]:
     """Return all alerts, the most severe first. ``decisions`` are newest first."""
-    found = [Alert("bad", f"{each.name} is not served: {each.problem}") for each in status.not_served]
+    not_served = _("{model} is not served: {problem}")
+    found = [
+        Alert("bad", not_served.format(model=each.name, problem=each.problem)) for each in status.not_served
+    ]
     if machine is not None:
         found += _of_machine(machine)
     found += _failed_loads(status, decisions or [])
     for model in status.models:
         memory = model.memory
         if not memory.fits:
-            why = memory.problem or f"{model.name} does not fit on this machine."
+            why = memory.problem or _("{model} does not fit on this machine.").format(model=model.name)
             found.append(Alert("bad", why[:1].upper() + why[1:], f"/{model.name}"))
         elif memory.exceeds and memory.peak is not None:
             found.append(
                 Alert(
                     "busy",
-                    f"{model.name} used {readable_bytes(memory.peak)}, which is more than models.yaml "
-                    "declares: raise its memory there.",
+                    _(
+                        "{model} used {size}, which is more than models.yaml declares: "
+                        "raise its memory there."
+                    ).format(model=model.name, size=readable_bytes(memory.peak)),
                     f"/{model.name}",
                 )
             )
     if status.draining:
-        found.append(Alert("busy", "The appliance is stopping: it accepts no new predictions."))
+        found.append(Alert("busy", _("The appliance is stopping: it accepts no new predictions.")))
     return sorted(found, key=lambda alert: alert.severity)
 
 
@@ -59,18 +66,26 @@ def _of_machine(machine: MachineResponse) -> list[Alert]:
         found.append(
             Alert(
                 "bad",
-                f"The disk of {disk.folder} is nearly full: {readable_bytes(disk.free)} of "
-                f"{readable_bytes(disk.total)} are free. Delete unused weights below, or shorten the "
-                "retention in models.yaml.",
+                _(
+                    "The disk of {folder} is nearly full: {free} of {total} are free. Delete unused weights "
+                    "below, or shorten the retention in models.yaml."
+                ).format(
+                    folder=disk.folder, free=readable_bytes(disk.free), total=readable_bytes(disk.total)
+                ),
             )
         )
     failed = machine.webhooks.get("given_up", 0)
     if failed:
-        noun = "1 webhook was" if failed == 1 else f"{failed:,} webhooks were"
         found.append(
             Alert(
                 "busy",
-                f"{noun} given up since the gateway started: the pages of the predictions have the reasons.",
+                ngettext(
+                    "{number} webhook was given up since the gateway started: the page of the prediction "
+                    "has the reason.",
+                    "{number} webhooks were given up since the gateway started: the pages of the "
+                    "predictions have the reasons.",
+                    failed,
+                ).format(number=f"{failed:,}"),
                 "/predictions",
             )
         )
@@ -84,8 +99,9 @@ def _failed_loads(status: ApplianceStatusResponse, decisions: list[Decision]) ->
     for each in decisions:
         if each.kind in {*_WELL, "failed"}:
             newest.setdefault(each.model, each)
+    failure = _("{model} could not be loaded: {reason}")
     return [
-        Alert("bad", f"{model} could not be loaded: {_first_line(each.reason)}", f"/{model}")
+        Alert("bad", failure.format(model=model, reason=_first_line(each.reason)), f"/{model}")
         for model, each in newest.items()
         if each.kind == "failed" and model in served
     ]

@@ -8,10 +8,11 @@ from typing import Final, NamedTuple
 from appliance.domain.units import readable_bytes
 from appliance.protocols.admin_types import Decision
 from appliance.ui import markup
+from appliance.ui.languages import gettext as _
 
 _LOADS: Final = ("load", "wake")
-_LOADED: Final = {"ready": "loaded", "woken": "woke"}
-_LEAVES: Final = {"unload": "unloaded", "sleep": "put to sleep"}
+_LOADED: Final = ("ready", "woken")
+_LEAVES: Final = ("unload", "sleep")
 _STEPS: Final = ("drain", "unloaded", "asleep")  # of leaving: the sentence about leaving says it
 
 
@@ -73,32 +74,40 @@ def _append(step: Decision, told: list[Told], loads: Iterable[list[Decision]]) -
 def _load(end: Decision, events: Sequence[Decision]) -> str:
     if end.kind == "failed":
         reason = f": {end.reason}" if end.reason else ""
-        said = f"could not load {end.model}{reason}"
+        said = _("could not load {model}").format(model=end.model) + reason
+    elif end.seconds is None:
+        said = _("loaded {model}") if end.kind == "ready" else _("woke {model}")
+        said = said.format(model=end.model)
     else:
-        took = "" if end.seconds is None else f" in {markup.duration(end.seconds)}"
-        said = f"{_LOADED[end.kind]} {end.model}{took}"
+        said = _("loaded {model} in {time}") if end.kind == "ready" else _("woke {model} in {time}")
+        said = said.format(model=end.model, time=markup.duration(end.seconds))
     return ", ".join([said, *_evictions(events)])
 
 
 def _evictions(events: Sequence[Decision]) -> list[str]:
-    words = {"unload": "evicted", "sleep": "put to sleep"}
-    return [f"{words[each.kind]} {each.model}{_idle(each)}" for each in events if each.kind in _LEAVES]
+    words = {"unload": _("evicted {model}"), "sleep": _("put {model} to sleep")}
+    return [
+        words[each.kind].format(model=each.model) + _idle(each) for each in events if each.kind in _LEAVES
+    ]
 
 
 def _left(leave: Decision) -> str:
     reason = _idle(leave) if leave.reason.startswith("idle") or not leave.reason else f": {leave.reason}"
-    return f"{_LEAVES[leave.kind]} {leave.model}{reason}"
+    said = _("unloaded {model}") if leave.kind == "unload" else _("put {model} to sleep")
+    return said.format(model=leave.model) + reason
 
 
 def _idle(leave: Decision) -> str:
-    return "" if leave.idle is None else f" (idle {markup.duration(leave.idle)})"
+    if leave.idle is None:
+        return ""
+    return " (" + _("idle {time}").format(time=markup.duration(leave.idle)) + ")"
 
 
 def _under_way(model: str, events: Sequence[Decision]) -> str:
     load = next((each for each in events if each.kind in _LOADS), None)
     if load is not None:
-        size = f" ({readable_bytes(load.memory)})"
-        return ", ".join([f"loading {model}{size}", *_evictions(events)])
+        said = _("loading {model} ({size})").format(model=model, size=readable_bytes(load.memory))
+        return ", ".join([said, *_evictions(events)])
     if events[-1].kind == "drain":
-        return f"{model} will unload when its current runs finish"
-    return ", ".join([f"making space for {model}", *_evictions(events)])
+        return _("{model} will unload when its current runs finish").format(model=model)
+    return ", ".join([_("making space for {model}").format(model=model), *_evictions(events)])

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from appliance.ui.languages import gettext, translatable
+
 #: Words for which the models of a kind are found, besides their own names and descriptions.
 KIND_WORDS: Final = {
     "vllm": "language llm chat text writing write assistant answer conversation gpt completion summarize",
@@ -23,22 +25,27 @@ KIND_WORDS: Final = {
 }
 #: Names of the kinds that people choose from.
 KIND_NAMES: Final = {
-    "vllm": "Text",
-    "diffusers": "Images",
-    "whisper": "Speech to text",
-    "piper": "Text to speech",
-    "embeddings": "Embeddings",
-    "transformers": "Tasks",
-    "onnx": "ONNX",
-    "ocr": "Text in images",
-    "vad": "Voice activity",
-    "cog": "Cog projects",
-    "echo": "Test models",
+    "vllm": translatable("Text"),
+    "diffusers": translatable("Images"),
+    "whisper": translatable("Speech to text"),
+    "piper": translatable("Text to speech"),
+    "embeddings": translatable("Embeddings"),
+    "transformers": translatable("Tasks"),
+    "onnx": translatable("ONNX"),
+    "ocr": translatable("Text in images"),
+    "vad": translatable("Voice activity"),
+    "cog": translatable("Cog projects"),
+    "echo": translatable("Test models"),
 }
 
 _WORD: Final = re.compile(r"\w+")
 _LEFT_OUT: Final = frozenset("a an and for from in into of on or that the to with model models".split())  # noqa: SIM905
 _ENDINGS: Final = re.compile(r"(?<=\w{4})(?:ing|ions?|es?|s|ed|ers?)$")
+
+
+def kind_name(kind: str) -> str:
+    """Return the name of a kind of models in the language of the page."""
+    return gettext(KIND_NAMES[kind]) if kind in KIND_NAMES else kind
 
 
 class Findable(NamedTuple):

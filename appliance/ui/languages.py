@@ -67,6 +67,11 @@ def direction() -> str:
     return Locale(current()).text_direction
 
 
+def translatable(text: str) -> str:
+    """Return ``text``; tells scripts/texts that it is shown later, with ``gettext``."""
+    return text
+
+
 def gettext(text: str) -> str:
     """Return ``text``, which is English, in the language in use."""
     return _translations(current()).gettext(text)

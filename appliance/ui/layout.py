@@ -104,15 +104,15 @@ def show_errors(function: _Function) -> _Function:
 
 def message(error: ApplianceError) -> gr.Error:
     if isinstance(error, Unauthenticated):
-        text = 'This token is no longer valid: <a href="./signin">sign in</a> with another one.'
-        return gr.Error(text, title="Signed out", print_exception=False)
+        text = _('This token is no longer valid: <a href="./signin">sign in</a> with another one.')
+        return gr.Error(text, title=_("Signed out"), print_exception=False)
     if isinstance(error, InvalidInput):
         problems = [
             f"{one.field.removeprefix('input.')}: {one.description}" if one.field else one.description
             for one in error.problems
         ]
-        return gr.Error(str(Markup("<br>").join(problems)), title="Invalid input", print_exception=False)
-    return gr.Error(str(escape(error.detail)), title=error.title or "Not possible", print_exception=False)
+        return gr.Error(str(Markup("<br>").join(problems)), title=_("Invalid input"), print_exception=False)
+    return gr.Error(str(escape(error.detail)), title=error.title or _("Not possible"), print_exception=False)
 
 
 class Listed(Protocol):
@@ -147,6 +147,7 @@ def navigation(
         theme=chosen_theme(request),
         languages=languages.available(),
         language=languages.current(),
+        direction=languages.direction(),
         limits={
             "admin": "",
             "run": " · " + _("cannot change the appliance"),

@@ -12,6 +12,9 @@ from appliance.domain.units import readable_bytes
 from appliance.protocols.admin_types import DeviceHistory, HistoryResponse
 from appliance.ui import chart, markup
 from appliance.ui.chart import Series
+from appliance.ui.languages import gettext as _
+from appliance.ui.languages import ngettext
+from appliance.ui.state_names import state_name
 
 #: Models in a chart that have a colour of their own; the others are one series.
 _NAMED: Final = 7
@@ -28,16 +31,22 @@ def render(history: HistoryResponse, colours: Mapping[str, str], now: float) -> 
     at = [datetime.fromisoformat(each).timestamp() for each in history.at]
     axis = _Axis(at, history.seconds, now)
     memory, available = history.memory, history.available
-    used = [Series("in use", [float(memory - each) for each in available], "c0")]
+    used = [Series(_("in use"), [float(memory - each) for each in available], "c0")]
     charts = []
     for each in history.devices:
         series = _reserved(each, colours)
-        charts.append(axis.memory(f"memory-{each.name}", f"Memory of {each.name}", series, each.memory))
+        charts.append(
+            axis.memory(
+                f"memory-{each.name}", _("Memory of {device}").format(device=each.name), series, each.memory
+            )
+        )
     charts += [
         axis.work(history),
-        axis.amounts("tokens", "Tokens per second", _tokens(history, colours), "tokens/s"),
+        axis.amounts(
+            "tokens", _("Tokens per second"), _tokens(history, colours), _("at most {number} tokens/s")
+        ),
         axis.loads([(datetime.fromisoformat(each.at).timestamp(), each.model) for each in history.loads]),
-        axis.memory("main-memory", "Main memory", used, memory),
+        axis.memory("main-memory", _("Main memory"), used, memory),
     ]
     shares = [
         (each.name, [None if value is None else 100 * value for value in each.utilisation])
@@ -46,9 +55,9 @@ def render(history: HistoryResponse, colours: Mapping[str, str], now: float) -> 
     ]
     power = [(each.name, each.power) for each in history.devices if each.power is not None]
     heat = [(each.name, each.temperature) for each in history.devices if each.temperature is not None]
-    charts += axis.gpus("utilisation", "GPU utilisation", shares, " %", ceiling=100.0)
-    charts += axis.gpus("power", "GPU power", power, " W", ceiling=100.0)
-    charts += axis.gpus("temperature", "GPU temperature", heat, " \N{DEGREE SIGN}C", ceiling=100.0)
+    charts += axis.gpus("utilisation", _("GPU utilisation"), shares, " %", ceiling=100.0)
+    charts += axis.gpus("power", _("GPU power"), power, " W", ceiling=100.0)
+    charts += axis.gpus("temperature", _("GPU temperature"), heat, " \N{DEGREE SIGN}C", ceiling=100.0)
     return charts
 
 
@@ -56,7 +65,7 @@ def _reserved(device: DeviceHistory, colours: Mapping[str, str]) -> list[Series]
     found = {name: [float(each) for each in sizes] for name, sizes in device.reserved.items()}
     series = _largest(found, colours)
     foreign = [float(each) for each in device.foreign]
-    return [*series, Series("other programs", foreign, "others")] if any(foreign) else series
+    return [*series, Series(_("other programs"), foreign, "others")] if any(foreign) else series
 
 
 def _tokens(history: HistoryResponse, colours: Mapping[str, str]) -> list[Series]:
@@ -67,10 +76,11 @@ def _largest(values: Mapping[str, Sequence[float]], colours: Mapping[str, str]) 
     """Return a series for each of the models with the largest values, and one for all others together."""
     found = sorted(((name, each) for name, each in values.items() if any(each)), key=lambda one: -max(one[1]))
     series = [Series(name, each, colours.get(name, "c0")) for name, each in found[:_NAMED]]
-    rest = [each for _, each in found[_NAMED:]]
+    rest = [each for _name, each in found[_NAMED:]]
     if rest:
         sums = [sum(column) for column in zip(*rest, strict=True)]
-        series.append(Series(f"{len(rest)} other models", sums, "others"))
+        others = ngettext("{number} other model", "{number} other models", len(rest))
+        series.append(Series(others.format(number=len(rest)), sums, "others"))
     return series
 
 
@@ -81,7 +91,7 @@ class _Axis:
         self._at = at
         self._now = now
         self._span = (now - seconds, now)
-        self._marks = [(now - 60 * ago, f"\u2212{ago} min" if ago else "now") for ago in _MARKS]
+        self._marks = [(now - 60 * ago, _minutes(ago) if ago else _("now")) for ago in _MARKS]
 
     def memory(self, id: str, title: str, series: Sequence[Series], total: int) -> Markup:
         drawing = chart.areas(
@@ -97,8 +107,11 @@ class _Axis:
             sum(value or 0.0 for value in column) for column in zip(*(s.values for s in series), strict=True)
         ]
         now = sums[-1] if sums else 0.0
-        note = f"{readable_bytes(now)} of {readable_bytes(total)}"
-        label = f"{title}: now {note}, at most {readable_bytes(max(sums, default=0.0))} in the last hour"
+        note = _("{size} of {total}").format(size=readable_bytes(now), total=readable_bytes(total))
+        highest = readable_bytes(max(sums, default=0.0))
+        label = _("{title}: now {amount}, at most {highest} in the last hour").format(
+            title=title, amount=note, highest=highest
+        )
         return self._chart(drawing, id, title, label, note, series, readable_bytes)
 
     def work(self, history: HistoryResponse) -> Markup:
@@ -110,16 +123,18 @@ class _Axis:
             "queued": [float(sum(column)) for column in zip(*(each.queued for each in models), strict=True)],
         }
         series = [
-            Series(name, values or [0.0] * len(self._at), css_class)
+            Series(state_name(name), values or [0.0] * len(self._at), css_class)
             for (name, values), css_class in zip(totals.items(), ("c1", "c2"), strict=True)
         ]
-        return self._lines("work", "Predictions", series, "", "{:,.0f}".format)
+        return self._lines("work", _("Predictions"), series, "", "{:,.0f}".format)
 
-    def amounts(self, id: str, title: str, series: Sequence[Series], unit: str) -> Markup:
+    def amounts(self, id: str, title: str, series: Sequence[Series], text: str) -> Markup:
+        """Return a chart of amounts. ``text`` tells the highest ``{number}``."""
         drawing = chart.areas(self._at, series, span=self._span, marks=self._marks, shown=_number)
         highest = max((sum(column) for column in zip(*(s.values for s in series), strict=True)), default=0.0)
-        note = f"at most {_number(highest)} {unit}"
-        return self._chart(drawing, id, title, f"{title}: {note} in the last hour", note, series, _number)
+        note = text.format(number=_number(highest))
+        label = _("{title}: {amount} in the last hour").format(title=title, amount=note)
+        return self._chart(drawing, id, title, label, note, series, _number)
 
     def gpus(
         self,
@@ -142,20 +157,21 @@ class _Axis:
         """Return a chart of the loads in each five minutes."""
         first, last = self._span
         bins = [0] * 12
-        for at, _ in loads:
+        for at, _model in loads:
             if first <= at < last:
                 bins[int((at - first) / (last - first) * len(bins))] += 1
-        names = [f"\u2212{60 - 5 * number} min" for number in range(len(bins))]
+        names = [_minutes(60 - 5 * number) for number in range(len(bins))]
         drawing = chart.columns(
             [*zip(names, map(float, bins), strict=True)], shown="{:,.0f}".format, css_class="c3", ceiling=4.0
         )
-        note = f"{sum(bins):,} in the last hour"
+        note = _("{number} in the last hour").format(number=f"{sum(bins):,}")
+        title = _("Loads")
         rows = markup.table(
-            ["Ago", "Model"],
+            [_("Ago"), _("Model")],
             [[markup.duration(round(self._now - at)), model] for at, model in reversed(loads[-50:])],
         )
         return markup.chart(
-            drawing, id="chart-loads", title="Loads", label=f"Loads: {note}", note=note, rows=rows
+            drawing, id="chart-loads", title=title, label=f"{title}: {note}", note=note, rows=rows
         )
 
     def _lines(
@@ -176,7 +192,8 @@ class _Axis:
             if each.values and each.values[-1] is not None
         ]
         note = ", ".join(now)
-        return self._chart(drawing, id, title, f"{title}: now {note or 'unknown'}", note, series, shown)
+        label = _("{title}: now {amount}").format(title=title, amount=note or _("unknown"))
+        return self._chart(drawing, id, title, label, note, series, shown)
 
     def _chart(
         self,
@@ -192,15 +209,19 @@ class _Axis:
         numbers = range(len(self._at) - 1, -1, -step)
         rows = [
             [
-                f"{markup.duration(max(0, round(self._now - self._at[number])))} ago",
+                _("{amount} ago").format(amount=markup.duration(max(0, round(self._now - self._at[number])))),
                 *("" if (value := each.values[number]) is None else shown(value) for each in series),
             ]
             for number in numbers
         ]
-        table = markup.table(["Time", *(each.name for each in series)], rows)
+        table = markup.table([_("Time"), *(each.name for each in series)], rows)
         return markup.chart(
             drawing, id=f"chart-{id}", title=title, label=label, note=note, legend=series, rows=table
         )
+
+
+def _minutes(ago: int) -> str:
+    return "\u2212" + _("{n} min").format(n=ago)
 
 
 def _number(value: float) -> str:

@@ -19,7 +19,9 @@ from markupsafe import Markup
 from appliance.ui import languages
 from appliance.ui.chart import WIDTH, Drawing, Series
 from appliance.ui.languages import gettext as _
+from appliance.ui.languages import ngettext
 from appliance.ui.media import MediaFile, media_file
+from appliance.ui.state_names import state_name
 
 #: Characters of one value that a page shows at most.
 LONGEST: Final = 50_000
@@ -72,17 +74,19 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     if 0 < seconds < 0.01:
-        return f"{1000 * seconds:.1f} ms"
+        return _("{n} ms").format(n=f"{1000 * seconds:.1f}")
     if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
+        return _("{n} ms").format(n=f"{1000 * seconds:.0f}")
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return _("{n} s").format(n=f"{seconds:.1f}")
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+        return _("{n} d").format(n=days) + " " + _("{n} h").format(n=hours)
+    if hours:
+        return _("{n} h").format(n=hours) + " " + _("{n} min").format(n=minutes)
+    return _("{n} min").format(n=minutes) + " " + _("{n} s").format(n=rest)
 
 
 def money(amount: float | None, currency: str | None) -> str:
@@ -210,7 +214,7 @@ def value(given: Any) -> Markup:
     """Return an input or output of a prediction, with files as figures and everything else as text."""
     match given:
         case None:
-            return Markup('<span class="note">nothing</span>')
+            return Markup('<span class="note">{}</span>').format(_("nothing"))
         case str():
             return gallery([figure(given)]) or text(given)
         case list() if given and all(isinstance(item, str) for item in given):
@@ -225,8 +229,10 @@ def value(given: Any) -> Markup:
 
 def text(text: str) -> Markup:
     """Return preformatted text, cut off after ``LONGEST`` characters."""
-    shown = text if len(text) <= LONGEST else f"{text[:LONGEST]}\n… ({len(text):,} characters in all)"
-    return _part("text", shown)
+    if len(text) > LONGEST:
+        length = ngettext("{number} character in all", "{number} characters in all", len(text))
+        text = f"{text[:LONGEST]}\n… ({length.format(number=f'{len(text):,}')})"
+    return _part("text", text)
 
 
-_environment.filters["moment"] = moment
+_environment.filters |= {"moment": moment, "state_name": state_name}

@@ -84,7 +84,11 @@ class Server:
             _check_path(scope["path"])
             await self._respond(request, receive, send)
         except HTTPException as error:  # raised by Starlette's StaticFiles
-            refusal = MethodNotAllowed() if error.status_code == 405 else NotFound("There is no such page.")
+            refusal = (
+                MethodNotAllowed()
+                if error.status_code == 405
+                else NotFound(languages.gettext("There is no such page."))
+            )
             await _refusal(request, refusal)(scope, receive, send)
         except ApplianceError as error:
             if error.status >= 500:
@@ -106,7 +110,7 @@ class Server:
             await self._respond_with_model(request, user, receive, send)
             return
         if page.admin and not user.admin:
-            raise NotFound("This page is for tokens with the scope admin.")
+            raise NotFound(languages.gettext("This page is for tokens with the scope admin."))
         scope[template_pages.FRAME] = self._navigation(request, page.path)
         scope[template_pages.PATHS] = {each.path for each in self._pages}
         scope[find.LISTED] = layout.listed(self._pages, user)
@@ -124,7 +128,7 @@ class Server:
         scope, path = request.scope, request.url.path
         match = _MODEL.match(path)
         if match is None:
-            raise NotFound("There is no such page.")
+            raise NotFound(languages.gettext("There is no such page."))
         root = match[0]
         opened = path == root
         built = await self._model_page(root, user, opened=opened)
@@ -147,7 +151,7 @@ class Server:
             if files.has(path):
                 return files
         if request.method not in _SAFE and from_origin not in {None, session.origin(request)}:
-            return JSONResponse({"detail": "Requests from other sites are refused."}, 403)
+            return JSONResponse({"detail": languages.gettext("Requests from other sites are refused.")}, 403)
         if path == "/signin":
             return await self._sign_in(request)
         if path == "/signout":
@@ -229,7 +233,7 @@ def _check_path(path: str) -> None:
     """
     for part in path.split("/"):
         if part == ".." or "\0" in part or len(part.encode(errors="replace")) > _LONGEST_NAME:
-            raise NotFound("There is no such page.")
+            raise NotFound(languages.gettext("There is no such page."))
 
 
 async def _form(request: Request) -> dict[str, str]:
@@ -269,7 +273,7 @@ def _wants_html(request: Request) -> bool:
 
 def _to_sign_in(request: Request) -> Response:
     if not _wants_html(request) or "hx-request" in request.headers:
-        return JSONResponse({"detail": "Sign in at /signin."}, 401)
+        return JSONResponse({"detail": languages.gettext("Sign in at /signin.")}, 401)
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     next = quote(session.prefix(request) + path, safe="")
     return _redirect(request, "/signin" if path == "/" else f"/signin?next={next}")

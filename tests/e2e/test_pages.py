@@ -71,6 +71,32 @@ def test_each_page_is_accessible_still_and_fits(
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("width", [1440, 390])
+def test_each_page_is_mirrored_in_arabic(
+    browser: Browser, appliance: Appliance, client: httpx.Client, width: int
+) -> None:
+    made = client.post(
+        "/v1/models/test/stream/predictions", json={"input": {"text": "x"}}, headers={"Prefer": "wait"}
+    ).json()
+    wrong: list[str] = []
+    size: Any = {"width": width, "height": 900}
+    with watched(browser, appliance.url, viewport=size, locale="ar") as page:
+        page.add_init_script(SHIFTS)
+        page.add_init_script(path=AXE)
+        page.goto("./signin")
+        sign_in(page, TOKEN)
+        for path in [*PATHS, f"/p/{made['id']}"]:
+            page.goto(f".{path}")
+            expect(page.locator("main").first).to_be_visible()
+            assert page.evaluate("document.documentElement.dir") == "rtl", path
+            brand, menu = (page.locator(f".frame .{name}").bounding_box() for name in ("brand", "menu"))
+            assert brand is not None, path
+            assert menu is not None, path
+            assert brand["x"] > menu["x"], f"{path}: the navigation does not start on the right"
+            check(page, path, wrong)
+    assert not wrong, "\n".join(wrong)
+
+
 def check(page: Page, path: str, wrong: list[str]) -> None:
     wrong += [f"{path}: {violation}" for violation in page.evaluate(VIOLATIONS)]
     if (shift := page.evaluate("window.shift")) > 0.02:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from appliance.ui.languages import translatable
 from appliance.ui.pages import (
     add,
+    api,
     audit,
     chat,
     compare,
@@ -22,25 +24,26 @@ from appliance.ui.pages import (
 from appliance.ui.template_pages import TemplatePage
 
 #: The page after the sign-in.
-FIRST: Final = TemplatePage("/explore", "Models", explore.ROUTES)
+FIRST: Final = TemplatePage("/explore", translatable("Models"), explore.ROUTES)
 PAGES: Final = (
     FIRST,
-    TemplatePage("/chat", "Chat", chat.ROUTES),
-    TemplatePage("/compare", "Compare", compare.ROUTES),
-    TemplatePage("/predictions", "Predictions", predictions.ROUTES),
-    TemplatePage("/p/{id}", "Prediction", prediction.ROUTES, listed=False),
-    TemplatePage("/machine", "Machine", machine.ROUTES),
-    TemplatePage("/usage", "Usage", usage.ROUTES),
-    TemplatePage("/settings", "Settings", settings.ROUTES, admin=True),
-    TemplatePage("/add", "Add a model", add.ROUTES, listed=False, admin=True),
-    TemplatePage("/audit", "Audit log", audit.ROUTES, listed=False, admin=True),
-    TemplatePage("/config", "Configuration", config.ROUTES, listed=False, admin=True),
+    TemplatePage("/chat", translatable("Chat"), chat.ROUTES),
+    TemplatePage("/compare", translatable("Compare"), compare.ROUTES),
+    TemplatePage("/predictions", translatable("Predictions"), predictions.ROUTES),
+    TemplatePage("/p/{id}", translatable("Prediction"), prediction.ROUTES, listed=False),
+    TemplatePage("/machine", translatable("Machine"), machine.ROUTES),
+    TemplatePage("/usage", translatable("Usage"), usage.ROUTES),
+    TemplatePage("/api", translatable("API"), api.ROUTES),
+    TemplatePage("/settings", translatable("Settings"), settings.ROUTES, admin=True),
+    TemplatePage("/add", translatable("Add a model"), add.ROUTES, listed=False, admin=True),
+    TemplatePage("/audit", translatable("Audit log"), audit.ROUTES, listed=False, admin=True),
+    TemplatePage("/config", translatable("Configuration"), config.ROUTES, listed=False, admin=True),
     TemplatePage(
         "/models",
-        "Settings of a model",
+        translatable("Settings of a model"),
         (*config.MODEL_ROUTES, *load_test.ROUTES),
         listed=False,
         admin=True,
     ),
-    TemplatePage("/_ui/find", "Find", find.ROUTES, listed=False),
+    TemplatePage("/_ui/find", translatable("Find"), find.ROUTES, listed=False),
 )

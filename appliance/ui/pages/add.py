@@ -27,16 +27,18 @@ from appliance.protocols.adding_types import (
 from appliance.protocols.admin_types import ReloadResponse
 from appliance.ui import markup, session, template_pages
 from appliance.ui.languages import gettext as _
+from appliance.ui.languages import ngettext, translatable
+from appliance.ui.state_names import state_name
 
 _FIELDS: Final = ("source", "name", "kind", "task", "file")
 #: Sources whose files cannot be listed without a download.
 _LARGE: Final = ("pypi:", "git:", "https://", "ssh://")
 _STATES: Final = {
-    "waiting": "Waiting for other downloads",
-    "downloading": "Downloading",
-    "applying": "Writing models.yaml and reloading",
-    "canceled": "Canceled",
-    "failed": "Failed",
+    "waiting": translatable("Waiting for other downloads"),
+    "downloading": translatable("Downloading"),
+    "applying": translatable("Writing models.yaml and reloading"),
+    "canceled": translatable("Canceled"),
+    "failed": translatable("Failed"),
 }
 
 
@@ -112,14 +114,14 @@ async def start(request: Request) -> Response:
 async def addition(request: Request) -> Response:
     path = f"/admin/additions/{request.path_params['id']}"
     seen = await session.current(request).caller.get_as(AdditionResponse, path)
-    done = "The model is added" if seen.action == "add" else "The model is updated"
+    done = _("The model is added") if seen.action == "add" else _("The model is updated")
     chosen = _chosen(request)
     return template_pages.respond(
         request,
         "addition.html",
-        title=f"Add {seen.model}",
+        title=_("Add {model}").format(model=seen.model),
         addition=seen,
-        state=_STATES.get(seen.state, done),
+        state=_(_STATES[seen.state]) if seen.state in _STATES else done,
         report=[] if seen.reload is None else report_lines(seen.reload),
         again=_path("/add", **{name: chosen[name] for name in _FIELDS})
         if seen.action == "add"
@@ -129,14 +131,19 @@ async def addition(request: Request) -> Response:
 
 def report_lines(report: ReloadResponse) -> list[str]:
     """Return what a reload has changed, one change a line."""
-    lines = [f"Added {name}" for name in report.added]
-    lines += [f"Removed {name}" for name in report.removed]
-    lines += [f"Changed {name}: {', '.join(keys)}" for name, keys in report.changed.items()]
+    lines = [_("Added {model}").format(model=name) for name in report.added]
+    lines += [_("Removed {model}").format(model=name) for name in report.removed]
+    changed = _("Changed {model}: {keys}")
+    lines += [changed.format(model=name, keys=", ".join(keys)) for name, keys in report.changed.items()]
     if report.settings:
-        lines.append(f"Applied {', '.join(report.settings)}")
+        lines.append(_("Applied {keys}").format(keys=", ".join(report.settings)))
     if report.needs_restart:
-        lines.append(f"Applied after a restart: {', '.join(report.needs_restart)}")
-    return [*lines, *(f"Cannot be served yet: {name}: {why}" for name, why in report.not_served.items())]
+        lines.append(_("Applied after a restart: {keys}").format(keys=", ".join(report.needs_restart)))
+    problem = _("Cannot be served yet: {model}: {problem}")
+    return [
+        *lines,
+        *(problem.format(model=name, problem=why) for name, why in report.not_served.items()),
+    ]
 
 
 async def _found(request: Request) -> dict[str, Any]:
@@ -157,8 +164,8 @@ async def _found(request: Request) -> dict[str, Any]:
 
 def _catalogue_card(model: CatalogueModelResponse, chosen: dict[str, str]) -> dict[str, Any]:
     facts = [model.task, readable_bytes(model.size), model.licence]
-    facts += ["gated"] if model.gated else []
-    facts += [] if model.tested else ["not tried here"]
+    facts += [_("gated")] if model.gated else []
+    facts += [] if model.tested else [_("not tried here")]
     return {
         "path": _path("/add", source=model.short, query=chosen["query"]),
         "title": model.short,
@@ -170,8 +177,11 @@ def _catalogue_card(model: CatalogueModelResponse, chosen: dict[str, str]) -> di
 
 
 def _hub_card(model: HubModelResponse, chosen: dict[str, str]) -> dict[str, Any]:
-    facts = [model.task, model.library, model.licence or "licence not stated"]
-    facts += [f"{model.downloads:,} downloads in 30 days", "gated" if model.gated else None, "not tried here"]
+    facts = [model.task, model.library, model.licence or _("licence not stated")]
+    downloads = ngettext(
+        "{number} download in 30 days", "{number} downloads in 30 days", model.downloads
+    ).format(number=f"{model.downloads:,}")
+    facts += [downloads, _("gated") if model.gated else None, _("not tried here")]
     return {
         "path": _path("/add", source=model.source, query=chosen["query"], on="hub"),
         "title": model.repository,
@@ -183,20 +193,22 @@ def _hub_card(model: HubModelResponse, chosen: dict[str, str]) -> dict[str, Any]
 
 def fit_text(fit: FitResponse | DeviceFit) -> str:
     if fit.state == "evicts":
-        return f"fits after evicting {', '.join(fit.evicts)}"
-    return fit.state or "not known"
+        return _("fits after evicting {models}").format(models=", ".join(fit.evicts))
+    return state_name(fit.state) if fit.state else _("not known")
 
 
 def _shown(seen: ProposalResponse) -> dict[str, Any]:
+    download, free = readable_bytes(seen.download), readable_bytes(seen.disk_free)
     facts = {
-        "Found": seen.about,
-        "Kind": seen.kind,
-        "Options": json.dumps(seen.options) if seen.options else "none",
-        "Licence": (seen.licence or "not stated: read it at the source")
-        + (", gated: accept it on the hub's page, and set HF_TOKEN" if seen.gated else ""),
-        "Download": f"{readable_bytes(seen.download)} of {readable_bytes(seen.disk_free)} that are free",
-        "Tried here": "yes" if seen.tested else "no",
+        _("Found"): seen.about,
+        _("Kind"): seen.kind,
+        _("Options"): json.dumps(seen.options) if seen.options else _("none"),
+        _("Licence"): seen.licence or _("not stated: read it at the source"),
+        _("Download"): _("{size} of {free} that are free").format(size=download, free=free),
+        _("Tried here"): _("yes") if seen.tested else _("no"),
     }
+    if seen.gated:
+        facts[_("Gated")] = _("accept the licence on the hub's page, and set HF_TOKEN")
     devices = [
         [
             each.device,
@@ -207,7 +219,7 @@ def _shown(seen: ProposalResponse) -> dict[str, Any]:
         for each in seen.devices
     ]
     memory = None if seen.memory is None else readable_bytes(seen.memory)
-    add = f"Download {readable_bytes(seen.download)} and add it" if seen.download else "Add it"
+    add = _("Download {size} and add it").format(size=download) if seen.download else _("Add it")
     return {"proposal": seen, "facts": facts, "devices": devices, "memory": memory, "add": add}
 
 

@@ -18,6 +18,7 @@ from appliance.protocols.response_types import ModelResponse
 from appliance.runners import kinds_with_operation, operations
 from appliance.ui import session, template_pages
 from appliance.ui.client import Caller
+from appliance.ui.languages import gettext as _
 
 #: The kinds of models that can chat.
 KINDS: Final = kinds_with_operation(operations.CHAT)
@@ -43,7 +44,7 @@ async def show(request: Request) -> Response:
         "conversations": conversations["results"],
         "conversation": conversation,
     }
-    title = "Chat" if conversation is None else conversation["title"]
+    title = _("Chat") if conversation is None else conversation["title"]
     return template_pages.respond(request, "chat.html", title=title, models=models, data=data)
 
 

@@ -43,7 +43,11 @@ async def show_model(request: Request) -> Response:
     except ApplianceError as error:
         values["problem"] = error.detail
     return template_pages.respond(
-        request, "model_settings.html", title=f"Settings of {name}", model=name, **values
+        request,
+        "model_settings.html",
+        title=_("Settings of {model}").format(model=name),
+        model=name,
+        **values,
     )
 
 

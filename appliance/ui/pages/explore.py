@@ -24,18 +24,7 @@ from appliance.ui.languages import gettext as _
 from appliance.ui.languages import ngettext
 from appliance.ui.media import image_url
 from appliance.ui.pages import find
-
-#: Texts for the states of models.
-STATES: Final = {
-    "cold": "not loaded",
-    "loading": "loading",
-    "ready": "ready",
-    "draining": "ready, unloads soon",
-    "unloading": "unloading",
-    "falling asleep": "falling asleep",
-    "asleep": "asleep",
-    "waking": "waking",
-}
+from appliance.ui.state_names import state_name
 
 
 async def show(request: Request) -> Response:
@@ -50,7 +39,7 @@ async def show(request: Request) -> Response:
         request,
         "explore.html",
         title=_("Models"),
-        kinds=[(kind, finding.KIND_NAMES.get(kind, kind)) for kind in kinds],
+        kinds=[(kind, finding.kind_name(kind)) for kind in kinds],
         collections=[(one.slug, one.name) for one in collections.results],
         chosen=request.query_params,
         may_add=user.admin and "/add" in request.scope[template_pages.PATHS],
@@ -150,18 +139,20 @@ def _card(model: ModelResponse, state: ModelStatus | None) -> dict[str, Any]:
         "image": model.cover_image_url or made,
         "hue": zlib.crc32(f"{model.owner}/{model.name}".encode()) % 360,
         "state": state and badge(state),
-        "kind": state and (finding.KIND_NAMES.get(state.kind or "", state.kind)),
+        "kind": state and state.kind and finding.kind_name(state.kind),
         "runs": ngettext("{number} run", "{number} runs", runs).format(number=f"{runs:,}"),
     }
 
 
 def badge(state: ModelStatus) -> Markup:
     """Return the state of a model as HTML; for a loading model, with the seconds passed and expected."""
-    word = STATES.get(state.state, state.state)
+    word = state_name(state.state)
     if state.loading_for is not None:
-        word += f", {state.loading_for:.0f} s"
-        if state.load_seconds:
-            word += f" of about {state.load_seconds:.0f}"
+        passed, expected = f"{state.loading_for:.0f}", f"{state.load_seconds or 0:.0f}"
+        text = (
+            _("{state}, {passed} s of about {expected}") if state.load_seconds else _("{state}, {passed} s")
+        )
+        word = text.format(state=word, passed=passed, expected=expected)
     return markup.badge(state.state, word)
 
 

@@ -27,8 +27,10 @@ from appliance.protocols.admin_types import ApplianceStatusResponse
 from appliance.protocols.response_types import ModelResponse
 from appliance.ui import session
 from appliance.ui.client import Caller
-from appliance.ui.finding import KIND_NAMES, KIND_WORDS, Findable, find
+from appliance.ui.finding import KIND_NAMES, KIND_WORDS, Findable, find, kind_name
 from appliance.ui.languages import gettext as _
+from appliance.ui.languages import translatable
+from appliance.ui.state_names import state_name
 
 #: Key in an ASGI scope of the folder of the built manual, and of the pages that the user may open.
 MANUAL: Final = "appliance.manual"
@@ -46,13 +48,14 @@ _WORDS: Final = {
     "/predictions": "runs history jobs queue results",
     "/machine": "memory gpu load unload status devices",
     "/usage": "cost price statistics tokens csv",
+    "/api": "docs reference openapi swagger curl python javascript client operations routes",
     "/settings": "tokens keys webhook configuration about version admin",
 }
 _SETTINGS: Final = (
-    ("Tokens", "create revoke api key secret access permissions", "/settings#tokens"),
-    ("Webhook key", "replace rotate signature secret", "/settings#webhooks"),
-    ("About the appliance", "version health retention uptime", "/settings#about"),
-    ("Configuration in effect", "models.yaml config options", "/settings#configuration"),
+    (translatable("Tokens"), "create revoke api key secret access permissions", "/settings#tokens"),
+    (translatable("Webhook key"), "replace rotate signature secret", "/settings#webhooks"),
+    (translatable("About the appliance"), "version health retention uptime", "/settings#about"),
+    (translatable("Configuration in effect"), "models.yaml config options", "/settings#configuration"),
 )
 _TAG: Final = re.compile(r"<[^>]+>")
 
@@ -71,7 +74,7 @@ def model_items(models: list[ModelResponse], kinds: dict[str, str]) -> list[Find
     found = []
     for model in models:
         kind = kinds.get(f"{model.owner}/{model.name}", "")
-        synonyms = f"{kind} {KIND_NAMES.get(kind, '')} {KIND_WORDS.get(kind, '')}"
+        synonyms = f"{kind} {KIND_NAMES.get(kind, '')} {kind_name(kind)} {KIND_WORDS.get(kind, '')}"
         found.append(Findable(f"{model.owner}/{model.name}", synonyms, model.description or "", model))
     return found
 
@@ -97,7 +100,7 @@ async def _predictions(query: str, caller: Caller) -> list[dict[str, str]]:
     found = []
     for record, text in zip(records, texts, strict=True):
         if record["id"].startswith(query) or query.casefold() in text.casefold():
-            detail = f"{record['model']} · {record['status']} · {text}"
+            detail = f"{record['model']} · {state_name(record['status'])} · {text}"
             found.append(_result(_("Prediction"), record["id"], detail[:_LONGEST], f"/p/{record['id']}"))
     return found
 

@@ -17,13 +17,14 @@ from appliance.protocols.admin_types import (
     ApplianceStatusResponse,
     HistoryResponse,
     MachineResponse,
-    ModelMemory,
     ModelStatus,
     ResidencyResponse,
 )
 from appliance.ui import alerts, decisions, machine_charts, markup, session, template_pages
 from appliance.ui.languages import gettext as _
+from appliance.ui.languages import ngettext
 from appliance.ui.markup import BarSegment
+from appliance.ui.state_names import state_name
 from appliance.ui.template_pages import Part
 
 #: Number of sentences about decisions that the page lists.
@@ -45,7 +46,7 @@ async def show(request: Request) -> Response:
 async def refresh(request: Request) -> Response:
     name = request.path_params["part"]
     if name not in _PARTS:
-        raise NotFound("There is no such part of the page.")
+        raise NotFound(_("There is no such part of the page."))
     return template_pages.refreshed(request, await _PARTS[name](request))
 
 
@@ -140,18 +141,19 @@ def render_devices(status: ApplianceStatusResponse) -> Markup:
         held = sorted(device.reserved.items(), key=lambda each: -each[1])
         segments = [
             BarSegment(
-                f"{name} {readable_bytes(taken)}, {state.get(name, 'loaded')}",
+                f"{name} {readable_bytes(taken)}, {state_name(state.get(name, 'loaded'))}",
                 taken,
                 f"{colour.get(name, 'c0')} {state.get(name, '')}",
             )
             for name, taken in held
         ]
         if device.foreign:
-            others = f"other programs {readable_bytes(device.foreign)}"
+            others = _("other programs {size}").format(size=readable_bytes(device.foreign))
             segments.append(BarSegment(others, device.foreign, "others"))
-        segments.append(BarSegment(f"free {readable_bytes(device.free)}", device.free, "free"))
+        segments.append(BarSegment(_free(device.free), device.free, "free"))
         total = device.memory
-        held_text = f"{readable_bytes(sum(device.reserved.values()))} of {readable_bytes(total)} reserved"
+        reserved = readable_bytes(sum(device.reserved.values()))
+        held_text = _("{size} of {total} reserved").format(size=reserved, total=readable_bytes(total))
         drawn = markup.bar(segments, total, label=f"{device.name}: {held_text}")
         note = f"{device.label}, {held_text}"
         parts.append(markup.section(device.name, drawn, note, level=3))
@@ -176,21 +178,22 @@ def render_models(models: Sequence[ModelStatus], *, admin: bool) -> Markup:
             markup.link(f"/{each.name}", each.name),
             _state(each),
             _work(each),
-            _memory(each.memory) + (f" on {', '.join(each.devices)}" if each.devices else ""),
+            _memory(each),
             markup.duration(each.load_seconds),
             *([markup.render("machine_buttons.html", model=each)] if admin else []),
         ]
         for each in models
     ]
-    headings = ["Model", "State", "Predictions", "Memory", "Last load", *(["Actions"] if admin else [])]
+    headings = [_("Model"), _("State"), _("Predictions"), _("Memory"), _("Last load")]
+    headings += [_("Actions")] if admin else []
     return markup.table(headings, rows)
 
 
 def _state(model: ModelStatus) -> Markup:
-    pinned = markup.badge("plain", "pinned") if model.pinned else Markup()
-    shown = markup.badge(model.state, "not loaded" if model.state == "cold" else model.state)
+    pinned = markup.badge("plain", _("pinned")) if model.pinned else Markup()
+    shown = markup.badge(model.state)
     if model.state == "draining":
-        pinned += Markup('<p class="note">will unload when its current runs finish</p>')
+        pinned += markup.note(_("will unload when its current runs finish"))
     if model.loading_for is None:
         return shown + pinned
     progress = markup.render(
@@ -206,24 +209,37 @@ def _state(model: ModelStatus) -> Markup:
 def remaining(lasted: float, whole: float | None) -> str:
     """Return how long a load will still take, if the last load took ``whole`` seconds."""
     if whole is None:
-        return f"for {markup.duration(round(lasted))}; the first load has no estimate"
-    if lasted >= whole:
-        return f"for {markup.duration(round(lasted))}, longer than the last load"
-    return f"about {markup.duration(max(1, round(whole - lasted)))} left"
+        text, shown = _("for {time}; the first load has no estimate"), lasted
+    elif lasted >= whole:
+        text, shown = _("for {time}, longer than the last load"), lasted
+    else:
+        text, shown = _("about {time} left"), max(1, whole - lasted)
+    return text.format(time=markup.duration(round(shown)))
 
 
 def _work(model: ModelStatus) -> str:
-    counts = [(model.running, "running"), (model.queued, "queued")]
-    return ", ".join(f"{count:,} {name}" for count, name in counts if count)
+    running = ngettext("{number} running", "{number} running", model.running)
+    queued = ngettext("{number} queued", "{number} queued", model.queued)
+    counts = [(model.running, running), (model.queued, queued)]
+    return ", ".join(text.format(number=f"{count:,}") for count, text in counts if count)
 
 
-def _memory(taken: ModelMemory) -> Markup:
+def _free(size: int) -> str:
+    return _("free {size}").format(size=readable_bytes(size))
+
+
+def _memory(model: ModelStatus) -> Markup:
     """Return the model's memory as HTML: size, source of the size, and a warning if more was used."""
+    taken = model.memory
     much = f"{100 * (taken.share or 0):.0f} %" if taken.bytes is None else readable_bytes(taken.bytes)
-    said = escape(f"{much} {taken.origin}")
+    said = escape(f"{much} {state_name(taken.origin)}")
     if taken.exceeds and taken.peak is not None:
-        said += f", but it used {readable_bytes(taken.peak)}"
-    return said if taken.fits else said + " " + markup.badge("does not fit")
+        said += ", " + _("but it used {size}").format(size=readable_bytes(taken.peak))
+    if not taken.fits:
+        said += " " + markup.badge("does not fit")
+    if model.devices:
+        said += " " + _("on {devices}").format(devices=", ".join(model.devices))
+    return said
 
 
 def render_main_memory_and_disk(machine: MachineResponse) -> Markup:
@@ -231,23 +247,29 @@ def render_main_memory_and_disk(machine: MachineResponse) -> Markup:
     used = memory.total - memory.available
     ram = markup.bar(
         [
-            BarSegment(f"in use {readable_bytes(used)}", used, "c0"),
-            BarSegment(f"available {readable_bytes(memory.available)}", memory.available, "free"),
+            BarSegment(_("in use {size}").format(size=readable_bytes(used)), used, "c0"),
+            BarSegment(
+                _("available {size}").format(size=readable_bytes(memory.available)), memory.available, "free"
+            ),
         ],
         memory.total,
-        label=f"main memory: {readable_bytes(used)} of {readable_bytes(memory.total)} in use",
+        label=_("main memory: {size} of {total} in use").format(
+            size=readable_bytes(used), total=readable_bytes(memory.total)
+        ),
     )
     parts = [
-        BarSegment(f"{name} {readable_bytes(taken)}", taken, f"c{number % _COLOURS}")
+        BarSegment(f"{state_name(name)} {readable_bytes(taken)}", taken, f"c{number % _COLOURS}")
         for number, (name, taken) in enumerate(disk.parts.items())
         if taken >= _MIN_SEGMENT
     ]
     elsewhere = disk.total - disk.free - sum(disk.parts.values())
     if elsewhere > 0:
-        parts.append(BarSegment(f"outside the data folder {readable_bytes(elsewhere)}", elsewhere, "others"))
-    parts.append(BarSegment(f"free {readable_bytes(disk.free)}", disk.free, "free"))
-    drawn = markup.bar(parts, disk.total, label=f"disk: {readable_bytes(disk.free)} free")
-    return markup.section("Main memory", ram) + markup.section("Disk", drawn, disk.folder)
+        outside = _("outside the data folder {size}").format(size=readable_bytes(elsewhere))
+        parts.append(BarSegment(outside, elsewhere, "others"))
+    parts.append(BarSegment(_free(disk.free), disk.free, "free"))
+    label = _("disk: {size} free").format(size=readable_bytes(disk.free))
+    drawn = markup.bar(parts, disk.total, label=label)
+    return markup.section(_("Main memory"), ram) + markup.section(_("Disk"), drawn, disk.folder)
 
 
 def render_waiting(residency: ResidencyResponse) -> Markup:
@@ -261,7 +283,9 @@ def render_waiting(residency: ResidencyResponse) -> Markup:
         ]
         for each in residency.waiting
     ]
-    return markup.table(["Next", "Model", "Predictions", "Waited", "Devices being cleared"], rows)
+    return markup.table(
+        [_("Next"), _("Model"), _("Predictions"), _("Waited"), _("Devices being cleared")], rows
+    )
 
 
 ROUTES: Final = (

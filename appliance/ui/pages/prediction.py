@@ -19,6 +19,7 @@ from appliance.ui import markup, output, output_views, session, snippets, templa
 from appliance.ui.client import Caller
 from appliance.ui.languages import gettext as _
 from appliance.ui.media import MediaFile, media_file
+from appliance.ui.state_names import state_name
 from appliance.ui.watcher import ENDED
 
 #: Input files whose type and name the page asks the API for.
@@ -170,13 +171,13 @@ def timeline(record: Mapping[str, Any]) -> Markup:
     total = sum(each["seconds"] for each in phases)
     segments = [
         markup.BarSegment(
-            f"{each['phase']} {markup.duration(each['seconds'])}", each["seconds"], each["phase"]
+            f"{state_name(each['phase'])} {markup.duration(each['seconds'])}", each["seconds"], each["phase"]
         )
         for each in phases
     ]
-    drawn = markup.bar(segments, total, label=f"{markup.duration(total)} in all")
+    drawn = markup.bar(segments, total, label=_("{time} in all").format(time=markup.duration(total)))
     if record["status"] == "starting" and record.get("model_state"):
-        drawn += markup.note(_("The model is %s.") % record["model_state"])
+        drawn += markup.note(_("The model is %s.") % state_name(record["model_state"]))
     percent = None if record["status"] in ENDED else output.progress(record.get("logs") or "")
     if percent is not None:
         drawn += markup.render("progress.html", percent=percent)

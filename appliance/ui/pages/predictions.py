@@ -19,6 +19,8 @@ from appliance.protocols import api_client
 from appliance.protocols.admin_types import ApplianceStatusResponse, TokenPage
 from appliance.ui import markup, session, template_pages
 from appliance.ui.languages import gettext as _
+from appliance.ui.languages import translatable
+from appliance.ui.state_names import state_name
 from appliance.ui.template_pages import Part
 
 #: Rows of one page of the list.
@@ -26,14 +28,14 @@ ROWS: Final = 25
 
 _STATES: Final = ("starting", "processing", "succeeded", "failed", "canceled", "aborted")
 #: Values of the filter "created": seconds, and their text.
-_AGES: Final = {"3600": "last hour", "86400": "last day", "604800": "last 7 days"}
+_AGES: Final = {
+    "3600": translatable("last hour"),
+    "86400": translatable("last day"),
+    "604800": translatable("last 7 days"),
+}
 #: Format of a download -> its media type.
 _KINDS: Final = {"csv": "text/csv; charset=utf-8", "jsonl": "application/jsonl"}
 _LONGEST: Final = 200  # characters of an error in the list
-_EMPTY: Final = markup.empty(
-    "No predictions",
-    Markup('No prediction matches the filters. To create one, <a href="./">choose a model</a> and run it.'),
-)
 
 
 async def show(request: Request) -> Response:
@@ -47,9 +49,9 @@ async def show(request: Request) -> Response:
         "predictions.html",
         title=_("Predictions"),
         models=[(each.name, each.name) for each in status.models],
-        states=[(state, state) for state in _STATES],
+        states=[(state, state_name(state)) for state in _STATES],
         tokens=[(each.id, f"{each.name} ({each.owner})") for each in tokens],
-        ages=list(_AGES.items()),
+        ages=[(seconds, _(text)) for seconds, text in _AGES.items()],
         chosen=request.query_params,
         list=await _list(request),
     )
@@ -59,7 +61,7 @@ async def download(request: Request) -> Response:
     """Stream all predictions that match the filters, as CSV or as JSON lines."""
     kind = request.path_params["kind"]
     if kind not in _KINDS:
-        raise NotFound("Predictions can be downloaded as csv and jsonl.")
+        raise NotFound(_("Predictions can be downloaded as csv and jsonl."))
     query = urlencode({name: value for name, value in _filters(request).items() if value is not None})
     reply = await session.current(request).caller.open(
         "GET", f"/admin/predictions.{kind}", query=query.encode(), headers={}
@@ -128,14 +130,20 @@ def render(records: list[dict[str, Any]], *, everyone: bool, selectable: bool) -
         rows.append(
             [
                 markup.render("predictions_cell.html", record=record, selectable=selectable),
-                _cut(Markup("<i>deleted</i>") if record["data_removed"] else escape(preview["input"])),
+                _cut(
+                    Markup("<i>{}</i>").format(_("deleted"))
+                    if record["data_removed"]
+                    else escape(preview["input"])
+                ),
                 _cut(output),
                 markup.moment(record["created_at"]) + Markup('<span class="quiet">{}</span>').format(whose),
                 _times(record.get("metrics", {})),
             ]
         )
-    headings = ["Prediction", "Input", "Output", "Created", "Run time"]
-    return Markup('<div class="part">{}</div>').format(markup.table(headings, rows, if_empty=_EMPTY))
+    headings = [_("Prediction"), _("Input"), _("Output"), _("Created"), _("Run time")]
+    how = _('No prediction matches the filters. To create one, <a href="./">choose a model</a> and run it.')
+    nothing = markup.empty(_("No predictions"), Markup(how))  # noqa: S704 - our text
+    return Markup('<div class="part">{}</div>').format(markup.table(headings, rows, if_empty=nothing))
 
 
 def wrong(error: str) -> Markup:
@@ -153,9 +161,9 @@ def _times(metrics: Mapping[str, Any]) -> str:
     took, tokens = metrics.get("predict_time"), metrics.get("output_token_count")
     parts = [markup.duration(took)]
     if isinstance(tokens, int | float) and tokens and took:
-        parts.append(f"{tokens / took:,.1f} tokens/s")
+        parts.append(_("{number} tokens/s").format(number=f"{tokens / took:,.1f}"))
     if metrics.get("cold_start"):
-        parts.append(f"after {markup.duration(metrics['cold_start'])} of loading")
+        parts.append(_("after {time} of loading").format(time=markup.duration(metrics["cold_start"])))
     return ", ".join(filter(None, parts))
 
 

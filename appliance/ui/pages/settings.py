@@ -59,16 +59,22 @@ def by_validity(tokens: Sequence[TokenResponse]) -> list[TokenResponse]:
 def about(status: ApplianceStatusResponse, config: Mapping[str, Any]) -> Markup:
     retention = config["retention"]
     kept, most, uploads = retention["predictions"], retention["outputs"], config["files"]
-    until = "until they are deleted" if uploads["keep"] is None else f"for {markup.duration(uploads['keep'])}"
+    kept_uploads = (
+        _("kept until they are deleted, at most {size} in all")
+        if uploads["keep"] is None
+        else _("kept for {time}, at most {size} in all")
+    )
+    removed = _("kept forever") if kept is None else _("removed {time} after their end")
+    outputs = _("no limit") if most is None else _("at most {size} in all")
     facts = {
         _("Version"): status.version,
         _("Running for"): markup.duration(status.uptime),
-        _("Health"): markup.badge("draining" if status.draining else "ready"),
-        _("Data of predictions"): "kept forever"
-        if kept is None
-        else f"removed {markup.duration(kept)} after their end",
-        _("Files of outputs"): "no limit" if most is None else f"at most {readable_bytes(most)} in all",
-        _("Uploads"): f"kept {until}, at most {readable_bytes(uploads['quota'])} in all",
+        _("Health"): markup.badge("draining", _("stopping")) if status.draining else markup.badge("ready"),
+        _("Data of predictions"): removed.format(time=markup.duration(kept)),
+        _("Files of outputs"): outputs.format(size=readable_bytes(most or 0)),
+        _("Uploads"): kept_uploads.format(
+            time=markup.duration(uploads["keep"]), size=readable_bytes(uploads["quota"])
+        ),
     }
     return markup.pairs(facts)
 

@@ -16,28 +16,52 @@ from starlette.routing import Route
 from appliance.protocols.admin_types import UsageResponse, UsageRow
 from appliance.ui import chart, markup, session, template_pages
 from appliance.ui.languages import gettext as _
+from appliance.ui.languages import ngettext, translatable
 
-#: Days of a period -> its text.
-_PERIODS: Final = {"7": "7 days", "30": "30 days", "90": "90 days", "365": "365 days"}
+#: Days of a period.
+_PERIODS: Final = ("7", "30", "90", "365")
 _PERIOD: Final = "30"  # by default
-_KEYS: Final = {"day": "Day", "model": "Model", "token": "Token", "owner": "Account", "hardware": "Hardware"}
+_KEYS: Final = {
+    "day": translatable("Day"),
+    "model": translatable("Model"),
+    "token": translatable("Token"),
+    "owner": translatable("Account"),
+    "hardware": translatable("Hardware"),
+}
 _KEY: Final = "model"  # by default
 #: What the charts show -> its text.
 _AMOUNTS: Final = {
-    "predict_time": "Run time",
-    "predictions": "Predictions",
-    "output_tokens": "Tokens out",
-    "cost": "Cost",
+    "predict_time": translatable("Run time"),
+    "predictions": translatable("Predictions"),
+    "output_tokens": translatable("Tokens out"),
+    "cost": translatable("Cost"),
 }
-#: Units of run time: the least that a chart shows in it, its seconds, its name.
-_TIME_UNITS: Final = ((2 * 3600, 3600, "h"), (120, 60, "min"), (1, 1, "s"), (1e-9, 0.001, "ms"), (0, 1, "s"))
+#: Units of run time: the least that a chart shows in it, its seconds, its text.
+_TIME_UNITS: Final = (
+    (2 * 3600, 3600, translatable("{n} h")),
+    (120, 60, translatable("{n} min")),
+    (1, 1, translatable("{n} s")),
+    (1e-9, 0.001, translatable("{n} ms")),
+    (0, 1, translatable("{n} s")),
+)
 #: The least height of an axis, so that counts have no fractions.
 _CEILINGS: Final = {"predictions": 4.0, "output_tokens": 4.0}
 _BARS: Final = 10  # of a ranking; the others are one bar
-_EMPTY: Final = markup.empty(
-    "No usage",
-    Markup('No prediction ended in this period: <a href="./">run a model</a>, or choose a longer period.'),
-)
+#: Titles of charts: what a chart shows, and by what.
+_TITLES: Final = {
+    ("predict_time", "day"): translatable("Run time by day"),
+    ("predictions", "day"): translatable("Predictions by day"),
+    ("output_tokens", "day"): translatable("Tokens out by day"),
+    ("cost", "day"): translatable("Cost by day"),
+    ("predict_time", "model"): translatable("Run time by model"),
+    ("predictions", "model"): translatable("Predictions by model"),
+    ("output_tokens", "model"): translatable("Tokens out by model"),
+    ("cost", "model"): translatable("Cost by model"),
+    ("predict_time", "owner"): translatable("Run time by account"),
+    ("predictions", "owner"): translatable("Predictions by account"),
+    ("output_tokens", "owner"): translatable("Tokens out by account"),
+    ("cost", "owner"): translatable("Cost by account"),
+}
 
 
 class _Chosen:
@@ -66,9 +90,9 @@ async def show(request: Request) -> Response:
         "usage.html",
         title=_("Usage"),
         chosen=chosen,
-        periods=list(_PERIODS.items()),
-        keys=list(_KEYS.items()),
-        amounts=list(_AMOUNTS.items()),
+        periods=[(days, _("{n} days").format(n=days)) for days in _PERIODS],
+        keys=[(key, _(text)) for key, text in _KEYS.items()],
+        amounts=[(amount, _(text)) for amount, text in _AMOUNTS.items()],
         report=await _report(request, chosen),
     )
 
@@ -115,12 +139,12 @@ def render_totals(report: UsageResponse) -> Markup:
     share = total.cold_starts / total.predictions if total.predictions else 0.0
     return markup.tiles(
         {
-            "predictions": f"{total.predictions:,}",
-            "running": markup.duration(total.predict_time),
-            "cost": markup.money(total.cost, report.currency) or "no prices",
-            "tokens in": f"{total.input_tokens:,}",
-            "tokens out": f"{total.output_tokens:,}",
-            "waited for a load": f"{100 * share:.0f} %",
+            _("predictions"): f"{total.predictions:,}",
+            _("running"): markup.duration(total.predict_time),
+            _("cost"): markup.money(total.cost, report.currency) or _("no prices"),
+            _("tokens in"): f"{total.input_tokens:,}",
+            _("tokens out"): f"{total.output_tokens:,}",
+            _("waited for a load"): f"{100 * share:.0f} %",
         }
     )
 
@@ -137,14 +161,13 @@ def render_days(report: UsageResponse, amount: str) -> Markup:
         unit=unit,
         ceiling=_CEILINGS.get(amount, 0.0),
     )
-    title = f"{_AMOUNTS[amount]} by day"
+    title = _(_TITLES[amount, "day"])
     busiest = max(values, key=lambda day: values[day], default="")
-    label = (
-        f"{title}, in UTC: the most on {busiest}, {shown(values[busiest])}" if values else f"{title}: none"
-    )
-    return _chart(
-        drawing, "days", title, label, {name: values[name] for name in names if name in values}, shown
-    )
+    most = "" if not values else shown(values[busiest])
+    text = _("{title}, in UTC: the most on {day}, {amount}") if values else _("{title}: none")
+    label = text.format(title=title, day=busiest, amount=most)
+    listed = {name: values[name] for name in names if name in values}
+    return _chart(drawing, ("days", "day", amount), label, listed, shown)
 
 
 def render_ranking(report: UsageResponse, key: str, amount: str) -> Markup:
@@ -154,25 +177,28 @@ def render_ranking(report: UsageResponse, key: str, amount: str) -> Markup:
     rest = ranked[_BARS:]
     bars = ranked[:_BARS]
     if rest:
-        bars.append((f"{len(rest)} others", sum(value for _, value in rest)))
-    shown, _ = _shown(report, amount, max(values.values(), default=0.0))
-    title = f"{_AMOUNTS[amount]} by {_KEYS[key].lower()}"
-    label = f"{title}: the most by {ranked[0][0]}, {shown(ranked[0][1])}" if ranked else f"{title}: none"
+        others = ngettext("{number} other", "{number} others", len(rest)).format(number=len(rest))
+        bars.append((others, sum(value for _name, value in rest)))
+    shown, _unit = _shown(report, amount, max(values.values(), default=0.0))
+    name, value = ranked[0] if ranked else ("", 0.0)
+    text = _("{title}: the most by {name}, {amount}") if ranked else _("{title}: none")
+    label = text.format(title=_(_TITLES[amount, key]), name=name, amount=shown(value))
     drawing = chart.ranking(bars, shown=shown, css_class="c1")
-    return _chart(drawing, key, title, label, dict(ranked), shown)
+    return _chart(drawing, (key, key, amount), label, dict(ranked), shown)
 
 
 def _chart(
     drawing: chart.Drawing,
-    id: str,
-    title: str,
+    about: tuple[str, str, str],
     label: str,
     values: dict[str, float],
     shown: Callable[[float], str],
 ) -> Markup:
-    name, amount = title.split(" by ")
-    rows = markup.table([amount.capitalize(), name], [[key, shown(value)] for key, value in values.items()])
-    return markup.chart(drawing, id=f"chart-{id}", title=title, label=label, rows=rows)
+    """Return a chart. ``about`` is its id, a key in ``_KEYS`` and a key in ``_AMOUNTS``."""
+    id, by, amount = about
+    headings = [_(_KEYS[by]), _(_AMOUNTS[amount])]
+    rows = markup.table(headings, [[key, shown(value)] for key, value in values.items()])
+    return markup.chart(drawing, id=f"chart-{id}", title=_(_TITLES[amount, by]), label=label, rows=rows)
 
 
 def _amount(row: UsageRow, amount: str) -> float:
@@ -182,10 +208,10 @@ def _amount(row: UsageRow, amount: str) -> float:
 def _shown(report: UsageResponse, amount: str, highest: float) -> tuple[Callable[[float], str], float]:
     """Return a function that formats amounts up to ``highest`` for a chart, and the unit of its axis."""
     if amount == "predict_time":
-        _least, unit, name = next(each for each in _TIME_UNITS if highest >= each[0])
+        _least, unit, text = next(each for each in _TIME_UNITS if highest >= each[0])
         step = chart.ticks(highest, unit)[1] / unit
         decimals = max(2, 1 - math.floor(math.log10(step)))
-        return lambda value: f"{_short(value / unit, decimals)} {name}", unit
+        return lambda value: _(text).format(n=_short(value / unit, decimals)), unit
     if amount == "cost":
         return lambda value: markup.money(value, report.currency or ""), 1.0
     return _short, 1.0
@@ -198,9 +224,16 @@ def _short(value: float, decimals: int = 2) -> str:
 def render(report: UsageResponse) -> Markup:
     keys = report.by
     headings = [
-        *(_KEYS[key] for key in keys),
-        "Predictions", "Failed", "Seconds", "Cost", "Tokens in", "Tokens out", "Cold starts",
+        *(_(_KEYS[key]) for key in keys),
+        _("Predictions"), _("Failed"), _("Seconds"), _("Cost"), _("Tokens in"), _("Tokens out"),
+        _("Cold starts"),
     ]  # fmt: skip
+    nothing = markup.empty(
+        _("No usage"),
+        Markup(  # noqa: S704 - our text
+            _('No prediction ended in this period: <a href="./">run a model</a>, or choose a longer period.')
+        ),
+    )
     rows = [
         [
             *(_named(each, key) for key in keys),
@@ -214,12 +247,12 @@ def render(report: UsageResponse) -> Markup:
         ]
         for each in report.rows
     ]
-    return markup.table(headings, rows, if_empty=_EMPTY)
+    return markup.table(headings, rows, if_empty=nothing)
 
 
 def _named(row: UsageRow, key: str) -> str:
     named = row.token_name if key == "token" else None
-    return str(named or getattr(row, key) or "unknown")
+    return str(named or getattr(row, key) or _("unknown"))
 
 
 ROUTES: Final = (Route("/usage", show), Route("/usage/report", report), Route("/usage/csv", csv))

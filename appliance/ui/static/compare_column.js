@@ -13,6 +13,14 @@ const WAITS = {
   load: _("waiting until the model is loaded"),
   room: _("waiting for memory for the model"),
 };
+const NAMES = {
+  starting: _("starting"),
+  processing: _("processing"),
+  succeeded: _("succeeded"),
+  failed: _("failed"),
+  canceled: _("canceled"),
+  aborted: _("aborted"),
+};
 let columnsMade = 0;
 const schemas = new Map(); // name of a model -> promise of its fields
 
@@ -348,7 +356,7 @@ export class Column {
   #status(status, words) {
     const badge = this.find(".line .badge");
     badge.className = `badge ${status}`;
-    badge.textContent = status;
+    badge.textContent = NAMES[status] ?? status;
     this.find(".said").textContent = words;
     this.find(".line").title = words;
   }

@@ -1,5 +1,6 @@
 // The card with the first steps: a run, a token, and lines to copy.
 
+import "./tabs.js";
 import { api, tell, toast } from "./frame.js";
 import { _ } from "./texts.js";
 
@@ -77,25 +78,6 @@ document.getElementById("first-token")?.addEventListener("click", async ({ targe
     tell(error.message);
   }
 });
-
-const tabs = [...document.querySelectorAll(".start [role=tab]")];
-function select(tab) {
-  for (const each of tabs) {
-    each.setAttribute("aria-selected", String(each === tab));
-    each.tabIndex = each === tab ? 0 : -1;
-    document.getElementById(each.getAttribute("aria-controls")).hidden = each !== tab;
-  }
-}
-for (const tab of tabs) {
-  tab.addEventListener("click", () => select(tab));
-  tab.addEventListener("keydown", ({ key }) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[key];
-    if (step === undefined) return;
-    const next = tabs[(tabs.indexOf(tab) + step + tabs.length) % tabs.length];
-    select(next);
-    next.focus();
-  });
-}
 
 // Before this script ran, a click would have been lost.
 for (const waiting of document.querySelectorAll("#first-run button, #first-token")) waiting.disabled = false;

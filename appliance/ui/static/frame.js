@@ -219,10 +219,14 @@ document.addEventListener("change", ({ target }) => {
 const links = [...document.querySelectorAll(".frame .links a")];
 const current = links.find((link) => link.hasAttribute("aria-current"));
 for (const link of links) link.tabIndex = link === (current ?? links[0]) ? 0 : -1;
-current?.parentElement.scrollTo({ left: current.offsetLeft - current.parentElement.offsetLeft - 48 });
+if (current) { // to the middle of the row, in both directions of writing
+  const [link, row] = [current.getBoundingClientRect(), current.parentElement.getBoundingClientRect()];
+  current.parentElement.scrollBy({ left: link.left + link.width / 2 - row.left - row.width / 2 });
+}
 document.querySelector(".frame .links")?.addEventListener("keydown", (event) => {
   const here = links.indexOf(document.activeElement);
-  const to = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: links.length - 1 }[event.key];
+  const step = getComputedStyle(event.currentTarget).direction === "rtl" ? -1 : 1;
+  const to = { ArrowRight: here + step, ArrowLeft: here - step, Home: 0, End: links.length - 1 }[event.key];
   if (to === undefined) return;
   event.preventDefault();
   const link = links[(to + links.length) % links.length];

@@ -81,7 +81,7 @@ async def test_a_page_is_in_the_language_of_its_reader(api: Api, tmp_path: Path)
 
 def texts() -> dict[str | tuple[str, ...], str]:
     """Return every text of the UI with a file that has it, as scripts/texts finds them."""
-    keywords = {"_": None, "gettext": None, "ngettext": (1, 2)}
+    keywords = {"_": None, "gettext": None, "ngettext": (1, 2), "translatable": None}
     found = extract_from_dir(ROOT, METHODS, {"templates/**.html": {"trimmed": "true"}}, keywords)
     return {message: name for name, _, message, _, _ in found}
 
