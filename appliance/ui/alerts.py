@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from appliance.domain.units import readable_bytes
 from appliance.protocols.admin_types import ApplianceStatusResponse, Decision, MachineResponse
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import ngettext
+from appliance.ui.sizes import readable_bytes
 
 #: The disk is nearly full below this share of free space, or below this many bytes.
 _FREE_SHARE: Final = 0.05

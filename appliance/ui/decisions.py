@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from appliance.domain.units import readable_bytes
 from appliance.protocols.admin_types import Decision
 from appliance.ui import markup
 from appliance.ui.languages import gettext as _
+from appliance.ui.sizes import readable_bytes
 
 _LOADS: Final = ("load", "wake")
 _LOADED: Final = ("ready", "woken")

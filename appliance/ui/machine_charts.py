@@ -8,12 +8,12 @@ from typing import Final
 
 from markupsafe import Markup
 
-from appliance.domain.units import readable_bytes
 from appliance.protocols.admin_types import DeviceHistory, HistoryResponse
 from appliance.ui import chart, markup
 from appliance.ui.chart import Series
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import ngettext
+from appliance.ui.sizes import readable_bytes
 from appliance.ui.state_names import state_name
 
 #: Models in a chart that have a colour of their own; the others are one series.

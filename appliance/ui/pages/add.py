@@ -11,7 +11,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain.errors import ApplianceError, Unauthenticated
-from appliance.domain.units import readable_bytes
 from appliance.protocols import api_client
 from appliance.protocols.adding_types import (
     AdditionPage,
@@ -28,6 +27,7 @@ from appliance.protocols.admin_types import ReloadResponse
 from appliance.ui import markup, session, template_pages
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import ngettext, translatable
+from appliance.ui.sizes import readable_bytes
 from appliance.ui.state_names import state_name
 
 _FIELDS: Final = ("source", "name", "kind", "task", "file")

@@ -12,7 +12,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain.errors import NotFound
-from appliance.domain.units import readable_bytes
 from appliance.protocols.admin_types import (
     ApplianceStatusResponse,
     HistoryResponse,
@@ -24,6 +23,7 @@ from appliance.ui import alerts, decisions, machine_charts, markup, session, tem
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import ngettext
 from appliance.ui.markup import BarSegment
+from appliance.ui.sizes import readable_bytes
 from appliance.ui.state_names import state_name
 from appliance.ui.template_pages import Part
 

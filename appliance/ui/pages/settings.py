@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from appliance.domain.units import readable_bytes
 from appliance.protocols.admin_types import ApplianceStatusResponse, TokenPage, TokenResponse
 from appliance.ui import markup, session, template_pages
 from appliance.ui.client import Caller
 from appliance.ui.languages import gettext as _
+from appliance.ui.sizes import readable_bytes
 
 
 async def show(request: Request) -> Response:

@@ -140,7 +140,7 @@ def render_totals(report: UsageResponse) -> Markup:
     return markup.tiles(
         {
             _("predictions"): f"{total.predictions:,}",
-            _("running"): markup.duration(total.predict_time),
+            _("run time"): markup.duration(total.predict_time),
             _("cost"): markup.money(total.cost, report.currency) or _("no prices"),
             _("tokens in"): f"{total.input_tokens:,}",
             _("tokens out"): f"{total.output_tokens:,}",
