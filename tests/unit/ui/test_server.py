@@ -66,7 +66,7 @@ async def test_a_token_opens_the_pages_until_it_is_revoked(pages: Pages, bench: 
         assert page.status_code == 200
         assert "Our &lt;models&gt;" in page.text
         assert "My Company" in page.text
-        assert re.search(r"<body[^>]*>\s*<header class=\"frame\">", page.text)
+        assert re.search(r"<body[^>]*>\s*<header class=\"frame\"", page.text)
         assert SECRET not in page.text
         assert token.digest(SECRET) not in page.text
         await bench.store.revoke_token("first")
