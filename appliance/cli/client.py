@@ -228,7 +228,8 @@ def _error_from(response: httpx.Response) -> ApplianceError:
     error = api_client.error_from(response)
     if isinstance(error, Unauthenticated):
         return ApplianceError(
-            "the appliance does not accept this token: correct APPLIANCE_TOKEN (or REPLICATE_API_TOKEN), "
+            f"the appliance does not accept this token ({error.detail.rstrip('.')}): "
+            "correct APPLIANCE_TOKEN (or REPLICATE_API_TOKEN), "
             "or make a token with `appliance token create`"
         )
     message = f"{error.detail.strip()} (HTTP {response.status_code})"

@@ -29,13 +29,27 @@ if TYPE_CHECKING:
     from appliance.scheduler import Scheduler
 
 
-def check(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
+def check(
+    config: ConfigOption = None,
+    home: HomeOption = None,
+    account: Annotated[
+        str | None, typer.Option("--as", help="Show instead what this account may do, and why.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Check models.yaml, and show on which devices each model fits, or why it fits on none.
 
     A model's memory is the size in models.yaml, else the size measured when the model ran, else an estimate.
     Estimates do not include weights that are not downloaded yet.
     """
     checked = load_config(config)
+    if account is not None:
+        rights = _rights(checked, account)
+        if as_json:
+            print_json(rights)
+        else:
+            _show_rights(rights)
+        return
     report = asyncio.run(_placement_report(checked, home_folder(home, checked)))
     if as_json:
         print_json(report)
@@ -43,6 +57,41 @@ def check(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOpt
         _show_placement(report)
     if any(not model["fits"] for model in report["models"]):
         raise typer.Exit(1)
+
+
+def _rights(config: Config, account: str) -> dict[str, Any]:
+    """Return the models and rights of an account, each with the groups that give it."""
+    from appliance.domain.access import Right, matches
+
+    policy = config.access_policy
+    found = policy.of(account)
+    groups = policy.groups_of(account)
+    everything = ["all accounts"] if config.access is None else ["server.account"]
+    names = [model.name for model in config.models]
+    if policy.unlimited(account):
+        models, rights = dict.fromkeys(names, everything), dict.fromkeys(map(str, Right), everything)
+    else:
+        models = {
+            name: [group.name for group in groups if matches(name, group.models)]
+            for name in names
+            if found.allows(name)
+        }
+        rights = {
+            str(right): [group.name for group in groups if right in group.rights]
+            for right in Right
+            if right in found.rights
+        }
+    denied = [name for name in names if name not in models]
+    return {"account": account, "rights": rights, "models": models, "denied": denied}
+
+
+def _show_rights(found: dict[str, Any]) -> None:
+    for title in ("rights", "models"):
+        typer.echo(f"{title} of the account {found['account']}:" if found[title] else f"{title}: none")
+        for name, groups in found[title].items():
+            typer.echo(f"  {name}  (from {', '.join(groups)})")
+    if found["denied"]:
+        typer.echo(f"denied models: {', '.join(found['denied'])}")
 
 
 async def _placement_report(config: Config, home: Path) -> dict[str, Any]:

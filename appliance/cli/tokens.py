@@ -13,7 +13,7 @@ import typer
 
 from appliance.cli.acts import command
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config, print_json
-from appliance.domain import token
+from appliance.domain import access, token
 from appliance.domain.errors import ApplianceError
 from appliance.driver import permissions
 
@@ -35,21 +35,39 @@ def create(
     owner: Annotated[
         str | None, typer.Option(help="Account that the token belongs to. Default: server.account.")
     ] = None,
+    description: Annotated[str, typer.Option(help="What the token is for.")] = "",
+    expires: Annotated[
+        str | None, typer.Option(help="Time until the token expires, such as 12h or 720h. Default: never.")
+    ] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="Network from which the token may be used, such as 10.0.0.0/8. Can be repeated."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Model that the token may use, or a pattern such as owner/*. Can be repeated."),
+    ] = None,
     config: ConfigOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Create a token, which is valid at once, and print its secret. The secret cannot be shown again."""
     owner = owner or load_config(config).server.account
-    secret = token.new_token()
+    secret, now = token.new_token(), time.time()
     created = token.Token(
         id=token.new_id(),
         name=name,
         owner=owner,
         digest=token.digest(secret),
-        created_at=time.time(),
+        created_at=now,
         scope=scope,
+        description=description,
+        expires_at=None if expires is None else now + _seconds(expires),
+        networks=tuple(access.network(each) or each for each in network) if network else None,
+        models=tuple(model) if model else None,
     )
+    if problems := token.limits_problems(created):
+        raise ApplianceError("; ".join(f"{each.field}: {each.description}" for each in problems))
     with_store(
         config,
         home,
@@ -75,10 +93,12 @@ def list_tokens(config: ConfigOption = None, home: HomeOption = None, as_json: J
     if as_json:
         print_json([_shown(known) for known in found])
         return
+    now = time.time()
     for known in found:
-        state = "revoked" if known.revoked_at is not None else "valid"
-        created = datetime.fromtimestamp(known.created_at, UTC).strftime("%Y-%m-%d %H:%M")
-        typer.echo(f"{known.id}  {state:8} {known.scope:6} {created}  {known.owner}  {known.name}")
+        state = known.state(now)
+        created = _day(known.created_at)
+        named = f"{known.owner}  {known.name}{_limits(known)}"
+        typer.echo(f"{known.id}  {state:8} {known.scope:6} {created}  {named}")
 
 
 @group.command()
@@ -116,6 +136,33 @@ def with_store(config: ConfigOption, home: HomeOption, action: Callable[[Store],
     return asyncio.run(run())
 
 
+def _seconds(text: str) -> float:
+    from pydantic import TypeAdapter, ValidationError
+
+    from appliance.domain.values import Seconds
+
+    try:
+        return TypeAdapter[float](Seconds).validate_python(text)
+    except ValidationError as error:
+        raise ApplianceError(f"--expires {text}: {error.errors()[0]['msg']}") from error
+
+
+def _limits(known: Token) -> str:
+    """Return the limits and the last use of a token for a line of the list."""
+    limits = [
+        "" if known.expires_at is None else f"expires {_day(known.expires_at)}",
+        "" if known.networks is None else f"from {', '.join(known.networks)}",
+        "" if known.models is None else f"models {', '.join(known.models)}",
+        "" if known.last_used_at is None else f"used {_day(known.last_used_at)} by {known.last_used_from}",
+        known.description,
+    ]
+    return "".join(f"; {each}" for each in limits if each)
+
+
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+
+
 def _shown(known: Token) -> dict[str, object]:
     return {
         "id": known.id,
@@ -124,4 +171,10 @@ def _shown(known: Token) -> dict[str, object]:
         "scope": known.scope.value,
         "created_at": known.created_at,
         "revoked_at": known.revoked_at,
+        "description": known.description,
+        "expires_at": known.expires_at,
+        "networks": known.networks,
+        "models": known.models,
+        "last_used_at": known.last_used_at,
+        "last_used_from": known.last_used_from,
     }

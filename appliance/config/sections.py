@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from appliance.domain.access import Group, Policy, Right
 from appliance.domain.section import Section, size, subsection
 from appliance.domain.values import (
     Bytes,
@@ -15,6 +16,7 @@ from appliance.domain.values import (
     FilePath,
     HttpUrl,
     ModelName,
+    ModelPattern,
     NetworkName,
     PathOrUrl,
     PublicUrl,
@@ -205,6 +207,38 @@ class AuditConfig(Section):
     )
 
 
+class RightsConfig(Section):
+    """Models and rights of accounts."""
+
+    models: tuple[ModelPattern, ...] = Field(
+        default=(),
+        strict=False,
+        description="Names of models, or patterns such as owner/*. A single * stands for all models.",
+    )
+    may: tuple[Literal["run", "push", "train", "deploy", "see-all", "operate"], ...] = Field(
+        default=(),
+        strict=False,
+        description="run: create predictions; train: create trainings; deploy: change deployments; push: "
+        "build Cog projects; see-all: see the predictions and usage of all accounts; operate: change models, "
+        "tokens and settings. Push, see-all and operate also need a token with the scope admin.",
+    )
+
+
+class GroupConfig(RightsConfig):
+    """Models and rights of the accounts of a group."""
+
+    members: tuple[str, ...] = Field(strict=False, description="Usernames of the accounts.")
+
+
+class AccessConfig(Section):
+    """Who may use which models, and what else accounts may do."""
+
+    everybody: RightsConfig = subsection(RightsConfig(), "Models and rights that every account has.")
+    groups: dict[str, GroupConfig] = Field(
+        default={}, description="Groups by name. An account has the models and rights of all its groups."
+    )
+
+
 class PricesConfig(Section):
     """Prices of predictions, by hardware."""
 
@@ -336,6 +370,11 @@ class Config(Section):
     hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads and memory for models.")
     logging: LoggingConfig = subsection(LoggingConfig(), "Format and level of the log.")
     telemetry: TelemetryConfig = subsection(TelemetryConfig(), "Where traces are sent.")
+    access: AccessConfig | None = Field(
+        default=None,
+        description="Who may use which models, and what else accounts may do. The account in server.account "
+        "may do everything. Default: every account may use all models, and do what its tokens permit.",
+    )
     prices: PricesConfig = subsection(PricesConfig(), "Prices of predictions.")
     catalogue: CatalogueConfig = subsection(
         CatalogueConfig(), "The catalogue of models that can be added by short name."
@@ -346,6 +385,19 @@ class Config(Section):
     models: tuple[_AnyModel, ...] = Field(
         strict=False, min_length=1, description="The models that can be called."
     )
+
+    @property
+    def access_policy(self) -> Policy:
+        """Return the rights of all accounts."""
+        if self.access is None:
+            return Policy()
+        groups = [
+            Group(name, frozenset(each.members), each.models, frozenset(map(Right, each.may)))
+            for name, each in self.access.groups.items()
+        ]
+        shared = self.access.everybody
+        everybody = Group("everybody", frozenset(), shared.models, frozenset(map(Right, shared.may)))
+        return Policy(groups, everybody, self.server.account)
 
     @model_validator(mode="before")
     @classmethod

@@ -84,9 +84,12 @@ class Unauthenticated(RequestError):
     status = 401
     title = "Unauthenticated"
 
-    def __init__(self, *, token_given: bool) -> None:
+    def __init__(self, *, token_given: bool, reason: str | None = None) -> None:
+        """``reason`` replaces the message of Replicate's API."""
         super().__init__(
-            "You did not pass a valid authentication token"
+            reason
+            if reason is not None
+            else "You did not pass a valid authentication token"
             if token_given
             else "You did not pass an authentication token"
         )

@@ -8,11 +8,18 @@ import hmac
 import re
 import secrets
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
+from appliance.domain import access
+from appliance.domain.access import PATTERN, Access, Right
+from appliance.domain.errors import FieldProblem
+
 PREFIX: Final = "apl_"
+LONGEST_DESCRIPTION: Final = 500  # characters
+MOST_LIMITS: Final = 50  # networks, and patterns of models
+_LATEST: Final = 253402300799.0  # the year 9999, in Unix seconds
 _SECRET_LENGTH: Final = 40
 _RUN: Final = re.compile(r"apl_run_([0-9a-z]{26})_([0-9]{1,6})_([A-Za-z0-9_-]{43})")
 _SCHEMES: Final = re.compile(r"(?i)(?:bearer|token)[ \t]+(.*)", re.DOTALL)
@@ -36,11 +43,40 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     revoked_at: float | None = None
     scope: Scope
+    description: str = ""
+    expires_at: float | None = None
+    networks: tuple[str, ...] | None = None  # from which it may be used; None: from everywhere
+    models: tuple[str, ...] | None = None  # patterns of the models that it may use; None: all
+    last_used_at: float | None = None  # exact to a minute
+    last_used_from: str | None = None  # IP address
     prediction: str | None = None  # id of the running prediction that uses it; such a token is not stored
+    access: Access = Access(None)  # what models.yaml permits to its owner, cut with `models`; not stored
+
+    def expired(self, now: float) -> bool:
+        return self.expires_at is not None and now >= self.expires_at
+
+    def valid(self, now: float) -> bool:
+        return self.revoked_at is None and not self.expired(now)
+
+    def state(self, now: float) -> Literal["valid", "expired", "revoked"]:
+        return "revoked" if self.revoked_at is not None else "expired" if self.expired(now) else "valid"
 
     def may(self, needed: Scope) -> bool:
         ranks = list(Scope)
         return ranks.index(self.scope) >= ranks.index(needed)
+
+    @property
+    def sees_all(self) -> bool:
+        """Return whether it may see the predictions and the usage of all accounts."""
+        return self.may(Scope.ADMIN) and Right.SEE_ALL in self.access.rights
+
+    @property
+    def effective_scope(self) -> Scope:
+        """Return the scope that the rights of the owner leave."""
+        rights = self.access.rights
+        if self.may(Scope.ADMIN) and Right.OPERATE in rights:
+            return Scope.ADMIN
+        return Scope.RUN if self.may(Scope.RUN) and Right.RUN in rights else Scope.READ
 
 
 class RunTokens:
@@ -63,6 +99,33 @@ class RunTokens:
         if match is None or not hmac.compare_digest(self.make(match[1], int(match[2])), secret):
             return None
         return match[1], int(match[2])
+
+
+def limits_problems(made: Token) -> list[FieldProblem]:
+    """Return what is wrong with the description, expiry, networks and models of a new token."""
+    problems = []
+    if len(made.description) > LONGEST_DESCRIPTION or not made.description.isprintable():
+        text = f"Must have at most {LONGEST_DESCRIPTION} characters, without control characters"
+        problems.append(FieldProblem("format", "description", text))
+    if made.expires_at is not None and not made.created_at < made.expires_at < _LATEST:
+        problems.append(FieldProblem("number_gte", "expires_at", "Must be a time in the future"))
+    for index, network in enumerate(made.networks or ()):
+        if access.network(network) is None:
+            text = f"{network!r} is no IP address or network such as 10.0.0.0/8"
+            problems.append(FieldProblem("format", f"networks.{index}", text))
+    for index, pattern in enumerate(made.models or ()):
+        if not PATTERN.fullmatch(pattern):
+            text = f"{pattern!r} is no model name or pattern such as owner/*"
+            problems.append(FieldProblem("format", f"models.{index}", text))
+    for field in ("networks", "models"):
+        count = len(getattr(made, field) or ())
+        if count > MOST_LIMITS or (count == 0 and getattr(made, field) is not None):
+            text = f"Must have 1 to {MOST_LIMITS} items; leave it out for no limit"
+            problems.append(FieldProblem("number_lte", field, text))
+    if made.models is not None and made.may(Scope.ADMIN):
+        text = "A token with the scope admin can make tokens without limits: choose the scope run or read"
+        problems.append(FieldProblem("conflict", "models", text))
+    return problems
 
 
 def new_token() -> str:

@@ -10,6 +10,8 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from appliance.domain import access
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
@@ -80,6 +82,14 @@ def _name(value: str) -> str:
         raise PydanticCustomError(
             "name",
             'should be "owner/name", each of lowercase letters, digits, and between them "-", "_" or "."',
+        )
+    return value
+
+
+def _model_pattern(value: str) -> str:
+    if not access.PATTERN.fullmatch(value):
+        raise PydanticCustomError(
+            "pattern", 'should be the name of a model, a pattern such as "owner/*", or "*" for all models'
         )
     return value
 
@@ -189,6 +199,7 @@ Seconds = Annotated[
     ),
 ]
 ModelName = Annotated[str, AfterValidator(_name), _pattern(_NAME)]
+ModelPattern = Annotated[str, AfterValidator(_model_pattern), _pattern(access.PATTERN)]
 Alias = Annotated[str, AfterValidator(_alias), _pattern(_ALIAS)]
 DeviceName = Annotated[str, AfterValidator(_device), _pattern(_DEVICE)]
 NetworkName = Annotated[str, AfterValidator(_network)]

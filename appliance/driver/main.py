@@ -140,7 +140,7 @@ async def first_token(database: Path, owner: str) -> str | None:
             if await store.find_token(token.digest(given)) is None:
                 await store.add_token(_token("environment", owner, given))
             return None
-        if any(known.revoked_at is None for known in await store.list_tokens()):
+        if any(known.valid(time.time()) for known in await store.list_tokens()):
             return None
         secret = token.new_token()
         await store.add_token(_token("first", owner, secret))

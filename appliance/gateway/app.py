@@ -127,7 +127,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         store=store,
         audit=AuditLog(store, config.audit),
         engine=engine,
-        auth=Auth(store, run_tokens, engine.running),
+        auth=Auth(store, run_tokens, engine.running, config.access_policy),
         rate_limits=RateLimits(
             requests=config.limits.requests_per_minute, predictions=config.limits.predictions_per_minute
         ),

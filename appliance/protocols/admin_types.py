@@ -49,6 +49,13 @@ class TokenResponse(Struct, kw_only=True):
     scope: Scope
     created_at: Time
     revoked_at: Time | None
+    state: Literal["valid", "expired", "revoked"] = "valid"
+    description: str = ""
+    expires_at: Time | None = None
+    networks: Annotated[list[str] | None, Meta(description="null: it may be used from everywhere")] = None
+    models: Annotated[list[str] | None, Meta(description="null: it may use all models")] = None
+    last_used_at: Annotated[Time | None, Meta(description="Exact to a minute")] = None
+    last_used_from: Annotated[str | None, Meta(description="IP address")] = None
     token: str | UnsetType = UNSET
 
 

@@ -76,7 +76,7 @@ def error_from(response: httpx.Response) -> ApplianceError:
 def _typed_error(status: int, body: dict[str, Any], detail: str) -> ApplianceError:
     match status:
         case 401:
-            return Unauthenticated(token_given=True)
+            return Unauthenticated(token_given=True, reason=detail)
         case 403:
             return PermissionDenied(detail)
         case 404:

@@ -142,6 +142,16 @@ class TokenRequest(Request, kw_only=True):
     name: str
     scope: Annotated[str, Meta(extra_json_schema={"enum": [scope.value for scope in Scope]})] | None = None
     owner: str | None = None
+    description: str | None = None
+    expires_at: Annotated[
+        str | None, Meta(description="Time from which the token is refused, such as 2030-01-31T12:00:00Z")
+    ] = None
+    networks: Annotated[
+        tuple[str, ...] | None, Meta(description="Networks from which it may be used, such as 10.0.0.0/8")
+    ] = None
+    models: Annotated[
+        tuple[str, ...] | None, Meta(description="Models that it may use: names, or patterns (owner/*)")
+    ] = None
 
 
 class WebhookSecretRequest(Request, kw_only=True):

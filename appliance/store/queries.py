@@ -21,7 +21,14 @@ COLUMNS: Final = (
     *("deadline", "stream_token", "attempt", "n", "data_removed", "error", "logs", "output", "metrics"),
     *("webhook", "deployment", "destination", "parent", "operation", "token", "hardware", "trace"),
 )
+#: Columns of a token.
+TOKEN_COLUMNS: Final = (
+    *("id", "name", "owner", "digest", "created_at", "revoked_at", "scope", "description", "expires_at"),
+    *("networks", "models", "last_used_at", "last_used_from"),
+)
 _PLACEHOLDERS: Final = {
+    "{token_columns}": ", ".join(TOKEN_COLUMNS),
+    "{token_values}": ", ".join(f":{name}" for name in TOKEN_COLUMNS),
     "{columns}": ", ".join(COLUMNS),
     "{marks}": ", ".join("?" for _ in COLUMNS),
     "{values}": ", ".join(f":{name}" for name in COLUMNS),

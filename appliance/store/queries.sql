@@ -161,25 +161,28 @@ WHERE model = :model AND id <> :served
 
 -- query: insert_token
 -- A new token; refused when its id or digest exists.
-INSERT INTO tokens (id, name, owner, digest, created_at, revoked_at, scope)
-VALUES (:id, :name, :owner, :digest, :created_at, :revoked_at, :scope);
+INSERT INTO tokens ({token_columns}) VALUES ({token_values});
 
 -- query: token_by_digest
 -- The token with this digest, unless it is revoked.
-SELECT id, name, owner, digest, created_at, revoked_at, scope FROM tokens
+SELECT {token_columns} FROM tokens
 WHERE digest = :digest AND revoked_at IS NULL;
 
 -- query: token_by_id
 -- One token, revoked or not.
-SELECT id, name, owner, digest, created_at, revoked_at, scope FROM tokens WHERE id = :id;
+SELECT {token_columns} FROM tokens WHERE id = :id;
 
 -- query: all_tokens
 -- Every token, oldest first.
-SELECT id, name, owner, digest, created_at, revoked_at, scope FROM tokens ORDER BY created_at, id;
+SELECT {token_columns} FROM tokens ORDER BY created_at, id;
 
 -- query: revoke_token
 -- Revoke a token. A token that is already revoked keeps its revoked_at.
 UPDATE tokens SET revoked_at = :revoked_at WHERE id = :id AND revoked_at IS NULL;
+
+-- query: record_token_use
+-- Record the last use of a token.
+UPDATE tokens SET last_used_at = :last_used_at, last_used_from = :last_used_from WHERE id = :id;
 
 -- query: insert_delivery
 -- Insert the pending webhook delivery of a finished prediction.

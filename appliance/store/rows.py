@@ -12,7 +12,7 @@ from appliance.domain import file, usage
 from appliance.domain.errors import StoreError, UnstorableValue
 from appliance.domain.prediction import Prediction, Status, Webhook
 from appliance.domain.token import Scope, Token
-from appliance.store.queries import COLUMNS
+from appliance.store.queries import COLUMNS, TOKEN_COLUMNS
 from appliance.store.records import Delivery, Receiver, VersionRow
 
 Row = tuple[Any, ...]
@@ -110,16 +110,11 @@ def version(row: Row) -> VersionRow:
 
 
 def token(row: Row) -> Token:
-    id, name, owner, digest, created_at, revoked_at, scope = row
-    return Token(
-        id=id,
-        name=name,
-        owner=owner,
-        digest=digest,
-        created_at=created_at,
-        revoked_at=revoked_at,
-        scope=Scope(scope),
-    )
+    columns = dict(zip(TOKEN_COLUMNS, row, strict=True))
+    columns["scope"] = Scope(columns["scope"])
+    for name in ("networks", "models"):
+        columns[name] = None if columns[name] is None else tuple(columns[name].split())
+    return Token(**columns)
 
 
 def delivery(row: Row) -> Delivery:
@@ -129,4 +124,8 @@ def delivery(row: Row) -> Delivery:
 
 
 def token_columns(token: Token) -> dict[str, Any]:
-    return msgspec.structs.asdict(token) | {"scope": token.scope.value}
+    columns = {name: getattr(token, name) for name in TOKEN_COLUMNS}
+    columns["scope"] = token.scope.value
+    for name in ("networks", "models"):
+        columns[name] = None if columns[name] is None else " ".join(columns[name])
+    return columns

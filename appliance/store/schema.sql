@@ -508,3 +508,12 @@ WHEN OLD.number > coalesce((SELECT number FROM audit_positions WHERE name = 'del
 BEGIN
     SELECT RAISE(ABORT, 'records of the audit log cannot be deleted before their retention ends');
 END;
+
+-- step: 18
+-- Limits of tokens, and their last use. `networks` and `models` are separated by spaces; NULL means no limit.
+ALTER TABLE tokens ADD COLUMN description TEXT NOT NULL DEFAULT '';
+ALTER TABLE tokens ADD COLUMN expires_at REAL;
+ALTER TABLE tokens ADD COLUMN networks TEXT;
+ALTER TABLE tokens ADD COLUMN models TEXT;
+ALTER TABLE tokens ADD COLUMN last_used_at REAL;
+ALTER TABLE tokens ADD COLUMN last_used_from TEXT;

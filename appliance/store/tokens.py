@@ -31,6 +31,20 @@ class TokenTable(Connections):
         row = self.row("token_by_digest", {"digest": digest})
         return None if row is None else rows.token(row)
 
+    async def token(self, id: str) -> Token | None:
+        """Return the token with this id, revoked or not."""
+        row = self.row("token_by_id", {"id": id})
+        return None if row is None else rows.token(row)
+
+    def record_token_use(self, id: str, at: float, address: str) -> asyncio.Future[None]:
+        """Store when and from which IP address a token was used last."""
+
+        def action(connection: sqlite3.Connection) -> None:
+            use = {"id": id, "last_used_at": at, "last_used_from": address}
+            connection.execute(QUERIES["record_token_use"], use)
+
+        return self.write(action)
+
     async def list_tokens(self) -> list[Token]:
         return await self.read(
             lambda connection: [rows.token(row) for row in connection.execute(QUERIES["all_tokens"])]

@@ -43,7 +43,7 @@ class PageApp:
         """``max_file_size`` is in bytes. ``data`` is the data that the blocks were built from."""
         self.app = FastAPI(openapi_url=None)
         self.data = data
-        self.opened_by: set[str] = set()  # accounts that have opened the page
+        self.opened_by: set[str] = set()  # digests of the tokens that have opened the page
         self._running = AsyncExitStack()
         blocks.api_open = False
         gr.mount_gradio_app(

@@ -21,7 +21,16 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from appliance.config import Config
-from appliance.domain.errors import ApplianceError, BodyTooLarge, MalformedBody, MethodNotAllowed, NotFound
+from appliance.domain.errors import (
+    ApplianceError,
+    BodyTooLarge,
+    MalformedBody,
+    MethodNotAllowed,
+    NotFound,
+    PermissionDenied,
+    Throttled,
+    Unauthenticated,
+)
 from appliance.protocols.response_types import ModelResponse, VersionResponse
 from appliance.ui import api_proxy, languages, layout, session, template_pages
 from appliance.ui.client import Api
@@ -44,6 +53,10 @@ _MODEL: Final = re.compile(
     r"(?P<model>/[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*)(?P<version>/versions/[0-9a-f]{64})?(?=/|\Z)"
 )
 _MAX_MODEL_PAGES: Final = 64  # built pages of models in memory
+
+
+#: Shown in the language of the page.
+UNKNOWN_TOKEN: Final = Unauthenticated(token_given=True)
 
 
 class Server:
@@ -173,7 +186,7 @@ class Server:
             NotFound: the model or version does not exist for this user.
         """
         app = self._model_pages.get(root)
-        if app is not None and not opened and user.username in app.opened_by:
+        if app is not None and not opened and user.digest in app.opened_by:
             return app
         path, _, version = root.partition("/versions/")
         described = await user.caller.get_as(ModelResponse, f"/v1/models{path}")
@@ -185,7 +198,7 @@ class Server:
                 if app is not None:
                     await app.close()
                 app = await PageApp(model.build(data), self._max_upload, data).start()
-            app.opened_by.add(user.username)
+            app.opened_by.add(user.digest)
             self._model_pages[root] = app
             for path in list(self._model_pages)[:-_MAX_MODEL_PAGES]:
                 await self._model_pages.pop(path).close()
@@ -194,21 +207,26 @@ class Server:
     # -- sign-in and sign-out
 
     async def _sign_in(self, request: Request) -> Response:
-        refused, then = False, _local(request, request.query_params.get("next"))
+        refused: ApplianceError | None = None
+        then = _local(request, request.query_params.get("next"))
         if request.method == "POST":
             form = await _form(request)
             then = _local(request, form.get("next"))
             answer = RedirectResponse(then, 303)
-            if await self._sessions.sign_in(form.get("token", "").strip(), request, answer):
-                return answer
-            refused = True
+            try:
+                if await self._sessions.sign_in(form.get("token", "").strip(), request, answer):
+                    return answer
+                refused = UNKNOWN_TOKEN
+            except (PermissionDenied, Throttled) as error:
+                refused = error
         return layout.page_without_gradio(
             "sign_in.html",
-            401 if refused else 200,
+            200 if refused is None else refused.status,
             request,
             title=languages.gettext("Sign in"),
             heading=self._title,
-            refused=refused,
+            unknown=refused is UNKNOWN_TOKEN,
+            refusal="" if refused is None else refused.detail,
             next=then,
         )
 

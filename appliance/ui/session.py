@@ -30,8 +30,14 @@ PREFIX: Final = "appliance.prefix"
 class Session:
     """The signed-in user of one request."""
 
-    def __init__(self, caller: Caller, username: str, name: str, token: str, scope: str) -> None:
-        """``token`` is the name of the user's token; ``scope`` is read, run or admin."""
+    def __init__(
+        self, caller: Caller, username: str, name: str, token: str, scope: str, digest: str = ""
+    ) -> None:
+        """``token`` is the name of the user's token, ``digest`` that of its secret.
+
+        ``scope`` is read, run or admin.
+        """
+        self.digest = digest
         self.caller = caller
         self.username = username
         self.name = name
@@ -57,7 +63,7 @@ class Sessions:
         self._fernet = Fernet(key)
         # Browsers send cookies to all ports of a host, so each appliance needs its own cookie name.
         self.cookie = f"appliance_{hashlib.sha256(key).hexdigest()[:8]}"
-        self._known: dict[str, tuple[float, MeResponse]] = {}
+        self._known: dict[tuple[str, str | None], tuple[float, MeResponse]] = {}
 
     async def of(self, request: Request) -> Session | None:
         """Return the session of a request; None without a valid cookie or if the token is no longer valid.
@@ -75,7 +81,12 @@ class Sessions:
         return await self._session(secret, request)
 
     async def sign_in(self, secret: str, request: Request, response: Response) -> bool:
-        """Return whether ``secret`` is a valid token; if so, set the session cookie on ``response``."""
+        """Return whether ``secret`` is a valid token; if so, set the session cookie on ``response``.
+
+        Raises:
+            PermissionDenied: the token may not be used from the address of the browser.
+            Throttled: too many unknown tokens came from this address.
+        """
         found = await self._session(secret, request) if secret and secret.isprintable() else None
         if found is None:
             return False
@@ -107,19 +118,20 @@ class Sessions:
         caller = self._api.caller(secret, base_url(request), browser=browser)
         digest = hashlib.sha256(secret.encode()).hexdigest()
         now = time.monotonic()
-        known = self._known.get(digest)
+        key = digest, browser  # a token may be limited to some networks
+        known = self._known.get(key)
         if known is not None and now - known[0] < MEMORY:
             user = known[1]
         else:
             try:
                 user = await caller.get_as(MeResponse, "/admin/me")
             except Unauthenticated:
-                self._known.pop(digest, None)
+                self._known.pop(key, None)
                 return None
             if len(self._known) >= _MAX_REMEMBERED:
                 self._known.clear()
-            self._known[digest] = now, user
-        return Session(caller, user.username, user.name, user.token, user.scope)
+            self._known[key] = now, user
+        return Session(caller, user.username, user.name, user.token, user.scope, digest)
 
 
 def of(request: gr.Request) -> Session:

@@ -41,7 +41,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         store=bench.store,
         audit=AuditLog(bench.store, config.audit),
         engine=bench.engine,
-        auth=Auth(bench.store, bench.run_tokens, bench.engine.running),
+        auth=Auth(bench.store, bench.run_tokens, bench.engine.running, config.access_policy),
         rate_limits=RateLimits(requests=None, predictions=None),
         fetch_guard=fetch_guard,
         webhooks=Webhooks(bench.store, fetch_guard, config.server.account),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from appliance.ui.client import Api
 from appliance.ui.page_app import PageApp
 from appliance.ui.server import Server
 from appliance.ui.session import Sessions
+from tests.support.api_client import SECRET
 from tests.support.api_client import Api as Routes
 
 HTML = {"Accept": "text/html"}
@@ -35,7 +37,7 @@ def built_page() -> PageApp:
     It keeps nothing of the people who open it. Its queue is not started: no event of the page is answered.
     """
     built = PageApp(_build(), max_file_size=10**6)
-    built.opened_by.add("me")  # the account of api_client.SECRET
+    built.opened_by.add(hashlib.sha256(SECRET.encode()).hexdigest())
     return built
 
 

@@ -2,74 +2,127 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Final, Protocol
 
-from appliance.domain import token
-from appliance.domain.errors import Unauthenticated
+from msgspec import structs
+
+from appliance.domain import access, token
+from appliance.domain.access import Policy
+from appliance.domain.errors import PermissionDenied, Unauthenticated
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens, Scope, Token
 
+_log = logging.getLogger(__name__)
+
 #: Seconds for which a found token is cached. A token that the command line has revoked works for so long.
 MEMORY: Final = 1.0
+#: Seconds between two writes of a token's last use.
+USE_EVERY: Final = 60.0
 _REMEMBERED: Final = 1000  # tokens in the cache, at most
 
 
 class TokenLookup(Protocol):
-    """The store's method that finds tokens."""
+    """The store's methods for tokens."""
 
     async def find_token(self, digest: str) -> Token | None:
         """Return the token with this digest; None if there is none or it is revoked."""
+
+    async def token(self, id: str) -> Token | None:
+        """Return the token with this id, revoked or not."""
+
+    def record_token_use(self, id: str, at: float, address: str) -> asyncio.Future[None]:
+        """Store the last use of a token."""
 
 
 class Auth:
     """Checks the ``Authorization`` header of requests."""
 
     def __init__(
-        self, tokens: TokenLookup, run_tokens: RunTokens, running: Callable[[str, int], Prediction | None]
+        self,
+        tokens: TokenLookup,
+        run_tokens: RunTokens,
+        running: Callable[[str, int], Prediction | None],
+        policy: Policy,
     ) -> None:
         """``running(id, attempt)`` returns the prediction with this id if it is running that attempt."""
         self._tokens = tokens
         self._run_tokens = run_tokens
         self._running = running
         self._found: dict[str, tuple[float, Token]] = {}
+        self._used: dict[str, float] = {}  # when the last use was written, by id of the token
+        self.policy = policy
 
-    async def caller(self, header: str | None) -> Token:
-        """Return the token in an ``Authorization`` header.
+    def apply(self, policy: Policy) -> None:
+        """Use ``policy`` from the next request on."""
+        self.policy = policy
+        self._found.clear()
+
+    async def caller(self, header: str | None, address: str) -> Token:
+        """Return the token in an ``Authorization`` header of a request from the IP address ``address``.
 
         Raises:
             Unauthenticated: the header has no token, or the token is unknown, revoked or expired.
+            PermissionDenied: the token may not be used from ``address``.
         """
         secret = token.parse(header)
         if header is None or secret is None:
             raise Unauthenticated(token_given=False)
-        # Python hashes strings with a random key, so the time of this lookup reveals nothing about a secret.
-        now = time.monotonic()
-        at, known = self._found.get(header, (0.0, None))
-        if known is not None and now - at < MEMORY:
-            return known
         made_for = self._run_tokens.read(secret)
         if made_for is not None:
-            return self._acting(*made_for)
-        found = await self._tokens.find_token(token.digest(secret))
-        if found is None:
-            self._found.pop(header, None)
-            raise Unauthenticated(token_given=True)
-        if len(self._found) >= _REMEMBERED:
-            self._found.clear()
-        self._found[header] = now, found
+            return await self._acting(*made_for)
+        found = await self._find(header, secret)
+        now = time.time()
+        if found.expires_at is not None and found.expired(now):
+            at = datetime.fromtimestamp(found.expires_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+            raise Unauthenticated(token_given=True, reason=f"This token has expired, at {at}: use another.")
+        if found.networks is not None and not access.is_within(address, found.networks):
+            raise PermissionDenied(f"This token may not be used from the address {address}.")
+        self._record_use(found, now, address)
         return found
 
     def forget(self, id: str) -> None:
         """Look up the token with this id again at its next use, because it was revoked."""
         self._found = {header: found for header, found in self._found.items() if found[1].id != id}
+        self._used.pop(id, None)
 
-    def _acting(self, id: str, attempt: int) -> Token:
-        """Return the token with which a running prediction calls the API."""
+    async def _find(self, header: str, secret: str) -> Token:
+        # Python hashes strings with a random key, so the time of this lookup reveals nothing about a secret.
+        now = time.monotonic()
+        at, known = self._found.get(header, (0.0, None))
+        if known is not None and now - at < MEMORY:
+            return known
+        found = await self._tokens.find_token(token.digest(secret))
+        if found is None:
+            self._found.pop(header, None)
+            raise Unauthenticated(token_given=True)
+        found = structs.replace(found, access=self.policy.of(found.owner).only(found.models))
+        if len(self._found) >= _REMEMBERED:
+            self._found.clear()
+        self._found[header] = now, found
+        return found
+
+    def _record_use(self, used: Token, now: float, address: str) -> None:
+        """Write the last use of a token, at most once in ``USE_EVERY``. The request does not wait for it."""
+        if now - self._used.get(used.id, used.last_used_at or 0.0) < USE_EVERY:
+            return
+        self._used[used.id] = now
+        self._tokens.record_token_use(used.id, now, address).add_done_callback(_log_failure)
+
+    async def _acting(self, id: str, attempt: int) -> Token:
+        """Return the token with which a running prediction calls the API.
+
+        It may use the models that its owner and the token that created the prediction may use.
+        """
         record = self._running(id, attempt)
         if record is None:
             raise Unauthenticated(token_given=True)
+        creator = None if record.token is None else await self._tokens.token(record.token)
+        allowed = self.policy.of(record.owner).only(None if creator is None else creator.models)
         return Token(
             id=f"run-{id}",
             name=f"prediction {id}",
@@ -78,4 +131,10 @@ class Auth:
             created_at=record.created_at,
             scope=Scope.RUN,
             prediction=id,
+            access=allowed,
         )
+
+
+def _log_failure(written: asyncio.Future[None]) -> None:
+    if not written.cancelled() and written.exception() is not None:
+        _log.warning("the last use of a token was not stored: %s", written.exception())

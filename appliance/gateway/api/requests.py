@@ -14,6 +14,7 @@ import msgspec
 from starlette.requests import Request
 
 from appliance.domain import input_schema
+from appliance.domain.access import Right, is_within
 from appliance.domain.errors import (
     BodyTooLarge,
     FieldProblem,
@@ -67,23 +68,34 @@ async def caller(
     needed: Scope,
     *,
     creates: bool = False,
+    right: Right | None = None,
     authorization: str | None = None,
 ) -> Token:
     """Return the caller's token, and count the request for the rate limit of the token.
 
-    ``creates``: the request creates a prediction. ``authorization`` replaces the header of that name, for
-    clients that send the token in another header.
+    ``creates``: the request creates a prediction or training. ``right``: the right that the caller's owner
+    needs, by default RUN for a request that creates, and OPERATE for the scope ADMIN. ``authorization``
+    replaces the header of that name, for clients that send the token in another header.
 
     Raises:
         Unauthenticated: the request has no valid token.
-        PermissionDenied: the token lacks the scope ``needed``.
+        PermissionDenied: the token lacks the scope ``needed`` or the right, or may not be used from the
+            address of the client.
         Throttled: the token has made too many requests.
     """
     services = services_of(request)
-    token = await services.auth.caller(authorization or request.headers.get("authorization"))
+    header = authorization or request.headers.get("authorization")
+    token = await services.auth.caller(header, address_of(request))
     audit.identify(request, token)
     if not token.may(needed):
         raise PermissionDenied(f'This token has the scope "{token.scope}"; this request needs "{needed}".')
+    if right is None and (creates or needed is Scope.ADMIN):
+        right = Right.RUN if creates else Right.OPERATE
+    if right is not None and right not in token.access.rights:
+        raise PermissionDenied(
+            f'The account "{token.owner}" has no group with the right "{right}": '
+            "the section access of models.yaml gives it."
+        )
     if token.prediction is not None:  # a running prediction is not throttled
         return token
     state = services.rate_limits.take(token.id, creates=creates, now=time.monotonic())
@@ -130,9 +142,15 @@ def base_url(request: Request) -> str:
     return f"{scheme}://{host}"
 
 
+def address_of(request: Request) -> str:
+    """Return the IP address of the client, also of one behind trusted proxies or the UI."""
+    found = client_address.of(request.scope, services_of(request).config.server.trusted_proxies)
+    return found or client_address.UNKNOWN
+
+
 def is_proxy(services: Services, client: str) -> bool:
     """Return whether the IP address ``client`` is in ``server.trusted_proxies``."""
-    return client_address.is_in(client, services.config.server.trusted_proxies)
+    return is_within(client, services.config.server.trusted_proxies)
 
 
 def model_name(request: Request) -> str:

@@ -63,6 +63,7 @@ class Services(msgspec.Struct, kw_only=True):
             self.audit.applied(before, after)
         self.audit.change(config.audit)
         self.config = config
+        self.auth.apply(config.access_policy)
         self.engine.limit(limits)
         self.rate_limits.limit(requests=limits.requests_per_minute, predictions=limits.predictions_per_minute)
         self.fetch_guard.allow(config.egress.allow)

@@ -34,8 +34,8 @@ _NOT_FORWARDED: Final = {
     b"x-forwarded-host",
     b"x-forwarded-prefix",
     b"x-forwarded-proto",
-    b"host",
     client_address.HEADER.encode(),
+    b"host",
 }
 #: Response headers that this server sets itself.
 _SET_BY_SERVER: Final = {b"connection", b"keep-alive", b"transfer-encoding", b"server", b"date"}
@@ -107,11 +107,9 @@ class UiProxy:
         host, slash, prefix = rest.partition("/")
         headers = [pair for pair in request.headers.raw if pair[0] not in _NOT_FORWARDED]
         headers += [(b"host", host.encode()), (b"x-forwarded-proto", scheme.encode())]
+        signed = client_address.signed(requests.address_of(request))
+        headers.append((client_address.HEADER.encode(), signed.encode()))
         headers += [(b"x-forwarded-prefix", (slash + prefix).encode())] if prefix else []
-        proxies = services_of(request).config.server.trusted_proxies
-        headers.append(
-            (client_address.HEADER.encode(), client_address.signed(request.scope, proxies).encode())
-        )
         url = httpx.URL("http://ui", raw_path=path)
         content = None if body.complete else body.chunks()
         asked = httpx.Request(request.method, url, headers=headers, content=content)

@@ -9,6 +9,7 @@ import msgspec
 
 from appliance import weights
 from appliance.domain import input_schema
+from appliance.domain.access import Access
 from appliance.domain.errors import FieldProblem, InvalidInput, InvalidVersion, WeightsError
 from appliance.gateway.catalogue.catalogue import (
     Catalogue,
@@ -60,7 +61,7 @@ def describe_adapter(
 
 
 def selected(
-    catalogue: Catalogue, entry: ServedVersion, input: dict[str, Any], account: str | None
+    catalogue: Catalogue, entry: ServedVersion, input: dict[str, Any], access: Access
 ) -> dict[str, Any]:
     """Return ``input`` with the paths of the adapters that it names.
 
@@ -83,7 +84,7 @@ def selected(
                 f"version {entry.version} of {entry.name} is an adapter and cannot be combined "
                 f"with another one: remove {name}",
             )
-        path = _path_of(catalogue, entry, value, account)
+        path = _path_of(catalogue, entry, value, access)
         source = adapters.remote(value)
         if path is None and source is not None and adapters.allowed(source, model.adapter_sources):
             path = value
@@ -93,13 +94,13 @@ def selected(
     return input
 
 
-def _path_of(catalogue: Catalogue, entry: ServedVersion, name: str, account: str | None) -> str | None:
+def _path_of(catalogue: Catalogue, entry: ServedVersion, name: str, access: Access) -> str | None:
     """Return the path of the adapter with this name that runs on the base model of ``entry``."""
     assert isinstance(entry.model, AdaptableModel)
     if name in entry.model.local_adapters:
         return str(entry.model.local_adapters[name])
     try:
-        found = catalogue.by_compat_name(name, account)
+        found = catalogue.by_compat_name(name, access)
     except InvalidVersion:
         return None
     return found.adapter if found.origin == entry.origin else None

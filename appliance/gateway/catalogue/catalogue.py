@@ -15,6 +15,7 @@ import msgspec
 
 from appliance.config import CollectionConfig, ModelConfig
 from appliance.domain import input_schema
+from appliance.domain.access import Access
 from appliance.domain.errors import InvalidVersion, NotFound
 from appliance.domain.interface import Interface
 from appliance.domain.model import Adapter, Model
@@ -51,12 +52,13 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         """Return the aliases without a slash, which only OpenAI's and Anthropic's API know."""
         return tuple(alias for alias in self.aliases if "/" not in alias)
 
-    def visible(self, account: str | None) -> bool:
-        """Return whether ``account`` may see the model; None is the appliance itself.
+    def visible(self, access: Access) -> bool:
+        """Return whether a caller may see the model.
 
-        Models of models.yaml are visible to every token, private or not.
+        Models of models.yaml are visible to every caller that they are not denied to, private or not.
         """
-        return self.kind is not None or self.visibility == "public" or account in {None, self.owner}
+        public = self.kind is not None or self.visibility == "public"
+        return (public or access.account in {None, self.owner}) and access.allows(self.name)
 
 
 class ServedVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,33 +235,34 @@ class Catalogue:
 
     # -- lookup
 
-    def public(self) -> list[ModelCard]:
-        """Return the models that lists and searches show, newest version first."""
-        public = [card for card in self._index.cards.values() if card.visibility == "public"]
+    def public(self, access: Access) -> list[ModelCard]:
+        """Return the models that lists and searches show to a caller, newest version first."""
+        cards = self._index.cards.values()
+        public = [card for card in cards if card.visibility == "public" and access.allows(card.name)]
         return sorted(public, key=lambda card: self._newest(card.name), reverse=True)
 
     def _newest(self, name: str) -> float:
         latest = self.latest(name)
         return self._index.cards[name].created_at if latest is None else latest.created_at
 
-    def search(self, query: str) -> list[tuple[ModelCard, float]]:
+    def search(self, query: str, access: Access) -> list[tuple[ModelCard, float]]:
         """Return the public models that match ``query``, best first, each with a score over 0 up to 1.
 
         A model matches if its name, aliases, description and readme together contain every word of the query.
         A word in a name or alias counts most, one in the description less, one in the readme least.
         """
         words = query.lower().split()
-        found = [(card, _score(card, words)) for card in self.public()]
+        found = [(card, _score(card, words)) for card in self.public(access)]
         return sorted((pair for pair in found if pair[1] > 0), key=lambda pair: pair[1], reverse=True)
 
-    def card(self, name: str, account: str | None) -> ModelCard:
+    def card(self, name: str, access: Access) -> ModelCard:
         """Return the model with the name or alias ``owner/name``.
 
         Raises:
-            NotFound: no model has this name or alias, or ``account`` may not see it.
+            NotFound: no model has this name or alias, or the caller may not see it.
         """
         card = self._index.cards.get(self._index.names.get(name, ""))
-        if card is None or not card.visible(account):
+        if card is None or not card.visible(access):
             raise NotFound
         return card
 
@@ -271,39 +274,39 @@ class Catalogue:
         """Return all versions of a model that can run, newest last."""
         return self._index.served[name]
 
-    def resolve(self, name: str, account: str | None) -> ServedVersion:
+    def resolve(self, name: str, access: Access) -> ServedVersion:
         """Return the newest version of the model with the name or alias ``owner/name``.
 
         Raises:
             NotFound: there is no such model, or it has no version yet.
         """
-        entry = self.latest(self.card(name, account).name)
+        entry = self.latest(self.card(name, access).name)
         if entry is None:
             raise NotFound
         return entry
 
-    def by_version(self, version: str, account: str | None) -> ServedVersion:
+    def by_version(self, version: str, access: Access) -> ServedVersion:
         """Return the version with this id.
 
         Raises:
-            InvalidVersion: no version has this id, or ``account`` may not see its model.
+            InvalidVersion: no version has this id, or the caller may not see its model.
         """
         entry = self._index.versions.get(version)
-        if entry is None or not self._index.cards[entry.name].visible(account):
+        if entry is None or not self._index.cards[entry.name].visible(access):
             raise InvalidVersion
         return entry
 
-    def by_spec(self, spec: str, account: str | None) -> ServedVersion:
+    def by_spec(self, spec: str, access: Access) -> ServedVersion:
         """Return the version for ``owner/name``, ``owner/name:version`` or a version id.
 
         Raises:
             InvalidVersion: no such version; ``:latest`` is refused, as on Replicate.
         """
         if _HEX64.fullmatch(spec):
-            return self.by_version(spec, account)
+            return self.by_version(spec, access)
         name, colon, version = spec.partition(":")
         try:
-            card = self.card(name, account)
+            card = self.card(name, access)
         except NotFound as error:
             raise InvalidVersion from error
         for entry in reversed(self._index.served[card.name]):
@@ -311,13 +314,13 @@ class Catalogue:
                 return entry
         raise InvalidVersion
 
-    def by_compat_name(self, name: str, account: str | None) -> ServedVersion:
+    def by_compat_name(self, name: str, access: Access) -> ServedVersion:
         """Return the version for a name in OpenAI's and Anthropic's API: a short name, or as in ``by_spec``.
 
         Raises:
-            InvalidVersion: there is no such model or version, or ``account`` may not see it.
+            InvalidVersion: there is no such model or version, or the caller may not see it.
         """
-        return self.by_spec(self._index.short_names.get(name, name), account)
+        return self.by_spec(self._index.short_names.get(name, name), access)
 
     def adapted(self, key: str) -> set[str]:
         """Return the version ids of the adapters that run on the model loaded under ``key``."""

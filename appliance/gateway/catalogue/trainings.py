@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from appliance.domain.access import UNRESTRICTED
 from appliance.domain.errors import InvalidVersion, NotFound, PredictionFailed
 from appliance.domain.file import OutputFile
 from appliance.domain.model import Adapter
@@ -48,7 +49,7 @@ class Trainings:
         assert isinstance(weights, OutputFile), "a trainer's output is its adapter"
         assert record.destination is not None
         try:
-            card = self._catalogue.card(record.destination, account=None)
+            card = self._catalogue.card(record.destination, UNRESTRICTED)
         except NotFound as error:
             raise PredictionFailed(
                 f"the destination model {record.destination} was deleted during the training"
@@ -70,7 +71,7 @@ class Trainings:
             path=f"versions/{version}" if made.is_dir() else f"versions/{version}/{made.name}",
         )
         try:
-            document = self._catalogue.by_version(record.version, account=None).document
+            document = self._catalogue.by_version(record.version, UNRESTRICTED).document
         except InvalidVersion as error:
             raise PredictionFailed(
                 f"version {record.version} of {record.model}, its base version, is no longer served"
@@ -96,7 +97,7 @@ class Trainings:
             )  # fmt: skip
             return
         if all(entry.version != adapter.version for entry in catalogue.served(adapter.model)):
-            entry = catalogue.by_version(adapter.base_version, account=None)
+            entry = catalogue.by_version(adapter.base_version, UNRESTRICTED)
             catalogue.add_version(trained(entry, adapter, str(self._files.folder / adapter.path)))
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Unpack
 
 from appliance.config import LimitsConfig
 from appliance.domain import input_schema
+from appliance.domain.access import Access
 from appliance.domain.errors import InvalidVersion, LoadFailed, NotFound, ShuttingDown, StoreError
 from appliance.domain.prediction import Prediction, Status, Webhook, new_id, new_stream_token
 from appliance.gateway.catalogue import adapters
@@ -224,6 +225,7 @@ class Engine:
         deployment: str | None = None,
         destination: str | None = None,
         awaits_end: bool = False,
+        access: Access | None = None,
     ) -> Prediction:
         """Accept a prediction and return its record once the record is stored.
 
@@ -233,7 +235,7 @@ class Engine:
         ``deadline`` is in Unix seconds. With ``destination`` the prediction is a training, and ``entry`` a
         trainer. ``parent`` is the id of the running prediction that creates this one. With ``operation``,
         ``input`` is that of one of ``runners.operations``. ``token`` is the id of the caller's
-        API token, ``trace`` the traceparent of the request; a child has the token and trace of its parent.
+        API token, ``access`` what it permits, ``trace`` the request's traceparent; a child has its parent's.
 
         Raises:
             Unauthenticated: ``parent`` has ended.
@@ -245,7 +247,7 @@ class Engine:
         if operation is not None:
             entry = operating(entry, operation, input)
         validated = input_schema.validate(entry.interface, input)
-        validated = adapters.selected(self._catalogue, entry, validated, owner)
+        validated = adapters.selected(self._catalogue, entry, validated, access or Access(owner))
         if self._draining and parent is None:
             raise ShuttingDown
         recovery.add_to_scheduler(self._dependencies, self._memory_profiles, entry)
@@ -262,9 +264,8 @@ class Engine:
             version=entry.version,
             owner=owner,
             input=without_secrets(entry, input),
-            created_at=round(
-                time.time(), 6
-            ),  # as precise as in responses, so that clients can filter by this time
+            # as precise as in responses, so that clients can filter by this time
+            created_at=round(time.time(), 6),
             deadline=deadline,
             webhook=webhook,
             stream_token=new_stream_token(files=entry.files_out),

@@ -9,6 +9,7 @@ import time
 import msgspec
 
 from appliance.domain import input_schema
+from appliance.domain.access import UNRESTRICTED, Access
 from appliance.domain.errors import InvalidVersion, RequestError
 from appliance.domain.prediction import Prediction, Status
 from appliance.gateway.catalogue import adapters
@@ -58,7 +59,7 @@ async def recover_predictions(
             add_to_scheduler(dependencies, memory_profiles, entry)
             entry = _on_its_instance(instances, entry, prediction.id, held)
             validated = input_schema.validate(entry.interface, prediction.input)
-            validated = adapters.selected(dependencies.catalogue, entry, validated, prediction.owner)
+            validated = adapters.selected(dependencies.catalogue, entry, validated, Access(prediction.owner))
         except RequestError:
             reason = f"version {prediction.version} of {prediction.model} is no longer served here"
             failed.append(_interrupted(prediction, reason))
@@ -104,7 +105,7 @@ def served(catalogue: Catalogue, prediction: Prediction) -> ServedVersion:
         InvalidVersion: the version is no longer served.
     """
     if prediction.destination is None:
-        entry = catalogue.by_version(prediction.version, account=None)
+        entry = catalogue.by_version(prediction.version, UNRESTRICTED)
         if prediction.operation is None:
             return entry
         return operating(entry, prediction.operation, prediction.input)

@@ -43,7 +43,8 @@ async def show(request: Request) -> Response:
 
 async def tokens(request: Request) -> Response:
     return template_pages.fragment(
-        "settings_tokens.html", tokens=await _tokens(session.current(request).caller)
+        "settings_tokens.html",
+        tokens=await _tokens(session.current(request).caller),
     )
 
 
@@ -52,8 +53,8 @@ async def _tokens(caller: Caller) -> list[TokenResponse]:
 
 
 def by_validity(tokens: Sequence[TokenResponse]) -> list[TokenResponse]:
-    """Return the valid tokens, followed by the revoked ones."""
-    return sorted(tokens, key=lambda each: each.revoked_at is not None)
+    """Return the valid tokens, followed by those that have expired or are revoked."""
+    return sorted(tokens, key=lambda each: each.revoked_at is not None or each.state == "expired")
 
 
 def about(status: ApplianceStatusResponse, config: Mapping[str, Any]) -> Markup:

@@ -27,24 +27,32 @@ function agreed(title, text, action) {
 const tokenForm = document.getElementById("create-token");
 tokenForm.addEventListener("submit", async (event) => {
   event.preventDefault();
-  const { name, scope, owner } = tokenForm.elements;
+  const { name, scope, owner, description, expires_at, networks, models } = tokenForm.elements;
   const problem = (field, text) => {
     document.getElementById(`${field.name}-problem`).textContent = text;
     field.toggleAttribute("aria-invalid", text !== "");
-    if (text) field.focus();
+    if (!text) return;
+    field.closest("details")?.setAttribute("open", "");
+    field.focus();
   };
-  problem(name, "");
-  problem(owner, "");
+  for (const field of [name, owner, expires_at, networks, models]) problem(field, "");
   if (!name.value.trim()) return problem(name, _("Give the token a name."));
   try {
     const body = { name: name.value.trim(), scope: scope.value };
     if (owner.value.trim()) body.owner = owner.value.trim();
+    if (description.value.trim()) body.description = description.value.trim();
+    if (expires_at.value) body.expires_at = new Date(expires_at.value).toISOString();
+    for (const field of [networks, models]) {
+      const values = field.value.split(/[\s,]+/).filter(Boolean);
+      if (values.length) body[field.name] = values;
+    }
     const { token } = await (await api("/admin/tokens", send("POST", body))).json();
     reveal("new-token", "secret", token);
-    name.value = "";
+    for (const field of [name, description, expires_at, networks, models]) field.value = "";
     refresh();
   } catch (error) {
-    problem(owner.value.trim() && error.message.includes("owner") ? owner : name, error.message);
+    const wrong = [owner, expires_at, networks, models].find((field) => field.value.trim() && error.message.includes(field.name));
+    problem(wrong ?? name, error.message);
   }
 });
 

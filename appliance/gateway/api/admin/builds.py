@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from appliance.domain.access import Right
 from appliance.domain.errors import FieldProblem, InvalidInput, PermissionDenied
 from appliance.domain.file import File
 from appliance.domain.token import Scope, Token
@@ -32,9 +33,9 @@ _MEMORY: Final[TypeAdapter[int]] = TypeAdapter(Bytes)
 async def create_version(request: Request) -> Response:
     """``POST /models/{owner}/{name}/versions``: build the Cog project in an uploaded archive."""
     services = services_of(request)
-    caller = await requests.caller(request, Scope.ADMIN)
+    caller = await requests.caller(request, Scope.ADMIN, right=Right.PUSH)
     given = await requests.parse(request, VersionRequest)
-    card = require_own(services.catalogue.card(requests.model_name(request), caller.owner), caller)
+    card = require_own(services.catalogue.card(requests.model_name(request), caller.access), caller)
     if not services.config.code.cog:
         raise PermissionDenied(
             "Cog projects are programs that run with the rights of the appliance, "
@@ -62,7 +63,7 @@ async def list_builds(request: Request) -> Response:
 
 async def cancel_build(request: Request) -> Response:
     """``POST /builds/{id}/cancel``: responds once all processes of the build have ended."""
-    caller = await requests.caller(request, Scope.ADMIN)
+    caller = await requests.caller(request, Scope.ADMIN, right=Right.PUSH)
     build = await services_of(request).builds.cancel(request.path_params["id"], caller.owner)
     return responses.json(serializers.build(build, requests.base_url(request)))
 

@@ -40,8 +40,8 @@ async def remove_example(request: Request) -> Response:
 
 
 async def _card(request: Request) -> ModelCard:
-    await requests.caller(request, Scope.ADMIN)
-    return services_of(request).catalogue.card(requests.model_name(request), account=None)
+    caller = await requests.caller(request, Scope.ADMIN)
+    return services_of(request).catalogue.card(requests.model_name(request), caller.access.of_all_accounts())
 
 
 _EXAMPLE: Final = "/admin/models/{owner}/{name}/examples/{id}"

@@ -17,6 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from appliance.domain import usage
+from appliance.domain.access import UNRESTRICTED
 from appliance.domain.errors import (
     Conflict,
     FieldProblem,
@@ -184,14 +185,14 @@ async def _response(record: Prediction, request: Request, caller: Token) -> Resp
 def _served(record: Prediction, catalogue: Catalogue) -> ServedVersion | None:
     """Return the served version that the prediction ran on; None if it is no longer served."""
     try:
-        return catalogue.by_version(record.version, account=None)
+        return catalogue.by_version(record.version, UNRESTRICTED)
     except InvalidVersion:
         return None
 
 
 def _all_of(caller: Token) -> str | None:
     """Return the only owner whose predictions the caller may see, or None if the caller may see all."""
-    return None if caller.may(Scope.ADMIN) else caller.owner
+    return None if caller.sees_all else caller.owner
 
 
 def _owner(request: Request, caller: Token) -> str | None:
@@ -201,8 +202,8 @@ def _owner(request: Request, caller: Token) -> str | None:
         PermissionDenied: the caller may not see the predictions of that owner.
     """
     asked = request.query_params.get("owner")
-    if caller.may(Scope.ADMIN) or asked is None:
-        return asked if caller.may(Scope.ADMIN) else caller.owner
+    if caller.sees_all or asked is None:
+        return asked if caller.sees_all else caller.owner
     if asked != caller.owner:
         raise PermissionDenied(
             f'This token has the scope "{caller.scope}"; predictions of other owners need "{Scope.ADMIN}".'

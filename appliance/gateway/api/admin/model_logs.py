@@ -71,9 +71,9 @@ class _Followed:
 
 
 async def _followed(request: Request) -> _Followed:
-    await requests.caller(request, Scope.ADMIN)
+    caller = await requests.caller(request, Scope.ADMIN)
     services = services_of(request)
-    entry = services.catalogue.resolve(requests.model_name(request), account=None)
+    entry = services.catalogue.resolve(requests.model_name(request), caller.access.of_all_accounts())
     lines = requests.limit(request, LINES, MOST, "lines")
     return _Followed(
         services.reload.run_dir, entry.name, lines, secrets(services.reload.in_force, os.environ)

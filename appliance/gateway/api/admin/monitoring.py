@@ -68,9 +68,10 @@ async def get_metrics(request: Request) -> Response:
     services = services_of(request)
     caller = await requests.caller(request, Scope.READ)
     account = services.config.server.account
-    if caller.owner != account and not caller.may(Scope.ADMIN):
+    if (caller.owner != account and not caller.sees_all) or caller.access.restricted:
         raise PermissionDenied(
-            f'Metrics need a token of the account "{account}" or the scope "{Scope.ADMIN}".'
+            f'Metrics need a token of the account "{account}" or the scope "{Scope.ADMIN}", '
+            "and the token may not be limited to some models."
         )
     used = await services.store.usage.rows(USAGE_BY)
     accept = request.headers.get("accept", "")

@@ -32,13 +32,16 @@ from appliance.protocols.admin_types import (
 async def get_me(request: Request) -> Response:
     caller = await requests.caller(request, Scope.READ)
     name = account_response(caller.owner, request).name
-    return responses.json(MeResponse(username=caller.owner, name=name, token=caller.name, scope=caller.scope))
+    return responses.json(
+        MeResponse(username=caller.owner, name=name, token=caller.name, scope=caller.effective_scope)
+    )
 
 
 async def get_status(request: Request) -> Response:
     services = services_of(request)
-    await requests.caller(request, Scope.READ)
+    caller = await requests.caller(request, Scope.READ)
     status = services.engine.status()
+    allows = caller.access.allows
     known = {device.name: device for device in services.devices}
     left_out = services.reload.left_out | services.builds.left_out
     return responses.json(
@@ -47,10 +50,12 @@ async def get_status(request: Request) -> Response:
             uptime=round(time.time() - services.started_at, 3),
             draining=status.draining,
             queued=status.queued,
-            models=status.models,
+            models=[each for each in status.models if allows(each.name.partition("@")[0])],
             devices=[_device(known[memory.name], memory) for memory in status.devices],
-            decisions=status.decisions,
-            not_served=[ModelNotServed(name=name, problem=why) for name, why in left_out.items()],
+            decisions=[] if caller.access.restricted else status.decisions,
+            not_served=[
+                ModelNotServed(name=name, problem=why) for name, why in left_out.items() if allows(name)
+            ],
         )
     )
 
@@ -127,8 +132,10 @@ def _state(entry: ServedVersion, services: Services) -> ModelStateResponse:
 
 
 async def _entry(request: Request) -> ServedVersion:
-    await requests.caller(request, Scope.ADMIN)
-    return services_of(request).catalogue.resolve(requests.model_name(request), account=None)
+    caller = await requests.caller(request, Scope.ADMIN)
+    return services_of(request).catalogue.resolve(
+        requests.model_name(request), caller.access.of_all_accounts()
+    )
 
 
 ROUTES: Final = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from datetime import UTC, datetime
 from typing import Final
 
 from msgspec import UNSET, UnsetType
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from appliance.domain import token
+from appliance.domain import access, token
 from appliance.domain.errors import FieldProblem, InvalidInput, NotFound
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import audit, requests, responses
@@ -39,9 +40,8 @@ async def create_token(request: Request) -> Response:
     await requests.caller(request, Scope.ADMIN)
     given = await requests.parse(request, TokenRequest)
     owner = services.config.server.account if given.owner is None else given.owner
-    if problems := _problems(given.name, owner):
-        raise InvalidInput(problems)
     secret = token.new_token()
+    networks = given.networks
     made = Token(
         id=token.new_id(),
         name=given.name,
@@ -49,7 +49,13 @@ async def create_token(request: Request) -> Response:
         digest=token.digest(secret),
         created_at=time.time(),
         scope=Scope.RUN if given.scope is None else Scope(given.scope),
+        description=given.description or "",
+        expires_at=_time("expires_at", given.expires_at),
+        networks=None if networks is None else tuple(access.network(each) or each for each in networks),
+        models=given.models,
     )
+    if problems := [*_problems(made.name, owner), *token.limits_problems(made)]:
+        raise InvalidInput(problems)
     await services.store.add_token(made, audit.act(request, object=made.id, after=_recorded(made)))
     return responses.json(_response(made, secret), 201)
 
@@ -67,7 +73,7 @@ async def revoke_token(request: Request) -> Response:
 async def token_names(request: Request, caller: Token) -> dict[str, str]:
     """Return the names of the tokens that ``caller`` may see, by id."""
     known = await services_of(request).store.list_tokens()
-    return {each.id: each.name for each in known if caller.may(Scope.ADMIN) or each.owner == caller.owner}
+    return {each.id: each.name for each in known if caller.sees_all or each.owner == caller.owner}
 
 
 def _problems(name: str, owner: str) -> list[FieldProblem]:
@@ -85,6 +91,21 @@ def _recorded(made: Token) -> dict[str, str]:
     return {"name": made.name, "owner": made.owner, "scope": made.scope.value}
 
 
+def _shown_time(at: float | None) -> str | None:
+    return None if at is None else serializers.timestamp(at)
+
+
+def _time(field: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text.strip())
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        described = "Does not match format 'date-time', such as 2030-01-31T12:00:00Z"
+        raise InvalidInput([FieldProblem("format", field, described)]) from error
+
+
 def _response(known: Token, secret: str | UnsetType = UNSET) -> TokenResponse:
     return TokenResponse(
         id=known.id,
@@ -92,7 +113,14 @@ def _response(known: Token, secret: str | UnsetType = UNSET) -> TokenResponse:
         owner=known.owner,
         scope=known.scope,
         created_at=serializers.timestamp(known.created_at),
-        revoked_at=None if known.revoked_at is None else serializers.timestamp(known.revoked_at),
+        revoked_at=_shown_time(known.revoked_at),
+        state=known.state(time.time()),
+        description=known.description,
+        expires_at=_shown_time(known.expires_at),
+        networks=None if known.networks is None else list(known.networks),
+        models=None if known.models is None else list(known.models),
+        last_used_at=_shown_time(known.last_used_at),
+        last_used_from=known.last_used_from,
         token=secret,
     )
 

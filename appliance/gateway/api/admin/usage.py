@@ -74,7 +74,7 @@ async def get_usage_csv(request: Request) -> Response:
 
 
 async def _rows(request: Request, caller: Token, first: str, last: str, by: list[str]) -> list[usage.Usage]:
-    owner = None if caller.may(Scope.ADMIN) else caller.owner
+    owner = None if caller.sees_all else caller.owner
     return await services_of(request).store.usage.rows(by, first=first, last=last, owner=owner)
 
 

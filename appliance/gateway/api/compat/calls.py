@@ -113,7 +113,7 @@ def find_model(
         BadRequest: the kind of the model is not one of ``kinds``, or it does not support ``operation``.
     """
     try:
-        entry = services_of(request).catalogue.by_compat_name(name, caller.owner)
+        entry = services_of(request).catalogue.by_compat_name(name, caller.access)
     except InvalidVersion as error:
         raise ModelNotFound(name) from error
     if entry.kind not in kinds:
@@ -130,7 +130,7 @@ def find_model(
 def list_models(request: Request, caller: Token, kinds: Collection[str]) -> list[tuple[str, ServedVersion]]:
     """Return the newest version of each model of these kinds, under its name and each of its aliases."""
     catalogue = services_of(request).catalogue
-    visible = [card for card in catalogue.cards.values() if card.visible(caller.owner)]
+    visible = [card for card in catalogue.cards.values() if card.visible(caller.access)]
     latest = [(card, catalogue.latest(card.name)) for card in visible]
     return [
         (name, entry)
@@ -216,6 +216,7 @@ async def _submit(
         parent=caller.prediction,
         operation=operation,
         token=caller.id,
+        access=caller.access,
         trace=requests.trace(request),
     )
 

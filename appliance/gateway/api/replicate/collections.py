@@ -38,14 +38,15 @@ async def list_collections(request: Request) -> Response:
 
 async def get_collection(request: Request) -> Response:
     services = services_of(request)
-    await requests.caller(request, Scope.READ)
+    caller = await requests.caller(request, Scope.READ)
     found = services.catalogue.collections.get(request.path_params["slug"])
     if found is None:
         raise NotFound
     listing = await models.ModelDetails.of(request)
     base = requests.base_url(request)
     cards = services.catalogue.cards  # does not contain models that cannot be served
-    shown = [listing.shown(cards[name], base) for name in found.models if name in cards]
+    visible = [name for name in found.models if name in cards and caller.access.allows(name)]
+    shown = [listing.shown(cards[name], base) for name in visible]
     body = CollectionDetailResponse(
         name=found.name,
         slug=found.slug,
@@ -62,8 +63,9 @@ async def search(request: Request) -> Response:
     As on Replicate, a search needs no token, and its clients send none. It finds only public models.
     """
     services = services_of(request)
+    access = services.auth.policy.of(None)
     if "authorization" in request.headers:
-        await requests.caller(request, Scope.READ)
+        access = (await requests.caller(request, Scope.READ)).access
     query = request.query_params.get("query")
     if not query:
         raise MalformedQuery('Query parameter "query" is required')
@@ -79,11 +81,16 @@ async def search(request: Request) -> Response:
                 score=round(score, 3),
             ),
         )
-        for card, score in services.catalogue.search(query)[:limit]
+        for card, score in services.catalogue.search(query, access)[:limit]
     ]
     words = query.lower().split()
     collections = [
-        FoundCollection(name=one.name, slug=one.slug, description=one.description, models=list(one.models))
+        FoundCollection(
+            name=one.name,
+            slug=one.slug,
+            description=one.description,
+            models=list(filter(access.allows, one.models)),
+        )
         for one in services.catalogue.collections.values()
         if all(word in f"{one.slug} {one.name} {one.description}".lower() for word in words)
     ]

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from appliance.domain.access import Right
 from appliance.domain.audit import Act
 from appliance.domain.deployment import Release
 from appliance.domain.errors import BadRequest, FieldProblem, InvalidInput, NotFound
@@ -34,11 +35,12 @@ UNUSED: Final = 15 * 60
 async def list_deployments(request: Request) -> Response:
     caller = await requests.caller(request, Scope.READ)
     found = await services_of(request).store.registry.deployments(caller.owner)
-    return responses.json(serializers.page([_shown(release, request) for release in found]))
+    visible = [release for release in found if caller.access.allows(release.model)]
+    return responses.json(serializers.page([_shown(release, request) for release in visible]))
 
 
 async def create_deployment(request: Request) -> Response:
-    caller = await requests.caller(request, Scope.RUN)
+    caller = await requests.caller(request, Scope.RUN, right=Right.DEPLOY)
     given = await requests.parse(request, DeploymentRequest)
     if await services_of(request).store.registry.deployment(caller.owner, given.name) is not None:
         described = f"A deployment named {caller.owner}/{given.name} exists already"
@@ -50,7 +52,7 @@ async def create_deployment(request: Request) -> Response:
         created_by=caller.owner,
         **msgspec.structs.asdict(given),
     )
-    return await _add_release(release, request)
+    return await _add_release(release, request, caller)
 
 
 async def get_deployment(request: Request) -> Response:
@@ -60,7 +62,7 @@ async def get_deployment(request: Request) -> Response:
 
 async def update_deployment(request: Request) -> Response:
     """``PATCH /deployments/{owner}/{name}``: create a new release, unless nothing changes."""
-    caller = await requests.caller(request, Scope.RUN)
+    caller = await requests.caller(request, Scope.RUN, right=Right.DEPLOY)
     current = await _release(request, caller)
     given = await requests.parse(request, DeploymentUpdateRequest)
     changes = {key: value for key, value in msgspec.structs.asdict(given).items() if value is not None}
@@ -70,12 +72,13 @@ async def update_deployment(request: Request) -> Response:
     return await _add_release(
         msgspec.structs.replace(wished, number=current.number + 1, created_at=round(time.time(), 6)),
         request,
+        caller,
     )
 
 
 async def delete_deployment(request: Request) -> Response:
     services = services_of(request)
-    caller = await requests.caller(request, Scope.RUN)
+    caller = await requests.caller(request, Scope.RUN, right=Right.DEPLOY)
     release = await _release(request, caller)
     name = release.deployment
     if release.min_instances > 0:
@@ -99,11 +102,11 @@ async def create_deployment_prediction(request: Request) -> Response:
             f"Deployment {release.deployment} is off: its max_instances is 0; set it to 1 or more."
         )
     return await create_prediction(
-        request, caller, _entry(release, request), given, deployment=release.deployment
+        request, caller, _entry(release, request, caller), given, deployment=release.deployment
     )
 
 
-async def _add_release(release: Release, request: Request) -> Response:
+async def _add_release(release: Release, request: Request, caller: Token) -> Response:
     """Store ``release`` and put it into effect.
 
     Raises:
@@ -114,7 +117,7 @@ async def _add_release(release: Release, request: Request) -> Response:
     if release.max_instances < release.min_instances:
         described = f"Must be greater than or equal to min_instances, {release.min_instances}"
         raise InvalidInput([FieldProblem("number_gte", "max_instances", described)])
-    _entry(release, request)
+    _entry(release, request, caller)
     await services.store.registry.add_release(release, _act(request, release))
     await services.engine.deployed()
     return responses.json(_shown(release, request))
@@ -124,13 +127,13 @@ def _act(request: Request, release: Release) -> Act:
     return audit.act(request, object=release.deployment, after=msgspec.to_builtins(release))
 
 
-def _entry(release: Release, request: Request) -> ServedVersion:
-    return services_of(request).catalogue.by_spec(f"{release.model}:{release.version}", release.owner)
+def _entry(release: Release, request: Request, caller: Token) -> ServedVersion:
+    return services_of(request).catalogue.by_spec(f"{release.model}:{release.version}", caller.access)
 
 
 async def _release(request: Request, caller: Token) -> Release:
     release = await services_of(request).store.registry.deployment(**request.path_params)
-    if release is None or release.owner != caller.owner:
+    if release is None or release.owner != caller.owner or not caller.access.allows(release.model):
         raise NotFound
     return release
 

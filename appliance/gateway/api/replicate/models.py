@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from appliance.domain.access import UNRESTRICTED
 from appliance.domain.errors import BadRequest, FieldProblem, InvalidInput, NotFound, PermissionDenied
 from appliance.domain.model import Model
 from appliance.domain.prediction import Prediction
@@ -29,10 +30,10 @@ PAGE: Final = 25  # models on a page, as on Replicate
 
 async def list_models(request: Request) -> Response:
     """``GET /models``: a page of the public models, sorted by newest version by default."""
-    await requests.caller(request, Scope.READ)
+    caller = await requests.caller(request, Scope.READ)
     by = requests.one_of(request, "sort_by", ("model_created_at", "latest_version_created_at"))
     ascending = requests.one_of(request, "sort_direction", ("asc", "desc")) == "asc"
-    public = services_of(request).catalogue.public()
+    public = services_of(request).catalogue.public(caller.access)
     if by == "model_created_at":
         public = sorted(public, key=lambda card: card.created_at, reverse=True)
     return await _page(public[::-1] if ascending else public, request)
@@ -43,9 +44,10 @@ async def query_models(request: Request) -> Response:
 
     The body is plain text or a JSON string, whatever its content type: clients mix these up.
     """
-    await requests.caller(request, Scope.READ)
+    caller = await requests.caller(request, Scope.READ)
     text = await requests.text_body(request)
-    return await _page([card for card, _ in services_of(request).catalogue.search(text)], request)
+    found = services_of(request).catalogue.search(text, caller.access)
+    return await _page([card for card, _ in found], request)
 
 
 async def create_model(request: Request) -> Response:
@@ -58,7 +60,7 @@ async def create_model(request: Request) -> Response:
         )
     name = f"{given.owner}/{given.name}"
     try:
-        services.catalogue.card(name, account=None)
+        services.catalogue.card(name, UNRESTRICTED)
     except NotFound:
         pass
     else:
@@ -154,12 +156,12 @@ async def _shown(card: ModelCard, request: Request) -> ModelResponse:
 
 async def _card(request: Request) -> ModelCard:
     caller = await requests.caller(request, Scope.READ)
-    return services_of(request).catalogue.card(requests.model_name(request), caller.owner)
+    return services_of(request).catalogue.card(requests.model_name(request), caller.access)
 
 
 def _own(request: Request, caller: Token) -> ModelCard:
     return require_own(
-        services_of(request).catalogue.card(requests.model_name(request), caller.owner), caller
+        services_of(request).catalogue.card(requests.model_name(request), caller.access), caller
     )
 
 

@@ -30,13 +30,13 @@ async def create_version_prediction(request: Request) -> Response:
     """``POST /predictions``: ``version`` is a version id, ``owner/name`` or ``owner/name:version``."""
     caller = await requests.caller(request, Scope.RUN, creates=True)
     given = await requests.parse(request, VersionPredictionRequest)
-    entry = services_of(request).catalogue.by_spec(given.version, caller.owner)
+    entry = services_of(request).catalogue.by_spec(given.version, caller.access)
     return await create_prediction(request, caller, entry, given)
 
 
 async def create_model_prediction(request: Request) -> Response:
     caller = await requests.caller(request, Scope.RUN, creates=True)
-    entry = services_of(request).catalogue.resolve(requests.model_name(request), caller.owner)
+    entry = services_of(request).catalogue.resolve(requests.model_name(request), caller.access)
     given = await requests.parse(request, PredictionRequest)
     return await create_prediction(request, caller, entry, given)
 
@@ -46,7 +46,7 @@ async def create_prediction_at_version(request: Request) -> Response:
     caller = await requests.caller(request, Scope.RUN, creates=True)
     version = request.path_params["version"]
     entry = services_of(request).catalogue.by_spec(
-        version if _VERSION.fullmatch(version) else "", caller.owner
+        version if _VERSION.fullmatch(version) else "", caller.access
     )
     given = await requests.parse(request, _VersionAlsoInBody)
     return await create_prediction(request, caller, entry, given)
@@ -100,6 +100,7 @@ async def create_prediction(
         deployment=deployment,
         parent=caller.prediction,
         token=caller.id,
+        access=caller.access,
         trace=requests.trace(request),
         awaits_end=wait is not None,
     )

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from appliance.domain.access import Right
 from appliance.domain.errors import (
     BadRequest,
     DestinationNotFound,
@@ -28,10 +29,10 @@ from appliance.protocols.request_types import TrainingRequest
 
 async def create_training(request: Request) -> Response:
     services = services_of(request)
-    caller = await requests.caller(request, Scope.RUN, creates=True)
+    caller = await requests.caller(request, Scope.RUN, creates=True, right=Right.TRAIN)
     given = await requests.parse(request, TrainingRequest)
     catalogue = services.catalogue
-    base = catalogue.by_spec(f"{requests.model_name(request)}:{request.path_params['id']}", caller.owner)
+    base = catalogue.by_spec(f"{requests.model_name(request)}:{request.path_params['id']}", caller.access)
     trainer = catalogue.trainer(base.version)
     if trainer is None:
         raise InvalidVersion
@@ -46,6 +47,7 @@ async def create_training(request: Request) -> Response:
         destination=destination,
         parent=caller.prediction,
         token=caller.id,
+        access=caller.access,
         trace=requests.trace(request),
     )
     headers = {"Location": f"{origin}/v1/trainings/{record.id}"}
@@ -89,7 +91,7 @@ def _destination(name: str, caller: Token, catalogue: Catalogue) -> str:
         BadRequest: the model is defined in models.yaml.
     """
     try:
-        return require_own(catalogue.card(name, caller.owner), caller).name
+        return require_own(catalogue.card(name, caller.access), caller).name
     except (NotFound, PermissionDenied) as error:
         raise DestinationNotFound from error
     except BadRequest as error:

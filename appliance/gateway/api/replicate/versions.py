@@ -84,7 +84,7 @@ async def _check_unused(version: str, services: Services) -> None:
 
 async def _card(request: Request, scope: Scope) -> tuple[ModelCard, Token]:
     caller = await requests.caller(request, scope)
-    return services_of(request).catalogue.card(requests.model_name(request), caller.owner), caller
+    return services_of(request).catalogue.card(requests.model_name(request), caller.access), caller
 
 
 _VERSIONS: Final = "/v1/models/{owner}/{name}/versions"

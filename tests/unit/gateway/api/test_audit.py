@@ -160,8 +160,7 @@ def test_only_trusted_proxies_name_the_client(peer: str, forwarded: str, address
 
 
 def test_the_ui_hands_on_the_address_of_the_browser_and_nobody_else() -> None:
-    browser = {"type": "http", "client": ("1.1.1.1", 1), "headers": []}
-    value = client_address.signed(browser, ())
+    value = client_address.signed("1.1.1.1")
     through_ui = {
         "type": "http",
         "client": ("127.0.0.1", 1),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import pytest
+from msgspec import structs
 
 from appliance.domain import token
-from appliance.domain.errors import Unauthenticated
+from appliance.domain.access import Group, Policy, Right
+from appliance.domain.errors import PermissionDenied, Unauthenticated
 from appliance.domain.prediction import Prediction, new_id
 from appliance.domain.token import RunTokens, Scope, Token
 from appliance.gateway.api import auth
@@ -28,6 +33,16 @@ class Tokens:
             for secret in secrets
         }
         self.asked = 0
+        self.uses: list[tuple[str, str]] = []
+
+    async def token(self, id: str) -> Token | None:
+        return next((each for each in self.known.values() if each.id == id), None)
+
+    def record_token_use(self, id: str, at: float, address: str) -> asyncio.Future[None]:
+        self.uses.append((id, address))
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        written.set_result(None)
+        return written
 
     async def find_token(self, digest: str) -> Token | None:
         self.asked += 1
@@ -35,16 +50,17 @@ class Tokens:
 
 
 RUN_TOKENS = RunTokens("key")
+HERE = "10.0.0.7"
 
 
-def checker(tokens: Tokens, *running: Prediction) -> Auth:
+def checker(tokens: Tokens, *running: Prediction, policy: Policy = Policy()) -> Auth:  # noqa: B008 - immutable
     known = {(record.id, record.attempt): record for record in running}
-    return Auth(tokens, RUN_TOKENS, lambda *attempt: known.get(attempt))
+    return Auth(tokens, RUN_TOKENS, lambda *attempt: known.get(attempt), policy)
 
 
 @pytest.mark.parametrize("header", ["Bearer my secret", "token my secret"])
 async def test_both_schemes_are_let_in(header: str) -> None:
-    assert (await checker(Tokens("my secret")).caller(header)).id == "my secret"
+    assert (await checker(Tokens("my secret")).caller(header, HERE)).id == "my secret"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +73,7 @@ async def test_both_schemes_are_let_in(header: str) -> None:
 )
 async def test_refusals_are_worded_as_on_replicate(header: str | None, detail: str) -> None:
     with pytest.raises(Unauthenticated) as caught:
-        await checker(Tokens("mine")).caller(header)
+        await checker(Tokens("mine")).caller(header, HERE)
     assert caught.value.body() == {"title": "Unauthenticated", "detail": detail, "status": 401}
 
 
@@ -67,12 +83,12 @@ async def test_a_revoked_token_is_soon_forgotten(monkeypatch: pytest.MonkeyPatch
     tokens = Tokens("mine")
     checked = checker(tokens)
     for _ in range(3):
-        await checked.caller("Bearer mine")
+        await checked.caller("Bearer mine", HERE)
     assert tokens.asked == 1
     tokens.known.clear()
     now += auth.MEMORY
     with pytest.raises(Unauthenticated):
-        await checked.caller("Bearer mine")
+        await checked.caller("Bearer mine", HERE)
 
 
 async def test_the_token_of_a_prediction_acts_for_its_owner_while_it_runs() -> None:
@@ -87,7 +103,7 @@ async def test_the_token_of_a_prediction_acts_for_its_owner_while_it_runs() -> N
         attempt=2,
     )
     secret = RUN_TOKENS.make(record.id, 2)
-    caller = await checker(Tokens(), record).caller(f"Bearer {secret}")
+    caller = await checker(Tokens(), record).caller(f"Bearer {secret}", HERE)
     assert (caller.owner, caller.scope, caller.prediction) == ("you", Scope.RUN, record.id)
     assert not caller.may(Scope.ADMIN)
     for other in (
@@ -96,6 +112,71 @@ async def test_the_token_of_a_prediction_acts_for_its_owner_while_it_runs() -> N
         secret[:-1] + ("A" if secret[-1] != "A" else "B"),
     ):
         with pytest.raises(Unauthenticated):
-            await checker(Tokens(), record).caller(f"Bearer {other}")
+            await checker(Tokens(), record).caller(f"Bearer {other}", HERE)
     with pytest.raises(Unauthenticated):  # it has ended
-        await checker(Tokens()).caller(f"Bearer {secret}")
+        await checker(Tokens()).caller(f"Bearer {secret}", HERE)
+
+
+def limited(**limits: object) -> Tokens:
+    """Return the token "mine" with these limits."""
+    tokens = Tokens("mine")
+    tokens.known = {digest: structs.replace(each, **limits) for digest, each in tokens.known.items()}
+    return tokens
+
+
+async def test_an_expired_token_is_refused_with_the_reason() -> None:
+    found = await checker(limited(expires_at=time.time() + 60)).caller("Bearer mine", HERE)
+    assert found.id == "mine"
+    with pytest.raises(Unauthenticated, match="This token has expired, at 1970-01-01 00:01 UTC"):
+        await checker(limited(expires_at=60.0)).caller("Bearer mine", HERE)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.7", "::ffff:10.0.0.7", "fd00::1"])
+async def test_a_token_works_from_its_networks(address: str) -> None:
+    tokens = limited(networks=("10.0.0.0/24", "fd00::/8"))
+    assert (await checker(tokens).caller("Bearer mine", address)).id == "mine"
+
+
+@pytest.mark.parametrize("address", ["10.0.1.7", "::1", "unknown", ""])
+async def test_a_token_is_refused_from_elsewhere_and_the_address_is_named(address: str) -> None:
+    tokens = limited(networks=("10.0.0.0/24", "fd00::/8"))
+    with pytest.raises(PermissionDenied, match=f"may not be used from the address {address}"):
+        await checker(tokens).caller("Bearer mine", address)
+    assert tokens.uses == []
+
+
+async def test_the_last_use_is_written_at_most_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, now = limited(last_used_at=1000.0), [1030.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    auths = checker(tokens)
+    for at in (1030.0, 1060.0, 1061.0, 1119.0, 1120.0):
+        now[0] = at
+        await auths.caller("Bearer mine", HERE)
+    assert tokens.uses == [("mine", HERE)] * 2
+
+
+async def test_the_models_of_a_token_are_cut_with_those_of_its_owner() -> None:
+    group = Group("g", frozenset({"me"}), ("a/*", "b/x"), frozenset({Right.RUN}))
+    found = await checker(limited(models=("b/*",)), policy=Policy([group])).caller("Bearer mine", HERE)
+    assert [name for name in ("a/x", "b/x", "b/y") if found.access.allows(name)] == ["b/x"]
+    assert found.access.rights == {Right.RUN}
+    assert found.effective_scope is Scope.RUN
+
+
+async def test_a_running_prediction_may_use_the_models_of_the_token_that_created_it() -> None:
+    record = Prediction(
+        id=new_id(),
+        model="a/b",
+        version="0" * 64,
+        owner="me",
+        input={},
+        created_at=1.0,
+        stream_token="s",
+        attempt=1,
+        token="mine",
+    )
+    secret = RUN_TOKENS.make(record.id, record.attempt)
+    auths = checker(limited(models=("a/*",), networks=("192.0.2.0/24",)), record)
+    child = await auths.caller(f"Bearer {secret}", HERE)
+    assert child.access.allows("a/x")
+    assert not child.access.allows("b/x")
