@@ -219,7 +219,7 @@ class Server:
                 refused = UNKNOWN_TOKEN
             except (PermissionDenied, Throttled) as error:
                 refused = error
-        return layout.page_without_gradio(
+        page = layout.page_without_gradio(
             "sign_in.html",
             200 if refused is None else refused.status,
             request,
@@ -229,6 +229,9 @@ class Server:
             refusal="" if refused is None else refused.detail,
             next=then,
         )
+        if isinstance(refused, Throttled):
+            page.headers["retry-after"] = str(refused.retry_after)
+        return page
 
     async def _sign_out(self, request: Request) -> Response:
         if request.method != "POST":

@@ -13,7 +13,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.domain.errors import ApplianceError, Unauthenticated
+from appliance.domain.errors import ApplianceError, Throttled, Unauthenticated
 from appliance.protocols.admin_types import MeResponse
 from appliance.ui.client import BROWSER, Api, Caller
 
@@ -78,7 +78,10 @@ class Sessions:
             secret = self._fernet.decrypt(encrypted.encode(errors="replace"), ttl=LIFETIME).decode()
         except InvalidToken:
             return None
-        return await self._session(secret, request)
+        try:
+            return await self._session(secret, request)
+        except Throttled:  # the token was revoked, and the address has sent many unknown tokens
+            return None
 
     async def sign_in(self, secret: str, request: Request, response: Response) -> bool:
         """Return whether ``secret`` is a valid token; if so, set the session cookie on ``response``.

@@ -13,9 +13,10 @@ from msgspec import structs
 
 from appliance.domain import access, token
 from appliance.domain.access import Policy
-from appliance.domain.errors import PermissionDenied, Unauthenticated
+from appliance.domain.errors import PermissionDenied, Throttled, Unauthenticated
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens, Scope, Token
+from appliance.gateway.api.failed_attempts import FailedAttempts
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Auth:
         self._running = running
         self._found: dict[str, tuple[float, Token]] = {}
         self._used: dict[str, float] = {}  # when the last use was written, by id of the token
+        self._failures = FailedAttempts()
         self.policy = policy
 
     def apply(self, policy: Policy) -> None:
@@ -68,6 +70,7 @@ class Auth:
         Raises:
             Unauthenticated: the header has no token, or the token is unknown, revoked or expired.
             PermissionDenied: the token may not be used from ``address``.
+            Throttled: ``address`` has sent too many unknown tokens. Its valid tokens work nevertheless.
         """
         secret = token.parse(header)
         if header is None or secret is None:
@@ -76,6 +79,14 @@ class Auth:
         if made_for is not None:
             return await self._acting(*made_for)
         found = await self._find(header, secret)
+        if found is None:
+            wait = self._failures.record(address, time.monotonic())
+            if wait:
+                raise Throttled(
+                    f"Too many requests from {address} had unknown tokens: try again in {wait} s.",
+                    retry_after=wait,
+                )
+            raise Unauthenticated(token_given=True)
         now = time.time()
         if found.expires_at is not None and found.expired(now):
             at = datetime.fromtimestamp(found.expires_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -90,7 +101,8 @@ class Auth:
         self._found = {header: found for header, found in self._found.items() if found[1].id != id}
         self._used.pop(id, None)
 
-    async def _find(self, header: str, secret: str) -> Token:
+    async def _find(self, header: str, secret: str) -> Token | None:
+        """Return the token, with what it permits; None if it is unknown or revoked."""
         # Python hashes strings with a random key, so the time of this lookup reveals nothing about a secret.
         now = time.monotonic()
         at, known = self._found.get(header, (0.0, None))
@@ -99,7 +111,7 @@ class Auth:
         found = await self._tokens.find_token(token.digest(secret))
         if found is None:
             self._found.pop(header, None)
-            raise Unauthenticated(token_given=True)
+            return None
         found = structs.replace(found, access=self.policy.of(found.owner).only(found.models))
         if len(self._found) >= _REMEMBERED:
             self._found.clear()

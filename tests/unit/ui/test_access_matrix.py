@@ -13,6 +13,7 @@ import pytest
 from appliance.domain import token
 from appliance.domain.access import Group, Policy, Right
 from appliance.domain.token import Scope, Token
+from appliance.gateway.api import failed_attempts
 from appliance.gateway.api.client_address import HEADER, signed
 from appliance.ui.pages import PAGES
 from tests.support.api_client import SECRET, Api
@@ -162,3 +163,15 @@ async def test_a_token_of_another_network_cannot_sign_in(pages: Pages, api: Api,
         assert "may not be used from the address 203.0.113.5" in refused.text
         forged = await browser.get("/explore", headers={HEADER: "198.51.100.7 0123"})
         assert forged.status_code == 403
+
+
+async def test_many_wrong_sign_ins_from_one_address_must_wait(pages: Pages, api: Api) -> None:
+    here = {HEADER: api.services.client_addresses.signed("203.0.113.5")}
+    async with pages.browser() as browser:
+        for _ in range(failed_attempts.MOST):
+            assert (await browser.post("/signin", data={"token": "guess"}, headers=here)).status_code == 401
+        refused = await browser.post("/signin", data={"token": "guess"}, headers=here)
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "Too many requests from 203.0.113.5" in refused.text
+        assert (await browser.post("/signin", data={"token": SECRET}, headers=here)).status_code == 303

@@ -10,10 +10,10 @@ from msgspec import structs
 
 from appliance.domain import token
 from appliance.domain.access import Group, Policy, Right
-from appliance.domain.errors import PermissionDenied, Unauthenticated
+from appliance.domain.errors import PermissionDenied, Throttled, Unauthenticated
 from appliance.domain.prediction import Prediction, new_id
 from appliance.domain.token import RunTokens, Scope, Token
-from appliance.gateway.api import auth
+from appliance.gateway.api import auth, failed_attempts
 from appliance.gateway.api.auth import Auth
 
 
@@ -180,3 +180,16 @@ async def test_a_running_prediction_may_use_the_models_of_the_token_that_created
     child = await auths.caller(f"Bearer {secret}", HERE)
     assert child.access.allows("a/x")
     assert not child.access.allows("b/x")
+
+
+async def test_an_address_that_sends_many_unknown_tokens_is_slowed_down() -> None:
+    checked = checker(Tokens("mine"))
+    for _ in range(failed_attempts.MOST):
+        with pytest.raises(Unauthenticated):
+            await checked.caller("Bearer guess", HERE)
+    with pytest.raises(Throttled, match=f"Too many requests from {HERE}") as refused:
+        await checked.caller("Bearer guess", HERE)
+    assert 1 <= refused.value.retry_after <= failed_attempts.WINDOW
+    assert (await checked.caller("Bearer mine", HERE)).id == "mine"
+    with pytest.raises(Unauthenticated):
+        await checked.caller("Bearer guess", "10.0.0.8")

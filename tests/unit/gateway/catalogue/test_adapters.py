@@ -12,6 +12,7 @@ from pydantic import Field
 
 from appliance import config as configuration
 from appliance.domain import token
+from appliance.domain.access import UNRESTRICTED, Access
 from appliance.domain.token import Scope, Token
 from appliance.gateway.catalogue.adapters import describe_adapter
 from appliance.gateway.catalogue.catalogue import Catalogue, ModelCard, ServedVersion, describe
@@ -159,10 +160,10 @@ async def test_the_first_adapter_of_a_loaded_model_reloads_it(
         return {**self.model_dump(mode="json"), "adapted": adapted}
 
     monkeypatch.setattr(EchoOptions, "runner_options", runner_options)
-    with_sources = bench.catalogue.resolve("test/base", None)
+    with_sources = bench.catalogue.resolve("test/base", UNRESTRICTED)
     base = with_sources.model.model_copy(update={"adapter_sources": (), "adapters": ()})
     card, plain = describe(base, "none", 0.0)
-    others = [(bench.catalogue.cards[name], bench.catalogue.resolve(name, None)) for name in ("me/moo",)]
+    others = [(bench.catalogue.cards["me/moo"], bench.catalogue.resolve("me/moo", UNRESTRICTED))]
 
     async def adapted(*described: tuple[ModelCard, ServedVersion]) -> bool:
         before = bench.catalogue.entries_by_key
@@ -180,7 +181,7 @@ async def test_the_first_adapter_of_a_loaded_model_reloads_it(
 
 async def test_names_of_the_openai_api(bench: Bench) -> None:
     for name in ("moo", "me/moo"):
-        assert bench.catalogue.by_compat_name(name, "me").name == "me/moo"
+        assert bench.catalogue.by_compat_name(name, Access("me")).name == "me/moo"
 
 
 # -- which adapters are served ---------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import yaml
 
 from appliance.config import Report, load, runtime
 from appliance.domain import token
+from appliance.domain.access import UNRESTRICTED
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.token import Scope, Token
 from appliance.gateway.catalogue.catalogue import ServedVersion
@@ -68,7 +69,7 @@ class Edited:
         return await self.services.reload.apply(self.services.configure)
 
     def entry(self, name: str = "test/echo") -> ServedVersion:
-        return self.bench.catalogue.resolve(name, None)
+        return self.bench.catalogue.resolve(name, UNRESTRICTED)
 
     async def submit(self, name: str = "test/echo", **input: Any) -> Prediction:
         return await self.bench.submit(self.entry(name), **input)
