@@ -452,6 +452,19 @@ def test_a_token_is_shown_once_and_can_be_revoked(command: Command, tmp_path: Pa
     assert (tmp_path / "home").stat().st_mode & 0o077 == 0
 
 
+def test_a_token_with_limits_is_listed_with_them(command: Command) -> None:
+    limits = ("--expires", "1h", "--network", "10.0.0.1/8", "--model", "a/*", "--description", "the robot's")
+    assert command("token", "create", "robot", *limits).code == 0
+    (listed,) = json.loads(command("token", "list", "--json").out)
+    assert (listed["networks"], listed["models"]) == (["10.0.0.0/8"], ["a/*"])
+    assert 3590 < listed["expires_at"] - listed["created_at"] <= 3600
+    line = command("token", "list").out
+    assert "from 10.0.0.0/8; models a/*; the robot's" in line
+    refused = command("token", "create", "--network", "the office")
+    assert refused.code == 1
+    assert "'the office' is no IP address or network" in refused.err
+
+
 def test_a_token_for_scripts(command: Command) -> None:
     made = json.loads(command("token", "create", "--json").out)
     assert made["token"].startswith(token.PREFIX)
@@ -465,6 +478,34 @@ def test_revoking_no_token_is_an_error(command: Command) -> None:
 
 
 # -- check, pull, schema, version ----------------------------------------------------------------------------
+
+
+def test_the_rights_of_an_account_are_explained(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "groups.yaml"
+    file.write_text(
+        "access:\n"
+        "  everybody: {models: [a/open], may: [run]}\n"
+        "  groups: {vision: {members: [anna], models: [a/image], may: [train, run]}}\n"
+        "models:\n" + "".join(f"  - {{name: a/{name}, kind: echo}}\n" for name in ("open", "image", "secret"))
+    )
+
+    def rights(account: str) -> dict[str, object]:
+        found: dict[str, object] = json.loads(
+            command("check", "--config", str(file), "--as", account, "--json").out
+        )
+        return found
+
+    assert rights("anna") == {
+        "account": "anna",
+        "rights": {"run": ["everybody", "vision"], "train": ["vision"]},
+        "models": {"a/open": ["everybody"], "a/image": ["vision"]},
+        "denied": ["a/secret"],
+    }
+    assert rights("ben")["denied"] == ["a/image", "a/secret"]
+    assert rights("appliance")["denied"] == []
+    shown = command("check", "--config", str(file), "--as", "anna").out
+    assert "a/image  (from vision)" in shown
+    assert "denied models: a/secret" in shown
 
 
 def test_check_says_what_fits_where(command: Command, tmp_path: Path) -> None:
