@@ -17,7 +17,6 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from appliance.gateway.api import client_address, requests, responses
-from appliance.gateway.api.services import services_of
 
 #: Request headers that are not forwarded: those of one connection, and those that this server sets.
 _NOT_FORWARDED: Final = {

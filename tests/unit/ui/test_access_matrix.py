@@ -166,7 +166,7 @@ async def test_a_token_of_another_network_cannot_sign_in(pages: Pages, api: Api,
 
 
 async def test_many_wrong_sign_ins_from_one_address_must_wait(pages: Pages, api: Api) -> None:
-    here = {HEADER: api.services.client_addresses.signed("203.0.113.5")}
+    here = {HEADER: signed("203.0.113.5")}
     async with pages.browser() as browser:
         for _ in range(failed_attempts.MOST):
             assert (await browser.post("/signin", data={"token": "guess"}, headers=here)).status_code == 401
