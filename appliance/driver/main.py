@@ -76,12 +76,7 @@ def ui_supervisor(settings: GatewaySettings) -> Supervisor:
     command += ["--api", os.environ[self_url.URL_VARIABLE]]
     if self_url.CERTIFICATES in os.environ:
         command += ["--certificates", os.environ[self_url.CERTIFICATES]]
-    environment = {
-        "GRADIO_TEMP_DIR": str(settings.run_dir / "ui"),
-        "HF_HUB_OFFLINE": "1",  # otherwise Gradio downloads themes and fonts
-        **proxies.NO_PROXIES,  # importing Gradio creates HTTP clients, which fails with some proxies
-    }
-    return Supervisor("UI", lambda: command, settings.home / "logs" / "ui.log", environment)
+    return Supervisor("UI", lambda: command, settings.home / "logs" / "ui.log")
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - where the kernel keeps it

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import os
-import shutil
 import socket
 from pathlib import Path
 from typing import Final
@@ -38,8 +37,6 @@ def reserve(path: Path) -> None:
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Serve the UI on the socket until the process gets a signal to end or the driver ends."""
-    if uploads := os.environ.get("GRADIO_TEMP_DIR"):
-        shutil.rmtree(uploads, ignore_errors=True)  # left by a crash
     api = Api(arguments.api, arguments.certificates)
     config = configuration.load(arguments.config)
     logs.configure(None, config.logging)

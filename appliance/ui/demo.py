@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,11 +30,12 @@ from appliance.domain.errors import ApplianceError
 from appliance.domain.local_url import local_url
 from appliance.observability import logs
 from appliance.protocols.response_types import ModelResponse, PredictionResponse
-from appliance.ui import layout, markup, output, session
+from appliance.ui import form, gradio_page, markup, output, session
 from appliance.ui.client import Api
+from appliance.ui.form import ModelForm, Result
 from appliance.ui.output import RenderedOutput
 from appliance.ui.page_app import Frontend, PageApp
-from appliance.ui.pages import model
+from appliance.ui.pages.model import ModelPageData
 from appliance.ui.request_bodies import BodyLimits, RequestBodies
 from appliance.ui.session import Session
 from appliance.ui.static_files import StaticScriptsAndStyles
@@ -101,7 +102,7 @@ class Demo:
         pages: dict[str, PageApp] = {}
         for name in names:
             described = await caller.get_as(ModelResponse, f"/v1/models/{name}")
-            data = model.ModelPageData.of(described)
+            data = ModelPageData.of(described)
             if data.name in pages:
                 continue  # named twice, or by an alias
             blocks = build(data, described.default_example)
@@ -124,16 +125,16 @@ class Demo:
             return
         before_run = partial(self._visitors.count, "" if request.client is None else request.client.host)
         caller = self._api.caller(self._secret, self._api.url, before_run)
-        user = scope[session.SCOPE] = Session(caller, "", "", "", "run")
+        scope[session.SCOPE] = Session(caller, "", "", "", "run")
         if path.startswith("/outputs/"):
             await (await self._file(request))(scope, receive, send)
             return
         try:
-            await self._respond(request, user, receive, send)
+            await self._respond(request, receive, send)
         except ApplianceError as error:  # the body is refused
             await JSONResponse(error.body(), error.status)(scope, receive, send)
 
-    async def _respond(self, request: Request, user: Session, receive: Receive, send: Send) -> None:
+    async def _respond(self, request: Request, receive: Receive, send: Send) -> None:
         """Respond with a page, or with the response of a page's own path.
 
         Raises:
@@ -148,11 +149,11 @@ class Demo:
             await (first if path == "/" and request.method in _SAFE else missing)(scope, receive, send)
         elif path == f"/{name}" and request.method in _SAFE:
             root = f"/{name}" if name else ""
-            response = await page.respond(request, root, self._navigation(name), "", embeddable=True)
+            response = await page.respond(request, root, self._navigation(name))
             await response(scope, receive, send)
         else:
             inner = {**scope, "root_path": f"/{name}", "path": path} if name else scope
-            await self._bodies.forward(page.app, request, user, inner, send)
+            await self._bodies.forward(page.app, request, inner, send)
 
     def _navigation(self, current: str) -> Markup:
         if not current:
@@ -174,7 +175,7 @@ class Demo:
         return StreamingResponse(file.aiter_raw(), file.status_code, headers, background=done)
 
 
-def build(data: model.ModelPageData, example: PredictionResponse | None) -> gr.Blocks:
+def build(data: ModelPageData, example: PredictionResponse | None) -> gr.Blocks:
     """Return the page of a model: its name, description, form and example.
 
     Raises:
@@ -184,17 +185,50 @@ def build(data: model.ModelPageData, example: PredictionResponse | None) -> gr.B
         how = "create one with a training or `appliance push`"
         raise ApplianceError(f"{data.name} has no version yet: {how}")
     owner, _, name = data.name.partition("/")
-    with layout.page(data.name) as blocks:
+    with gradio_page.page(data.name) as blocks:
         heading = {"owner": owner, "name": name, "description": data.description}
         gr.HTML(markup.render("demo_heading.html", **heading), apply_default_css=False)
-        filled = model.playground(blocks, data.name, data.document, bare=True)
+        filled = _playground(data.name, data.document)
         if example is not None:
             values = filled.values_of(example.input)
             gr.HTML(_example(example, output.kind_of(data.document)), apply_default_css=False)
             with gr.Row(elem_classes=["actions"]):
                 use = gr.Button("Use this example", elem_id="use-example")
-            use.click(lambda: values, None, filled.components, **layout.QUIET)
+            use.click(lambda: values, None, filled.components, **gradio_page.QUIET)
     return blocks
+
+
+def _playground(name: str, document: dict[str, Any]) -> ModelForm:
+    """Add the form and the result of the model ``name`` to the open blocks, side by side."""
+    with gr.Row():
+        with gr.Column(scale=1, min_width=320):
+            filled = ModelForm(document)
+            with gr.Row(elem_classes=["go"]):
+                go = gr.Button("Run", variant="primary", elem_id="run")
+                stop = gr.Button("Cancel", interactive=False, elem_id="cancel")
+        with gr.Column(scale=1, min_width=320, elem_classes=["result"]):
+            result = Result(output.kind_of(document))
+    running = gr.State()
+
+    @gradio_page.show_errors
+    async def started(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
+        unchanged = [gr.skip() for _ in result.components]
+        idle = [None, gr.skip(), gr.Button(interactive=False), *unchanged]
+        yield [None, gr.Button(interactive=False), gr.Button(interactive=False), *unchanged]
+        try:
+            async for id, shown in form.run(filled, result, name, values, request):
+                yield [id, gr.skip(), gr.Button(interactive=id is not None), *shown]
+        except ApplianceError as error:
+            yield [*idle[:3], form.error_status(error), *unchanged[1:]]
+        else:
+            yield idle
+
+    outputs = [running, go, stop, *result.components]
+    run = go.click(started, filled.components, outputs, trigger_mode="once", **gradio_page.QUIET)
+    # Until the event is over, Gradio ignores a click, so the button is enabled after that.
+    run.then(lambda: gr.Button(interactive=True), None, go, **gradio_page.QUIET)
+    stop.click(form.cancel, running, None, **gradio_page.QUIET)
+    return filled
 
 
 def _example(example: PredictionResponse, kind: RenderedOutput) -> Markup:

@@ -11,7 +11,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from appliance.domain.errors import ApplianceError
-from appliance.ui import layout, markup, output, output_views, session
+from appliance.ui import gradio_page, markup, output, output_views
 from appliance.ui.client import Caller
 from appliance.ui.fields import Field, Widget, fields, read_input
 from appliance.ui.output import RenderedOutput
@@ -82,13 +82,9 @@ class ModelForm:
 class Result:
     """The components that show the status, output and logs of a prediction."""
 
-    def __init__(self, kind: RenderedOutput, *, linked: bool) -> None:
-        """Add the components to the open Gradio layout.
-
-        With ``linked``, the status contains a link to the page of the prediction.
-        """
+    def __init__(self, kind: RenderedOutput) -> None:
+        """Add the components to the open Gradio layout."""
         self.kind = kind
-        self._linked = linked
         self.status = gr.HTML(_BEFORE_FIRST_RUN, elem_classes=["run-status"], apply_default_css=False)
         self.text = gr.Textbox(
             label="Output",
@@ -123,7 +119,7 @@ class Result:
         """
         text = output.text_of(snapshot.output) if self.kind is RenderedOutput.TEXT else ""
         made = "" if self.kind is RenderedOutput.TEXT else self._media(snapshot)
-        now = [_status(snapshot, linked=self._linked), text, made, snapshot.record.get("logs") or ""]
+        now = [_status(snapshot), text, made, snapshot.record.get("logs") or ""]
         pairs = zip(now, before or [None] * len(now), strict=True)
         updates = [gr.skip() if value == old else value for value, old in pairs]
         before[:] = now
@@ -145,7 +141,7 @@ async def run(
     Raises:
         ApplianceError: the API refuses the prediction.
     """
-    caller = session.of(request).caller
+    caller = gradio_page.session_of(request).caller
     given = await _uploaded(form.read_input(values), caller)
     created = await caller.post("/v1/predictions", {"version": spec, "input": given})
     async for shown in follow(result, created, caller):
@@ -166,15 +162,15 @@ async def follow(
 
 def error_status(error: ApplianceError) -> Markup:
     """Return the HTML of a failed run's status line."""
-    message = layout.message(error)
+    message = gradio_page.message(error)
     text = Markup(message.message)  # noqa: S704 - HTML already
     return Markup('<p class="wrong" role="alert">{}: {}</p>').format(message.title, text)
 
 
-@layout.show_errors
+@gradio_page.show_errors
 async def cancel(id: str | None, request: gr.Request) -> None:
     if id is not None:
-        await session.of(request).caller.post(f"/v1/predictions/{id}/cancel")
+        await gradio_page.session_of(request).caller.post(f"/v1/predictions/{id}/cancel")
 
 
 def _components(field: Field) -> tuple[gr.components.Component, ...]:
@@ -265,14 +261,12 @@ async def _uploaded(value: Any, caller: Caller) -> Any:
     return value
 
 
-def _status(snapshot: Snapshot, *, linked: bool) -> Markup:
+def _status(snapshot: Snapshot) -> Markup:
     return markup.render(
         "run_status.html",
         status=snapshot.status,
         words=_status_text(snapshot),
         percent=None if snapshot.ended else output.progress(snapshot.record.get("logs") or ""),
-        linked=linked,
-        id=snapshot.record["id"],
         error=snapshot.record.get("error"),
     )
 

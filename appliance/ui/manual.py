@@ -35,7 +35,7 @@ class Manual:
             _log.warning("the manual is missing in %s: /manual/ is not served: run scripts/install", folder)
             return
         self._files: ASGIApp = GZipMiddleware(StaticFiles(directory=folder, html=True), compresslevel=4)
-        self._headers = layout.security_headers("none") | {
+        self._headers = layout.security_headers({}) | {
             "content-security-policy": f"default-src 'self'; script-src 'self' {_script_hashes(folder)}; "
             "style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; base-uri 'self'; "
             "form-action 'self'; frame-ancestors 'none'",

@@ -3,19 +3,6 @@
   const network = window.fetch;
   const sessions = new Map(); // Gradio's name of an open page -> its Events
 
-  // After a sign-out the browser loads the sign-in, so further requests of this page get no answer.
-  let leaving = false;
-  addEventListener("submit", ({ target }) => { leaving ||= new URL(target.action).pathname.endsWith("/signout"); });
-
-  // If the token is revoked while a page is open, the next request is answered with 401: frame.js tells it, and
-  // what was typed stays.
-  const ask = async (...given) => {
-    if (leaving) await new Promise(() => {}); // for ever
-    const reply = await network(...given);
-    if (reply.status === 401) document.dispatchEvent(new Event("appliance:session-ended"));
-    return reply;
-  };
-
   // Gradio's server sends the results of events in a stream, and ends the stream when no event is pending. Its
   // client opens the next stream only for events that it sends after it has seen that end: the result of an
   // event that it sent just before was never shown. So the client gets one stream without an end, and this
@@ -33,7 +20,7 @@
 
     // Answers the client with the first stream of the server, followed by all later ones.
     async open(request) {
-      const first = await ask(request.clone());
+      const first = await network(request.clone());
       if (!first.ok) return first;
       this.request = request;
       const body = new ReadableStream({ start: (client) => { this.client = client; } });
@@ -46,7 +33,7 @@
       this.reading = true;
       try {
         do {
-          reply ??= await ask(this.request.clone());
+          reply ??= await network(this.request.clone());
           if (!reply.ok || !(await this.pass(reply.body)))
             throw new TypeError(`the stream of events ended early, with status ${reply.status}`);
           reply = null;
@@ -96,7 +83,7 @@
     const url = new URL(to.url ?? to, location.href);
     if (url.pathname.endsWith("/queue/data"))
       return events(url.searchParams.get("session_hash")).open(to);
-    const reply = await ask(...given);
+    const reply = await network(...given);
     if (url.pathname.endsWith("/queue/join") && reply.ok)
       events(JSON.parse(body).session_hash).asked((await reply.clone().json()).event_id);
     return reply;

@@ -1,4 +1,4 @@
-"""ASGI applications for a page's blocks, and for the static files of Gradio's frontend."""
+"""ASGI applications for the blocks of a demo's page, and for the static files of Gradio's frontend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from appliance.ui import layout, session
+from appliance.ui import gradio_page
 from appliance.ui.responses import with_headers
 from appliance.ui.theme import theme
 
@@ -39,11 +39,9 @@ class Frontend:
 class PageApp:
     """The ASGI application of a page."""
 
-    def __init__(self, blocks: gr.Blocks, max_file_size: int, data: object = None) -> None:
-        """``max_file_size`` is in bytes. ``data`` is the data that the blocks were built from."""
+    def __init__(self, blocks: gr.Blocks, max_file_size: int) -> None:
+        """``max_file_size`` is in bytes."""
         self.app = FastAPI(openapi_url=None)
-        self.data = data
-        self.opened_by: set[str] = set()  # digests of the tokens that have opened the page
         self._running = AsyncExitStack()
         blocks.api_open = False
         gr.mount_gradio_app(
@@ -65,31 +63,21 @@ class PageApp:
         await self._running.enter_async_context(self.app.router.lifespan_context(self.app))
         return self
 
-    async def respond(
-        self, request: Request, root: str, navigation: str, images: str, *, embeddable: bool = False
-    ) -> Response:
-        """Return the HTML of the page with ``navigation`` inserted.
-
-        ``root`` is the path of the page; ``images`` lists further origins that images may be loaded from.
-        """
+    async def respond(self, request: Request, root: str, navigation: str) -> Response:
+        """Return the HTML of the page with ``navigation`` inserted; ``root`` is the path of the page."""
         sent: list[Message] = []
 
         async def keep(message: Message) -> None:
             sent.append(message)
 
         headers = [pair for pair in request.scope["headers"] if pair[0] != b"accept-encoding"]
-        prefix = session.prefix(request)
-        root = prefix + root
         scope = {**request.scope, "method": "GET", "headers": headers, "root_path": root, "path": f"{root}/"}
         scope["raw_path"] = scope["path"].encode()
         await self.app(scope, request.receive, keep)
         status = next(message["status"] for message in sent if message["type"] == "http.response.start")
         body = b"".join(message.get("body", b"") for message in sent)
-        theme = layout.chosen_theme(request)
-        document, nonce = layout.add_navigation(body.decode(), navigation, prefix, theme)
-        return HTMLResponse(
-            document, status, layout.security_headers(nonce, images=images, embeddable=embeddable)
-        )
+        document, nonce = gradio_page.add_navigation(body.decode(), navigation)
+        return HTMLResponse(document, status, gradio_page.headers(nonce))
 
     async def close(self) -> None:
         await self._running.aclose()

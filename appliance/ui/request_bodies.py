@@ -1,6 +1,6 @@
-"""Limit the bodies of browsers' requests (uploaded files and event data) as the API does.
+"""Limit the bodies of requests to demos (uploaded files and event data).
 
-Gradio accepts bodies of any size from every signed-in user, keeps form fields in memory, and does not remove
+Gradio accepts bodies of any size from everyone, keeps form fields in memory, and does not remove
 the files of aborted uploads.
 """
 
@@ -19,22 +19,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from appliance.config import Config
 from appliance.domain.errors import (
     ApplianceError,
     BodyTooLarge,
     FileQuotaExceeded,
     MalformedBody,
     NotFound,
-    PermissionDenied,
 )
-from appliance.ui.session import Session
 
 _log = logging.getLogger(__name__)
 
 _FORM_OVERHEAD: Final = 256 * 1024  # bytes of a form in addition to its files
 _ABANDONED: Final = 3600.0  # seconds after which the file of an unfinished upload is removed
-_FAILED: Final = "The page failed to handle this request: the reason is in logs/ui.log in the data folder."
+_FAILED: Final = "The page failed to handle this request: the reason is in the output of `appliance demo`."
 _FORM: Final = "multipart/form-data"
 _BOUNDARY: Final = re.compile(r";\s*boundary=(\"[^\"]{1,200}\"|[^\s\";]{1,200})", re.IGNORECASE)
 
@@ -45,13 +42,9 @@ class BodyLimits(NamedTuple):
     body: int  # of a request without files
     upload: int  # files uploaded together
     quota: int  # all uploaded files
-    body_setting: str = "limits.body in models.yaml"
-    upload_setting: str = "files.max_upload in models.yaml"
-    quota_setting: str = "files.quota in models.yaml"
-
-    @classmethod
-    def of(cls, config: Config) -> BodyLimits:
-        return cls(config.limits.body, config.files.max_upload, config.files.quota)
+    body_setting: str
+    upload_setting: str
+    quota_setting: str
 
 
 class RequestBodies:
@@ -63,11 +56,11 @@ class RequestBodies:
         self._limits = limits
         self._arriving = 0  # maximum total size in bytes of unfinished uploads
 
-    async def forward(self, app: ASGIApp, request: Request, user: Session, scope: Scope, send: Send) -> None:
+    async def forward(self, app: ASGIApp, request: Request, scope: Scope, send: Send) -> None:
         """Forward a request to ``app`` with the ASGI scope ``scope``.
 
         Raises:
-            ApplianceError: the body is too large, or this user may not send such a body.
+            ApplianceError: the body is too large, or invalid.
         """
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
             refusal: ApplianceError = BodyTooLarge(
@@ -76,7 +69,7 @@ class RequestBodies:
             await _limited(app, scope, request.receive, send, self._limits.body, refusal)
             return
         most = self._limits.upload + _FORM_OVERHEAD
-        expected = self._admitted(request, user, most)
+        expected = self._admitted(request, most)
         taken = await asyncio.to_thread(_disk_use, self._folder) + self._arriving
         if taken + expected > self._limits.quota:
             raise FileQuotaExceeded(
@@ -89,17 +82,14 @@ class RequestBodies:
         finally:
             self._arriving -= expected
 
-    def _admitted(self, request: Request, user: Session, most: int) -> int:
+    def _admitted(self, request: Request, most: int) -> int:
         """Return the maximum size of this upload in bytes: its Content-Length, or ``most`` without one.
 
         Raises:
-            ApplianceError: this user may not upload files, the path takes no files, or the request is
-                invalid.
+            ApplianceError: the path takes no files, or the request is invalid.
         """
         if not request.url.path.endswith("/upload"):
             raise NotFound("Forms with files are not accepted at this path.")
-        if not user.may_run:
-            raise PermissionDenied(f'This token has the scope "{user.scope}"; this request needs "run".')
         if not _BOUNDARY.search(request.headers["content-type"]):
             raise MalformedBody("The request body must be multipart/form-data with a boundary")
         length = request.headers.get("content-length", "")

@@ -1,19 +1,17 @@
-"""The ASGI application of the UI: sign-in, pages, the manual, and the files of Gradio's frontend.
+"""The ASGI application of the UI: sign-in, pages, and the manual.
 
-All paths need a session, including Gradio's own, except the sign-in, the manual and the frontend's files.
+All paths need a session, except the sign-in, the manual, and the scripts and styles.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote
 
-from gradio.utils import get_upload_folder
 from markupsafe import Markup
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -31,15 +29,12 @@ from appliance.domain.errors import (
     Throttled,
     Unauthenticated,
 )
-from appliance.protocols.response_types import ModelResponse, VersionResponse
 from appliance.ui import api_proxy, languages, layout, session, template_pages
 from appliance.ui.client import Api
 from appliance.ui.manual import FOLDER as MANUAL_FOLDER
 from appliance.ui.manual import Manual
-from appliance.ui.page_app import Frontend, PageApp
-from appliance.ui.pages import FIRST, PAGES, find, model
-from appliance.ui.request_bodies import BodyLimits, RequestBodies
-from appliance.ui.session import Session, Sessions
+from appliance.ui.pages import FIRST, PAGES, find
+from appliance.ui.session import Sessions
 from appliance.ui.static_files import StaticScriptsAndStyles
 from appliance.ui.template_pages import TemplatePage
 
@@ -49,10 +44,6 @@ _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _BEAT: Final = "/_ui/beat"  # frame.js asks it whether the appliance answers and the session goes on
 _LONGEST_NAME: Final = 255  # bytes of one segment of a path, which may become a file name
 _MAX_FORM: Final = 64 * 1024  # bytes of the sign-in form
-_MODEL: Final = re.compile(
-    r"(?P<model>/[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*)(?P<version>/versions/[0-9a-f]{64})?(?=/|\Z)"
-)
-_MAX_MODEL_PAGES: Final = 64  # built pages of models in memory
 
 
 #: Shown in the language of the page.
@@ -70,20 +61,13 @@ class Server:
         pages: Sequence[TemplatePage] = PAGES,
         manual: Path = MANUAL_FOLDER,
     ) -> None:
-        """``manual`` is the folder of the built manual. A model's page is built when it is first opened."""
+        """``manual`` is the folder of the built manual."""
         self._title = config.ui.title
-        self._max_upload = config.files.max_upload
-        self._bodies = RequestBodies(Path(get_upload_folder()), BodyLimits.of(config))
         self._sessions = sessions
         self._api = api
         self._pages = pages
-        self._model_pages: dict[str, PageApp] = {}  # by path; least recently used first
-        self._building = asyncio.Lock()
-        self._frontend = Frontend()
         self._static = StaticScriptsAndStyles()
         self._manual = Manual(manual)
-        covers = {urlsplit(one.cover_image_url) for one in config.models if one.cover_image_url}
-        self._images = " ".join(sorted({f"{cover.scheme}://{cover.netloc}" for cover in covers}))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -120,8 +104,7 @@ class Server:
             return
         page = next((each for each in self._pages if each.has(request)), None)
         if page is None:
-            await self._respond_with_model(request, user, receive, send)
-            return
+            raise NotFound("There is no such page.")
         if page.admin and not user.admin:
             raise NotFound(languages.gettext("This page is for tokens with the scope admin."))
         scope[template_pages.FRAME] = self._navigation(request, page.path)
@@ -130,29 +113,6 @@ class Server:
         scope[find.MANUAL] = self._manual.folder
         await (await page.respond(request))(scope, receive, send)
 
-    async def _respond_with_model(
-        self, request: Request, user: Session, receive: Receive, send: Send
-    ) -> None:
-        """Respond with the page of a model, or with a response of Gradio's routes below it.
-
-        Raises:
-            NotFound: there is no page at the path.
-        """
-        scope, path = request.scope, request.url.path
-        match = _MODEL.match(path)
-        if match is None:
-            raise NotFound(languages.gettext("There is no such page."))
-        root = match[0]
-        opened = path == root
-        built = await self._model_page(root, user, opened=opened)
-        if opened and request.method in {"GET", "HEAD"}:
-            navigation = self._navigation(request, root)
-            await (await built.respond(request, root, navigation, self._images))(scope, receive, send)
-            return
-        prefix = session.prefix(request)
-        inner = {**scope, "root_path": prefix + root, "path": prefix + path}
-        await self._bodies.forward(built.app, request, user, inner, send)
-
     def _navigation(self, request: Request, current: str) -> Markup:
         manual = self._manual.available
         return layout.navigation(self._pages, request, current, self._title, manual=manual)
@@ -160,7 +120,7 @@ class Server:
     async def _response_without_page(self, request: Request) -> ASGIApp | None:
         """Return the response if no page is needed; otherwise store the session in the scope."""
         path, from_origin = request.url.path, request.headers.get("origin")
-        for files in (self._frontend, self._manual, self._static):
+        for files in (self._manual, self._static):
             if files.has(path):
                 return files
         if request.method not in _SAFE and from_origin not in {None, session.origin(request)}:
@@ -177,33 +137,6 @@ class Server:
         request.scope[session.SCOPE] = user
         return _redirect(request, FIRST.path) if path == "/" else None
 
-    # -- pages of models
-
-    async def _model_page(self, root: str, user: Session, *, opened: bool) -> PageApp:
-        """Return the page of a model or version; if ``opened``, build it again when the model has changed.
-
-        Raises:
-            NotFound: the model or version does not exist for this user.
-        """
-        app = self._model_pages.get(root)
-        if app is not None and not opened and user.digest in app.opened_by:
-            return app
-        path, _, version = root.partition("/versions/")
-        described = await user.caller.get_as(ModelResponse, f"/v1/models{path}")
-        chosen = await user.caller.get_as(VersionResponse, f"/v1/models{root}") if version else None
-        data = model.ModelPageData.of(described, chosen)
-        async with self._building:
-            app = self._model_pages.pop(root, None)
-            if app is None or app.data != data:
-                if app is not None:
-                    await app.close()
-                app = await PageApp(model.build(data), self._max_upload, data).start()
-            app.opened_by.add(user.digest)
-            self._model_pages[root] = app
-            for path in list(self._model_pages)[:-_MAX_MODEL_PAGES]:
-                await self._model_pages.pop(path).close()
-        return app
-
     # -- sign-in and sign-out
 
     async def _sign_in(self, request: Request) -> Response:
@@ -219,7 +152,7 @@ class Server:
                 refused = UNKNOWN_TOKEN
             except (PermissionDenied, Throttled) as error:
                 refused = error
-        page = layout.page_without_gradio(
+        page = layout.page_without_navigation(
             "sign_in.html",
             200 if refused is None else refused.status,
             request,
@@ -241,8 +174,6 @@ class Server:
         return answer
 
     async def close(self) -> None:
-        for built in self._model_pages.values():
-            await built.close()
         await self._api.close()
 
 
@@ -306,4 +237,6 @@ def _refusal(request: Request, error: ApplianceError) -> Response:
     title = (
         languages.gettext("Not found") if isinstance(error, NotFound) else languages.gettext("Not possible")
     )
-    return layout.page_without_gradio("error.html", error.status, request, title=title, detail=error.detail)
+    return layout.page_without_navigation(
+        "error.html", error.status, request, title=title, detail=error.detail
+    )

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Final
 
-import gradio as gr
 from cryptography.fernet import Fernet, InvalidToken
 from starlette.requests import Request
 from starlette.responses import Response
@@ -135,13 +134,6 @@ class Sessions:
                 self._known.clear()
             self._known[key] = now, user
         return Session(caller, user.username, user.name, user.token, user.scope, digest)
-
-
-def of(request: gr.Request) -> Session:
-    """Return the session of an event of a Gradio page."""
-    if request.request is None:
-        raise ApplianceError("This request has no session: sign in again.")
-    return current(request.request)
 
 
 def current(request: Request) -> Session:

@@ -1,11 +1,10 @@
-"""Gradio's theme, and the UI's own CSS and script.
+"""Gradio's theme.
 
 Pages use fonts of the user's machine, because they load nothing from other servers.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 import gradio as gr
@@ -21,13 +20,6 @@ _SANS: Final = (
     "sans-serif",
 )
 _MONO: Final = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
-
-#: For the navigation, Gradio's pages and the pages without Gradio.
-CSS: Final = "".join(
-    (Path(__file__).parent / "static" / name).read_text() for name in ("style.css", "outputs.css")
-)
-#: For Gradio's pages.
-SCRIPT: Final = (Path(__file__).parent / "page.js").read_text()
 
 
 def theme() -> gr.themes.Base:

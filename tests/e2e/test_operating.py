@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import APIResponse, Browser, Page, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.e2e.browsing import sign_in, watched
 from tests.e2e.clients import run
@@ -56,9 +55,9 @@ def test_a_version_is_run_on_its_own_page(page: Page, client: httpx.Client) -> N
     page.get_by_role("tab", name="Versions").click()
     page.get_by_role("link", name=version).click()
     expect(page.get_by_role("heading", name=f"{STREAM}:{version[:8]}")).to_be_visible()
-    page.locator("#input-text").locator("textarea, input").first.fill("by its version")
+    page.locator("#input-text").fill("by its version")
     page.get_by_role("button", name="Run", exact=True).click()
-    expect(page.locator("#output textarea")).to_have_value("by its version")
+    expect(page.locator("#output")).to_have_text("by its version")
     page.get_by_role("tab", name="Code").click()
     expect(page.locator("#code-python")).to_contain_text(f"{STREAM}:{version}")
 
@@ -137,55 +136,6 @@ def test_without_the_admin_scope_one_sees_ones_own_and_no_buttons(
         expect(page.get_by_text("There is no such prediction")).to_be_visible()
         assert page.goto("/settings").status == 404  # type: ignore[union-attr] # it is answered
         expect(page.get_by_text("scope admin")).to_be_visible()
-
-
-class EventStreams:
-    """The streams of events of a page, each given to it only once the server has ended it."""
-
-    def __init__(self, page: Page) -> None:
-        self._page = page
-        self._held: list[tuple[Route, APIResponse]] = []
-        self._holding = False
-        page.route(re.compile("/queue/data"), self._ended)
-
-    def _ended(self, route: Route) -> None:
-        self._held.append((route, route.fetch()))
-        if not self._holding:
-            self._give()
-
-    def _give(self) -> None:
-        while self._held:
-            route, reply = self._held.pop()
-            route.fulfill(response=reply)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Those that end meanwhile are given to the page afterwards."""
-        self._holding = True
-        yield
-        self._holding = False
-        self._give()
-
-    def wait(self) -> None:
-        """Until one has ended."""
-        while not self._held:
-            self._page.wait_for_timeout(50)
-
-
-def test_what_is_asked_for_while_the_stream_of_events_ends_is_shown(
-    browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any
-) -> None:
-    version = client.get(f"/v1/models/{STREAM}").json()["latest_version"]["id"]
-    with watched(browser, appliance.url, storage_state=signed_in) as page:
-        streams = EventStreams(page)
-        page.goto(f"/{STREAM}")
-        expect(page.locator(".heading .badge").first).to_be_visible()
-        with streams.held():
-            page.get_by_role("tab", name="Examples").click()
-            streams.wait()
-            with page.expect_response(re.compile("/queue/join")):
-                page.get_by_role("tab", name="Versions").click()
-        expect(page.get_by_role("link", name=version)).to_be_visible()
 
 
 def test_a_discarded_draft_of_the_config_leaves_no_conflict(

@@ -16,6 +16,7 @@ from appliance.ui.pages import (
     find,
     load_test,
     machine,
+    model,
     prediction,
     predictions,
     settings,
@@ -46,4 +47,5 @@ PAGES: Final = (
         admin=True,
     ),
     TemplatePage("/_ui/find", translatable("Find"), find.ROUTES, listed=False),
+    TemplatePage("/{owner}/{name}", translatable("Model"), model.ROUTES, listed=False),  # last: matches other paths
 )

@@ -1,25 +1,46 @@
-"""The page of a model: form, example programs, examples, readme, versions and performance."""
+"""The page of a model or of one of its versions: form, example programs, examples, readme and more.
+
+The scripts ``model.js`` and ``model_form.js`` run the model and follow the prediction.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import statistics
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import PurePosixPath
 from typing import Any, Final
 
-import gradio as gr
 import msgspec
 from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from appliance.domain.errors import ApplianceError, NotFound
+from appliance.domain.errors import ApplianceError, MalformedBody, NotFound
 from appliance.protocols.admin_types import ApplianceStatusResponse, ModelStatus
+from appliance.protocols.api_client import file_urls
 from appliance.protocols.response_types import ModelResponse, VersionPage, VersionResponse
-from appliance.ui import form, layout, markup, output, session, snippets
+from appliance.ui import fields, markup, media, output, session, snippets, template_pages
 from appliance.ui.client import Caller
-from appliance.ui.form import ModelForm, Result
+from appliance.ui.fields import Widget
+from appliance.ui.languages import gettext as _
+from appliance.ui.languages import ngettext
 from appliance.ui.pages import explore
+from appliance.ui.template_pages import Part
 
-_REFRESH_INTERVAL: Final = 3.0  # seconds between updates of the model's state
+#: Runs that the page lists below the form.
+RUNS: Final = 8
+#: The tabs of the page: values of ``tab`` in its address.
+TABS: Final = ("run", "code", "examples", "readme", "versions", "performance")
+_PATH: Final = re.compile(r"(?P<model>/[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*)(/versions/[0-9a-f]{64})?")
+_SECONDS: Final = 3.0  # between updates of the model's state
+_MAX_BODY: Final = 4 * 1024 * 1024  # bytes of the inputs that example programs are made of
+_EXCERPT: Final = 160  # characters of a text output in the list of runs
+_SEED: Final = re.compile(r"seed: (\d+)", re.IGNORECASE)
+_SOUNDS: Final = re.compile("audio|speech|voice|sound", re.IGNORECASE)
 
 
 class ModelPageData(msgspec.Struct, frozen=True):
@@ -36,15 +57,19 @@ class ModelPageData(msgspec.Struct, frozen=True):
         """The value of ``version`` in API requests: ``owner/name`` or ``owner/name:version``."""
         return self.name if self.version is None else f"{self.name}:{self.version}"
 
+    @property
+    def path(self) -> str:
+        return f"/{self.name}" if self.version is None else f"/{self.name}/versions/{self.version}"
+
     @classmethod
     def of(cls, model: ModelResponse, version: VersionResponse | None = None) -> ModelPageData:
         chosen = None if version is None else version.id
         version = version or model.latest_version
         urls = {
-            "Source": model.github_url,
-            "Paper": model.paper_url,
-            "License": model.license_url,
-            "Weights": model.weights_url,
+            _("Source"): model.github_url,
+            _("Paper"): model.paper_url,
+            _("License"): model.license_url,
+            _("Weights"): model.weights_url,
         }
         links = tuple(
             (text, url)
@@ -56,224 +81,201 @@ class ModelPageData(msgspec.Struct, frozen=True):
         return cls(name, model.description or "", links, document, chosen)
 
 
-class ModelPage:
-    """The page of one model."""
-
-    def __init__(self, data: ModelPageData) -> None:
-        self._data = data
-        self._document = data.document
-
-    def build(self) -> gr.Blocks:
-        with layout.page(self._data.name) as blocks:
-            heading = gr.HTML(_heading(self._data), apply_default_css=False)
-            clock = gr.Timer(_REFRESH_INTERVAL)
-            gr.on([blocks.load, clock.tick], self.heading, None, heading, **layout.QUIET)
-            if self._document is None:
-                push = Markup("Create one with a training or with <code>appliance push</code>.")
-                gr.HTML(markup.empty("This model has no version yet", push), apply_default_css=False)
-                return blocks
-            with gr.Tabs():
-                with gr.Tab("Run"):
-                    filled = playground(blocks, self._data.spec, self._document)
-                self._code(filled)
-                for title, made in (
-                    ("Examples", self.examples),
-                    ("Readme", self.readme),
-                    ("Versions", self.versions),
-                    ("Performance", self.performance),
-                ):
-                    with gr.Tab(title) as tab:
-                        part = gr.Markdown() if title == "Readme" else gr.HTML(apply_default_css=False)
-                        tab.select(made, None, part, **layout.QUIET)
-        return blocks
-
-    def _code(self, filled: ModelForm) -> None:
-        with gr.Tab("Code") as tab, gr.Tabs():
-            with gr.Tab("Python"):
-                python = gr.Code(language="python", show_label=False, elem_id="code-python")
-            with gr.Tab("JavaScript"):
-                javascript = gr.Code(language="javascript", show_label=False, elem_id="code-javascript")
-            with gr.Tab("curl"):
-                curl = gr.Code(language="shell", show_label=False, elem_id="code-curl")
-            with gr.Tab("OpenAI", visible=False) as openai_tab:
-                openai = gr.Code(language="python", show_label=False, elem_id="code-openai")
-
-        @layout.show_errors
-        async def programs(request: gr.Request, *values: Any) -> list[Any]:
-            caller = session.of(request).caller
-            state = await _state(caller, self._data.name)
-            call = snippets.ExampleCall(
-                model=self._data.spec,
-                kind=None if state is None else state.kind,
-                base_url=caller.base_url,
-                input=filled.read_input(values),
-                output=output.kind_of(self._document or {}),
-            )
-            other = snippets.openai(call)
-            made = [snippets.python(call), snippets.javascript(call), snippets.curl(call), other or ""]
-            return [*made, gr.Tab(visible=other is not None)]
-
-        tab.select(
-            programs, filled.components, [python, javascript, curl, openai, openai_tab], **layout.QUIET
-        )
-
-    @layout.show_errors
-    async def heading(self, request: gr.Request) -> str:
-        user = session.of(request)
-        return _heading(self._data, await _state(user.caller, self._data.name), admin=user.admin)
-
-    @layout.show_errors
-    async def readme(self, request: gr.Request) -> str:
-        try:
-            return await session.of(request).caller.text(f"/v1/models/{self._data.name}/readme")
-        except NotFound:
-            return "*This model has no readme. Name a Markdown file with the key `readme` in `models.yaml`.*"
-
-    @layout.show_errors
-    async def examples(self, request: gr.Request) -> str:
-        caller = session.of(request).caller
-        found = (await caller.get(f"/v1/models/{self._data.name}/examples"))["results"]
-        if not found:
-            how = Markup(
-                "An administrator can show a prediction as an example: on the prediction's page, or with "
-                "<code>appliance example {} ID</code>."
-            )
-            return markup.empty("There are no examples yet", how.format(self._data.name))
-        kind = output.kind_of(self._document or {})
-        return markup.join(_example(record, kind, self._data.name) for record in found)
-
-    @layout.show_errors
-    async def versions(self, request: gr.Request) -> str:
-        path = f"/v1/models/{self._data.name}/versions"
-        found = (await session.of(request).caller.get_as(VersionPage, path)).results
-        rows = [
-            (
-                _code_link(f"/{self._data.name}/versions/{one.id}", one.id),
-                markup.moment(one.created_at),
-            )
-            for one in found
-        ]
-        return markup.table(("Version", "Created"), rows, if_empty=markup.empty("There is no version yet"))
-
-    @layout.show_errors
-    async def performance(self, request: gr.Request) -> str:
-        """Return the durations of the model's newest predictions that this user may see."""
-        caller = session.of(request).caller
-        asked = {"model": self._data.name, "status": "succeeded", "type": "prediction"}
-        found = (await caller.get("/admin/predictions", **asked))["results"]
-        mine = [one for one in found if "predict_time" in one.get("metrics", {})]
-        if not mine:
-            return markup.empty("Nothing measured yet", "Run the model to see its durations here.")
-        durations = [one["metrics"]["predict_time"] for one in mine]
-        colds = sum(1 for one in mine if one["metrics"].get("cold_start"))
-        facts = Markup("<p>{}</p>").format(
-            f"The last {len(mine)} predictions that succeeded: median {statistics.median(durations):.2f} s, "
-            f"longest {max(durations):.2f} s; {colds} waited for the model to load."
-        )
-        rows = [
-            (
-                _code_link(f"/p/{one['id']}", one["id"]),
-                markup.moment(one["created_at"]),
-                f"{one['metrics']['predict_time']:.2f} s",
-                f"{one['metrics'].get('cold_start', 0):.1f} s",
-            )
-            for one in mine[:20]
-        ]
-        headings = ("Prediction", "Created", "Ran for", "Waited for a load")
-        return facts + markup.table(headings, rows)
+async def show(request: Request) -> Response:
+    user = session.current(request)
+    data = await _data(request)
+    owner, _slash, name = data.name.partition("/")
+    values: dict[str, Any] = {
+        "data": data,
+        "owner": owner,
+        "name": name if data.version is None else f"{name}:{data.version[:8]}",
+        "settings": f"/models/{data.name}/settings" if user.admin else None,
+        "state": await _state(request, data),
+        "tab": "run",
+    }
+    if data.document is not None:
+        chosen = request.query_params.get("tab", "run")
+        values["tab"] = chosen if chosen in TABS else "run"
+        values |= await _form(request, data, data.document)
+        make = _PANELS.get(chosen)
+        values["panel"] = None if make is None else await make(user.caller, data)
+    return template_pages.respond(request, "model.html", title=data.name, **values)
 
 
-def _code_link(path: str, id: str) -> Markup:
-    return markup.link(path, Markup("<code>{}</code>").format(id))
+async def state(request: Request) -> Response:
+    return template_pages.refreshed(request, await _state(request, await _data(request)))
 
 
-def build(data: ModelPageData) -> gr.Blocks:
-    return ModelPage(data).build()
+async def panel(request: Request) -> Response:
+    """Return the content of a tab."""
+    make = _PANELS.get(request.path_params["panel"])
+    if make is None:
+        raise NotFound(_("There is no such part of the page."))
+    found = await make(session.current(request).caller, await _data(request))
+    return template_pages.fragment("html.html", html=found)
 
 
-def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: bool = False) -> ModelForm:
-    """Add the form and the result of ``owner/name`` or ``owner/name:version`` to ``blocks``, side by side.
+async def code(request: Request) -> Response:
+    """Return example programs for the inputs in the body; ``files`` has names of uploads by their URL."""
+    caller = session.current(request).caller
+    data = await _data(request)
+    body = await request.body()
+    if len(body) > _MAX_BODY:
+        raise MalformedBody(_("The inputs are too long to be shown as code."))
+    try:
+        asked = json.loads(body)
+        given, files = dict(asked["input"]), dict(asked["files"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MalformedBody("The body must be JSON with the objects input and files.") from error
+    status = await _status(caller, data.name)
+    call = snippets.ExampleCall(
+        model=data.spec,
+        kind=None if status is None else status.kind,
+        base_url=caller.base_url,
+        input={name: _named(value, files) for name, value in given.items()},
+        output=output.kind_of(data.document or {}),
+    )
+    made = [
+        ("python", "Python", snippets.python(call)),
+        ("javascript", "JavaScript", snippets.javascript(call)),
+        ("curl", "curl", snippets.curl(call)),
+        ("openai", "OpenAI", snippets.openai(call)),
+    ]
+    programs = [each for each in made if each[2] is not None]
+    return template_pages.fragment("model_code.html", programs=programs)
 
-    ``?from=<id>`` in the page's URL fills the form with the input of that prediction, and ``?run=<id>`` also
-    shows its output. A ``bare`` page ignores both and has no links to other pages. ``model_page.js`` puts a
-    run into the address and keeps what was typed.
+
+async def runs(request: Request) -> Response:
+    """Return the newest predictions of this account with this model, with what they made."""
+    user, data = session.current(request), await _data(request)
+    asked = {"model": data.name, "type": "prediction", "owner": user.username, "limit": 2 * RUNS}
+    listed = (await user.caller.get("/admin/predictions", **asked))["results"]
+    ids = [each["id"] for each in listed if not each.get("operation")][:RUNS]
+    records = await asyncio.gather(*(user.caller.get(f"/admin/predictions/{id}") for id in ids))
+    found = [_run(each) for each in records if not each["data_removed"]]
+    return template_pages.fragment("model_runs.html", runs=found, may_run=user.may_run)
+
+
+async def _data(request: Request) -> ModelPageData:
+    """Return what the page shows of the model.
+
+    Raises:
+        NotFound: the path is not that of a model, or this user may not see the model.
     """
-    with gr.Row():
-        with gr.Column(scale=1, min_width=320):
-            filled = ModelForm(document)
-            with gr.Row(elem_classes=["go"]):
-                go = gr.Button("Run", variant="primary", elem_id="run")
-                stop = gr.Button("Cancel", interactive=False, elem_id="cancel")
-        with gr.Column(scale=1, min_width=320, elem_classes=["result"]):
-            result = Result(output.kind_of(document), linked=not bare)
-    running = gr.State()
-
-    @layout.show_errors
-    async def opened(request: gr.Request) -> list[Any]:
-        user = session.of(request)
-        button = gr.skip() if user.may_run else gr.Button("Your token cannot run models", interactive=False)
-        asked = request.query_params
-        earlier = asked.get("run") or asked.get("from")
-        if not earlier or bare:
-            return [button, *(gr.skip() for _ in filled.components)]
-        record = await user.caller.get(f"/admin/predictions/{earlier}")
-        return [button, *filled.values_of(record["input"])]
-
-    @layout.show_errors
-    async def resumed(request: gr.Request) -> AsyncIterator[list[Any]]:
-        earlier = request.query_params.get("run")
-        if not earlier or bare:
-            yield [gr.skip() for _ in outputs]  # Gradio empties the components of a generator without items
-            return
-        user = session.of(request)
-        record = await user.caller.get(f"/v1/predictions/{earlier}")
-        async for id, shown in form.follow(result, record, user.caller):
-            yield [id, gr.skip(), gr.Button(interactive=user.may_run and id is not None), *shown]
-
-    @layout.show_errors
-    async def started(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
-        unchanged = [gr.skip() for _ in result.components]
-        idle = [None, gr.skip(), gr.Button(interactive=False), *unchanged]
-        yield [None, gr.Button(interactive=False), gr.Button(interactive=False), *unchanged]
-        try:
-            async for id, shown in form.run(filled, result, spec, values, request):
-                yield [id, gr.skip(), gr.Button(interactive=id is not None), *shown]
-        except ApplianceError as error:
-            yield [*idle[:3], form.error_status(error), *unchanged[1:]]
-        else:
-            yield idle
-
-    blocks.load(opened, None, [go, *filled.components], **layout.QUIET)
-    outputs = [running, go, stop, *result.components]
-    blocks.load(resumed, None, outputs, **layout.QUIET)
-    run = go.click(started, filled.components, outputs, trigger_mode="once", **layout.QUIET)
-    # Until the event is over, Gradio ignores a click, so the button is enabled after that.
-    run.then(lambda: gr.Button(interactive=True), None, go, **layout.QUIET)
-    stop.click(form.cancel, running, None, **layout.QUIET)
-    return filled
+    given = request.path_params
+    version = f"/versions/{given['version']}" if "version" in given else ""
+    match = _PATH.fullmatch(f"/{given['owner']}/{given['name']}{version}")
+    if match is None:
+        raise NotFound(_("There is no such page."))
+    caller = session.current(request).caller
+    described = await caller.get_as(ModelResponse, f"/v1/models{match['model']}")
+    if not version:
+        return ModelPageData.of(described)
+    chosen = await caller.get_as(VersionResponse, f"/v1/models{match['model']}{version}")
+    return ModelPageData.of(described, chosen)
 
 
-async def _state(caller: Caller, name: str) -> ModelStatus | None:
+async def _status(caller: Caller, name: str) -> ModelStatus | None:
     models = (await caller.get_as(ApplianceStatusResponse, "/admin/status")).models
     return next((model for model in models if model.name == name), None)
 
 
-def _heading(data: ModelPageData, state: ModelStatus | None = None, *, admin: bool = False) -> Markup:
-    owner, _, name = data.name.partition("/")
-    return markup.render(
-        "model_heading.html",
-        owner=owner,
-        name=name if data.version is None else f"{name}:{data.version[:8]}",
-        description=data.description,
-        state=state and explore.badge(state),
-        queued=state and state.queued,
-        links=data.links,
-        settings=f"/models/{data.name}/settings" if admin else None,
-        newest_version=None if data.version is None else f"/{data.name}",
+async def _state(request: Request, data: ModelPageData) -> Part:
+    found = await _status(session.current(request).caller, data.name)
+    return template_pages.part(
+        "model_state.html",
+        id="model-state",
+        path=f"{data.path}/state",
+        seconds=_SECONDS,
+        state=found and explore.badge(found),
+        queued=found.queued if found is not None else 0,
     )
 
 
-def _example(record: dict[str, Any], kind: output.RenderedOutput, name: str) -> Markup:
+async def _form(request: Request, data: ModelPageData, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the template needs for the form, with the inputs of the run in the page's address."""
+    found = fields.fields(document)
+    given, problem = await _earlier_input(request)
+    values = {}
+    for field in found:
+        value = field.default if field.widget is Widget.SECRET else given.get(field.name, field.default)
+        listed = isinstance(value, list) and field.widget is Widget.FILES
+        values[field.name] = "\n".join(map(str, value)) if listed else field.to_widget(value)
+    kind = output.kind_of(document)
+    return {
+        "fields": found,
+        "values": values,
+        "records": {each.name for each in found if _SOUNDS.search(f"{each.name} {each.description}")},
+        "kind": kind.value,
+        "problem": problem,
+        "script": {
+            "model": data.name,
+            "version": data.spec,
+            "path": data.path,
+            "kind": kind.value,
+            "fields": [msgspec.to_builtins(field) for field in found],
+        },
+    }
+
+
+async def _earlier_input(request: Request) -> tuple[dict[str, Any], str]:
+    """Return the input of the prediction in the page's address, and what is wrong with it."""
+    asked = request.query_params
+    earlier = asked.get("run") or asked.get("from")
+    if not earlier:
+        return {}, ""
+    try:
+        record = await session.current(request).caller.get(f"/admin/predictions/{earlier}")
+    except ApplianceError as error:
+        return {}, error.detail
+    return record["input"] or {}, ""
+
+
+def _named(value: Any, files: Mapping[str, str]) -> Any:
+    """Return ``value`` with the URLs of this page's uploads replaced by their files."""
+    match value:
+        case str() if value in files:
+            return snippets.LocalFile(PurePosixPath(str(files[value])).name)
+        case list():
+            return [_named(part, files) for part in value]
+    return value
+
+
+def _run(record: Mapping[str, Any]) -> dict[str, Any]:
+    made, given = record.get("output"), record["input"] or {}
+    shown = [file for url in file_urls(made) if (file := media.media_file(url)) is not None]
+    used = _SEED.search(record.get("logs") or "")
+    text = "" if shown else output.text_of(made)
+    return {
+        "id": record["id"],
+        "status": record["status"],
+        "created_at": record["created_at"],
+        "files": [(file, url) for file, url in zip(shown, file_urls(made), strict=False)][:4],
+        "text": text,
+        "excerpt": text[:_EXCERPT] + ("…" if len(text) > _EXCERPT else ""),
+        "seed": given.get("seed", used[1] if used else None),
+        "input": json.dumps(given, ensure_ascii=False),
+    }
+
+
+# -- the tabs
+
+
+async def _examples(caller: Caller, data: ModelPageData) -> Markup:
+    found = (await caller.get(f"/v1/models/{data.name}/examples"))["results"]
+    if not found:
+        how = Markup(  # noqa: S704 - our text
+            _(
+                "An administrator can show a prediction as an example: on the prediction's page, or with "
+                "<code>appliance example %s ID</code>."
+            )
+        )
+        return markup.empty(_("There are no examples yet"), how % data.name)
+    kind = output.kind_of(data.document or {})
+    return markup.join(_example(record, kind, data.path) for record in found)
+
+
+def _example(record: Mapping[str, Any], kind: output.RenderedOutput, path: str) -> Markup:
     made = record.get("output")
     text = output.text_of(made) if kind is output.RenderedOutput.TEXT else ""
     if kind is output.RenderedOutput.DATA:
@@ -283,5 +285,84 @@ def _example(record: dict[str, Any], kind: output.RenderedOutput, name: str) -> 
         input=json.dumps(record["input"], indent=2, ensure_ascii=False),
         text=text,
         files=output.files(made),
-        path=f"/{name}?from={record['id']}",
+        path=f"{path}?from={record['id']}",
     )
+
+
+async def _readme(caller: Caller, data: ModelPageData) -> Markup:
+    """Return the readme as text, which ``model.js`` shows as Markdown."""
+    try:
+        found = await caller.text(f"/v1/models/{data.name}/readme")
+    except NotFound:
+        how = Markup(  # noqa: S704 - our text
+            _("Name a Markdown file with the key <code>readme</code> in <code>models.yaml</code>.")
+        )
+        return markup.empty(_("This model has no readme"), how)
+    return Markup('<pre class="text markdown-source">{}</pre>').format(found)
+
+
+async def _versions(caller: Caller, data: ModelPageData) -> Markup:
+    found = (await caller.get_as(VersionPage, f"/v1/models/{data.name}/versions")).results
+    rows = [
+        (_code_link(f"/{data.name}/versions/{one.id}", one.id), markup.moment(one.created_at))
+        for one in found
+    ]
+    nothing = markup.empty(_("There is no version yet"))
+    return markup.table((_("Version"), _("Created")), rows, if_empty=nothing)
+
+
+async def _performance(caller: Caller, data: ModelPageData) -> Markup:
+    """Return the durations of the model's newest predictions that this user may see."""
+    asked = {"model": data.name, "status": "succeeded", "type": "prediction"}
+    found = (await caller.get("/admin/predictions", **asked))["results"]
+    mine = [one for one in found if "predict_time" in one.get("metrics", {})]
+    if not mine:
+        return markup.empty(_("Nothing measured yet"), _("Run the model to see its durations here."))
+    durations = [one["metrics"]["predict_time"] for one in mine]
+    colds = sum(1 for one in mine if one["metrics"].get("cold_start"))
+    facts = ngettext(
+        "The last prediction that succeeded: {median} s; {colds} waited for the model to load.",
+        "The last {count} predictions that succeeded: median {median} s, longest {longest} s; {colds} waited "
+        "for the model to load.",
+        len(mine),
+    ).format(
+        count=len(mine),
+        median=f"{statistics.median(durations):.2f}",
+        longest=f"{max(durations):.2f}",
+        colds=colds,
+    )
+    rows = [
+        (
+            _code_link(f"/p/{one['id']}", one["id"]),
+            markup.moment(one["created_at"]),
+            f"{one['metrics']['predict_time']:.2f} s",
+            f"{one['metrics'].get('cold_start', 0):.1f} s",
+        )
+        for one in mine[:20]
+    ]
+    headings = (_("Prediction"), _("Created"), _("Ran for"), _("Waited for a load"))
+    return Markup("<p>{}</p>").format(facts) + markup.table(headings, rows)
+
+
+def _code_link(path: str, id: str) -> Markup:
+    return markup.link(path, Markup("<code>{}</code>").format(id))
+
+
+_PANELS: Final[dict[str, Callable[[Caller, ModelPageData], Awaitable[Markup]]]] = {
+    "examples": _examples,
+    "readme": _readme,
+    "versions": _versions,
+    "performance": _performance,
+}
+#: The page is the last one, because its path matches all paths with two segments.
+ROUTES: Final = tuple(
+    Route(root + path, handler, methods=[method])
+    for root in ("/{owner}/{name}", "/{owner}/{name}/versions/{version}")
+    for path, handler, method in (
+        ("", show, "GET"),
+        ("/state", state, "GET"),
+        ("/code", code, "POST"),
+        ("/runs", runs, "GET"),
+        ("/panels/{panel}", panel, "GET"),
+    )
+)

@@ -46,6 +46,16 @@ async def refresh(request: Request) -> Response:
     return template_pages.fragment("prediction_body.html", **await _parts(request, await _record(request)))
 
 
+async def show_output(request: Request) -> Response:
+    """Return the output alone, for the page of the model."""
+    record = await _record(request)
+    made = None if record["data_removed"] else record.get("output")
+    if made is None:
+        return template_pages.fragment("html.html", html=Markup())
+    files = await _input_files(record.get("input") or {}, session.current(request).caller)
+    return template_pages.fragment("html.html", html=output_views.view(made, files))
+
+
 async def cancel(request: Request) -> Response:
     caller = session.current(request).caller
     record = await caller.post(f"/admin/predictions/{request.path_params['id']}/cancel")
@@ -253,6 +263,7 @@ def _plain(given: Any) -> str:
 ROUTES: Final = (
     Route("/p/{id}", show),
     Route("/p/{id}/body", refresh),
+    Route("/p/{id}/output", show_output),
     Route("/p/{id}/cancel", cancel, methods=["POST"]),
     Route("/p/{id}/example", toggle_example, methods=["POST"]),
     Route("/p/{id}/rerun", rerun, methods=["POST"]),

@@ -3,16 +3,10 @@
 import { _ } from "./texts.js";
 import { api } from "./frame.js";
 import { fieldsOf, Inputs } from "./inputs.js";
+import { ENDED, INTERVAL, openStream, percentOf, wordsOf } from "./prediction_follow.js";
 import { filesOf, MEASURES, textOf, titleOf } from "./compare_summary.js";
 
-const ENDED = new Set(["succeeded", "failed", "canceled", "aborted"]);
-const INTERVAL = 1000; // milliseconds between two requests for the state of a prediction
 const FEW = 4; // number of settings that are shown before "more settings"
-const WAITS = {
-  slot: _("waiting for its turn"),
-  load: _("waiting until the model is loaded"),
-  room: _("waiting for memory for the model"),
-};
 const NAMES = {
   starting: _("starting"),
   processing: _("processing"),
@@ -298,8 +292,7 @@ export class Column {
   #listen(record) {
     const url = record.urls.stream;
     if (this.#source !== null || !url || !this.page.models.get(record.model)?.streams) return;
-    const path = new URL(url).pathname; // begins with that of server.public_url
-    const source = new EventSource(new URL(`_ui/api${path.slice(path.lastIndexOf("/v1/"))}`, document.baseURI));
+    const source = openStream(url);
     this.#source = source;
     this.#node = document.createTextNode("");
     this.#arrived = "";
@@ -448,22 +441,6 @@ export class Column {
     button.addEventListener("click", () => this.page.enlarge(this, file.url, alt));
     return button;
   }
-}
-
-function wordsOf(record, ended) {
-  if (ended) return "";
-  const metrics = record.metrics ?? {};
-  const seconds = (record.timeline ?? []).reduce((sum, phase) => sum + phase.seconds, 0);
-  const waits = record.status === "starting" ? WAITS[metrics.waits_for] : undefined;
-  const passed = `${seconds.toFixed(0)} s`;
-  if (waits === undefined) return passed;
-  const place = _("position {position}", { position: metrics.queue_position }); // apart: scripts/texts finds it
-  return `${passed} · ${waits}, ${place}`;
-}
-
-function percentOf(logs) {
-  const found = [...logs.slice(-4000).matchAll(/(\d{1,3})%\|/g)].at(-1);
-  return found === undefined ? null : Math.min(Number(found[1]), 100);
 }
 
 function wrong(message) {

@@ -3,6 +3,7 @@
 import "./tabs.js";
 import { api, tell, toast } from "./frame.js";
 import { _ } from "./texts.js";
+import "./tabs.js";
 
 const form = document.getElementById("first-run");
 const output = document.getElementById("first-output");

@@ -1,5 +1,5 @@
 // Runs on every page: messages, the end of a session, the lost connection, local times, the colour scheme, and
-// the keys of the navigation. Pages that Gradio builds load it too.
+// the keys of the navigation.
 
 import { _ } from "./texts.js";
 
@@ -48,7 +48,8 @@ export function setConnected(connected) {
   tell(connected ? "" : _("The appliance does not answer. This page shows what was last known."));
 }
 
-// Calls the API as `fetch` does; `path` begins with "/v1" or "/admin". Failures are errors with a text for people, and the `status`.
+// Calls the API as `fetch` does; `path` begins with "/v1" or "/admin". Failures are errors with a text for people, the
+// `status`, and the `problems` of a refused input.
 export async function api(path, options = {}) {
   let reply;
   try {
@@ -60,15 +61,20 @@ export async function api(path, options = {}) {
   setConnected(true);
   if (reply.ok) return reply;
   if (reply.status === 401) tellSessionEnded();
-  throw Object.assign(new Error(await detailOf(reply)), { status: reply.status });
+  const { detail, invalid_fields: problems = [] } = await refusalOf(reply);
+  throw Object.assign(new Error(detail), { status: reply.status, problems });
+}
+
+async function refusalOf(reply) {
+  try {
+    return await reply.json();
+  } catch {
+    return { detail: _("The appliance answered with the status {status}.", { status: reply.status }) };
+  }
 }
 
 export async function detailOf(reply) {
-  try {
-    return (await reply.json()).detail;
-  } catch {
-    return _("The appliance answered with the status {status}.", { status: reply.status });
-  }
+  return (await refusalOf(reply)).detail;
 }
 
 document.addEventListener("htmx:responseError", ({ detail: { xhr } }) => {
@@ -83,8 +89,6 @@ document.addEventListener("htmx:sendError", () => setConnected(false));
 document.addEventListener("htmx:afterRequest", ({ detail: { successful } }) => {
   if (successful) setConnected(true);
 });
-// page.js sends this when a request of Gradio is refused.
-document.addEventListener("appliance:session-ended", tellSessionEnded);
 
 // -- whether the appliance answers
 
@@ -181,20 +185,6 @@ showTimes();
 
 // -- the colour scheme
 
-const dark = matchMedia("(prefers-color-scheme: dark)");
-
-// Gradio's styles depend on a class of the body, which Gradio sets from the system's scheme, not from the user's choice.
-function holdTheme() {
-  const gradio = document.querySelector("gradio-app");
-  if (gradio === null) return;
-  const wanted = root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
-  if (document.body.classList.contains("dark") !== wanted) document.body.classList.toggle("dark", wanted);
-}
-
-new MutationObserver(holdTheme).observe(document.body, { attributeFilter: ["class"] });
-dark.addEventListener("change", holdTheme);
-holdTheme();
-
 // Keeps what the user has chosen for a year; an empty value removes it.
 function keepChoice(name, value) {
   const age = value ? 365 * 86400 : 0;
@@ -211,7 +201,6 @@ document.addEventListener("change", ({ target }) => {
   if (target.value) root.dataset.theme = target.value;
   else delete root.dataset.theme;
   keepChoice("appliance_theme", target.value);
-  holdTheme();
 });
 
 // -- the navigation: one stop of the Tab key, inside of which the arrow keys move

@@ -242,7 +242,8 @@ export class Inputs {
   }
 }
 
-async function upload(file) {
+// Uploads a file to the API; returns its URL.
+export async function upload(file) {
   const body = new FormData();
   body.append("content", file, file.name);
   const reply = await api("/v1/files", { method: "POST", body });
@@ -258,10 +259,10 @@ function boundsOf(field) {
   return _("From {minimum} to {maximum}.", { minimum, maximum });
 }
 
-function same(one, other) {
+export function same(one, other) {
   return JSON.stringify(one) === JSON.stringify(other);
 }
 
-function made(name, properties = {}) {
+export function made(name, properties = {}) {
   return Object.assign(document.createElement(name), properties);
 }

@@ -1,22 +1,26 @@
-// Tabs: each [role=tablist] shows the panel of the chosen tab. Arrow keys move, in the direction of the language.
-for (const list of document.querySelectorAll(".tabs[role=tablist]")) {
-  const tabs = [...list.querySelectorAll("[role=tab]")];
-  const select = (tab) => {
-    for (const each of tabs) {
-      each.setAttribute("aria-selected", String(each === tab));
-      each.tabIndex = each === tab ? 0 : -1;
-      document.getElementById(each.getAttribute("aria-controls")).hidden = each !== tab;
-    }
-  };
-  for (const tab of tabs) {
-    tab.addEventListener("click", () => select(tab));
-    tab.addEventListener("keydown", ({ key }) => {
-      const step = { ArrowRight: 1, ArrowLeft: -1 }[key];
-      if (step === undefined) return;
-      const forward = document.documentElement.dir === "rtl" ? -step : step;
-      const next = tabs[(tabs.indexOf(tab) + forward + tabs.length) % tabs.length];
-      select(next);
-      next.focus();
-    });
+// Tabs: buttons with the role "tab" in a "tablist", each with the id of its panel in "aria-controls". A page hears of
+// a chosen tab by the event "tab-chosen". Arrow keys move in the direction of the language.
+
+export function select(tab) {
+  for (const each of tab.closest("[role=tablist]").querySelectorAll("[role=tab]")) {
+    each.setAttribute("aria-selected", String(each === tab));
+    each.tabIndex = each === tab ? 0 : -1;
+    document.getElementById(each.getAttribute("aria-controls")).hidden = each !== tab;
   }
+  tab.dispatchEvent(new Event("tab-chosen", { bubbles: true }));
 }
+
+document.addEventListener("click", ({ target }) => {
+  const tab = target.closest?.("[role=tab]");
+  if (tab) select(tab);
+});
+document.addEventListener("keydown", ({ key, target }) => {
+  const list = target.closest?.("[role=tab]")?.closest("[role=tablist]");
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[key];
+  if (!list || step === undefined) return;
+  const tabs = [...list.querySelectorAll("[role=tab]")];
+  const forward = document.documentElement.dir === "rtl" ? -step : step;
+  const next = tabs[(tabs.indexOf(target) + forward + tabs.length) % tabs.length];
+  select(next);
+  next.focus();
+});

@@ -64,7 +64,7 @@ async def test_an_earlier_input_is_shown_and_means_the_same() -> None:
 @functools.cache
 def result() -> Result:
     with gr.Blocks(analytics_enabled=False):
-        return Result(RenderedOutput.TEXT, linked=True)
+        return Result(RenderedOutput.TEXT)
 
 
 def status_of(

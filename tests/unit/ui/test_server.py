@@ -34,11 +34,9 @@ async def test_nothing_is_shown_to_who_is_not_signed_in(pages: Pages) -> None:
         for path in (
             "/explore",
             "/test/echo",
-            "/test/echo/gradio_api/info",
-            "/test/echo/gradio_api/upload",
-            "/test/echo/gradio_api/file=/etc/passwd",
-            "/test/echo/config",
-            "/test/echo/gradio_api/queue/data?session_hash=x",
+            "/test/echo/state",
+            "/test/echo/runs",
+            "/test/echo/panels/readme",
             "/nothing",
         ):
             page = await browser.get(path)
@@ -71,7 +69,7 @@ async def test_a_token_opens_the_pages_until_it_is_revoked(pages: Pages, bench: 
         assert token.digest(SECRET) not in page.text
         await bench.store.revoke_token("first")
         assert (await browser.get("/explore")).headers["location"] == "/signin?next=%2Fexplore"
-        reply = await browser.get("/test/echo/gradio_api/info", headers={"Accept": "*/*"})
+        reply = await browser.get("/test/echo/state", headers={"Accept": "*/*"})
         assert reply.status_code == 401
 
 
@@ -137,7 +135,7 @@ async def test_signing_in_leads_nowhere_else(pages: Pages) -> None:
 
 async def test_other_sites_can_cause_nothing(pages: Pages) -> None:
     async with pages.signed_in(SECRET) as browser:
-        for path in ("/signin", "/signout", "/test/echo/gradio_api/queue/join"):
+        for path in ("/signin", "/signout", "/test/echo/code"):
             reply = await browser.post(path, headers={"Origin": "http://models.example.org:9000"})
             assert reply.status_code == 403, path
         assert (await browser.get("/explore")).status_code == 200
@@ -147,18 +145,14 @@ async def test_a_page_comes_with_a_policy_that_runs_no_scripts_but_its_own(pages
     async with pages.signed_in(SECRET) as browser:
         page = await browser.get("/test/echo")
         policy = page.headers["content-security-policy"]
-        (nonce,) = set(re.findall(r'<script nonce="([^"]+)"', page.text))
-        assert page.text.count("<script") == page.text.count(f'<script nonce="{nonce}"')
-        assert f"script-src 'self' 'nonce-{nonce}' 'unsafe-eval';" in policy
-        assert "img-src 'self' data: blob: https://pictures.example.org;" in policy
+        assert "script-src 'self';" in policy
         assert "frame-ancestors 'none'" in policy
         assert page.headers["x-content-type-options"] == "nosniff"
         assert page.headers["referrer-policy"] == "same-origin"
         assert page.headers["cache-control"] == "no-store"
-        assert nonce not in (await browser.get("/test/echo")).text
-        for elsewhere in ("fonts.googleapis.com", "cdnjs", "raw.githubusercontent"):
-            assert elsewhere not in page.text
-        script = re.search(r'src="(/assets/[^"]+)"', page.text)
+        scripts = re.findall(r"<script[^>]*>", page.text)
+        assert all('src="./_ui/static/' in each or "application/json" in each for each in scripts)
+        script = re.search(r'src="\.(/_ui/static/[^"]+/model\.js)"', page.text)
         assert script is not None
         loaded = await browser.get(script[1])
         assert loaded.status_code == 200
@@ -180,9 +174,7 @@ async def test_a_version_has_a_page_of_its_own(pages: Pages, bench: Bench) -> No
         path = f"/test/echo/versions/{bench.echo.version}"
         page = await browser.get(path)
         assert page.status_code == 200
-        config = (await browser.get(f"{path}/config")).json()
-        headings = [str(one["props"].get("value")) for one in config["components"]]
-        assert any(f"echo:{bench.echo.version[:8]}" in one for one in headings)
+        assert f"echo:{bench.echo.version[:8]}" in page.text
         assert (await browser.get(f"/test/echo/versions/{'0' * 64}")).status_code == 404
         assert (await browser.get("/test/echo/versions/latest")).status_code == 404
 
@@ -192,8 +184,8 @@ async def test_a_private_model_has_no_page_for_others(pages: Pages, api: Api) ->
     assert (await api.post("/v1/models", json=private)).status_code == 201
     async with pages.signed_in(SECRET) as mine, pages.signed_in("other") as others:
         assert "no version yet" in (await mine.get("/me/private")).text
-        assert (await mine.get("/me/private/config")).status_code == 200
-        for path in ("/me/private", "/me/private/config", "/me/private/gradio_api/info"):
+        assert (await mine.get("/me/private/state")).status_code == 200
+        for path in ("/me/private", "/me/private/state", "/me/private/runs", "/me/private/panels/readme"):
             assert (await others.get(path)).status_code == 404, path
 
 
@@ -211,3 +203,37 @@ async def test_what_a_token_may_not_do_is_said_on_top(pages: Pages, bench: Bench
             assert "&lt;b&gt;x&lt;/b&gt;" in page
             for other, words in said.items():
                 assert (words in page) is (other is scope)
+
+
+async def test_paths_of_nothing_are_clear_refusals(pages: Pages) -> None:
+    paths = (
+        "/_ui/static/..%2f..%2fx",
+        "/test/echo/panels/%00",
+        "/test/echo/panels/nothing",
+        "/test/echo/%00",
+        "/assets/nothing.js",
+        *(f"/{start}{'a' * 9000}" for start in ("", "assets/", "built/", "built/static/", "test/")),
+    )
+    async with pages.browser() as stranger, pages.signed_in(SECRET) as browser:
+        for client in (stranger, browser):
+            for method in ("GET", "HEAD", "POST", "QUERY", "PROPFIND"):
+                for path in paths:
+                    reply = await client.request(method, path, headers={"accept": "*/*"})
+                    assert 400 <= reply.status_code < 500, (method, path)
+                    assert method == "HEAD" or reply.json()["detail"], (method, path)
+
+
+async def test_forms_of_nothing_are_clear_refusals(pages: Pages) -> None:
+    plain = "application/x-www-form-urlencoded"
+    for kind, body, status in (
+        ("multipart/form-data; boundary=", b"abc", 401),
+        ("multipart/form-data", b"abc", 401),
+        (plain, b"token=x&" * 20, 400),
+        (plain, b"token=\xff", 400),
+        (plain, b"token=" + b"x" * 70_000, 413),
+    ):
+        async with pages.signed_in(SECRET) as browser:
+            headers = {"content-type": kind, "accept": "*/*"}
+            reply = await browser.post("/signin", content=body, headers=headers)
+        assert reply.status_code == status, (kind, reply.text)
+        assert status == 401 or reply.json()["detail"], kind
