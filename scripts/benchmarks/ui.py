@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -42,29 +41,22 @@ _PAINTED: Final = """() => new Promise(seen => {
 })"""
 #: Milliseconds from the click on Run until the output has words that it did not have.
 _FIRST_WORDS: Final = """() => new Promise(seen => {
-    const output = document.querySelector('#output textarea');
-    output.value = '';
+    const output = document.querySelector('#output');
+    output.textContent = '';
     const clicked = performance.now();
     const look = () => {
-        if (output.value.trim()) seen(performance.now() - clicked); else requestAnimationFrame(look);
+        if (output.textContent.trim()) seen(performance.now() - clicked); else requestAnimationFrame(look);
     };
     document.querySelector('#run').click();
     look();
 })"""
 
 
-class Post(NamedTuple):
-    """What a page has posted to the queue of its events."""
+class Asked(NamedTuple):
+    """A request that a page has made by itself."""
 
     at: float  # seconds after the page was opened
-    body: dict[str, Any]
-
-
-class Seen(NamedTuple):
-    """What a page has asked for by itself."""
-
-    path: str
-    posts: list[Post]
+    url: str
 
 
 def measure(console: Console) -> dict[str, Any]:
@@ -172,39 +164,34 @@ def _rates(browser: Browser, running: Appliance, state: Any, console: Console) -
     return {"none": (before + after) / 2, "open": statistics.mean(during)}
 
 
-def _recorded(browser: Browser, running: Appliance, state: Any, path: str) -> Seen:
+def _recorded(browser: Browser, running: Appliance, state: Any, path: str) -> list[Asked]:
     """What a page asks for by itself in its first seconds."""
     page = browser.new_context(base_url=running.url, storage_state=state).new_page()
     page.set_default_timeout(PATIENCE * 1000)
     began = time.monotonic()
-    posts: list[Post] = []
+    asked: list[Asked] = []
 
     def note(request: Request) -> None:
-        if request.url.endswith("/gradio_api/queue/join?") and request.post_data is not None:
-            posts.append(Post(time.monotonic() - began, json.loads(request.post_data)))
+        if request.method == "GET" and request.resource_type in {"xhr", "fetch"}:
+            asked.append(Asked(time.monotonic() - began, request.url))
 
     page.on("request", note)
     page.goto(path)
     page.wait_for_timeout(1000 * RECORDED)
     page.context.close()
-    return Seen(path, posts)
+    return asked
 
 
-def _look(url: str, cookies: dict[str, str], seen: Seen, over: Event) -> int:
+def _look(url: str, cookies: dict[str, str], seen: list[Asked], over: Event) -> int:
     """Ask again and again as a page was seen to; returns how often it was answered."""
     asked = 0
     with httpx.Client(base_url=url, cookies=cookies, trust_env=False, timeout=120) as client:
         while not over.is_set():
-            session, began = secrets.token_hex(5), time.monotonic()
-            with client.stream("GET", f"{seen.path}/gradio_api/heartbeat/{session}") as heart:
-                heart.raise_for_status()
-                for post in seen.posts:
-                    over.wait(max(0.0, began + post.at - time.monotonic()))
-                    body = {**post.body, "session_hash": session}
-                    client.post(f"{seen.path}/gradio_api/queue/join", json=body).raise_for_status()
-                    told = client.get(f"{seen.path}/gradio_api/queue/data", params={"session_hash": session})
-                    asked += told.is_success and '"success":true' in told.text
-                over.wait(max(0.0, began + RECORDED - time.monotonic()))
+            began = time.monotonic()
+            for request in seen:
+                over.wait(max(0.0, began + request.at - time.monotonic()))
+                asked += client.get(request.url).is_success
+            over.wait(max(0.0, began + RECORDED - time.monotonic()))
     return asked
 
 
