@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Locator,
+    Page,
+    Request,
+    Response,
+    expect,
+    sync_playwright,
+)
 
 from tests.support.appliance_process import PATIENCE
 
@@ -102,3 +111,16 @@ def sign_in(page: Page, secret: str) -> None:
 def sign_out(page: Page) -> None:
     page.locator(".menu > summary").click()
     page.get_by_role("button", name="Sign out").click()
+
+
+def fill(page: Page, name: str, value: str) -> None:
+    """Fill in an input on the page of a model, folded or not."""
+    control = page.locator(f"#input-{name}")
+    if not control.is_visible():
+        page.get_by_text("more inputs").click()
+    control.fill(value)
+
+
+def status(page: Page) -> Locator:
+    """The state of the run on the page of a model."""
+    return page.locator(".run-status .badge")

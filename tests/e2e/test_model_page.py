@@ -6,16 +6,15 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.e2e.browsing import watched
+from tests.e2e.browsing import fill, sign_in, status, watched
 from tests.e2e.conftest import COMMAND, LANGUAGE_MODEL
-from tests.support.appliance_process import PATIENCE, Appliance, fetch, free_port, wait_for
+from tests.support.appliance_process import PATIENCE, TOKEN, Appliance, fetch, free_port, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -32,18 +31,6 @@ def complete(page: Page, path: str) -> None:
     """Open a model's page, and wait until all of it is there."""
     page.goto(path)
     expect(page.locator(".heading .badge").first).to_be_visible()
-
-
-def fill(page: Page, name: str, value: str) -> None:
-    """Fill in an input, folded or not."""
-    place = page.locator(f"#input-{name}")
-    if not place.is_visible():
-        page.get_by_text("more inputs").click()
-    place.fill(value)
-
-
-def status(page: Page) -> Any:
-    return page.locator(".run-status .badge")
 
 
 def shown(page: Page) -> str:
@@ -288,3 +275,60 @@ def test_labels_of_files_do_not_cover_the_run_button(phone: Page) -> None:
             return there?.closest("#run") === null }"""
         )
         assert not covered, place
+
+
+def test_a_problem_is_shown_beside_its_input(page: Page) -> None:
+    complete(page, "/test/stream")
+    fill(page, "repeat", "1.5")
+    page.locator("#run").click()
+    expect(page.locator("#input-repeat-error")).to_have_text("Repeat must be a whole number.")
+    expect(page.locator("#input-repeat")).to_be_focused()
+    expect(status(page)).to_have_text("not run yet")
+    fill(page, "repeat", "2")
+    expect(page.locator("#input-repeat-error")).to_be_empty()
+
+
+def test_a_refusal_of_the_api_is_shown_beside_the_input_that_it_names(
+    browser: Browser, appliance: Appliance
+) -> None:
+    named = {"type": "invalid", "field": "input.text", "description": "is not polite"}
+    body = {"detail": "- input.text: is not polite", "status": 422, "invalid_fields": [named]}
+    with watched(browser, appliance.url, refused=True) as page:
+        sign_in(page, TOKEN)
+        complete(page, "/test/stream")
+        page.route("**/v1/predictions", lambda route: route.fulfill(status=422, json=body))
+        page.locator("#input-text").press("Control+Enter")
+        expect(page.locator("#input-text-error")).to_have_text("is not polite")
+        expect(page.locator("#run-error")).to_be_empty()
+        expect(page.locator("#run")).to_be_enabled()
+
+
+def test_a_run_is_repeated_and_its_output_is_used_as_an_input(page: Page) -> None:
+    complete(page, "/test/stream")
+    fill(page, "text", "made of words")
+    fill(page, "repeat", "2")
+    page.locator("#run").click()
+    expect(status(page)).to_have_text("succeeded")
+    first = page.locator(".runs li").filter(has_text="made of wordsmade of words").first
+    first.get_by_role("button", name="Use as an input").click()
+    page.get_by_role("button", name="Text of this model").click()
+    expect(page.locator("#input-text")).to_have_value("made of wordsmade of words")
+    fill(page, "repeat", "1")
+    first.get_by_role("button", name="Run again").click()
+    expect(page.locator("#input-text")).to_have_value("made of words")
+    expect(page.locator("#input-repeat")).to_have_value("2")
+    expect(page.locator("#output")).to_have_text("made of wordsmade of words")
+
+
+def test_files_and_open_tabs_are_there_after_another_page(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("kept")
+    complete(page, "/test/files")
+    page.locator("#input-file-file").set_input_files(tmp_path / "kept.txt")
+    expect(page.locator("#input-file")).to_have_value(re.compile("/v1/files/"))
+    page.get_by_role("tab", name="Code", exact=True).click()
+    expect(page.locator("#code-python")).to_contain_text('open("kept.txt", "rb")')
+    page.goto("/explore")
+    page.go_back()
+    expect(page.get_by_role("tab", name="Code", exact=True)).to_have_attribute("aria-selected", "true")
+    page.get_by_role("tab", name="Run", exact=True).click()
+    expect(page.locator("#input-file")).to_have_value(re.compile("/v1/files/"))

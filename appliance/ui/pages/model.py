@@ -199,8 +199,7 @@ async def _form(request: Request, data: ModelPageData, document: Mapping[str, An
     values = {}
     for field in found:
         value = field.default if field.widget is Widget.SECRET else given.get(field.name, field.default)
-        listed = isinstance(value, list) and field.widget is Widget.FILES
-        values[field.name] = "\n".join(map(str, value)) if listed else field.to_widget(value)
+        values[field.name] = _text(field, value)
     kind = output.kind_of(document)
     return {
         "fields": found,
@@ -216,6 +215,16 @@ async def _form(request: Request, data: ModelPageData, document: Mapping[str, An
             "fields": [msgspec.to_builtins(field) for field in found],
         },
     }
+
+
+def _text(field: fields.Field, value: Any) -> Any:
+    """Return what the control of ``field`` shows for ``value``, as ``shown`` of ``inputs.js`` does."""
+    match value:
+        case list() if field.widget is Widget.FILES:
+            return "\n".join(map(str, value))
+        case float() if value.is_integer():
+            return int(value)
+    return field.to_widget(value)
 
 
 async def _earlier_input(request: Request) -> tuple[dict[str, Any], str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -20,3 +22,8 @@ def test_components_write_no_stubs(tmp_path: Path) -> None:
 
 def test_the_library_for_mcp_is_not_imported() -> None:
     assert not hasattr(GradioMCPServer, "Server"), "the class has it if `mcp` could be imported"
+
+
+def test_the_ui_process_does_not_import_gradio() -> None:
+    program = "import sys, appliance.ui.__main__; sys.exit('gradio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
