@@ -22,8 +22,8 @@ STREAM = "test/stream"
 
 EVIL = '<img src=x onerror="window.evil=1"><script>window.evil=1</script>'
 
-#: Where things are, and how long the page is: none of it moves while output comes, nor when the state does.
-PLACES = """() => [document.documentElement.scrollHeight, document.querySelector("#output").offsetTop,
+#: Where things are: none of it moves while output comes, nor when the state does.
+PLACES = """() => [document.querySelector("#history").offsetTop, document.querySelector("#output").offsetTop,
     document.querySelector("#output").offsetHeight]"""
 
 
@@ -137,17 +137,22 @@ def test_a_file_is_uploaded_and_given_back(page: Page, tmp_path: Path) -> None:
     assert (tmp_path / "back").read_text() == "in the file"
 
 
-def test_what_is_wrong_is_said_where_one_looks(page: Page, client: httpx.Client) -> None:
+def test_an_earlier_prediction_fills_the_form(page: Page, client: httpx.Client) -> None:
     created = client.post(
         "/v1/predictions", json={"version": "test/stream", "input": {"text": "as before", "repeat": 2}}
     ).json()
     page.goto(f"/test/stream?from={created['id']}")
     expect(page.locator("#input-text")).to_have_value("as before")
     expect(page.locator("#input-repeat")).to_have_value("2")
-    page.goto("/test/too-big")
-    page.locator("#run").click()
-    expect(page.locator("#run-error")).to_contain_text("lower its memory in models.yaml")
-    expect(page.locator("#run")).to_be_enabled()
+
+
+def test_a_refused_run_says_what_to_do(browser: Browser, appliance: Appliance) -> None:
+    with watched(browser, appliance.url, refused=True) as page:
+        sign_in(page, TOKEN)
+        page.goto("/test/too-big")
+        page.locator("#run").click()
+        expect(page.locator("#run-error")).to_contain_text("lower its memory in models.yaml")
+        expect(page.locator("#run")).to_be_enabled()
 
 
 def test_the_form_can_be_used_on_a_phone(phone: Page) -> None:

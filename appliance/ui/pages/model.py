@@ -307,7 +307,8 @@ async def _readme(caller: Caller, data: ModelPageData) -> Markup:
             _("Name a Markdown file with the key <code>readme</code> in <code>models.yaml</code>.")
         )
         return markup.empty(_("This model has no readme"), how)
-    return Markup('<pre class="text markdown-source">{}</pre>').format(found)
+    title = Markup('<h2 class="hidden-text">{}</h2>').format(_("Readme"))
+    return title + Markup('<pre class="text markdown-source" tabindex="0">{}</pre>').format(found)
 
 
 async def _versions(caller: Caller, data: ModelPageData) -> Markup:

@@ -124,11 +124,15 @@ function follow(id) {
   follower = new Follower(id, {
     streams: output !== null,
     changed: show,
-    arrived: showText,
+    arrived(text) {
+      if (document.querySelector(".run-status .starting")) status("processing", "");
+      showText(text);
+    },
     refused: (message) => fail(new Error(message)),
   });
 }
 
+// Shows a prediction as the API has it now.
 function show(record) {
   const ended = ENDED.has(record.status);
   const begun = record.status === "starting" && output?.textContent;
