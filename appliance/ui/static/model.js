@@ -2,7 +2,7 @@
 // address, so that reloading and going back show them again.
 
 import { _ } from "./texts.js";
-import { api, toast } from "./frame.js";
+import { api, detailOf, toast } from "./frame.js";
 import { textOf } from "./compare_summary.js";
 import { ModelForm } from "./model_form.js";
 import { chooseUse } from "./model_use.js";
@@ -27,6 +27,15 @@ let loadSeconds = null; // of the model's last load
 let shownOutput = ""; // JSON of the output that is shown in `media`
 
 const pathOf = (path) => new URL(path.slice(1), document.baseURI);
+const complain = (error) => toast(error.message, { wrong: true });
+
+// Returns a part of a page, which the server has made as HTML.
+async function partOf(path, options = {}) {
+  const headers = { ...options.headers, "hx-request": "true" };
+  const reply = await fetch(pathOf(path), { ...options, headers });
+  if (!reply.ok) throw new Error(await detailOf(reply));
+  return reply.text();
+}
 
 function setAddress(name, value) {
   const address = new URL(location.href);
@@ -73,6 +82,7 @@ async function run() {
   if (runButton.disabled) return;
   if (!form.check()) return;
   follower?.stop();
+  follower = null;
   blank();
   cancelWanted = false;
   setRunning(true);
@@ -109,9 +119,9 @@ async function cancel() {
   try {
     await api(`/v1/predictions/${follower.id}/cancel`, { method: "POST" });
   } catch (error) {
-    toast(error.message, { wrong: true });
+    complain(error);
   }
-  follower.wake();
+  follower?.wake();
 }
 
 function follow(id) {
@@ -136,13 +146,13 @@ function follow(id) {
 function show(record) {
   const ended = ENDED.has(record.status);
   const begun = record.status === "starting" && output?.textContent;
-  if (record.metrics?.waits_for === "load" && loadSeconds === null) void askForEstimate();
+  if (record.metrics?.waits_for === "load" && loadSeconds === null) askForEstimate().catch(() => {});
   status(begun ? "processing" : record.status, wordsOf(record, ended, loadSeconds));
   progress(ended ? null : percentOf(record.logs ?? ""));
   byId("run-error").textContent = record.error ?? "";
   const logs = byId("logs");
   if (logs.textContent !== (record.logs ?? "")) logs.textContent = record.logs ?? "";
-  if (output === null) void showMedia(record);
+  if (output === null) showMedia(record).catch(complain);
   if (!ended) return;
   if (output !== null) showText(textOf(record.output));
   byId("metrics").textContent = metricsOf(record);
@@ -172,10 +182,8 @@ async function showMedia(record) {
   if (now === "null" || now === "[]" || now === shownOutput) return;
   if (data.kind !== "files" && !ENDED.has(record.status)) return;
   shownOutput = now;
-  const reply = await fetch(pathOf(`/p/${record.id}/output`), { headers: { "hx-request": "true" } });
-  const html = await reply.text();
-  if (!reply.ok) byId("run-error").textContent = JSON.parse(html).detail;
-  else if (now === shownOutput) media.innerHTML = html;
+  const html = await partOf(`/p/${record.id}/output`);
+  if (now === shownOutput) media.innerHTML = html;
 }
 
 function metricsOf({ metrics = {}, cost, currency }) {
@@ -191,14 +199,9 @@ function metricsOf({ metrics = {}, cost, currency }) {
 // -- the tabs
 
 async function showCode() {
-  const panel = byId("panel-code");
   const body = JSON.stringify({ input: form.readable(), files: form.uploads });
-  const reply = await fetch(pathOf(`${data.path}/code`), {
-    method: "POST", headers: { "content-type": "application/json", "hx-request": "true" }, body,
-  });
-  const text = await reply.text();
-  if (reply.ok) panel.innerHTML = text;
-  else toast(JSON.parse(text).detail, { wrong: true });
+  const headers = { "content-type": "application/json" };
+  byId("panel-code").innerHTML = await partOf(`${data.path}/code`, { method: "POST", headers, body });
 }
 
 async function showReadme() {
@@ -215,10 +218,7 @@ async function open(name) {
   const panel = byId(`panel-${name}`);
   if (name === "code") return showCode();
   if (name !== "run" && panel.childElementCount === 0) {
-    const reply = await fetch(pathOf(`${data.path}/panels/${name}`), { headers: { "hx-request": "true" } });
-    const text = await reply.text();
-    if (!reply.ok) return toast(JSON.parse(text).detail, { wrong: true });
-    panel.innerHTML = text;
+    panel.innerHTML = await partOf(`${data.path}/panels/${name}`);
   }
   if (name === "readme") await showReadme();
 }
@@ -226,7 +226,7 @@ async function open(name) {
 byId("model-tabs").addEventListener("tab-chosen", ({ target }) => {
   const name = target.id.slice("tab-".length);
   setAddress("tab", name === "run" ? null : name);
-  void open(name);
+  open(name).catch(complain);
 });
 
 // -- events
@@ -247,10 +247,10 @@ byId("history").addEventListener("click", ({ target }) => {
     form.fill(JSON.parse(again));
     void run();
   }
-  if (use !== undefined) void chooseUse(use, kind, data, form);
+  if (use !== undefined) chooseUse(use, kind, data, form).catch(complain);
 });
 
 setRunning(false); // before this script ran, a click would have been lost
 if (asked.get("run") && byId("run-error").textContent === "") follow(asked.get("run"));
 const chosen = document.querySelector("#model-tabs [aria-selected=true]").id.slice("tab-".length);
-if (chosen !== "run") void open(chosen);
+if (chosen !== "run") open(chosen).catch(complain);
