@@ -67,7 +67,7 @@ SLOWLY = """addEventListener("submit", (event) => {
     const signing = new XMLHttpRequest();
     signing.open("POST", "/signout", false);
     signing.send();
-    void fetch("/test/stream/state");
+    window.htmx.trigger("#history", "refresh");
     setTimeout(() => event.target.submit(), 500);
 })"""
 

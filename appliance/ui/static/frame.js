@@ -96,6 +96,9 @@ let leaving = false;
 addEventListener("pagehide", () => (leaving = true));
 addEventListener("pageshow", () => (leaving = false));
 document.addEventListener("submit", ({ target }) => (leaving ||= target.action.endsWith("/signout")));
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (leaving) event.preventDefault(); // parts of the page would be answered with 401
+});
 
 // Asks whether the appliance answers and the session goes on, and tells if not.
 async function ask() {
