@@ -104,7 +104,7 @@ class Server:
             return
         page = next((each for each in self._pages if each.has(request)), None)
         if page is None:
-            raise NotFound("There is no such page.")
+            raise NotFound(languages.gettext("There is no such page."))
         if page.admin and not user.admin:
             raise NotFound(languages.gettext("This page is for tokens with the scope admin."))
         scope[template_pages.FRAME] = self._navigation(request, page.path)

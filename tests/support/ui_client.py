@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ from appliance.ui.client import Api
 from appliance.ui.page_app import PageApp
 from appliance.ui.server import Server
 from appliance.ui.session import Sessions
-from tests.support.api_client import SECRET
 from tests.support.api_client import Api as Routes
 
 HTML = {"Accept": "text/html"}

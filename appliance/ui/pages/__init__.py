@@ -47,5 +47,7 @@ PAGES: Final = (
         admin=True,
     ),
     TemplatePage("/_ui/find", translatable("Find"), find.ROUTES, listed=False),
-    TemplatePage("/{owner}/{name}", translatable("Model"), model.ROUTES, listed=False),  # last: matches other paths
+    TemplatePage(
+        "/{owner}/{name}", translatable("Model"), model.ROUTES, listed=False
+    ),  # last: matches other paths
 )

@@ -26,37 +26,51 @@ MODEL: Final = "/test/echo"
 #: The status for each of ``CALLERS``. 404 for ``admin`` means that the path names nothing that exists,
 #: 500 that the appliance of this test has no models.yaml.
 MATRIX: Final = """
-/_ui/find                               200 200 200 200 200 200
-/add                                    404 404 404 404 404 200
-/add/additions/{id}                     404 404 404 404 404 404
-/add/found                              404 404 404 404 404 200
-/add/proposal                           404 404 404 404 404 200
-/add/start                              404 404 404 404 404 404
-/chat                                   200 200 200 200 200 200
-/chat/{id}                              404 404 404 404 404 404
-/compare                                200 200 200 200 200 200
-/config                                 404 404 404 404 404 500
-/explore                                200 200 200 200 200 200
-/explore/cards                          200 200 200 200 200 200
-/machine                                200 200 200 200 200 200
-/machine/unused                         403 403 403 403 403 500
-/machine/{part}                         404 404 404 404 404 404
-/models/{owner}/{name}/settings         404 404 404 404 404 200
-/models/{owner}/{name}/settings/remove  404 404 404 404 404 404
-/models/{owner}/{name}/settings/update  404 404 404 404 404 200
-/p/{id}                                 404 404 404 404 404 404
-/p/{id}/body                            404 404 404 404 404 404
-/p/{id}/cancel                          404 404 404 404 404 404
-/p/{id}/example                         404 404 404 404 404 404
-/p/{id}/rerun                           404 404 404 404 404 404
-/predictions                            200 200 200 200 200 200
-/predictions/download/{kind}            404 404 404 404 404 404
-/predictions/list                       200 200 200 200 200 200
-/settings                               404 404 404 404 404 200
-/settings/tokens                        404 404 404 404 404 200
-/usage                                  200 200 200 200 200 200
-/usage/csv                              200 200 200 200 200 200
-/usage/report                           200 200 200 200 200 200
+/_ui/find                                          200 200 200 200 200 200
+/add                                               404 404 404 404 404 200
+/add/additions/{id}                                404 404 404 404 404 404
+/add/found                                         404 404 404 404 404 200
+/add/proposal                                      404 404 404 404 404 200
+/add/start                                         404 404 404 404 404 404
+/api                                               200 200 200 200 200 200
+/audit                                             404 404 404 404 404 200
+/chat                                              200 200 200 200 200 200
+/chat/{id}                                         404 404 404 404 404 404
+/compare                                           200 200 200 200 200 200
+/config                                            404 404 404 404 404 500
+/explore                                           200 200 200 200 200 200
+/explore/cards                                     200 200 200 200 200 200
+/machine                                           200 200 200 200 200 200
+/machine/unused                                    403 403 403 403 403 500
+/machine/{part}                                    404 404 404 404 404 404
+/models/{owner}/{name}/settings                    404 404 404 404 404 200
+/models/{owner}/{name}/settings/load-test          404 404 404 404 404 404
+/models/{owner}/{name}/settings/remove             404 404 404 404 404 404
+/models/{owner}/{name}/settings/update             404 404 404 404 404 200
+/p/{id}                                            404 404 404 404 404 404
+/p/{id}/body                                       404 404 404 404 404 404
+/p/{id}/cancel                                     404 404 404 404 404 404
+/p/{id}/example                                    404 404 404 404 404 404
+/p/{id}/output                                     404 404 404 404 404 404
+/p/{id}/rerun                                      404 404 404 404 404 404
+/predictions                                       200 200 200 200 200 200
+/predictions/download/{kind}                       404 404 404 404 404 404
+/predictions/list                                  200 200 200 200 200 200
+/settings                                          404 404 404 404 404 200
+/settings/tokens                                   404 404 404 404 404 200
+/usage                                             200 200 200 200 200 200
+/usage/csv                                         200 200 200 200 200 200
+/usage/report                                      200 200 200 200 200 200
+/{owner}/{name}                                    200 200 404 404 200 200
+/{owner}/{name}/code                               404 404 404 404 404 404
+/{owner}/{name}/panels/{panel}                     404 404 404 404 404 404
+/{owner}/{name}/runs                               200 200 404 404 200 200
+/{owner}/{name}/state                              200 200 404 404 200 200
+/{owner}/{name}/versions/{version}                 404 404 404 404 404 404
+/{owner}/{name}/versions/{version}/code            404 404 404 404 404 404
+/{owner}/{name}/versions/{version}/panels/{panel}  404 404 404 404 404 404
+/{owner}/{name}/versions/{version}/runs            404 404 404 404 404 404
+/{owner}/{name}/versions/{version}/state           404 404 404 404 404 404
 """
 EXPECTED: Final = {
     template: list(map(int, statuses)) for template, *statuses in map(str.split, MATRIX.strip().splitlines())
@@ -97,6 +111,7 @@ ROUTES: Final = list(dict.fromkeys(route.path for page in PAGES for route in pag
 
 
 def path_of(template: str) -> str:
+    template = template.replace("/{owner}/{name}", MODEL, 1) if template.startswith("/{owner}") else template
     return "/".join("x" if part.startswith("{") else part for part in template.split("/"))
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
-import pytest
 
 from appliance.domain import token
 from appliance.domain.audit import HIDDEN
 from appliance.domain.token import Scope, Token
-from appliance.gateway.api import application, audit, client_address
+from appliance.gateway.api import application, audit
 from appliance.observability import audit_log
 from appliance.observability.audit_log import RefusedLimit
 from tests.support.api_client import CONFIG, Api
@@ -141,37 +140,6 @@ async def test_a_changed_config_is_recorded_with_its_difference(api: Api) -> Non
     (newest,) = await records(api, action="config")
     assert (newest["action"], newest["owner"]) == ("config.apply", "appliance")
     assert (newest["before"], newest["after"]) == ({"limits.queue": 5000}, {"limits.queue": 7})
-
-
-@pytest.mark.parametrize(
-    ("peer", "forwarded", "address"),
-    [
-        ("9.9.9.9", "1.1.1.1", "9.9.9.9"),
-        ("10.0.0.1", "1.1.1.1", "1.1.1.1"),
-        ("10.0.0.1", "6.6.6.6, 1.1.1.1, 10.0.0.2", "1.1.1.1"),
-        ("10.0.0.1", "nonsense", "10.0.0.1"),
-        ("10.0.0.1", "", "10.0.0.1"),
-        ("::ffff:10.0.0.1", "2001:db8::1", "2001:db8::1"),
-    ],
-)
-def test_only_trusted_proxies_name_the_client(peer: str, forwarded: str, address: str) -> None:
-    scope = {"type": "http", "client": (peer, 1), "headers": [(b"x-forwarded-for", forwarded.encode())]}
-    assert client_address.of(scope, ("10.0.0.0/8",)) == address
-
-
-def test_the_ui_hands_on_the_address_of_the_browser_and_nobody_else() -> None:
-    value = client_address.signed("1.1.1.1")
-    through_ui = {
-        "type": "http",
-        "client": ("127.0.0.1", 1),
-        "headers": [(b"x-appliance-client", value.encode())],
-    }
-    assert client_address.of(through_ui, ()) == "1.1.1.1"
-    forged = {
-        **through_ui,
-        "headers": [(b"x-appliance-client", value.replace("1.1.1.1", "2.2.2.2").encode())],
-    }
-    assert client_address.of(forged, ()) == "127.0.0.1"
 
 
 def test_a_flood_from_many_addresses_is_bounded() -> None:
