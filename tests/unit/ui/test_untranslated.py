@@ -84,7 +84,9 @@ class Outside(HTMLParser):
                 outside += letter if letter != "⟧" else " "
         if not re.search("[A-Za-z]{2}", outside):
             return
-        outside = re.sub(r"\b[0-9a-z]{26}\b", "", outside)  # an id, in which a short text of the API may occur
+        outside = re.sub(
+            r"\b[0-9a-z]{26}\b", "", outside
+        )  # an id, in which a short text of the API may occur
         known = sorted(self.data, key=len, reverse=True)
         for each in known:
             outside = outside.replace(each, "") if " " in each else outside
