@@ -84,9 +84,8 @@ class Outside(HTMLParser):
                 outside += letter if letter != "⟧" else " "
         if not re.search("[A-Za-z]{2}", outside):
             return
-        outside = re.sub(
-            r"\b[0-9a-z]{26}\b", "", outside
-        )  # an id, in which a short text of the API may occur
+        # Ids first: one may contain a short text of the API.
+        outside = re.sub(r"\b[0-9a-z]{26}\b", "", outside)
         known = sorted(self.data, key=len, reverse=True)
         for each in known:
             outside = outside.replace(each, "") if " " in each else outside
