@@ -109,7 +109,9 @@ def verify(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOp
         print_json({"first": first, "last": last, "hash": hash, "finding": problem})
     if finding is not None:
         raise ApplianceError(f"the audit log is not intact: record {finding.number} {finding.problem}")
-    if not as_json:
+    if not as_json and first == 0:
+        typer.echo("the audit log has no records")
+    elif not as_json:
         typer.echo(f"records {first} to {last} are intact; hash of record {last}: {hash}")
 
 

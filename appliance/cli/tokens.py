@@ -153,7 +153,9 @@ def _limits(known: Token) -> str:
         "" if known.expires_at is None else f"expires {_day(known.expires_at)}",
         "" if known.networks is None else f"from {', '.join(known.networks)}",
         "" if known.models is None else f"models {', '.join(known.models)}",
-        "" if known.last_used_at is None else f"used {_day(known.last_used_at)} by {known.last_used_from}",
+        ""
+        if known.last_used_at is None
+        else f"last used {_day(known.last_used_at)} from {known.last_used_from}",
         known.description,
     ]
     return "".join(f"; {each}" for each in limits if each)

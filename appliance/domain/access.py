@@ -11,7 +11,8 @@ from typing import Final
 
 import msgspec
 
-#: A pattern of model names: ``owner/name``, in which ``*`` stands for any characters but a slash, or ``*``.
+#: A pattern of model names: ``owner/name``, in which ``*`` stands for any characters but a slash.
+#: A single ``*`` stands for all models.
 PATTERN: Final = re.compile(r"(?:\*|[a-z0-9._*-]+/[a-z0-9._*-]+)")
 
 
@@ -31,7 +32,7 @@ class Access(msgspec.Struct, frozen=True):
 
     #: Account whose private models are visible; None: the private models of every account.
     account: str | None
-    #: A model must match a pattern of every tuple. Without tuples, every model is allowed.
+    #: Tuples of patterns. A model must match a pattern in each of them; without tuples, all are allowed.
     models: tuple[tuple[str, ...], ...] = ()
     rights: frozenset[Right] = frozenset(Right)
 

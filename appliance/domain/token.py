@@ -50,7 +50,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     last_used_at: float | None = None  # exact to a minute
     last_used_from: str | None = None  # IP address
     prediction: str | None = None  # id of the running prediction that uses it; such a token is not stored
-    access: Access = Access(None)  # what models.yaml permits to its owner, cut with `models`; not stored
+    access: Access = Access(None)  # rights of its owner in models.yaml, limited to `models`; not stored
 
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and now >= self.expires_at
@@ -72,7 +72,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def effective_scope(self) -> Scope:
-        """Return the scope that the rights of the owner leave."""
+        """Return the scope of the token, reduced to what the rights of its owner permit."""
         rights = self.access.rights
         if self.may(Scope.ADMIN) and Right.OPERATE in rights:
             return Scope.ADMIN

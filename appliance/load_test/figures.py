@@ -1,4 +1,4 @@
-"""What a load test has measured. All durations are in seconds, as the client sees them."""
+"""Results of a load test. All durations are in seconds, as the client sees them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OTHER_ERRORS: Final = "other errors"
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """Percentiles: 50, 90 or 99 of 100 values are not larger than this one."""
+    """The 50th, 90th and 99th percentile."""
 
     p50: float
     p90: float

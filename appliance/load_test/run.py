@@ -13,7 +13,7 @@ from appliance.domain.usage import count
 from appliance.load_test.figures import Collector, Figures, Measured
 from appliance.protocols.sse import ServerSentEvent
 
-_PAUSE: Final = 0.5  # seconds without a request of a client after an error, so that errors do not flood
+_PAUSE: Final = 0.5  # seconds that a client waits after an error, so as not to flood a failing model
 
 
 class Caller(Protocol):
@@ -51,9 +51,9 @@ class LoadTest:
         return 0.0 if self._began is None else time.perf_counter() - self._began
 
     async def run(self) -> None:
-        """Run one prediction that is not counted, then the test. If it is cancelled, cancel its predictions.
+        """Run a prediction to warm up, then the test. If this coroutine is cancelled, so are its predictions.
 
-        No prediction is created after the time is over, and those that run then are awaited and counted.
+        Once the time is over, no prediction is created; running ones are awaited and counted.
 
         Raises:
             ApplianceError: the prediction before the test was refused or failed, so all others would too.
@@ -96,7 +96,7 @@ class LoadTest:
         duration = time.perf_counter() - began
         final = await self._caller.get(f"/v1/predictions/{created['id']}")
         if final["status"] != "succeeded":
-            raise ApplianceError(final.get("error") or f"predictions ended with status {final['status']}")
+            raise ApplianceError(final.get("error") or f"prediction ended with status {final['status']}")
         metrics = final.get("metrics") or {}
         tokens = count(metrics["output_token_count"]) if "output_token_count" in metrics else None
         return Measured(duration=duration, outputs=outputs, tokens=tokens)

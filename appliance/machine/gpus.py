@@ -86,5 +86,5 @@ class Gpus:
 
     def _warn(self, device: str, error: Exception) -> None:
         if not self._warned:
-            _log.warning("NVML cannot read a measurement of %s: %s: it is unknown from now on", device, error)
+            _log.warning("NVML cannot read a measurement of %s: %s", device, error)
         self._warned = True

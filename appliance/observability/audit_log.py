@@ -1,4 +1,4 @@
-"""The audit log of the gateway: records refused requests in limited numbers, deletes and sends records."""
+"""The gateway's audit log: limits records of refused requests, deletes old records, and sends records on."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class RefusedLimit:
         self._left_out: Counter[str] = Counter()
 
     def take(self, address: str | None, now: float) -> tuple[bool, list[Act]]:
-        """Return whether to record a request of ``address`` at ``now``, and records of the minute before."""
+        """Return whether to record a request of ``address`` at ``now``.
+
+        Also return records that count the requests that were left out in the minute before.
+        """
         before = self.expired(now)
         key = network(address)
         if self._recorded[key] < MOST_OF_ADDRESS and self._recorded.total() < MOST:
@@ -173,7 +176,7 @@ class AuditLog:
 
 
 def json_line(record: AuditRecord) -> str:
-    """Return a record with its hashes as a line of JSON, without the end of the line."""
+    """Return a record with its hashes as a line of JSON, without a line break."""
     body, (previous, hash) = record.body.removesuffix("}"), (record.previous, record.hash)
     return f'{body},"previous":"{previous}","hash":"{hash}"}}'
 

@@ -35,7 +35,10 @@ class AuditTable:
         self._path = path
 
     def record(self, act: Act) -> asyncio.Future[None]:
-        """Store the record of an act that changed nothing in the database, or whose change is stored."""
+        """Store the record of an act.
+
+        A change of the database that needs its record in the same transaction uses ``Connections.audited``.
+        """
         return self._connections.audited(lambda connection: None, act)
 
     async def newest(

@@ -1,4 +1,4 @@
-"""What the pages of demos need, which Gradio builds. The blocks of a page are built once for all visitors:
+"""Helpers for the pages of demos, which are built with Gradio. Each page is built once for all visitors:
 
     with gradio_page.page("owner/name") as blocks:  # not gr.Blocks() itself
         text = gr.HTML(apply_default_css=False)

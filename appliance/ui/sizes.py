@@ -10,6 +10,9 @@ _ISOLATE, _END = "\u2066", "\u2069"
 
 
 def readable_bytes(size: float) -> str:
-    """Return a size with its unit, such as "12.4 GiB", which also a sentence from right to left keeps so."""
+    """Return a size with its unit, such as "12.4 GiB".
+
+    In a language that is written from right to left, characters around it keep the order of number and unit.
+    """
     text = units.readable_bytes(size)
     return f"{_ISOLATE}{text}{_END}" if languages.direction() == "rtl" else text

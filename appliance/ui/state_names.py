@@ -1,4 +1,4 @@
-"""What pages call the states, phases and scopes that the API names in English."""
+"""Translated names of states, phases and scopes."""
 
 from __future__ import annotations
 

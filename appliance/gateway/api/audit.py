@@ -58,7 +58,8 @@ RECORDED: Final = {
     ("DELETE", _DEPLOYMENT): "deployment.delete",
 }
 
-#: Routes that run models, or change only what belongs to the caller, or nothing. Refusals are recorded.
+#: Routes whose successful requests are not recorded: they run models, or change nothing, or only data of the
+#: caller. Refused requests are recorded.
 NOT_RECORDED: Final = frozenset(
     {
         ("POST", "/admin/proposals"),
@@ -78,13 +79,13 @@ NOT_RECORDED: Final = frozenset(
 #: Paths of the compatible APIs, which run models.
 NOT_RECORDED_PREFIXES: Final = ("/openai/", "/anthropic/")
 
-#: Keys in an ASGI scope: the act that the store records with its change; details for the record; the caller.
-_STORED: Final = "appliance.audit.stored"
-_DETAILS: Final = "appliance.audit.details"
-_DONE: Final = "appliance.audit.done"
-_ID: Final = "appliance.request_id"
-CALLER: Final = "appliance.caller"
-_ROUTE: Final = "appliance.route"
+# Keys in an ASGI scope:
+_STORED: Final = "appliance.audit.stored"  # act that the store records in the transaction of the change
+_DETAILS: Final = "appliance.audit.details"  # object, before and after
+_DONE: Final = "appliance.audit.done"  # whether the request is recorded
+_ID: Final = "appliance.request_id"  # id of the request
+CALLER: Final = "appliance.caller"  # token of the caller
+_ROUTE: Final = "appliance.route"  # path of the route
 
 
 def identify(request: Request, token: Token) -> None:

@@ -70,7 +70,7 @@ class Auth:
         Raises:
             Unauthenticated: the header has no token, or the token is unknown, revoked or expired.
             PermissionDenied: the token may not be used from ``address``.
-            Throttled: ``address`` has sent too many unknown tokens. Its valid tokens work nevertheless.
+            Throttled: ``address`` has sent too many unknown tokens. Its valid tokens still work.
         """
         secret = token.parse(header)
         if header is None or secret is None:
@@ -90,7 +90,7 @@ class Auth:
         now = time.time()
         if found.expires_at is not None and found.expired(now):
             at = datetime.fromtimestamp(found.expires_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
-            raise Unauthenticated(token_given=True, reason=f"This token has expired, at {at}: use another.")
+            raise Unauthenticated(token_given=True, reason=f"This token expired at {at}: use another.")
         if found.networks is not None and not access.is_within(address, found.networks):
             raise PermissionDenied(f"This token may not be used from the address {address}.")
         self._record_use(found, now, address)

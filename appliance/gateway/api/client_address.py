@@ -16,7 +16,7 @@ from appliance.domain import access
 #: Header with which a request to the UI carries the address of the browser. The UI sends it back with the
 #: requests that it makes for the browser.
 HEADER: Final = "x-appliance-client"
-#: What stands for the address of a request that did not arrive over a network.
+#: The address of a request whose client is unknown.
 UNKNOWN: Final = "unknown"
 _KEY: Final = secrets.token_bytes(32)  # of this gateway: nobody else can make such a header
 
@@ -24,8 +24,8 @@ _KEY: Final = secrets.token_bytes(32)  # of this gateway: nobody else can make s
 def of(scope: Scope, proxies: Collection[str]) -> str | None:
     """Return the address of the client; None if it is unknown. ``proxies`` are the trusted proxies' networks.
 
-    Each proxy appends to ``X-Forwarded-For`` the address from which it received the request. What is left of
-    the last address that is no trusted proxy may be made up.
+    Each proxy appends to ``X-Forwarded-For`` the address from which it received the request. The list is read
+    from its end up to the first address that is not a trusted proxy: a client can forge those before it.
     """
     headers = Headers(scope=scope)
     address, _, code = headers.get(HEADER, "").partition(" ")

@@ -94,7 +94,7 @@ async def caller(
     if right is not None and right not in token.access.rights:
         raise PermissionDenied(
             f'The account "{token.owner}" has no group with the right "{right}": '
-            "the section access of models.yaml gives it."
+            "add the right to one of its groups in the section access of models.yaml."
         )
     if token.prediction is not None:  # a running prediction is not throttled
         return token

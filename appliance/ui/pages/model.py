@@ -329,17 +329,17 @@ async def _performance(caller: Caller, data: ModelPageData) -> Markup:
     if not mine:
         return markup.empty(_("Nothing measured yet"), _("Run the model to see its durations here."))
     durations = [one["metrics"]["predict_time"] for one in mine]
-    colds = sum(1 for one in mine if one["metrics"].get("cold_start"))
+    cold_starts = sum(1 for one in mine if one["metrics"].get("cold_start"))
     facts = ngettext(
-        "The last prediction that succeeded: {median} s; {colds} waited for the model to load.",
-        "The last {count} predictions that succeeded: median {median} s, longest {longest} s; {colds} waited "
-        "for the model to load.",
+        "The last successful prediction took {median} s; predictions that waited for a load: {cold_starts}.",
+        "The last {count} successful predictions: median {median} s, longest {longest} s; predictions that "
+        "waited for a load: {cold_starts}.",
         len(mine),
     ).format(
         count=len(mine),
         median=f"{statistics.median(durations):.2f}",
         longest=f"{max(durations):.2f}",
-        colds=colds,
+        cold_starts=cold_starts,
     )
     rows = [
         (

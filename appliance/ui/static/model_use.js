@@ -10,12 +10,12 @@ const MOST = 40; // inputs of other models in the dialog
 function takes({ name, kind, description }, given) {
   if (given === "text") return kind === "text" || kind === "line";
   if (kind !== "file" && kind !== "files") return false;
-  const told = `${name} ${description}`;
-  const sound = /audio|speech|voice|sound/i.test(told);
-  const picture = /image|picture|photo|mask/i.test(told);
+  const text = `${name} ${description}`;
+  const sound = /audio|speech|voice|sound/i.test(text);
+  const image = /image|picture|photo|mask/i.test(text);
   const media = given.split("/")[0];
-  if (media === "image") return picture || !sound;
-  if (media === "audio") return sound || !picture;
+  if (media === "image") return image || !sound;
+  if (media === "audio") return sound || !image;
   return true;
 }
 
@@ -35,7 +35,7 @@ export async function chooseUse(value, kind, { model }, form) {
   };
   const own = form.fields.filter((field) => takes(field, kind));
   list.replaceChildren(
-    ...own.map((field) => item(_("{title} of this model", field), () => form.use(field, value))),
+    ...own.map((field) => item(_("{title} (this model)", field), () => form.use(field, value))),
   );
   dialog.showModal();
   const { results } = await (await api("/v1/models")).json();
@@ -48,7 +48,7 @@ export async function chooseUse(value, kind, { model }, form) {
     _("{title} of {model}", { title: field.title, model: name }),
     () => goTo(name, field, value),
   )));
-  if (list.childElementCount === 0) list.append(made("li", { textContent: _("No model here takes this as an input.") }));
+  if (list.childElementCount === 0) list.append(made("li", { textContent: _("No model accepts this output as an input.") }));
 }
 
 // Opens the page of another model, which shows what is kept for it.

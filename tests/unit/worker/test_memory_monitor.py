@@ -199,7 +199,7 @@ def test_unknown_memory_and_errors_of_nvml(caplog: pytest.LogCaptureFixture) -> 
     nvml.broken = True
     assert (gpus.used("cuda:0"), gpus.used_by("cuda:0", [9])) == (None, None)
     assert [record.getMessage() for record in caplog.records] == [
-        "NVML cannot read the used memory of cuda:0: GPU is lost"
+        "NVML cannot read a measurement of cuda:0: GPU is lost"
     ]
 
 

@@ -39,6 +39,7 @@ POST /admin/additions                                   403 403 403 403 403 422
 GET /admin/additions/{id}                               403 403 403 403 403 404
 POST /admin/additions/{id}/cancel                       403 403 403 403 403 404
 GET /admin/additions/{id}/events                        403 403 403 403 403 404
+GET /admin/audit                                        403 403 403 403 403 200
 GET /admin/catalogue                                    403 403 403 403 403 200
 GET /admin/config                                       403 403 403 403 403 200
 POST /admin/config/check                                403 403 403 403 403 422
@@ -76,6 +77,8 @@ POST /admin/proposals                                   403 403 403 403 403 422
 POST /admin/reload                                      403 403 403 403 403 400
 GET /admin/residency                                    403 403 403 403 403 200
 GET /admin/status                                       200 200 200 200 200 200
+POST /admin/signins                                     204 204 204 204 204 204
+POST /admin/signouts                                    204 204 204 204 204 204
 GET /admin/tokens                                       403 403 403 403 403 200
 POST /admin/tokens                                      403 403 403 403 403 201
 DELETE /admin/tokens/{id}                               403 403 403 403 403 404

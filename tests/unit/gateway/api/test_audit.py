@@ -9,7 +9,7 @@ import httpx
 from appliance.domain import token
 from appliance.domain.audit import HIDDEN
 from appliance.domain.token import Scope, Token
-from appliance.gateway.api import application, audit
+from appliance.gateway.api import application, audit, failed_attempts
 from appliance.observability import audit_log
 from appliance.observability.audit_log import RefusedLimit
 from tests.support.api_client import CONFIG, Api
@@ -83,8 +83,10 @@ async def test_deployments_are_recorded_with_their_values(api: Api) -> None:
 
 async def test_refused_requests_are_recorded_in_limited_numbers(api: Api) -> None:
     async with Api(api.services, "apl_wrongwrongwrong") as impostor:
-        for _ in range(25):
+        for _ in range(failed_attempts.MOST):
             assert (await impostor.delete("/admin/tokens/x")).status_code == 401
+        for _ in range(5):
+            assert (await impostor.delete("/admin/tokens/x")).status_code == 429
     found = await records(api)
     assert len(found) == audit_log.MOST_OF_ADDRESS
     assert {(each["action"], each["object"], each["outcome"], each["status"]) for each in found} == {
@@ -96,7 +98,7 @@ async def test_refused_requests_are_recorded_in_limited_numbers(api: Api) -> Non
     (newest, *_) = await records(api)
     assert (newest["object"], newest["count"], newest["address"]) == (
         "more refused requests",
-        15,
+        failed_attempts.MOST - audit_log.MOST_OF_ADDRESS,
         "127.0.0.1",
     )
 
