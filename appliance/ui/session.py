@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ from starlette.responses import Response
 from appliance.domain.errors import ApplianceError, Throttled, Unauthenticated
 from appliance.protocols.admin_types import MeResponse
 from appliance.ui.client import BROWSER, Api, Caller
+
+_log = logging.getLogger(__name__)
 
 LIFETIME: Final = 7 * 86400  # seconds until a user must sign in again
 #: Seconds for which a token counts as valid after the API has accepted it.
@@ -79,7 +82,7 @@ class Sessions:
             return None
         try:
             return await self._session(secret, request)
-        except Throttled:  # the token was revoked, and the address has sent many unknown tokens
+        except Throttled:  # the token is unknown, and the address has sent many unknown tokens
             return None
 
     async def sign_in(self, secret: str, request: Request, response: Response) -> bool:
@@ -92,7 +95,12 @@ class Sessions:
         found = await self._session(secret, request) if secret and secret.isprintable() else None
         if found is None:
             return False
-        await found.caller.post("/admin/signins")
+        try:
+            await found.caller.post("/admin/signins")
+        except ApplianceError as error:
+            if error.status < 500:
+                raise
+            _log.error("a sign-in of %s is not in the audit log: %s", found.username, error)
         response.set_cookie(
             self.cookie,
             self._fernet.encrypt(secret.encode()).decode(),
@@ -105,15 +113,14 @@ class Sessions:
         return True
 
     async def sign_out(self, request: Request, response: Response) -> None:
-        """Delete the session cookie on ``response``.
-
-        Raises:
-            ApplianceError: the API does not answer.
-        """
-        found = await self.of(request)
-        if found is not None:  # the token may be revoked
-            await found.caller.post("/admin/signouts")
+        """Delete the session cookie on ``response``, even if the API does not answer."""
         response.delete_cookie(self.cookie, path=prefix(request) or "/", httponly=True, samesite="lax")
+        try:
+            found = await self.of(request)
+            if found is not None:  # the token may be revoked
+                await found.caller.post("/admin/signouts")
+        except ApplianceError as error:
+            _log.error("a sign-out is not in the audit log: %s", error)
 
     async def _session(self, secret: str, request: Request) -> Session | None:
         browser = request.headers.get(BROWSER, "")
@@ -130,6 +137,10 @@ class Sessions:
             except Unauthenticated:
                 self._known.pop(key, None)
                 return None
+            except Throttled:
+                if known is None:
+                    raise
+                user = known[1]  # the token was valid a moment ago, and has made too many requests since
             if len(self._known) >= _MAX_REMEMBERED:
                 self._known.clear()
             self._known[key] = now, user

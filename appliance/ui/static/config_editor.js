@@ -2,6 +2,7 @@
 
 import { suggest } from "./config_completion.js";
 import { api } from "./frame.js";
+import { keepForTab } from "./inputs.js";
 import { _ } from "./texts.js";
 
 const PAUSE = 500; // milliseconds without a key after which the text is checked
@@ -90,7 +91,7 @@ async function check() {
 let timer = null;
 function edited() {
   const changed = area.value !== saved;
-  if (changed) sessionStorage.setItem(draft, JSON.stringify({ checksum, text: area.value }));
+  if (changed) keepForTab(draft, { checksum, text: area.value });
   else {
     sessionStorage.removeItem(draft);
     checksum = savedChecksum;

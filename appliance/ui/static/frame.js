@@ -95,7 +95,11 @@ document.addEventListener("htmx:afterRequest", ({ detail: { successful } }) => {
 let leaving = false;
 addEventListener("pagehide", () => (leaving = true));
 addEventListener("pageshow", () => (leaving = false));
-document.addEventListener("submit", ({ target }) => (leaving ||= target.action.endsWith("/signout")));
+document.addEventListener("submit", ({ target }) => {
+  if (!target.action.endsWith("/signout")) return;
+  leaving = true;
+  sessionStorage.clear(); // the next user of this tab must not see what was typed
+});
 document.addEventListener("htmx:beforeRequest", (event) => {
   if (leaving) event.preventDefault(); // parts of the page would be answered with 401
 });

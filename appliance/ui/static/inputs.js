@@ -263,6 +263,15 @@ export function same(one, other) {
   return JSON.stringify(one) === JSON.stringify(other);
 }
 
+// Keeps a value until the tab is closed or its user signs out. The browser may have no space left for it.
+export function keepForTab(key, value) {
+  try {
+    sessionStorage.setItem(key, JSON.stringify(value));
+  } catch {
+    sessionStorage.removeItem(key); // what is kept is older
+  }
+}
+
 export function made(name, properties = {}) {
   return Object.assign(document.createElement(name), properties);
 }

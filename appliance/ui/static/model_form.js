@@ -2,7 +2,7 @@
 // files, records sound, and keeps what was entered until the browser's tab is closed.
 
 import { _ } from "./texts.js";
-import { made, parsed, same, shown, upload } from "./inputs.js";
+import { keepForTab, made, parsed, same, shown, upload } from "./inputs.js";
 
 const FILES = ["file", "files"];
 
@@ -174,7 +174,7 @@ export class ModelForm {
 
   #keep() {
     const changed = Object.entries(this.#texts()).filter(([name, text]) => text !== this.#first[name]);
-    sessionStorage.setItem(this.#draft, JSON.stringify(Object.fromEntries(changed)));
+    keepForTab(this.#draft, Object.fromEntries(changed));
   }
 
   #restore() {

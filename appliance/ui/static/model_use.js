@@ -2,7 +2,7 @@
 
 import { _ } from "./texts.js";
 import { api } from "./frame.js";
-import { fieldsOf, made, shown } from "./inputs.js";
+import { fieldsOf, keepForTab, made, shown } from "./inputs.js";
 
 const MOST = 40; // inputs of other models in the dialog
 
@@ -56,6 +56,6 @@ function goTo(name, field, value) {
   const key = `draft:/${name}`;
   const kept = JSON.parse(sessionStorage.getItem(key) ?? "{}");
   const text = shown(field, field.kind === "files" ? [value] : value);
-  sessionStorage.setItem(key, JSON.stringify({ ...kept, [field.name]: text }));
+  keepForTab(key, { ...kept, [field.name]: text });
   location.href = new URL(name, document.baseURI).href;
 }

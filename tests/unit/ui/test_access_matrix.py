@@ -15,6 +15,7 @@ from appliance.domain.access import Group, Policy, Right
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import failed_attempts
 from appliance.gateway.api.client_address import HEADER, signed
+from appliance.ui import session
 from appliance.ui.pages import PAGES
 from tests.support.api_client import SECRET, Api
 from tests.support.engine_bench import Bench
@@ -190,3 +191,23 @@ async def test_many_wrong_sign_ins_from_one_address_must_wait(pages: Pages, api:
         assert int(refused.headers["retry-after"]) >= 1
         assert "Too many requests from 203.0.113.5" in refused.text
         assert (await browser.post("/signin", data={"token": SECRET}, headers=here)).status_code == 303
+
+
+async def test_who_has_made_too_many_requests_stays_signed_in(
+    pages: Pages, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pages.signed_in(SECRET) as browser:
+        assert (await browser.get("/explore")).status_code == 200
+        monkeypatch.setattr(session, "MEMORY", 0.0)
+        api.services.rate_limits.limit(requests=1, predictions=None)
+        replies = [await browser.get("/explore") for _ in range(3)]
+        assert {reply.status_code for reply in replies[1:]} == {429}
+        assert (await browser.get("/_ui/beat")).json() == {"session": True}
+
+
+async def test_one_is_signed_out_even_if_it_cannot_be_recorded(pages: Pages, api: Api) -> None:
+    async with pages.signed_in(SECRET) as browser:
+        api.services.rate_limits.limit(requests=1, predictions=None)
+        await browser.get("/explore")
+        assert (await browser.post("/signout")).status_code == 303
+        assert (await browser.get("/explore")).headers["location"].startswith("/signin")

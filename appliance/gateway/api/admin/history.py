@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from appliance.domain import usage
-from appliance.domain.access import UNRESTRICTED
+from appliance.domain.access import UNRESTRICTED, Right
 from appliance.domain.errors import (
     Conflict,
     FieldProblem,
@@ -134,7 +134,7 @@ async def get_history_item(request: Request) -> Response:
 async def cancel_history_item(request: Request) -> Response:
     """``POST /admin/predictions/{id}/cancel``: no effect on a prediction that has ended."""
     caller = await _caller(request, Scope.RUN)
-    record = await services_of(request).engine.cancel(request.path_params["id"], _all_of(caller))
+    record = await services_of(request).engine.cancel(request.path_params["id"], _changeable_by(caller))
     audit.describe(request, before={"owner": record.owner})
     return await _response(record, request, caller)
 
@@ -143,7 +143,7 @@ async def delete_history_item(request: Request) -> Response:
     """``DELETE /admin/predictions/{id}``: delete input, output, logs and files, and keep the record."""
     caller = await _caller(request, Scope.RUN)
     services = services_of(request)
-    record = await services.engine.get(request.path_params["id"], _all_of(caller))
+    record = await services.engine.get(request.path_params["id"], _changeable_by(caller))
     if not record.status.terminal:
         raise Conflict(f"The prediction {record.id} has not ended: cancel it first.")
     await services.retention.remove(record.id, audit.act(request, before={"owner": record.owner}))
@@ -193,6 +193,11 @@ def _served(record: Prediction, catalogue: Catalogue) -> ServedVersion | None:
 def _all_of(caller: Token) -> str | None:
     """Return the only owner whose predictions the caller may see, or None if the caller may see all."""
     return None if caller.sees_all else caller.owner
+
+
+def _changeable_by(caller: Token) -> str | None:
+    """Return the only owner whose predictions the caller may change, or None if it may change all."""
+    return None if caller.sees_all and Right.OPERATE in caller.access.rights else caller.owner
 
 
 def _owner(request: Request, caller: Token) -> str | None:

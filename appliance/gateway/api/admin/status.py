@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -37,6 +38,10 @@ async def get_me(request: Request) -> Response:
     )
 
 
+#: What the memory of models that the caller may not see is named.
+_OTHERS: Final = "other models"
+
+
 async def get_status(request: Request) -> Response:
     services = services_of(request)
     caller = await requests.caller(request, Scope.READ)
@@ -51,7 +56,7 @@ async def get_status(request: Request) -> Response:
             draining=status.draining,
             queued=status.queued,
             models=[each for each in status.models if allows(each.name.partition("@")[0])],
-            devices=[_device(known[memory.name], memory) for memory in status.devices],
+            devices=[_device(known[memory.name], memory, allows) for memory in status.devices],
             decisions=[] if caller.access.restricted else status.decisions,
             not_served=[
                 ModelNotServed(name=name, problem=why) for name, why in left_out.items() if allows(name)
@@ -60,10 +65,12 @@ async def get_status(request: Request) -> Response:
     )
 
 
-def _device(device: Device, memory: DeviceMemoryUse) -> DeviceStatus:
+def _device(device: Device, memory: DeviceMemoryUse, allows: Callable[[str], bool]) -> DeviceStatus:
+    reserved = {name: size for name, size in memory.reserved.items() if allows(name.partition("@")[0])}
+    hidden = sum(memory.reserved.values()) - sum(reserved.values())
     return DeviceStatus(
         name=device.name,
-        reserved=memory.reserved,
+        reserved=reserved | ({_OTHERS: hidden} if hidden else {}),
         free=memory.free,
         foreign=memory.foreign,
         kind=device.kind,

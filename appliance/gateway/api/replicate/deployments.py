@@ -35,7 +35,7 @@ UNUSED: Final = 15 * 60
 async def list_deployments(request: Request) -> Response:
     caller = await requests.caller(request, Scope.READ)
     found = await services_of(request).store.registry.deployments(caller.owner)
-    visible = [release for release in found if caller.access.allows(release.model)]
+    visible = [release for release in found if _allowed(release, request, caller)]
     return responses.json(serializers.page([_shown(release, request) for release in visible]))
 
 
@@ -133,9 +133,20 @@ def _entry(release: Release, request: Request, caller: Token) -> ServedVersion:
 
 async def _release(request: Request, caller: Token) -> Release:
     release = await services_of(request).store.registry.deployment(**request.path_params)
-    if release is None or release.owner != caller.owner or not caller.access.allows(release.model):
+    if release is None or release.owner != caller.owner or not _allowed(release, request, caller):
         raise NotFound
     return release
+
+
+def _allowed(release: Release, request: Request, caller: Token) -> bool:
+    """Return whether the caller may use the deployment's model, which may be named by an alias."""
+    if not caller.access.restricted:
+        return True
+    try:
+        services_of(request).catalogue.card(release.model, caller.access)
+    except NotFound:
+        return False
+    return True
 
 
 def _shown(release: Release, request: Request) -> DeploymentResponse:

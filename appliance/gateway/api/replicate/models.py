@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from appliance.domain.access import UNRESTRICTED
+from appliance.domain.access import UNRESTRICTED, Right
 from appliance.domain.errors import BadRequest, FieldProblem, InvalidInput, NotFound, PermissionDenied
 from appliance.domain.model import Model
 from appliance.domain.prediction import Prediction
@@ -59,6 +59,11 @@ async def create_model(request: Request) -> Response:
             f'This token belongs to the account "{caller.owner}"; it cannot create models of "{given.owner}".'
         )
     name = f"{given.owner}/{given.name}"
+    if not {Right.PUSH, Right.TRAIN} & caller.access.rights or not caller.access.allows(name):
+        raise PermissionDenied(
+            f'The account "{caller.owner}" or its token may not create the model {name}: that needs the '
+            "right push or train, and a pattern that allows the name, in the section access of models.yaml."
+        )
     try:
         services.catalogue.card(name, UNRESTRICTED)
     except NotFound:
