@@ -135,7 +135,7 @@ GET /v1/files/{id}                                      404 404 404 404 404 404
 GET /v1/files/{id}/download                             404 404 404 404 404 404
 GET /v1/hardware                                        200 200 200 200 200 200
 GET /v1/models                                          200 200 200 200 200 200
-POST /v1/models                                         403 201 403 422 403 422
+POST /v1/models                                         403 201 403 403 403 422
 QUERY /v1/models                                        200 200 200 200 200 200
 DELETE /v1/models/{owner}/{name}                        403 400 404 404 400 400
 GET /v1/models/{owner}/{name}                           200 200 404 404 200 200
