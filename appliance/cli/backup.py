@@ -13,7 +13,8 @@ import typer
 
 from appliance.cli.acts import command
 from appliance.cli.options import ConfigOption, HomeOption, config_path, home_folder, load_config
-from appliance.cli.tokens import with_store
+from appliance.cli.tokens import with_store_of
+from appliance.domain.errors import ApplianceError
 from appliance.domain.units import readable_bytes
 from appliance.driver import permissions
 
@@ -47,7 +48,7 @@ def backup(
     permissions.restrict()
     with _progress() as progress:
         saved = backups.create(folder, file.absolute(), files, progress)
-    with_store(config, home, lambda store: store.audit.record(command("backup.create", str(file.absolute()))))
+    _record(folder, "backup.create", file)
     for lost in saved.lost:
         typer.secho(f"not saved, because it is missing on the disk: {folder / lost}", fg="yellow", err=True)
     typer.echo(f"{file}: {saved.manifest.members} files, {readable_bytes(saved.size)}")
@@ -72,9 +73,7 @@ def restore(
     permissions.restrict()
     with _progress() as progress:
         manifest = restoring.restore(file.absolute(), folder, progress)
-    with_store(
-        config, folder, lambda store: store.audit.record(command("backup.restore", str(file.absolute())))
-    )
+    _record(folder, "backup.restore", file)
     typer.echo(
         f"{folder}: restored {manifest.members} files, saved at {manifest.created_at} by appliance "
         f"{manifest.appliance}"
@@ -83,6 +82,15 @@ def restore(
     if saved.exists():
         start = ["appliance", "serve", "--home", str(folder), "--config", str(saved)]
         typer.echo(f"start it with: {shlex.join(start)}")
+
+
+def _record(folder: Path, action: str, file: Path) -> None:
+    """Record what is done already; so a failure is only printed."""
+    act = command(action, str(file.absolute()))
+    try:
+        with_store_of(folder, lambda store: store.audit.record(act))
+    except (ApplianceError, OSError) as error:
+        typer.secho(f"not recorded in the audit log: {error}", fg="yellow", err=True)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -71,10 +72,7 @@ def create(
     with_store(
         config,
         home,
-        lambda store: store.add_token(
-            created,
-            command("token.create", created.id, {"name": name, "owner": owner, "scope": scope.value}),
-        ),
+        lambda store: store.add_token(created, command("token.create", created.id, token.recorded(created))),
     )
     if as_json:
         typer.echo(json.dumps({**_shown(created), "token": secret}))
@@ -116,9 +114,13 @@ def revoke(
 
 def with_store(config: ConfigOption, home: HomeOption, action: Callable[[Store], Awaitable[T]]) -> T:
     """Run ``action`` on the database of the data folder. A running appliance may use the database too."""
+    return with_store_of(home_folder(home, load_config(config)), action)
+
+
+def with_store_of(folder: Path, action: Callable[[Store], Awaitable[T]]) -> T:
+    """Like ``with_store``, for a data folder that is known already: models.yaml is not read."""
     from appliance.store import Store
 
-    folder = home_folder(home, load_config(config))
     permissions.restrict()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple
+from urllib.parse import unquote
 
 import msgspec
 
@@ -21,9 +22,15 @@ GENESIS: Final = "0" * 64
 HIDDEN: Final = "**********"
 _LONGEST: Final = 2000  # characters of one text in a record
 _SECRET_KEY: Final = re.compile(
-    r"(?i)(?:^|[^a-z])(?:authorization|credentials?|digest|passwd|password|secret|signature|token|api_?key)"
-    r"(?:$|[^a-z])"
+    r"(?i)(?:(?:authorization|credential|passphrase|passwd|password|secret|signature|token)s?"
+    r"|(?:access|api|encryption|private|signing|ssh)[_-]?keys?"
+    r"|(?:^|[^a-z])(?:cookies?|digest))(?:$|[^a-z])"
 )
+#: Where a word of a key such as ``accessToken`` begins.
+_WORD: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+#: A parameter of a URL. ``sig``, ``key`` and ``code`` are secret in a URL, but not as keys of a record.
+_PARAMETER: Final = re.compile(r"([?&#])([^\s?&#=]{1,100})=([^\s&#]+)")
+_SECRET_PARAMETERS: Final = frozenset({"auth", "code", "key", "sig"})
 #: Tokens of the appliance, webhook keys, tokens of Hugging Face and GitHub, and users of URLs.
 _SECRET_TEXT: Final = re.compile(
     r"apl_[A-Za-z0-9_-]{8,}|whsec_\S+|\bhf_[A-Za-z0-9]{8,}|\bgh[pousr]_[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9_-]{8,}"
@@ -116,19 +123,40 @@ def chained(previous: str, body: str) -> str:
 
 
 def masked(value: Any, key: str = "") -> Any:
-    """Return a JSON value without secrets: neither those of secret keys, nor texts that look like tokens."""
+    """Return a JSON value without secrets: neither those of secret keys, nor texts that look like tokens.
+
+    Numbers of secret keys stay, because a key such as ``max_tokens`` has one.
+    """
     if isinstance(value, Mapping):
-        return {str(name): masked(each, str(name)) for name, each in value.items()}
+        if _is_secret(key):
+            return HIDDEN
+        return {_encodable(str(name)): masked(each, str(name)) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [masked(each, key) for each in value]
     if isinstance(value, float) and not abs(value) < float("inf"):
         return str(value)
     if not isinstance(value, str):
         return value
-    if _SECRET_KEY.search(key):
+    if _is_secret(key):
         return HIDDEN
-    text = _SECRET_TEXT.sub(HIDDEN, value)
+    text = _PARAMETER.sub(_parameter, _SECRET_TEXT.sub(HIDDEN, _encodable(value)))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _is_secret(key: str) -> bool:
+    return _SECRET_KEY.search(_WORD.sub("_", key)) is not None
+
+
+def _parameter(found: re.Match[str]) -> str:
+    mark, name, value = found.groups()
+    known = unquote(name)
+    hidden = known.lower() in _SECRET_PARAMETERS or _is_secret(known)
+    return f"{mark}{name}={HIDDEN if hidden else value}"
+
+
+def _encodable(text: str) -> str:
+    """Return the text; the bytes of a file name that are not UTF-8 become escapes such as ``\\udcff``."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def difference(before: Any, after: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, Literal
 
@@ -126,6 +127,19 @@ def limits_problems(made: Token) -> list[FieldProblem]:
         text = "A token with the scope admin can make tokens without limits: choose the scope run or read"
         problems.append(FieldProblem("conflict", "models", text))
     return problems
+
+
+def recorded(made: Token) -> dict[str, object]:
+    """Return what the audit log records of a new token."""
+    expires_at = made.expires_at
+    return {
+        "name": made.name,
+        "owner": made.owner,
+        "scope": made.scope.value,
+        "expires_at": None if expires_at is None else datetime.fromtimestamp(expires_at, UTC).isoformat(),
+        "networks": made.networks,
+        "models": made.models,
+    }
 
 
 def new_token() -> str:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import os
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from appliance.config import AuditConfig
-from appliance.domain.audit import Act, AuditRecord
+from appliance.domain.audit import Act, AuditRecord, canonical
 from appliance.domain.errors import StoreError
 from appliance.store import Store
+from appliance.store.audit import Sink
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +34,9 @@ CALLER: Final[ContextVar[Act | None]] = ContextVar("caller", default=None)
 MOST_OF_ADDRESS: Final = 10
 MOST: Final = 30
 MINUTE: Final = 60.0
+#: Every token may ask for these, as often as it likes: each is recorded once a minute for an address.
+REPEATED: Final = frozenset({"session.sign_in", "session.sign_out"})
+MOST_KNOWN: Final = 1000
 _COUNTED: Final = 10  # addresses with a count of their own
 _DAY: Final = 86400.0
 _POLL: Final = 2.0  # seconds between searches for new records; commands write records too
@@ -84,6 +91,25 @@ def network(address: str | None) -> str:
     return address or "unknown"
 
 
+class Repeats:
+    """Finds what was asked already within the last minute, of the newest ``MOST_KNOWN``."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, ...], float] = {}  # when each was recorded, oldest first
+
+    def seen(self, key: tuple[str, ...], now: float) -> bool:
+        if now - self._known.get(key, -MINUTE) < MINUTE:
+            return True
+        self._known.pop(key, None)
+        self._known[key] = now
+        if len(self._known) > MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+        return False
+
+    def forget(self, key: tuple[str, ...]) -> None:
+        self._known.pop(key, None)
+
+
 class AuditLog:
     """The audit log; used on the gateway's event loop only."""
 
@@ -91,8 +117,10 @@ class AuditLog:
         self._store = store
         self._config = config
         self._refused = RefusedLimit()
+        self._repeats = Repeats()
         self._task: asyncio.Task[None] | None = None
-        self._failing = False
+        self._failing: set[str] = set()  # what failed last time, so that it is logged once
+        self._expired = 0.0
 
     def change(self, config: AuditConfig) -> None:
         self._config = config
@@ -106,16 +134,22 @@ class AuditLog:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         await self._record_all(self._refused.close())
-        with contextlib.suppress(OSError, StoreError):  # the next start sends the rest
-            await self._ship()
+        await self._ship()  # the next start sends what fails now
 
     async def record(self, act: Act) -> None:
-        """Store a record.
+        """Store a record, except of a sign-in or sign-out that was recorded within the last minute.
 
         Raises:
             StoreError: the record is not stored.
         """
-        await self._store.audit.record(act)
+        key = (act.token or "", act.action, network(act.address))
+        if act.action in REPEATED and self._repeats.seen(key, time.monotonic()):
+            return
+        try:
+            await self._store.audit.record(act)
+        except StoreError:
+            self._repeats.forget(key)
+            raise
 
     async def refuse(self, act: Act) -> None:
         """Store the record of a refused request, or count it if there are too many. Failures are logged."""
@@ -138,41 +172,48 @@ class AuditLog:
                 return
 
     async def _run(self) -> None:
-        expired = 0.0
         while True:
             await self._record_all(self._refused.expired(time.monotonic()))
-            try:
-                if self._config.retention is not None and time.monotonic() - expired > _DAY / 24:
-                    # Whole days, so that there is at most one record a day about deleted records.
-                    await self._store.audit.remove_before(
-                        (time.time() - self._config.retention) // _DAY * _DAY
-                    )
-                    expired = time.monotonic()
-                await self._ship()
-                self._failing = False
-            except (OSError, StoreError) as error:
-                if not self._failing:
-                    _log.error("audit records could not be sent or deleted, retrying: %s", error)
-                self._failing = True
+            await self._expire()
+            await self._ship()
             await asyncio.sleep(_POLL)
 
-    async def _ship(self) -> None:
-        """Send the records that were not sent yet, in order, each at least once.
-
-        Raises:
-            OSError: the file cannot be written, or the syslog server cannot be reached.
-        """
-        file, syslog = self._config.file, self._config.syslog
-        if file is None and syslog is None:
+    async def _expire(self) -> None:
+        if self._config.retention is None or time.monotonic() - self._expired <= _DAY / 24:
             return
-        sent = (await self._store.audit.shipped()).number
-        while records := await self._store.audit.after(sent, _BATCH):
-            if file is not None:
-                await asyncio.to_thread(append_lines, file, records)
-            if syslog is not None:
-                await asyncio.to_thread(send_to_syslog, syslog, records)
-            await self._store.audit.set_shipped(records[-1])
-            sent = records[-1].number
+        with self._logged("old audit records could not be deleted"):
+            # Whole days, so that there is at most one record a day about deleted records.
+            await self._store.audit.remove_before((time.time() - self._config.retention) // _DAY * _DAY)
+            self._expired = time.monotonic()
+
+    async def _ship(self) -> None:
+        """Send the records that were not sent yet to the file and to syslog, in order, each at least once."""
+        file, syslog = self._config.file, self._config.syslog
+        sinks: dict[Sink, Callable[[list[AuditRecord]], int]] = {}
+        if file is not None:
+            sinks["file"] = partial(append_lines, file)
+        if syslog is not None:
+            sinks["syslog"] = partial(send_to_syslog, syslog)
+        await asyncio.gather(*(self._ship_to(sink, send) for sink, send in sinks.items()))
+
+    async def _ship_to(self, sink: Sink, send: Callable[[list[AuditRecord]], int]) -> None:
+        with self._logged(f"audit records could not be sent to {self._config.file if sink == 'file' else sink}"):
+            sent = (await self._store.audit.shipped(sink)).number
+            while records := await self._store.audit.after(sent, _BATCH):
+                last = records[await asyncio.to_thread(send, records) - 1]
+                await self._store.audit.set_shipped(sink, last)
+                sent = last.number
+
+    @contextlib.contextmanager
+    def _logged(self, failure: str) -> Iterator[None]:
+        """Log the first of several failures of the same work, which is tried again."""
+        try:
+            yield
+            self._failing.discard(failure)
+        except (OSError, StoreError) as error:
+            if failure not in self._failing:
+                _log.error("%s, retrying: %s", failure, error)
+            self._failing.add(failure)
 
 
 def json_line(record: AuditRecord) -> str:
@@ -181,29 +222,66 @@ def json_line(record: AuditRecord) -> str:
     return f'{body},"previous":"{previous}","hash":"{hash}"}}'
 
 
-def append_lines(file: Path, records: list[AuditRecord]) -> None:
+def append_lines(file: Path, records: list[AuditRecord]) -> int:
+    """Append records to a file; return how many.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as out:
         out.write("".join(f"{json_line(record)}\n" for record in records))
+    return len(records)
 
 
-def send_to_syslog(address: str, records: list[AuditRecord]) -> None:
-    """Send records to ``udp://host:port`` or to a Unix socket, as messages of RFC 5424."""
-    messages = [syslog_message(record) for record in records]
+def send_to_syslog(address: str, records: list[AuditRecord]) -> int:
+    """Send records to ``udp://host:port`` or to a Unix socket, as messages of RFC 5424.
+
+    Return how many were sent before an error.
+
+    Raises:
+        OSError: none was sent.
+    """
     if not address.startswith("udp://"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unix:
             unix.settimeout(5.0)
             unix.connect(address)
-            for message in messages:
-                unix.send(message)
-        return
+            return _send_all(unix.send, records)
     host, _, port = address.removeprefix("udp://").rpartition(":")
     family, kind, protocol, _, target = socket.getaddrinfo(
         host.strip("[]"), int(port), type=socket.SOCK_DGRAM
     )[0]
     with socket.socket(family, kind, protocol) as udp:
-        for message in messages:
-            udp.sendto(message, target)
+        return _send_all(lambda message: udp.sendto(message, target), records)
+
+
+def _send_all(send: Callable[[bytes], int], records: list[AuditRecord]) -> int:
+    for sent, record in enumerate(records):
+        try:
+            _send(send, record)
+        except OSError:
+            if sent:
+                return sent
+            raise
+    return len(records)
+
+
+def _send(send: Callable[[bytes], int], record: AuditRecord) -> None:
+    """Send a record; if it is too long for one message, a copy without ``before`` and ``after``."""
+    try:
+        send(syslog_message(record))
+    except OSError as error:
+        if error.errno != errno.EMSGSIZE:
+            raise
+        send(syslog_message(shortened(record)))
+
+
+def shortened(record: AuditRecord) -> AuditRecord:
+    """Return a record whose body has no ``before`` and ``after``, so that it does not match its hash."""
+    fields = msgspec.json.decode(record.body, type=dict[str, Any])
+    left_out = [key for key in ("before", "after") if fields.pop(key, None) is not None]
+    body = canonical({**fields, "left_out": left_out})
+    return msgspec.structs.replace(record, body=body, before=None, after=None)
 
 
 def syslog_message(record: AuditRecord) -> bytes:

@@ -6,15 +6,18 @@ import asyncio
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from appliance.domain import audit
-from appliance.domain.audit import Act, AuditRecord, Chain, End, Finding, Verdict
+from appliance.domain.audit import START, Act, AuditRecord, Chain, End, Finding, Verdict
 from appliance.store import audit_chain
 from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES
 
 _NEWEST = 2**62  # greater than the number of every record
+
+#: Where records are sent.
+Sink = Literal["file", "syslog"]
 
 
 class AuditFilter(TypedDict, total=False):
@@ -71,12 +74,18 @@ class AuditTable:
 
         return await self._connections.read(action)
 
-    async def shipped(self) -> End:
-        """Return the last record that was sent to a file or to syslog."""
-        return await self._connections.read(lambda connection: audit_chain.position(connection, "shipped"))
+    async def shipped(self, sink: Sink) -> End:
+        """Return the last record that was sent to the file or to syslog."""
 
-    def set_shipped(self, record: AuditRecord) -> asyncio.Future[None]:
-        columns = {"name": "shipped", "number": record.number, "hash": record.hash}
+        def action(connection: sqlite3.Connection) -> End:
+            found = audit_chain.position(connection, f"shipped_{sink}")
+            # Earlier appliances stored one position for both.
+            return audit_chain.position(connection, "shipped") if found == START else found
+
+        return await self._connections.read(action)
+
+    def set_shipped(self, sink: Sink, record: AuditRecord) -> asyncio.Future[None]:
+        columns = {"name": f"shipped_{sink}", "number": record.number, "hash": record.hash}
         return self._connections.change("put_audit_position", columns)
 
     def remove_before(self, at: float) -> asyncio.Future[int]:

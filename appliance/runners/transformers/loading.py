@@ -227,7 +227,7 @@ def batch_size(loading: LoadRequest, tokenizer: Any, lengths: Iterable[int]) -> 
     masked = "attention_mask" in tokenizer.model_input_names
     if tokenizer.pad_token is None or tokenizer.padding_side != "right" or not masked:
         return 1
-    return max(1, min(loading.max_batch, _BATCH_TOKENS // max(1, *lengths)))
+    return max(1, min(loading.max_batch, _BATCH_TOKENS // max([1, *lengths])))
 
 
 def padded(tokenizer: Any, encodings: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

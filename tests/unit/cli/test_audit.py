@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sqlite3
 from pathlib import Path
 
@@ -49,6 +51,18 @@ def test_commands_are_recorded_listed_and_exported(
     assert "token.revoke" in capsys.readouterr().out
 
 
+def test_a_new_token_is_recorded_with_its_limits(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = ("--expires", "12h", "--network", "10.0.0.0/8", "--model", "me/*")
+    assert run(monkeypatch, "token", "create", "laptop", *limits) == 0
+    capsys.readouterr()
+    assert run(monkeypatch, "audit", "list", "--json") == 0
+    after = json.loads(capsys.readouterr().out)[0]["after"]
+    assert (after["networks"], after["models"]) == (["10.0.0.0/8"], ["me/*"])
+    assert after["expires_at"].startswith("20")
+
+
 def test_verify_names_the_first_bad_record(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,3 +92,43 @@ def test_a_restored_log_continues(
     assert run(monkeypatch, "audit", "list", "--json") == 0
     actions = [record["action"] for record in json.loads(capsys.readouterr().out)]
     assert actions == ["backup.restore", "token.create"]
+
+
+def test_restore_to_a_named_folder_does_not_read_the_config(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, "token", "create", "one") == 0
+    assert run(monkeypatch, "backup", "backup.tar.gz") == 0
+    (tmp_path / "models.yaml").write_text("models: [")
+    assert run(monkeypatch, "restore", "backup.tar.gz", "--home", "other") == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "other" / "appliance.db")) as connection:
+        assert connection.execute("SELECT action FROM audit ORDER BY number").fetchall() == [
+            ("token.create",),
+            ("backup.restore",),
+        ]
+
+
+def test_a_backup_is_good_if_it_cannot_be_recorded(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "token", "create", "one") == 0
+    with contextlib.closing(sqlite3.connect(home / "appliance.db", isolation_level=None)) as connection:
+        connection.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'no space'); END"
+        )
+    for arguments in (("backup", "backup.tar.gz"), ("restore", "backup.tar.gz", "--home", "other")):
+        capsys.readouterr()
+        assert run(monkeypatch, *arguments) == 0, arguments
+        printed = capsys.readouterr()
+        assert "not recorded in the audit log: " in printed.err
+        assert "files" in printed.out
+
+
+def test_a_file_name_that_is_not_utf_8_is_recorded(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "token", "create", "one") == 0
+    assert run(monkeypatch, "audit", "export", os.fsdecode(b"\xff.jsonl")) == 0
+    capsys.readouterr()
+    assert run(monkeypatch, "audit", "list", "--json", "--limit", "1") == 0
+    assert json.loads(capsys.readouterr().out)[0]["object"] == "\\udcff.jsonl"

@@ -26,6 +26,28 @@ def test_both_schemes_of_the_clients_are_read(header: str | None, secret: str | 
     assert token.parse(header) == secret
 
 
+def test_the_audit_log_gets_the_limits_of_a_token() -> None:
+    made = token.Token(
+        id="id",
+        name="laptop",
+        owner="me",
+        digest=token.digest("secret"),
+        created_at=0.0,
+        scope=token.Scope.RUN,
+        expires_at=86400.0,
+        networks=("10.0.0.0/8",),
+        models=("me/*",),
+    )
+    assert token.recorded(made) == {
+        "name": "laptop",
+        "owner": "me",
+        "scope": "run",
+        "expires_at": "1970-01-02T00:00:00+00:00",
+        "networks": ("10.0.0.0/8",),
+        "models": ("me/*",),
+    }
+
+
 def test_secrets_are_fresh_long_and_safe_in_a_url() -> None:
     made = {token.new_token() for _ in range(100)}
     assert len(made) == 100

@@ -66,6 +66,48 @@ async def test_an_unreachable_file_loses_no_record(store: Store, tmp_path: Path)
     assert json.loads(file.read_text())["object"] == "m"
 
 
+async def test_an_unreachable_syslog_does_not_repeat_records_in_the_file(
+    store: Store, tmp_path: Path
+) -> None:
+    file, path = tmp_path / "audit.jsonl", str(tmp_path / "log")
+    for number in range(3):
+        log = AuditLog(store, AuditConfig(file=file, syslog=path))
+        await log.record(Act(action="model.load", object=f"m{number}"))
+        await log.close()
+    assert [json.loads(line)["object"] for line in file.read_text().splitlines()] == ["m0", "m1", "m2"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(path)
+        server.settimeout(30)
+        await AuditLog(store, AuditConfig(file=file, syslog=path)).close()
+        received = [(await asyncio.to_thread(server.recv, 9000)).decode() for _ in range(3)]
+    assert [json.loads("{" + each.partition(" - {")[2])["object"] for each in received] == ["m0", "m1", "m2"]
+    assert len(file.read_text().splitlines()) == 3
+
+
+async def test_a_record_that_is_too_long_for_syslog_is_sent_without_its_values(
+    store: Store, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "log")
+    long = {f"k{number}": "x" * 2000 for number in range(150)}
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unix,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        unix.bind(path)
+        udp.bind(("127.0.0.1", 0))
+        for server, address in ((unix, path), (udp, f"udp://127.0.0.1:{udp.getsockname()[1]}")):
+            server.settimeout(30)
+            log = AuditLog(store, AuditConfig(syslog=address))
+            await log.record(Act(action="config.apply", object="long", after=long))
+            await log.record(Act(action="config.apply", object="short", after={"a": 1}))
+            await log.close()
+            received = [(await asyncio.to_thread(server.recv, 9000)).decode() for _ in range(2)]
+            first, second = (json.loads("{" + each.partition(" - {")[2]) for each in received)
+            assert (first["object"], first["left_out"], first.get("after")) == ("long", ["after"], None)
+            assert (second["object"], second["after"]) == ("short", {"a": 1})
+            assert second["previous"] == first["hash"]
+
+
 @pytest.mark.parametrize("address", ["tcp://x:1", "udp://x", "udp://x:0", "udp://x:99999", "dev/log", "/"])
 def test_other_addresses_of_syslog_are_refused(address: str) -> None:
     with pytest.raises(ValueError, match="udp://host:port"):

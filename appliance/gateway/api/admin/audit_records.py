@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain.audit import AuditRecord
-from appliance.domain.errors import FieldProblem, InvalidInput, NotFound
+from appliance.domain.errors import FieldProblem, InvalidInput, NotFound, PermissionDenied
 from appliance.domain.token import Scope
 from appliance.gateway.api import audit, paging, requests, responses
 from appliance.gateway.api.services import services_of
@@ -46,8 +46,13 @@ async def list_records(request: Request) -> Response:
 
 
 async def record_session(request: Request) -> Response:
-    """``POST /admin/signins`` and ``/admin/signouts``: record that the caller signs in or out of the UI."""
+    """``POST /admin/signins`` and ``/admin/signouts``: record that the caller signs in or out of the UI.
+
+    Repetitions within a minute are not recorded.
+    """
     caller = await requests.caller(request, Scope.READ)
+    if caller.prediction is not None:
+        raise PermissionDenied("The token of a running prediction cannot sign in or out: use another token.")
     audit.describe(request, object=caller.name)
     return Response(status_code=204)
 

@@ -56,7 +56,7 @@ async def create_token(request: Request) -> Response:
     )
     if problems := [*_problems(made.name, owner), *token.limits_problems(made)]:
         raise InvalidInput(problems)
-    await services.store.add_token(made, audit.act(request, object=made.id, after=_recorded(made)))
+    await services.store.add_token(made, audit.act(request, object=made.id, after=token.recorded(made)))
     return responses.json(_response(made, secret), 201)
 
 
@@ -85,10 +85,6 @@ def _problems(name: str, owner: str) -> list[FieldProblem]:
         text = 'Must have only lowercase letters, digits, and "-" or "_" between them'
         problems.append(FieldProblem("format", "owner", text))
     return problems
-
-
-def _recorded(made: Token) -> dict[str, str]:
-    return {"name": made.name, "owner": made.owner, "scope": made.scope.value}
 
 
 def _shown_time(at: float | None) -> str | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+import pytest
 
 from appliance.domain import token
 from appliance.domain.audit import HIDDEN
+from appliance.domain.prediction import Status
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import application, audit, failed_attempts
 from appliance.observability import audit_log
-from appliance.observability.audit_log import RefusedLimit
+from appliance.observability.audit_log import RefusedLimit, Repeats
 from tests.support.api_client import CONFIG, Api
 from tests.support.engine_bench import Bench
 
@@ -38,13 +40,21 @@ def test_every_route_that_changes_something_is_recorded_or_not_for_a_reason() ->
 
 
 async def test_tokens_are_recorded_without_their_secrets(api: Api) -> None:
-    made = await api.post("/admin/tokens", json={"name": "laptop"})
+    limits = {"expires_at": "2050-01-01", "networks": ["10.0.0.1"], "models": ["me/*"]}
+    made = await api.post("/admin/tokens", json={"name": "laptop", **limits})
     assert made.status_code == 201
     revoked = await api.delete(f"/admin/tokens/{made.json()['id']}")
     newest, before = (await records(api, action="token"))[:2]
     assert (newest["action"], newest["object"]) == ("token.revoke", made.json()["id"])
     assert (before["action"], before["outcome"]) == ("token.create", "succeeded")
-    assert before["after"] == {"name": "laptop", "owner": "me", "scope": "run"}
+    assert before["after"] == {
+        "name": "laptop",
+        "owner": "me",
+        "scope": "run",
+        "expires_at": "2050-01-01T00:00:00+00:00",
+        "networks": ["10.0.0.1/32"],
+        "models": ["me/*"],
+    }
     assert before["owner"] == "me"
     assert before["token"]
     assert before["address"] == "127.0.0.1"
@@ -121,10 +131,53 @@ async def test_sign_in_and_sign_out_are_recorded(api: Api) -> None:
     assert [each["action"] for each in await records(api)] == ["session.sign_out", "session.sign_in"]
 
 
+async def test_repeated_sign_ins_are_recorded_once_a_minute(
+    api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.store.add_token(
+        Token(id="weak", name="x", owner="you", digest=token.digest("x"), created_at=0, scope=Scope.READ)
+    )
+    async with Api(api.services, "x") as reader:
+        for _ in range(5):
+            assert (await reader.post("/admin/signins")).status_code == 204
+            assert (await reader.post("/admin/signouts")).status_code == 204
+        assert (await api.post("/admin/signins")).status_code == 204
+        found = await records(api)
+        assert [(each["action"], each["owner"]) for each in found] == [
+            ("session.sign_in", "me"),
+            ("session.sign_out", "you"),
+            ("session.sign_in", "you"),
+        ]
+        monkeypatch.setattr(audit_log, "MINUTE", 0.0)  # a minute later
+        assert (await reader.post("/admin/signins")).status_code == 204
+        assert len(await records(api)) == 4
+
+
+async def test_the_code_of_a_running_prediction_cannot_sign_in(api: Api, bench: Bench) -> None:
+    record = await bench.engine.get((await api.create(delay=30))["id"], "me")
+    await bench.until(record, Status.PROCESSING)
+    async with Api(api.services, bench.run_tokens.make(record.id, 1)) as program:
+        for path in ("/admin/signins", "/admin/signouts"):
+            reply = await program.post(path)
+            assert (reply.status_code, "use another token" in reply.json()["detail"]) == (403, True)
+    await bench.engine.cancel(record.id, "me")
+    assert await records(api, action="session") == []
+
+
+def test_known_repetitions_are_bounded() -> None:
+    known = Repeats()
+    for number in range(3 * audit_log.MOST_KNOWN):
+        assert not known.seen((str(number),), 100.0)
+        assert known.seen((str(number),), 159.0)
+    assert not known.seen(("0",), 159.0)
+    assert known.seen((str(number),), 159.0)
+    assert not known.seen((str(number),), 160.0)
+
+
 async def test_pages_continue_with_older_records(api: Api) -> None:
     for _ in range(5):
-        await api.post("/admin/signins")
-    reply = (await api.get("/admin/audit", params={"limit": 2, "action": "session.sign_in"})).json()
+        await api.post("/admin/models/test/echo/load")
+    reply = (await api.get("/admin/audit", params={"limit": 2, "action": "model.load"})).json()
     numbers = [each["number"] for each in reply["results"]]
     while reply["next"]:
         reply = (await api.get(reply["next"])).json()
