@@ -155,7 +155,7 @@ def _parameter(found: re.Match[str]) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Return the text; the bytes of a file name that are not UTF-8 become escapes such as ``\\udcff``."""
+    """Return the text as valid Unicode. Bytes of a file name that are not UTF-8 become escapes."""
     return text.encode(errors="backslashreplace").decode()
 
 
