@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -88,6 +89,8 @@ for _name, _group in {
 
 def main() -> None:
     """Run the command line. Print errors of the appliance as one line on stderr, without a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         logs.configure(level="warning")
         app()
