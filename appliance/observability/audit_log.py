@@ -197,7 +197,7 @@ class AuditLog:
         await asyncio.gather(*(self._ship_to(sink, send) for sink, send in sinks.items()))
 
     async def _ship_to(self, sink: Sink, send: Callable[[list[AuditRecord]], int]) -> None:
-        with self._logged(f"audit records could not be sent to {self._config.file if sink == 'file' else sink}"):
+        with self._logged(f"audit records could not be sent to the {sink} of the section audit"):
             sent = (await self._store.audit.shipped(sink)).number
             while records := await self._store.audit.after(sent, _BATCH):
                 last = records[await asyncio.to_thread(send, records) - 1]
