@@ -30,7 +30,7 @@ def test_the_tabs_have_programs_for_this_appliance(page: Page) -> None:
     page.get_by_role("tab", name="Python").focus()
     page.keyboard.press("ArrowRight")
     expect(page.get_by_role("tab", name="JavaScript")).to_be_focused()
-    expect(page.locator("#program-javascript")).to_contain_text("run(")
+    expect(page.locator("#program-javascript")).to_contain_text("new Replicate(")
     expect(page.locator("#program-python")).to_be_hidden()
     page.get_by_role("link", name="Try it in Swagger UI").click()
     expect(page.locator(".opblock").first).to_be_visible()

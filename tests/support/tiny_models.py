@@ -253,6 +253,7 @@ def t5_told_what_to_do(folder: Path) -> None:
 
 def translation(folder: Path) -> None:
     """NLLB, which knows many languages."""
+    import torch
     from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
 
     letters = {
@@ -264,7 +265,9 @@ def translation(folder: Path) -> None:
     config = M2M100Config(
         vocab_size=len(words), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=1024,
+        init_std=1.0,  # else it repeats the code of the language, whatever the text is
     )  # fmt: skip
+    torch.manual_seed(0)
     M2M100ForConditionalGeneration(config).save_pretrained(folder)
 
 
