@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from appliance.domain import audit
-from appliance.domain.audit import START, Act, AuditRecord, Chain, End, Finding, Verdict
+from appliance.domain.audit import Act, AuditRecord, Chain, End, Finding, Verdict
 from appliance.store import audit_chain
 from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES
@@ -76,13 +76,9 @@ class AuditTable:
 
     async def shipped(self, sink: Sink) -> End:
         """Return the last record that was sent to the file or to syslog."""
-
-        def action(connection: sqlite3.Connection) -> End:
-            found = audit_chain.position(connection, f"shipped_{sink}")
-            # Earlier appliances stored one position for both.
-            return audit_chain.position(connection, "shipped") if found == START else found
-
-        return await self._connections.read(action)
+        return await self._connections.read(
+            lambda connection: audit_chain.position(connection, f"shipped_{sink}")
+        )
 
     def set_shipped(self, sink: Sink, record: AuditRecord) -> asyncio.Future[None]:
         columns = {"name": f"shipped_{sink}", "number": record.number, "hash": record.hash}

@@ -490,8 +490,8 @@ CREATE TABLE audit (
     token    TEXT GENERATED ALWAYS AS (json_extract(body, '$.token')) VIRTUAL
 );
 
--- Positions in the chain: `deleted` is the last record that was deleted because of its age, `shipped` the last
--- one that was sent to a file or to syslog.
+-- Positions in the chain: `deleted` is the last record that was deleted because of its age, `shipped_file` and
+-- `shipped_syslog` the last ones that were sent there.
 CREATE TABLE audit_positions (
     name   TEXT PRIMARY KEY,
     number INTEGER NOT NULL,
