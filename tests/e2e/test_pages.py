@@ -80,18 +80,16 @@ def test_each_page_is_accessible_still_and_fits(
 
 @pytest.mark.parametrize("width", [1440, 390])
 def test_each_page_is_mirrored_in_arabic(
-    browser: Browser, appliance: Appliance, client: httpx.Client, width: int
+    browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any, width: int
 ) -> None:
     made = client.post(
         "/v1/models/test/stream/predictions", json={"input": {"text": "x"}}, headers={"Prefer": "wait"}
     ).json()
     wrong: list[str] = []
     size: Any = {"width": width, "height": 900}
-    with watched(browser, appliance.url, viewport=size, locale="ar") as page:
+    with watched(browser, appliance.url, viewport=size, locale="ar", storage_state=signed_in) as page:
         page.add_init_script(SHIFTS)
         page.add_init_script(path=AXE)
-        page.goto("./signin")
-        sign_in(page, TOKEN)
         for path in [*PATHS, f"/p/{made['id']}"]:
             page.goto(f".{path}")
             expect(page.locator("main").first).to_be_visible()
