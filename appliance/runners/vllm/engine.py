@@ -51,6 +51,8 @@ def start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     import torch
 
     torch.set_num_threads(spec.threads)  # the forked engine core inherits this setting
+    if spec.device == "cpu":
+        _permit_amx()
     with _core_error() as core_error:
         try:
             return _start(spec, weights)
@@ -107,6 +109,18 @@ def core_process(engine: AsyncLLM) -> BaseProcess:
     client: Any = engine.engine_core
     process: BaseProcess = client.resources.engine_manager.processes[0]
     return process
+
+
+def _permit_amx() -> None:
+    """Ask Linux for the tile registers of Intel's AMX. The forked engine core inherits the permission.
+
+    vLLM's attention uses them without asking, which ends the process with an illegal instruction unless
+    another library has asked before.
+    """
+    import torch
+
+    if torch.cpu._is_amx_tile_supported():  # noqa: SLF001 - nothing public does it
+        torch.cpu._init_amx()  # noqa: SLF001
 
 
 def _start(spec: LoadSpec, weights: Path) -> AsyncLLM:
