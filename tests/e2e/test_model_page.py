@@ -317,7 +317,7 @@ def test_a_run_is_repeated_and_its_output_is_used_as_an_input(page: Page) -> Non
     expect(status(page)).to_have_text("succeeded")
     first = page.locator(".runs li").filter(has_text="made of wordsmade of words").first
     first.get_by_role("button", name="Use as an input").click()
-    page.get_by_role("button", name="Text of this model").click()
+    page.get_by_role("button", name="Text (this model)").click()
     expect(page.locator("#input-text")).to_have_value("made of wordsmade of words")
     fill(page, "repeat", "1")
     first.get_by_role("button", name="Run again").click()
