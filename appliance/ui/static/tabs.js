@@ -1,5 +1,6 @@
-// Tabs: buttons with the role "tab" in a "tablist", each with the id of its panel in "aria-controls". A page hears of
-// a chosen tab by the event "tab-chosen". Arrow keys move in the direction of the language.
+// Tabs: elements with the role "tab" in a "tablist", each with the id of its panel in "aria-controls". A page hears of
+// a chosen tab by the event "tab-chosen". Arrow keys move in the direction of the language. A tab that is a link also
+// works before this script has run: it opens the page with that tab.
 
 export function select(tab) {
   for (const each of tab.closest("[role=tablist]").querySelectorAll("[role=tab]")) {
@@ -10,9 +11,11 @@ export function select(tab) {
   tab.dispatchEvent(new Event("tab-chosen", { bubbles: true }));
 }
 
-document.addEventListener("click", ({ target }) => {
-  const tab = target.closest?.("[role=tab]");
-  if (tab) select(tab);
+document.addEventListener("click", (event) => {
+  const tab = event.target.closest?.("[role=tab]");
+  if (!tab || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  select(tab);
 });
 document.addEventListener("keydown", ({ key, target }) => {
   const list = target.closest?.("[role=tab]")?.closest("[role=tablist]");
