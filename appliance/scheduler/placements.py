@@ -29,19 +29,22 @@ class Placements:
         """Load waiting models, the most urgent first, and evict other models for them.
 
         Memory that a model still waits for is promised to it: less urgent models do not get that memory.
-        Promises do not apply to a model that a child prediction waits for, if its memory is free now: the
-        parent may hold the promised memory until its child has finished.
+        Promises do not apply to a model that a child prediction waits for, if its memory is free or held by
+        idle models: the parent may hold the promised memory until its child has finished.
         """
         decisions = self.load_for_children(now)
         waiting = [entry for entry in self._models.values() if entry.wants_load(now)]
         waiting.sort(key=lambda entry: self.rank(entry, now))
         promised: dict[str, int] = dict.fromkeys(self._ledger.capacities, 0)
+        nothing = dict(promised)
         for entry in waiting:
             # A parent whose child waits for this model does not finish before this model is loaded.
             completable = self._completable_without(entry.name) if self._children else None
             chosen = self._plan(entry, promised, now, completable, patient=True)
             if chosen is None and entry.queue and entry.waited(now) >= policy.patience(entry):
                 chosen = self._claim(entry, promised, now, completable)
+            if chosen is None and self._child_is_next(entry):
+                chosen = self._plan(entry, nothing, now, completable, patient=True)
             if chosen is None:
                 continue
             if entry.state is Residency.ASLEEP and chosen.devices != entry.devices:

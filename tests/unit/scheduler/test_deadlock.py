@@ -8,7 +8,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from appliance.domain.errors import ShuttingDown, Throttled, Unauthenticated
@@ -237,6 +237,8 @@ class World:
     depth=st.integers(1, 3),
     seed=st.integers(0, 2**32),
 )
+# A model was promised the memory of a parent whose child waited for the memory of an idle model.
+@example(sizes=[8, 3, 3, 3, 2, 5], slots=2, devices=1, parents=6, depth=1, seed=10786110)
 def test_whatever_asks_for_whatever_all_of_it_ends(
     sizes: list[int], slots: int, devices: int, parents: int, depth: int, seed: int
 ) -> None:
