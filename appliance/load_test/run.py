@@ -90,7 +90,7 @@ class LoadTest:
                 if event.name == "output":
                     outputs.append(time.perf_counter() - began)
         except asyncio.CancelledError:
-            with contextlib.suppress(ApplianceError):  # refused, or the appliance does not answer any more
+            with contextlib.suppress(ApplianceError):  # refused, or the appliance has stopped
                 await self._caller.post(f"/v1/predictions/{(await creation)['id']}/cancel")
             raise
         duration = time.perf_counter() - began

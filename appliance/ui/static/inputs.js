@@ -117,6 +117,18 @@ function linesOf(text) {
   return text.split(/\r?\n/).filter((line) => line.trim() !== "");
 }
 
+// The values of inputs, without those that are equal to their default. `read` returns the value of a field.
+export function valuesOf(fields, read) {
+  const found = {};
+  for (const field of fields) {
+    const value = read(field);
+    if (value === undefined || (!field.required && same(value, field.default))) continue;
+    if (field.kind === "switch" && value === false && field.default === null && !field.required) continue;
+    found[field.name] = value;
+  }
+  return found;
+}
+
 export class Inputs {
   #controls = new Map(); // name -> the control whose value is read
   #uploads = new Set();
@@ -131,14 +143,7 @@ export class Inputs {
 
   // The values of the inputs, without those that are equal to their default. Throws an error if one is not valid.
   values() {
-    const found = {};
-    for (const field of this.fields) {
-      const value = this.#read(field);
-      if (value === undefined || (!field.required && same(value, field.default))) continue;
-      if (field.kind === "switch" && value === false && field.default === null && !field.required) continue;
-      found[field.name] = value;
-    }
-    return found;
+    return valuesOf(this.fields, (field) => this.#read(field));
   }
 
   // Returns the first control that is not valid, with the reason as its validation message; null if all are valid.

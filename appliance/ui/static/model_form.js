@@ -2,7 +2,7 @@
 // files, records sound, and keeps what was entered until the browser's tab is closed.
 
 import { _ } from "./texts.js";
-import { keepForTab, made, parsed, same, shown, upload } from "./inputs.js";
+import { keepForTab, made, parsed, same, shown, upload, valuesOf } from "./inputs.js";
 
 const FILES = ["file", "files"];
 
@@ -25,27 +25,13 @@ export class ModelForm {
 
   // The values of the inputs, without those that are equal to their default. Throws an error if one is not valid.
   values() {
-    const found = {};
-    for (const field of this.fields) {
-      const value = this.#read(field);
-      if (value === undefined || (!field.required && same(value, field.default))) continue;
-      if (field.kind === "switch" && value === false && field.default === null && !field.required) continue;
-      found[field.name] = value;
-    }
-    return found;
+    return valuesOf(this.fields, (field) => this.#read(field));
   }
 
   // The values that can be read, for example programs.
   readable() {
-    try {
-      return this.values();
-    } catch {
-      const kept = this.fields;
-      this.fields = kept.filter((field) => this.#problemOf(field) === "");
-      const found = this.values();
-      this.fields = kept;
-      return found;
-    }
+    const right = this.fields.filter((field) => this.#problemOf(field) === "");
+    return valuesOf(right, (field) => this.#read(field));
   }
 
   // Shows what is wrong beside each control; returns whether the inputs can be sent.
