@@ -40,7 +40,7 @@ def test_a_model_is_loaded_unloaded_and_pinned_in_its_row(machine: Page, client:
     row.get_by_role("button", name=f"Load {MODEL}").click()
     expect(row.locator(".badge.ready")).to_be_visible()
     expect(machine.get_by_role("status").filter(has_text=f"{MODEL} is loaded.")).to_be_visible()
-    expect(machine.locator("#devices .legend")).to_contain_text(MODEL)
+    expect(machine.locator("#devices .legend").filter(has_text=MODEL)).to_be_visible()  # one per device
     row.get_by_role("button", name=f"Pin {MODEL}").click()
     expect(row).to_contain_text("pinned")
     assert state(client)["pinned"] is True
