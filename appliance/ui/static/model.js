@@ -95,7 +95,7 @@ async function run() {
     const headers = { "content-type": "application/json" };
     const created = await (await api("/v1/predictions", { method: "POST", headers, body })).json();
     setAddress("run", created.id);
-    follow(created.id);
+    follow(created.id, created.urls.stream);
     if (cancelWanted) await cancel();
   } catch (error) {
     fail(error);
@@ -124,7 +124,7 @@ async function cancel() {
   follower?.wake();
 }
 
-function follow(id) {
+function follow(id, stream) {
   follower?.stop();
   setRunning(true);
   const link = byId("prediction-link");
@@ -133,6 +133,7 @@ function follow(id) {
   link.hidden = false;
   follower = new Follower(id, {
     streams: output !== null,
+    stream,
     changed: show,
     arrived(text) {
       if (document.querySelector(".run-status .starting")) status("processing", "");

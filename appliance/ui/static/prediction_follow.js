@@ -45,14 +45,16 @@ export class Follower {
   #source = null;
   #wake = () => {};
 
-  // `streams`: whether the output is text that comes in pieces. The page's functions: `changed(record)` is called at
-  // each answer, `arrived(text)` with all text so far, `refused(message)` if the API does not show the prediction.
-  constructor(id, { streams, changed, arrived, refused }) {
+  // `streams`: whether the output is text that comes in pieces. `stream`: the URL of the stream, if it is known. The
+  // page's functions: `changed(record)` is called at each answer, `arrived(text)` with all text so far,
+  // `refused(message)` if the API does not show the prediction.
+  constructor(id, { streams, stream, changed, arrived, refused }) {
     this.id = id;
     this.streams = streams;
     this.changed = changed;
     this.arrived = arrived;
     this.refused = refused;
+    if (!document.hidden) this.#listen(stream);
     void this.#follow();
   }
 
@@ -74,6 +76,7 @@ export class Follower {
   }
 
   async #follow() {
+    if (this.#source !== null) await this.#pause(); // the first words should not wait for a second request
     while (!this.#stopped) {
       if (!document.hidden && (await this.#look())) return;
       await this.#pause();
@@ -93,14 +96,14 @@ export class Follower {
     if (this.#stopped) return true;
     const ended = ENDED.has(this.record.status);
     if (ended) this.stop();
-    else this.#listen();
+    else this.#listen(this.record.urls.stream);
     this.changed(this.record);
     return ended;
   }
 
-  #listen() {
-    if (this.#source !== null || !this.streams || !this.record.urls.stream) return;
-    const source = (this.#source = openStream(this.record.urls.stream));
+  #listen(url) {
+    if (this.#source !== null || !this.streams || !url) return;
+    const source = (this.#source = openStream(url));
     let text = "";
     let due = false;
     source.addEventListener("output", ({ data }) => {
