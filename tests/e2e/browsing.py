@@ -30,6 +30,7 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--use-fake-device-for-media-stream",  # a microphone that beeps once a second
 ]
 #: What Gradio's client says when it is told that an upload is complete.
 UPLOADED = ("Method not implemented.",)

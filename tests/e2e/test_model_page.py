@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import av
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
@@ -338,3 +342,24 @@ def test_files_and_open_tabs_are_there_after_another_page(page: Page, tmp_path: 
     expect(page.get_by_role("tab", name="Code", exact=True)).to_have_attribute("aria-selected", "true")
     page.get_by_role("tab", name="Run", exact=True).click()
     expect(page.locator("#input-file")).to_have_value(re.compile("/v1/files/"))
+
+
+def test_a_recording_of_the_microphone_is_an_input(
+    browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any
+) -> None:
+    context = {"storage_state": signed_in, "permissions": ["microphone"]}
+    with watched(browser, appliance.url, **context) as page:
+        complete(page, "/appliance/whisper-tiny-en")
+        record = page.locator("#inputs .record")
+        record.click()
+        expect(record).to_have_text("Stop")
+        page.wait_for_timeout(2500)  # what is recorded: two beeps
+        record.click()
+        expect(record).to_have_text("Record")
+        expect(page.locator("#inputs .preview audio")).to_be_visible()
+        url = page.locator("#input-audio").input_value()
+        with av.open(io.BytesIO(client.get(f"{url}/download").content)) as recorded:
+            sound = np.concatenate([frame.to_ndarray().ravel() for frame in recorded.decode(audio=0)])
+        assert np.abs(sound).max() > 0.01, "the beeps"
+        page.locator("#run").click()
+        expect(status(page)).to_have_text("succeeded")
