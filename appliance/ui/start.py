@@ -26,6 +26,12 @@ _LANGUAGES: Final = (
 )
 
 
+def example(kind: str | None) -> dict[str, str]:
+    """Return an input to try for a model of this kind; empty if the kind has none."""
+    field = None if kind not in KINDS else KINDS[kind].example_input
+    return {} if kind is None or field is None else {field: EXAMPLES[kind]}
+
+
 async def card(
     user: Session, models: Sequence[ModelResponse], kinds: Mapping[str, str | None]
 ) -> dict[str, Any] | None:

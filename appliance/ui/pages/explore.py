@@ -23,8 +23,11 @@ from appliance.ui.client import Caller
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import ngettext
 from appliance.ui.media import image_url
+from appliance.ui.output import text_of
 from appliance.ui.pages import find
 from appliance.ui.state_names import state_name
+
+_COVER_TEXT: Final = 200  # characters of the first example's text on a card
 
 
 async def show(request: Request) -> Response:
@@ -131,12 +134,14 @@ def cards_of(
 def _card(model: ModelResponse, state: ModelStatus | None) -> dict[str, Any]:
     runs = model.run_count
     output = None if model.default_example is None else model.default_example.output
-    made = next(filter(None, map(image_url, file_urls(output))), None)
+    urls = list(file_urls(output))
+    made = next(filter(None, map(image_url, urls)), None)
     return {
         "owner": model.owner,
         "name": model.name,
         "description": model.description or "",
         "image": model.cover_image_url or made,
+        "text": "" if urls or not isinstance(output, str | list) else text_of(output).strip()[:_COVER_TEXT],
         "hue": zlib.crc32(f"{model.owner}/{model.name}".encode()) % 360,
         "state": state and badge(state),
         "kind": state and state.kind and finding.kind_name(state.kind),

@@ -23,7 +23,7 @@ from appliance.domain.errors import ApplianceError, MalformedBody, NotFound
 from appliance.protocols.admin_types import ApplianceStatusResponse, ModelStatus
 from appliance.protocols.api_client import file_urls
 from appliance.protocols.response_types import ModelResponse, VersionPage, VersionResponse
-from appliance.ui import fields, markup, media, output, session, snippets, template_pages
+from appliance.ui import fields, markup, media, output, session, snippets, start, template_pages
 from appliance.ui.client import Caller
 from appliance.ui.fields import Widget
 from appliance.ui.languages import gettext as _
@@ -50,6 +50,7 @@ class ModelPageData(msgspec.Struct, frozen=True):
     description: str
     links: tuple[tuple[str, str], ...]  # texts and URLs
     document: dict[str, Any] | None  # the version's OpenAPI document, if the model has a version
+    example: Mapping[str, Any]  # the input of the model's first example; empty without an example
     version: str | None = None  # id of the version, if the page is not for the newest version
 
     @property
@@ -78,32 +79,37 @@ class ModelPageData(msgspec.Struct, frozen=True):
         )
         document = None if version is None else version.openapi_schema
         name = f"{model.owner}/{model.name}"
-        return cls(name, model.description or "", links, document, chosen)
+        example = None if model.default_example is None else model.default_example.input
+        return cls(name, model.description or "", links, document, example or {}, chosen)
 
 
 async def show(request: Request) -> Response:
     user = session.current(request)
     data = await _data(request)
     owner, _slash, name = data.name.partition("/")
+    found = await _status(user.caller, data.name)
     values: dict[str, Any] = {
         "data": data,
         "owner": owner,
         "name": name if data.version is None else f"{name}:{data.version[:8]}",
         "settings": f"/models/{data.name}/settings" if user.admin else None,
-        "state": await _state(request, data),
+        "state": _state(data, found),
         "tab": "run",
     }
     if data.document is not None:
         chosen = request.query_params.get("tab", "run")
         values["tab"] = chosen if chosen in TABS else "run"
-        values |= await _form(request, data, data.document)
+        example = data.example or ({} if found is None else start.example(found.kind))
+        values |= await _form(request, data, data.document, example)
         make = _PANELS.get(chosen)
         values["panel"] = None if make is None else await make(user.caller, data)
     return template_pages.respond(request, "model.html", title=data.name, **values)
 
 
 async def state(request: Request) -> Response:
-    return template_pages.refreshed(request, await _state(request, await _data(request)))
+    data = await _data(request)
+    found = await _status(session.current(request).caller, data.name)
+    return template_pages.refreshed(request, _state(data, found))
 
 
 async def panel(request: Request) -> Response:
@@ -180,8 +186,7 @@ async def _status(caller: Caller, name: str) -> ModelStatus | None:
     return next((model for model in models if model.name == name), None)
 
 
-async def _state(request: Request, data: ModelPageData) -> Part:
-    found = await _status(session.current(request).caller, data.name)
+def _state(data: ModelPageData, found: ModelStatus | None) -> Part:
     return template_pages.part(
         "model_state.html",
         id="model-state",
@@ -192,10 +197,16 @@ async def _state(request: Request, data: ModelPageData) -> Part:
     )
 
 
-async def _form(request: Request, data: ModelPageData, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the template needs for the form, with the inputs of the run in the page's address."""
+async def _form(
+    request: Request, data: ModelPageData, document: Mapping[str, Any], example: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what the template needs for the form.
+
+    The form has the inputs of the run in the page's address; without a run, those of ``example``.
+    """
     found = fields.fields(document)
-    given, problem = await _earlier_input(request)
+    earlier, problem = await _earlier_input(request)
+    given = example if earlier is None else earlier
     values = {}
     for field in found:
         value = field.default if field.widget is Widget.SECRET else given.get(field.name, field.default)
@@ -227,12 +238,12 @@ def _text(field: fields.Field, value: Any) -> Any:
     return field.to_widget(value)
 
 
-async def _earlier_input(request: Request) -> tuple[dict[str, Any], str]:
-    """Return the input of the prediction in the page's address, and what is wrong with it."""
+async def _earlier_input(request: Request) -> tuple[dict[str, Any] | None, str]:
+    """Return the input of the prediction in the page's address, if any, and what is wrong with it."""
     asked = request.query_params
     earlier = asked.get("run") or asked.get("from")
     if not earlier:
-        return {}, ""
+        return None, ""
     try:
         record = await session.current(request).caller.get(f"/admin/predictions/{earlier}")
     except ApplianceError as error:

@@ -99,7 +99,7 @@ async def test_several_models_have_a_page_each_with_links_to_the_others(reached:
 async def test_a_demo_shows_the_description_and_the_example_of_the_model() -> None:
     interface = EchoRunner.interface({})
     schemas = {"Input": interface.input, "Output": interface.output, **interface.components}
-    data = ModelPageData("test/echo", "Says <b>it</b> again.", (), {"components": {"schemas": schemas}})
+    data = ModelPageData("test/echo", "Says <b>it</b> again.", (), {"components": {"schemas": schemas}}, {})
     example = completed(PredictionResponse, {"input": {"text": "for <example>"}, "output": "an <output>"})
     shown = "".join(
         str(part.value) for part in build(data, example).blocks.values() if isinstance(part, gr.HTML)

@@ -33,6 +33,13 @@ def test_a_cover_is_the_configured_image_or_the_image_of_an_example_or_a_colour(
         assert "<img" not in card({**MODEL, "default_example": example})
 
 
+def test_a_cover_without_an_image_is_the_text_of_an_example() -> None:
+    for output in ("Ahoy <b>", ["Ahoy", " <b>"]):
+        assert "<span>Ahoy &lt;b&gt;</span>" in card({**MODEL, "default_example": {"output": output}})
+    for none in (None, {"score": 1}, [1.5], "http://x/outputs/1/a.wav"):
+        assert "quote" not in card({**MODEL, "default_example": {"output": none}})
+
+
 def test_a_card_says_what_its_model_does_and_nothing_in_it_is_html() -> None:
     state = {"state": "loading", "kind": "diffusers", "loading_for": 3.0, "load_seconds": 9.6, "queued": 0}
     said = card(MODEL, state)

@@ -52,6 +52,19 @@ async def test_the_input_of_a_prediction_in_the_address_fills_the_form(
     assert re.search(r'id="run-error" role="alert">[^<]+</p>', missing.text)
 
 
+async def test_without_a_prediction_in_the_address_the_form_has_an_example(
+    browser: httpx.AsyncClient, api: Api
+) -> None:
+    assert "Hello!</textarea>" in (await browser.get("/test/echo")).text, "the example of the kind"
+    id = await made(api, text="the model's own", repeat=3)
+    assert (await api.put(f"/admin/models/test/echo/examples/{id}")).is_success
+    page = (await browser.get("/test/echo")).text
+    assert "the model&#39;s own</textarea>" in page
+    assert re.search(r'id="input-repeat"[^>]* value="3"', page)
+    other = await made(api)
+    assert "Hello!</textarea>" not in (await browser.get(f"/test/echo?run={other}")).text
+
+
 async def test_a_tab_in_the_address_is_open(browser: httpx.AsyncClient) -> None:
     page = (await browser.get("/test/echo?tab=versions")).text
     assert re.search(r'id="tab-versions"[^>]*aria-selected="true"', page)
