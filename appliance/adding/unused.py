@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from appliance.adding import pending
+from appliance.builds import environments, git, project_image
 from appliance.config import CogModel, Config, GitSource, HubSource, ImageSource, PypiSource
 from appliance.domain.errors import ApplianceError, Conflict, WeightsError
 from appliance.runners.adapters import with_adapters
-from appliance.weights import environments, folder, git, locations, project_image
+from appliance.weights import folder, locations
 
 _KINDS: Final = ("hub", "pypi", "local", "git", "image", "adapters")
 _PARTIAL: Final = ".partial"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from appliance.adding import hub
+from appliance.builds import git
 from appliance.config import GitSource, HubSource, ModelConfig
 from appliance.domain.errors import ApplianceError
-from appliance.weights import git
 
 
 class Update(NamedTuple):

@@ -26,8 +26,9 @@ from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from rich.progress import Progress, TaskID
 
+from appliance.builds import package_index
 from appliance.domain.errors import ApplianceError, WeightsError
-from appliance.weights import http_download, index, package_index
+from appliance.weights import http_download, index
 
 #: Oldest minor version of glibc 2 that the appliance supports.
 OLDEST_GLIBC: Final = 28

@@ -168,16 +168,17 @@ def _placed(model: ModelConfig, scheduler: Scheduler, *, present: bool) -> dict[
 def _environment(model: ModelConfig, home: Path) -> list[str] | None:
     """Return the packages that differ in the model's environment; None if it has none, or is not built."""
     from appliance import weights
+    from appliance.builds import environments
 
     if model.environment is None or not weights.is_prepared(home, model):
         return None
-    return [str(change) for change in weights.package_changes(home, model)]
+    return [str(change) for change in environments.changes(home, model)]
 
 
 def _built(model: ModelConfig, home: Path) -> str | None:
     """Return why a Cog project is built as an image; None if it is not."""
+    from appliance.builds import project_image
     from appliance.config import CogModel
-    from appliance.weights import project_image
 
     return project_image.reason(home, model) if isinstance(model, CogModel) else None
 

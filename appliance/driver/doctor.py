@@ -20,6 +20,7 @@ import msgspec
 import psutil
 
 from appliance import machine, weights
+from appliance.builds import environments
 from appliance.config import Config, ModelConfig
 from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.domain.local_url import host_and_port
@@ -267,11 +268,11 @@ def downloads(config: Config, home: Path) -> Iterator[Finding]:
 
 def _environment(model: ModelConfig, home: Path) -> Finding:
     try:
-        weights.require(home, model)
+        environments.require(home, model)
     except WeightsError as error:
         fix = f"appliance pull {model.name} (`appliance serve` builds it as well)"
         return Finding("environment", "warning", error.detail, fix)
-    python = weights.interpreter(home, model)
+    python = environments.interpreter(home, model)
     return Finding("environment", "ok", f"{model.name}: Python at {python}")
 
 

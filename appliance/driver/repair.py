@@ -11,11 +11,11 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from appliance.builds import environments, project, project_image
 from appliance.domain.units import readable_bytes
 from appliance.driver import backup, home_lock, permissions
 from appliance.driver.backup_format import DATABASE
 from appliance.store import snapshot
-from appliance.weights import environments, project, project_image
 from appliance.worker.cleanup import kill_leftover_workers, pid_folder
 
 _DEPTH: Final = 3  # parts of the paths of uploads, folders of predictions, and folders of versions

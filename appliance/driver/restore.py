@@ -20,6 +20,7 @@ from typing import BinaryIO, Final
 import msgspec
 from rich.progress import Progress
 
+from appliance.builds import project
 from appliance.domain.errors import ApplianceError
 from appliance.driver.backup_format import (
     BUILDS,
@@ -33,7 +34,6 @@ from appliance.driver.backup_format import (
     checksum_line,
 )
 from appliance.store import snapshot
-from appliance.weights import project
 
 _LARGEST_MANIFEST: Final = 1024 * 1024  # bytes
 _DAMAGE: Final = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)

@@ -5,7 +5,6 @@
     <home>/weights/local/<digest>-<name>         converted from a local GGUF file
     <home>/weights/git/<digest>-<name>           checkout of a git repository
     <home>/weights/.partial/                     unfinished downloads, which are moved when complete
-    <home>/environments/<digest>/                Python environments of models
 
 The digest identifies the content: a source with another hash, revision or path gets another folder. A GGUF
 file of any source is converted once, to a folder whose name ends in ``-transformers``.
@@ -15,9 +14,6 @@ from __future__ import annotations
 
 from appliance.weights.complete_options import complete_options
 from appliance.weights.download import pull
-from appliance.weights.environments import Change as PackageChange
-from appliance.weights.environments import changes as package_changes
-from appliance.weights.environments import interpreter, require
 from appliance.weights.errors import as_weights_errors
 from appliance.weights.locations import folder, present, revision
 from appliance.weights.preparation import is_prepared, prepare
@@ -25,18 +21,14 @@ from appliance.weights.readahead import read_ahead
 from appliance.weights.size import weight_size_of
 
 __all__ = [
-    "PackageChange",
     "as_weights_errors",
     "complete_options",
     "folder",
-    "interpreter",
     "is_prepared",
-    "package_changes",
     "prepare",
     "present",
     "pull",
     "read_ahead",
-    "require",
     "revision",
     "weight_size_of",
 ]

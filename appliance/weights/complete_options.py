@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from appliance.builds import project, project_image
 from appliance.config import CogModel, ImageSource, ModelConfig
-from appliance.weights import cog_image, locations, project, project_image
+from appliance.weights import cog_image, locations
 
 
 def complete_options(home: Path, model: ModelConfig) -> ModelConfig:

@@ -18,6 +18,7 @@ from urllib.request import url2pathname
 
 from rich.progress import Progress, TaskID
 
+from appliance.builds import project, project_image
 from appliance.config import (
     BuiltinSource,
     CogModel,
@@ -30,7 +31,7 @@ from appliance.config import (
     Source,
 )
 from appliance.domain.errors import WeightsError
-from appliance.weights import cog_image, http_download, hub, index, locations, project, project_image
+from appliance.weights import cog_image, http_download, hub, index, locations
 from appliance.weights.errors import as_weights_errors
 from appliance.weights.wheel import LICENSES, unpack
 

@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from appliance.builds import project, project_image
+from appliance.builds.fingerprint import fingerprint
 from appliance.config import (
     BuiltCogOptions,
     BuiltinSource,
@@ -21,9 +23,8 @@ from appliance.config import (
 )
 from appliance.domain.errors import WeightsError
 from appliance.runners.cog.image import description
-from appliance.weights import cog_image, project, project_image
+from appliance.weights import cog_image
 from appliance.weights.errors import as_weights_errors
-from appliance.weights.fingerprint import fingerprint
 
 #: Folder of the weights that come with the appliance.
 BUILTIN: Final = Path(__file__).parents[1] / "assets"

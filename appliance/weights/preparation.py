@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from appliance.builds import environments
 from appliance.config import ModelConfig
-from appliance.weights import environments, locations
+from appliance.weights import locations
 from appliance.weights.download import pull
 
 

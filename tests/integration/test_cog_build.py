@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance.builds import project
 from appliance.config import CogModel
-from appliance.weights import project
 
 pytestmark = pytest.mark.integration
 

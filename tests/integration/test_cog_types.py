@@ -15,14 +15,14 @@ import msgspec
 import psutil
 import pytest
 
+from appliance.builds import project
+from appliance.builds.build_process import BuildProcess
 from appliance.config import CogModel
 from appliance.domain import input_schema
 from appliance.domain.errors import WeightsError
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Done
 from appliance.runners.base import LoadSpec
-from appliance.weights import project
-from appliance.weights.build_process import BuildProcess
 from appliance.worker.replica import Replica
 from tests.support.appliance_process import ROOT
 from tests.support.worker_processes import Caller

@@ -17,6 +17,7 @@ import httpx
 import msgspec
 import pytest
 
+from appliance.builds import project
 from appliance.config import CogModel
 from appliance.domain import file, input_schema
 from appliance.domain.errors import WeightsError
@@ -25,7 +26,6 @@ from appliance.domain.prediction import Done, Job, Output
 from appliance.runners.base import LoadSpec
 from appliance.runners.cog.loopback_server import LoopbackServer
 from appliance.runners.cog.search_paths import with_programs
-from appliance.weights import project
 from appliance.worker.protocol import Commands
 from appliance.worker.replica import Replica
 from tests.support.appliance_process import PATIENCE, ROOT, free_port, wait_for

@@ -10,12 +10,12 @@ from typing import Any, Self
 
 import msgspec
 
+from appliance.builds import project
 from appliance.config import CogModel
 from appliance.domain.errors import WorkerLost
 from appliance.domain.prediction import Done, Emitted, Event, Job, Log, Metric, Output
 from appliance.machine.processes import is_running
 from appliance.runners.base import LoadSpec
-from appliance.weights import project
 from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.protocol import Commands
 from appliance.worker.replica import Replica

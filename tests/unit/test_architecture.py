@@ -33,7 +33,7 @@ PLACES = {
     "python_multipart": ("gateway.api",),
     "peft": ("runners",),
     "uvicorn": ("gateway", "ui", "runners.cog.start_python_server"),
-    "cog": ("weights.describe_cog", "weights.describe_python_server", "runners.cog"),
+    "cog": ("builds.describe_cog", "builds.describe_python_server", "runners.cog"),
     "av": ("runners",),
     "PIL": ("runners",),
     "faster_whisper": ("runners.whisper",),

@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from appliance import weights
+from appliance.builds import project
 from appliance.config import BuiltCogOptions
 from appliance.domain.errors import DiskFull, NotFound, StoreError, WeightsError
 from appliance.domain.file import File
@@ -29,7 +30,6 @@ from appliance.machine import Device
 from appliance.machine.processes import kill_marked
 from appliance.scheduler import Scheduler
 from appliance.store import Store, VersionRow
-from appliance.weights import project
 
 _log = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class ProjectBuilds:
         """
         mark = f"{secrets.token_hex(8)} "  # output of the project cannot imitate the result line
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "appliance.weights.build_project"),
+            *(sys.executable, "-m", "appliance.builds.build_project"),
             *(str(self._home), str(archive), build.model, mark),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

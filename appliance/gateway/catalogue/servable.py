@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from appliance import weights
+from appliance.builds import environments
 from appliance.config import Config, ModelConfig
 from appliance.domain.errors import WeightsError
 from appliance.gateway.catalogue import catalogue
@@ -40,7 +41,7 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
     for model in config.models:
         try:
             with weights.as_weights_errors(model.name):
-                weights.require(home, model)
+                environments.require(home, model)
                 completed = weights.complete_options(home, model)
                 card, entry = catalogue.describe(completed, weights.revision(completed), now)
                 catalogue.trainer_of(entry)  # raises if trainings cannot be described

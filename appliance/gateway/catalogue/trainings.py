@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from appliance.builds.fingerprint import fingerprint
 from appliance.domain.access import UNRESTRICTED
 from appliance.domain.errors import InvalidVersion, NotFound, PredictionFailed
 from appliance.domain.file import OutputFile
@@ -17,7 +18,6 @@ from appliance.domain.prediction import Prediction
 from appliance.gateway.catalogue.catalogue import Catalogue, trained, version_of_adapter
 from appliance.gateway.files.file_store import FileStore
 from appliance.store import Store, VersionRow
-from appliance.weights.fingerprint import fingerprint
 
 _log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from appliance import weights
+from appliance.builds import environments
 from appliance.cluster.base import AdoptedModel
 from appliance.domain.errors import LoadFailed, OutOfMemory, WorkerLost
 from appliance.gateway.catalogue.catalogue import ServedVersion
@@ -198,7 +199,7 @@ class Loads:
             concurrency=1 if entry.kind != model.kind else model.options.predictions_at_once,
             cache=str(home / "cache" / entry.kind),
             sleeps=decided.may_sleep,
-            python=weights.interpreter(home, model),
+            python=environments.interpreter(home, model),
         )
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from appliance import config as configuration
 from appliance import weights
+from appliance.builds import environments
 from appliance.cluster.base import Cluster
 from appliance.config import Changes, Config, Report, compare, runtime
 from appliance.domain.errors import WeightsError
@@ -100,7 +101,7 @@ class Reload:
                 if weights.is_prepared(self.home, model):
                     continue
                 if not self.pull:
-                    weights.require(self.home, model)
+                    environments.require(self.home, model)
                     failed[model.name] = "its weights are not downloaded: run `appliance pull`"
                     continue
                 await asyncio.to_thread(weights.prepare, self.home, model)

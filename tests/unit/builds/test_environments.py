@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from appliance.adding.unused import unused
+from appliance.builds import environments
+from appliance.builds.build_process import BuildProcess
 from appliance.bundle import models as bundle_models
 from appliance.config import Config, ModelConfig
 from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.driver import doctor, repair
 from appliance.gateway.catalogue.catalogue import version_of
-from appliance.weights import environments
-from appliance.weights.build_process import BuildProcess
 
 
 def model(*requirements: str, kind: str = "echo", **more: Any) -> ModelConfig:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from appliance.builds import cog_environment, cog_yaml, project, system_packages
+from appliance.builds.build_process import BuildProcess
+from appliance.builds.cog_yaml import Command
 from appliance.domain.errors import WeightsError
 from appliance.runners.cog import search_paths
-from appliance.weights import cog_environment, cog_yaml, project, system_packages
-from appliance.weights.build_process import BuildProcess
-from appliance.weights.cog_yaml import Command
 
 
 @pytest.fixture

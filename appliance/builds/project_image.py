@@ -21,14 +21,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from appliance.builds import cog_environment, cog_yaml, git, system_packages
+from appliance.builds.build_process import BuildProcess
+from appliance.builds.cog_yaml import COG, CogYaml, is_coglet
+from appliance.builds.fingerprint import fingerprint
+from appliance.builds.project_files import left_out
 from appliance.config import CogModel, FolderSource, GitSource, ImageSource
 from appliance.domain.errors import WeightsError
 from appliance.machine.processes import is_running
-from appliance.weights import cog_environment, cog_yaml, git, system_packages
-from appliance.weights.build_process import BuildProcess
-from appliance.weights.cog_yaml import COG, CogYaml, is_coglet
-from appliance.weights.fingerprint import fingerprint
-from appliance.weights.project_files import left_out
 
 _log = logging.getLogger(__name__)
 

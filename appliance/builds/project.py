@@ -16,6 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from appliance.builds import build_process, cog_environment, cog_yaml, git
+from appliance.builds.build_process import BuildProcess
+from appliance.builds.cog_yaml import COG, CogYaml, is_coglet
+from appliance.builds.fingerprint import fingerprint
+from appliance.builds.project_files import left_out
 from appliance.config import (
     BuiltCogOptions,
     CogModel,
@@ -28,11 +33,6 @@ from appliance.domain.errors import WeightsError
 from appliance.machine.processes import is_running
 from appliance.runners.cog.runner import PYTHON_SERVER
 from appliance.runners.cog.search_paths import SYSTEM
-from appliance.weights import build_process, cog_environment, cog_yaml, git
-from appliance.weights.build_process import BuildProcess
-from appliance.weights.cog_yaml import COG, CogYaml, is_coglet
-from appliance.weights.fingerprint import fingerprint
-from appliance.weights.project_files import left_out
 
 #: Version of the layout of builds; part of the name of a build.
 _FORMAT: Final = 5

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from appliance.builds.build_process import BuildProcess
 from appliance.domain.errors import WeightsError
-from appliance.weights.build_process import BuildProcess
 
 
 class Interpreter(NamedTuple):

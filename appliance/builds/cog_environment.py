@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from appliance.builds import interpreters, system_packages
+from appliance.builds.build_process import BuildProcess
+from appliance.builds.cog_yaml import CogYaml, Command, is_coglet
 from appliance.domain.errors import WeightsError
 from appliance.runners.cog.installed_modules import install_modules
 from appliance.runners.cog.search_paths import SYSTEM
-from appliance.weights import interpreters, system_packages
-from appliance.weights.build_process import BuildProcess
-from appliance.weights.cog_yaml import CogYaml, Command, is_coglet
 
 ENVIRONMENT: Final = "venv"
 PROJECT: Final = "project"

@@ -33,15 +33,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import appliance
+from appliance.builds import interpreters, package_index
+from appliance.builds.build_process import BuildProcess
+from appliance.builds.cog_environment import ENVIRONMENT, python, site_packages
 from appliance.config import ModelConfig
 from appliance.domain.errors import WeightsError
 from appliance.machine.processes import is_running
 from appliance.runners import KINDS
 from appliance.runners.child_environment import without_secrets
 from appliance.runners.model_config import Environment
-from appliance.weights import interpreters, package_index
-from appliance.weights.build_process import BuildProcess
-from appliance.weights.cog_environment import ENVIRONMENT, python, site_packages
 
 _log = logging.getLogger(__name__)
 

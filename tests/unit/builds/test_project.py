@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from appliance.builds import project
+from appliance.builds.project_files import left_out
 from appliance.config import CogModel
 from appliance.domain.errors import WeightsError
-from appliance.weights import project
-from appliance.weights.project_files import left_out
 
 
 def model(folder: Path) -> CogModel:

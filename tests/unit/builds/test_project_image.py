@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from appliance.builds import project, project_image
 from appliance.config import CogModel
 from appliance.domain.errors import WeightsError
-from appliance.weights import locations, project, project_image
+from appliance.weights import locations
 
 PLAIN = 'predict: "predict.py:Predictor"\n'
 SYSTEM = PLAIN + 'build: {run: ["apt-get install -y hello"]}\n'

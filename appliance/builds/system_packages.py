@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from appliance.builds.build_process import BuildProcess
 from appliance.domain.errors import WeightsError
 from appliance.runners.cog.search_paths import SYSTEM
-from appliance.weights.build_process import BuildProcess
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9+.-]*(?::[a-z0-9]+)?(?:=[A-Za-z0-9.+:~-]+)?")
 #: Packages of older systems, for which published projects were written -> their name in current systems.

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from appliance.builds import git as checkout
 from appliance.config import CogModel, GitSource
 from appliance.domain.errors import WeightsError
-from appliance.weights import git as checkout
 
 
 def git(folder: Path, *arguments: str) -> str:

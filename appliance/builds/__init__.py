@@ -1,0 +1,4 @@
+"""Builds: Python environments of models, and Cog projects.
+
+<home>/environments/<digest>/                Python environments of models
+"""
