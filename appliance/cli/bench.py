@@ -15,7 +15,7 @@ from appliance.cli.options import JsonOption, finite, print_json
 from appliance.cli.remote import UrlOption, appliance_url, connected, input_properties
 
 if TYPE_CHECKING:
-    from appliance.load_test.figures import Figures, Spread
+    from appliance.load_test.results import LoadTestResults, Percentiles
     from appliance.load_test.run import LoadTest
 
 
@@ -113,7 +113,7 @@ async def _run(test: LoadTest, seconds: float, *, shown: bool) -> bool:
     return False
 
 
-def _print(figures: Figures) -> None:
+def _print(figures: LoadTestResults) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -141,7 +141,7 @@ def _print(figures: Figures) -> None:
         console.print(f"{count} x {message}", style="red", markup=False, soft_wrap=True)
 
 
-def _facts(figures: Figures) -> list[tuple[str, Any]]:
+def _facts(figures: LoadTestResults) -> list[tuple[str, Any]]:
     facts = [
         ("requests", str(figures.requests)),
         ("succeeded", str(figures.succeeded)),
@@ -154,7 +154,7 @@ def _facts(figures: Figures) -> list[tuple[str, Any]]:
     return facts
 
 
-def _spreads(figures: Figures) -> list[tuple[str, Spread]]:
+def _spreads(figures: LoadTestResults) -> list[tuple[str, Percentiles]]:
     named = {
         "duration": figures.duration,
         "time to first token": figures.time_to_first_token,

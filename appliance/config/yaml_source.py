@@ -15,7 +15,7 @@ from appliance.domain.errors import ConfigError
 Place = tuple[str | int, ...]  # path to a value: keys of mappings and positions in lists
 
 DEEPEST: Final = 50  # maximum nesting of lists and mappings
-MOST: Final = 20_000  # maximum number of values, with aliases expanded
+MAX_VALUES: Final = 20_000  # maximum number of values, with aliases expanded
 
 _LARGEST_NUMBER: Final = 2**63 - 1
 _LONGEST_KEY: Final = 500  # characters
@@ -49,7 +49,7 @@ def read(path: Path, environment: Mapping[str, str] | None = None) -> Document:
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, has a duplicate key, or exceeds ``DEEPEST`` or
-            ``MOST``. The error names the line.
+            ``MAX_VALUES``. The error names the line.
     """
     return parse(text_file.read(path), str(path), environment)
 
@@ -88,8 +88,8 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]  # untyped in the stubs
         line = event.start_mark.line + 1
         self._nodes += 1
-        if self._nodes > MOST:
-            raise self._refuse(line, f"has more than {MOST:,} keys and values: write fewer")
+        if self._nodes > MAX_VALUES:
+            raise self._refuse(line, f"has more than {MAX_VALUES:,} keys and values: write fewer")
         self._depth += 1
         if self._depth > DEEPEST:
             raise self._refuse(line, f"has more than {DEEPEST} nested lists and mappings: nest fewer")
@@ -100,9 +100,9 @@ class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
         self._merged += len(node.value)
-        if self._merged > MOST:
+        if self._merged > MAX_VALUES:
             line = node.start_mark.line + 1
-            raise self._refuse(line, f"merge keys (<<) make more than {MOST:,} values: write fewer")
+            raise self._refuse(line, f"merge keys (<<) make more than {MAX_VALUES:,} values: write fewer")
 
 
 class _Reader:
@@ -127,8 +127,8 @@ class _Reader:
     def _build(self, node: yaml.Node, place: Place) -> Any:
         self._lines.setdefault(place, node.start_mark.line + 1)
         self._count += 1
-        if self._count > MOST:
-            raise self._refuse(node, f"aliases make more than {MOST:,} values: write fewer")
+        if self._count > MAX_VALUES:
+            raise self._refuse(node, f"aliases make more than {MAX_VALUES:,} values: write fewer")
         if id(node) in self._open:
             raise self._refuse(node, "an anchor cannot be used inside itself: remove the alias")
         self._open.add(id(node))

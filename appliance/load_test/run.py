@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 from appliance.domain.errors import ApplianceError, Throttled
 from appliance.domain.usage import count
-from appliance.load_test.figures import Collector, Figures, Measured
+from appliance.load_test.results import Collector, LoadTestResults, RequestTiming
 from appliance.protocols.sse import ServerSentEvent
 
 _PAUSE: Final = 0.5  # seconds that a client waits after an error, so as not to flood a failing model
@@ -41,7 +41,7 @@ class LoadTest:
         self._began: float | None = None
 
     @property
-    def figures(self) -> Figures:
+    def figures(self) -> LoadTestResults:
         """The results until now."""
         return self._collector.figures()
 
@@ -75,7 +75,7 @@ class LoadTest:
             self._collector.seconds = self.elapsed
             await asyncio.sleep(min(pause, max(0.0, self._seconds - self.elapsed)))
 
-    async def _predict(self) -> Measured:
+    async def _predict(self) -> RequestTiming:
         """Run one prediction.
 
         Raises:
@@ -99,7 +99,7 @@ class LoadTest:
             raise ApplianceError(final.get("error") or f"prediction ended with status {final['status']}")
         metrics = final.get("metrics") or {}
         tokens = count(metrics["output_token_count"]) if "output_token_count" in metrics else None
-        return Measured(duration=duration, outputs=outputs, tokens=tokens)
+        return RequestTiming(duration=duration, outputs=outputs, tokens=tokens)
 
 
 async def example_input(caller: Caller, model: str) -> dict[str, Any]:

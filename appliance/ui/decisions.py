@@ -16,7 +16,7 @@ _LEAVES: Final = ("unload", "sleep")
 _STEPS: Final = ("drain", "unloaded", "asleep")  # of leaving: the sentence about leaving says it
 
 
-class Told(NamedTuple):
+class Sentence(NamedTuple):
     """A sentence, and the events that it is about, oldest first."""
 
     sentence: str
@@ -28,9 +28,9 @@ class Told(NamedTuple):
         return self.events[0].number
 
 
-def tell(decisions: Iterable[Decision]) -> list[Told]:
+def sentences(decisions: Iterable[Decision]) -> list[Sentence]:
     """Return sentences about ``decisions``, newest first. ``decisions`` are newest first as well."""
-    told: list[Told] = []
+    made: list[Sentence] = []
     loading: dict[str, list[Decision]] = {}  # model -> its load, and what was evicted for it
     leaving: dict[str, list[Decision]] = {}  # model -> steps before it leaves
     for each in sorted(decisions, key=lambda decision: decision.number):
@@ -38,37 +38,37 @@ def tell(decisions: Iterable[Decision]) -> list[Told]:
             loading.setdefault(each.model, []).append(each)
         elif each.kind in _LOADED or each.kind == "failed":
             events = [*loading.pop(each.model, ()), each]
-            told.append(Told(_load(each, events), each.at, events))
+            made.append(Sentence(_load(each, events), each.at, events))
         elif each.kind in _LEAVES:
             events = [*leaving.pop(each.model, ()), each]
             if each.on_behalf_of is None:
-                told.append(Told(_left(each), each.at, events))
+                made.append(Sentence(_left(each), each.at, events))
             else:
                 loading.setdefault(each.on_behalf_of, []).extend(events)
         elif each.kind in _STEPS:
             if each.kind == "drain":
                 leaving.setdefault(each.model, []).append(each)
             else:
-                _append(each, told, loading.values())
+                _append(each, made, loading.values())
         else:
-            told.append(Told(each.text, each.at, [each]))
+            made.append(Sentence(each.text, each.at, [each]))
     for model, events in (*loading.items(), *leaving.items()):
-        told.append(Told(_under_way(model, events), events[-1].at, events))
-    return sorted(told, key=lambda each: -each.events[-1].number)
+        made.append(Sentence(_under_way(model, events), events[-1].at, events))
+    return sorted(made, key=lambda each: -each.events[-1].number)
 
 
-def _append(step: Decision, told: list[Told], loads: Iterable[list[Decision]]) -> None:
+def _append(step: Decision, made: list[Sentence], loads: Iterable[list[Decision]]) -> None:
     """Add the last step of leaving to the events that it belongs to."""
     for events in loads:
         if any(each.model == step.model and each.kind in _LEAVES for each in events):
             events.append(step)
             return
-    for number in range(len(told) - 1, -1, -1):
-        found = told[number]
+    for number in range(len(made) - 1, -1, -1):
+        found = made[number]
         if any(each.model == step.model and each.kind in _LEAVES for each in found.events):
-            told[number] = found._replace(events=[*found.events, step])
+            made[number] = found._replace(events=[*found.events, step])
             return
-    told.append(Told(step.text, step.at, [step]))  # the log does not reach back to the beginning
+    made.append(Sentence(step.text, step.at, [step]))  # the log does not reach back to the beginning
 
 
 def _load(end: Decision, events: Sequence[Decision]) -> str:

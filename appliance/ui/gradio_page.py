@@ -10,9 +10,9 @@
         return render(await caller.get("/v1/models/owner/name"))
 
 Make HTML for ``gr.HTML`` with ``markup``, which escapes all text. The content security policy forbids
-``js=``, ``head=`` and resources of other servers; scripts are files in ``static``, and ``page.js``. The
-navigation bar is no Gradio component: ``add_navigation`` inserts it into the HTML, so it is visible before
-any script has run.
+``js=``, ``head=`` and resources of other servers; scripts are files in ``static``, and ``gradio_fetch.js``.
+The navigation bar is no Gradio component: ``add_navigation`` inserts it into the HTML, so it is visible
+before any script has run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _HEAD: Final = re.compile(
     r"\s*<meta\s+(?:property|name)=\"(?:og|twitter):[^>]*?/>|\s*<link rel=\"manifest\"[^>]*>"
 )
-_SCRIPT: Final = (Path(__file__).parent / "page.js").read_text()
+_SCRIPT: Final = (Path(__file__).parent / "gradio_fetch.js").read_text()
 
 
 @contextmanager

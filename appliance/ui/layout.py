@@ -22,7 +22,7 @@ CSS: Final = "".join(
     (Path(__file__).parent / "static" / name).read_text() for name in ("style.css", "outputs.css")
 )
 
-#: Cookie with the colour scheme that frame.js sets.
+#: Cookie with the colour scheme that common.js sets.
 THEME_COOKIE: Final = "appliance_theme"
 
 #: The icon of all pages.

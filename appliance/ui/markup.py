@@ -99,7 +99,7 @@ def money(amount: float | None, currency: str | None) -> str:
 def moment(timestamp: str | None, now: datetime | None = None) -> Markup:
     """Format an API timestamp as how long ago it is, or as a date after a week; empty HTML for None.
 
-    frame.js keeps the text up to date, and adds the reader's local time as the title.
+    common.js keeps the text up to date, and adds the reader's local time as the title.
     """
     if timestamp is None:
         return Markup()
@@ -109,7 +109,7 @@ def moment(timestamp: str | None, now: datetime | None = None) -> Markup:
 
 
 def _ago(then: datetime, seconds: int) -> str:
-    """Return the text that ``ago`` of frame.js returns."""
+    """Return the text that ``ago`` of common.js returns."""
     size = abs(seconds)
     if size >= 7 * 86400:
         return then.strftime("%Y-%m-%d")

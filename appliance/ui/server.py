@@ -41,7 +41,7 @@ from appliance.ui.template_pages import TemplatePage
 _log = logging.getLogger(__name__)
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_BEAT: Final = "/_ui/beat"  # frame.js asks it whether the appliance answers and the session goes on
+_BEAT: Final = "/_ui/beat"  # common.js asks it whether the appliance answers and the session goes on
 _LONGEST_NAME: Final = 255  # bytes of one segment of a path, which may become a file name
 _MAX_FORM: Final = 64 * 1024  # bytes of the sign-in form
 
@@ -233,7 +233,7 @@ def _to_sign_in(request: Request) -> Response:
 
 def _refusal(request: Request, error: ApplianceError) -> Response:
     if not _wants_html(request) or "hx-request" in request.headers:
-        return JSONResponse(error.body(), error.status)  # frame.js shows the detail in the page
+        return JSONResponse(error.body(), error.status)  # common.js shows the detail in the page
     title = (
         languages.gettext("Not found") if isinstance(error, NotFound) else languages.gettext("Not possible")
     )

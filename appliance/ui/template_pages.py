@@ -19,7 +19,7 @@ A page is a module in ``pages`` with handlers and a list of routes, and an item 
     ROUTES = [Route("/machine", show), Route("/machine/bars", bars)]
 
 Handlers raise ``ApplianceError``: the server shows it as a page, or as a message in the page if a script
-or htmx asked. The template extends ``page.html``, which has the navigation, the styles and ``frame.js``.
+or htmx asked. The template extends ``page.html``, which has the navigation, the styles and ``common.js``.
 Scripts and styles are files in ``static``; the content security policy forbids inline scripts. Scripts call
 the API at ``/_ui/api/v1/...`` (see ``api_proxy``). Links in templates are relative to ``<base>``:
 ``./machine``, or ``path | url_path``, because a reverse proxy may serve the UI under a path.

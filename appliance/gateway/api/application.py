@@ -24,7 +24,6 @@ from appliance.gateway.api.admin import (
     config_files,
     conversations,
     examples,
-    history,
     model_logs,
     monitoring,
     settings,
@@ -32,6 +31,7 @@ from appliance.gateway.api.admin import (
     tokens,
     usage,
 )
+from appliance.gateway.api.admin import predictions as admin_predictions
 from appliance.gateway.api.compat import (
     anthropic,
     audio,
@@ -74,7 +74,7 @@ ROUTES: Final = (
     *webhooks.ROUTES,
     *status.ROUTES,
     *monitoring.ROUTES,
-    *history.ROUTES,
+    *admin_predictions.ROUTES,
     *model_logs.ROUTES,
     *tokens.ROUTES,
     *settings.ROUTES,

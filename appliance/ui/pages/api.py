@@ -12,7 +12,7 @@ from starlette.routing import Route
 from appliance.protocols import api_client
 from appliance.protocols.admin_types import ApplianceStatusResponse
 from appliance.protocols.response_types import ModelResponse
-from appliance.ui import reference, session, start, template_pages
+from appliance.ui import first_steps, reference, session, template_pages
 from appliance.ui.languages import gettext as _
 
 
@@ -25,7 +25,7 @@ async def show(request: Request) -> Response:
     )
     models = api_client.convert(listed, list[ModelResponse])
     kinds = {one.name: one.kind for one in status.models}
-    steps = start.steps(models, kinds, caller.base_url)
+    steps = first_steps.steps(models, kinds, caller.base_url)
     groups = reference.groups(document, caller.base_url)
     return template_pages.respond(
         request,

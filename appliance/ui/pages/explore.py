@@ -18,7 +18,7 @@ from appliance.protocols import api_client
 from appliance.protocols.admin_types import ApplianceStatusResponse, ModelNotServed, ModelStatus
 from appliance.protocols.api_client import file_urls
 from appliance.protocols.response_types import CollectionDetailResponse, CollectionPage, ModelResponse
-from appliance.ui import finding, markup, session, start, template_pages
+from appliance.ui import first_steps, markup, search, session, template_pages
 from appliance.ui.client import Caller
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import ngettext
@@ -42,11 +42,11 @@ async def show(request: Request) -> Response:
         request,
         "explore.html",
         title=_("Models"),
-        kinds=[(kind, finding.kind_name(kind)) for kind in kinds],
+        kinds=[(kind, search.kind_name(kind)) for kind in kinds],
         collections=[(one.slug, one.name) for one in collections.results],
         chosen=request.query_params,
         may_add=user.admin and "/add" in request.scope[template_pages.PATHS],
-        start=await start.card(user, models, {one.name: one.kind for one in status.models}),
+        start=await first_steps.card(user, models, {one.name: one.kind for one in status.models}),
         list=await _list(request.query_params, user.caller, status, models),
     )
 
@@ -78,7 +78,7 @@ async def _list(
     kinds = {name: state.kind or "" for name, state in states.items()}
     query = chosen.get("q", "").strip()
     if query:
-        models = [item.value for item in finding.find(query, find.model_items(models, kinds))]
+        models = [item.value for item in search.find(query, find.model_items(models, kinds))]
     if kind := chosen.get("kind"):
         models = [one for one in models if kinds.get(f"{one.owner}/{one.name}") == kind]
     if slug := chosen.get("collection"):
@@ -144,7 +144,7 @@ def _card(model: ModelResponse, state: ModelStatus | None) -> dict[str, Any]:
         "text": "" if urls or not isinstance(output, str | list) else text_of(output).strip()[:_COVER_TEXT],
         "hue": zlib.crc32(f"{model.owner}/{model.name}".encode()) % 360,
         "state": state and badge(state),
-        "kind": state and state.kind and finding.kind_name(state.kind),
+        "kind": state and state.kind and search.kind_name(state.kind),
         "runs": ngettext("{number} run", "{number} runs", runs).format(number=f"{runs:,}"),
     }
 

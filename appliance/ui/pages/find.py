@@ -27,9 +27,9 @@ from appliance.protocols.admin_types import ApplianceStatusResponse
 from appliance.protocols.response_types import ModelResponse
 from appliance.ui import session
 from appliance.ui.client import Caller
-from appliance.ui.finding import KIND_NAMES, KIND_WORDS, Findable, find, kind_name
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import translatable
+from appliance.ui.search import KIND_NAMES, KIND_WORDS, Findable, find, kind_name
 from appliance.ui.state_names import state_name
 
 #: Key in an ASGI scope of the folder of the built manual, and of the pages that the user may open.

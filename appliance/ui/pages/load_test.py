@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain.errors import ApplianceError, Unauthenticated
-from appliance.load_test.figures import Figures
+from appliance.load_test.results import LoadTestResults
 from appliance.load_test.run import LoadTest, example_input
 from appliance.ui import markup, session, template_pages
 from appliance.ui.languages import gettext as _
@@ -79,7 +79,7 @@ def _input(text: str) -> dict[str, Any]:
     return given
 
 
-def _facts(figures: Figures) -> str:
+def _facts(figures: LoadTestResults) -> str:
     rows = [
         (_("Succeeded"), str(figures.succeeded)),
         (_("Error rate"), f"{100 * figures.error_rate:.1f} %"),
@@ -90,7 +90,7 @@ def _facts(figures: Figures) -> str:
     return markup.table((_("Measured"), _("Value")), rows)
 
 
-def _spreads(figures: Figures) -> str:
+def _spreads(figures: LoadTestResults) -> str:
     named = {
         _("Duration"): figures.duration,
         _("Time to first token"): figures.time_to_first_token,

@@ -111,7 +111,7 @@ async def _disk(request: Request) -> Part:
 
 async def _decisions(request: Request) -> Part:
     residency = await session.current(request).caller.get_as(ResidencyResponse, "/admin/residency")
-    told = decisions.tell(residency.decisions)[:DECISIONS]
+    told = decisions.sentences(residency.decisions)[:DECISIONS]
     return _part("decisions", 3, "machine_decisions.html", told=told, waiting=render_waiting(residency))
 
 

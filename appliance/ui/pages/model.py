@@ -23,7 +23,7 @@ from appliance.domain.errors import ApplianceError, MalformedBody, NotFound
 from appliance.protocols.admin_types import ApplianceStatusResponse, ModelStatus
 from appliance.protocols.api_client import file_urls
 from appliance.protocols.response_types import ModelResponse, VersionPage, VersionResponse
-from appliance.ui import fields, markup, media, output, session, snippets, start, template_pages
+from appliance.ui import fields, first_steps, markup, media, output, session, snippets, template_pages
 from appliance.ui.client import Caller
 from appliance.ui.fields import Widget
 from appliance.ui.languages import gettext as _
@@ -99,7 +99,7 @@ async def show(request: Request) -> Response:
     if data.document is not None:
         chosen = request.query_params.get("tab", "run")
         values["tab"] = chosen if chosen in TABS else "run"
-        example = data.example or ({} if found is None else start.example(found.kind))
+        example = data.example or ({} if found is None else first_steps.example(found.kind))
         values |= await _form(request, data, data.document, example)
         make = _PANELS.get(chosen)
         values["panel"] = None if make is None else await make(user.caller, data)

@@ -1,6 +1,6 @@
 // The progress of a model that is being added: bytes, speed and remaining time, from the stream of its events.
 
-import { api, followEvents, tell } from "./frame.js";
+import { api, followEvents, tell } from "./common.js";
 import { _ } from "./texts.js";
 
 const part = document.getElementById("addition");

@@ -1,6 +1,6 @@
 // The chat page: opens conversations, sends messages, and shows what arrives.
 
-import { api, tell } from "./frame.js";
+import { api, tell } from "./common.js";
 import { answer, isIncomplete, newMessage, recover } from "./chat_answer.js";
 import { Composer } from "./chat_composer.js";
 import { AlreadyTold, Conversation } from "./chat_conversation.js";

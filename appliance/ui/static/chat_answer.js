@@ -1,6 +1,6 @@
 // Makes answers, and completes those that were cut off when a page was left.
 
-import { api } from "./frame.js";
+import { api } from "./common.js";
 import { newId } from "./chat_conversation.js";
 import { addChunk, AnswerFailed, complete, requestMessages } from "./chat_stream.js";
 import { _ } from "./texts.js";

@@ -1,6 +1,6 @@
 // A conversation: a tree of messages, kept in the appliance and, until it is stored there, in the browser.
 
-import { api, detailOf, setConnected, tellSessionEnded, toast } from "./frame.js";
+import { api, detailOf, setConnected, tellSessionEnded, toast } from "./common.js";
 import { forget, recall, remember } from "./chat_memory.js";
 import { _ } from "./texts.js";
 
@@ -207,7 +207,7 @@ function tellNoSpace() {
   toast(text, { wrong: true });
 }
 
-// As `api` of frame.js, but returns all responses except those to an ended session.
+// As `api` of common.js, but returns all responses except those to an ended session.
 async function request(path, options) {
   let reply;
   try {

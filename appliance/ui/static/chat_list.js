@@ -1,6 +1,6 @@
 // The list of conversations: search in titles, rename, delete.
 
-import { api, tell } from "./frame.js";
+import { api, tell } from "./common.js";
 import { Conversation } from "./chat_conversation.js";
 import { _ } from "./texts.js";
 

@@ -1,6 +1,6 @@
 // Streams of chat completions: requests, server-sent events, and how their chunks become an answer.
 
-import { detailOf, setConnected, tellSessionEnded } from "./frame.js";
+import { detailOf, setConnected, tellSessionEnded } from "./common.js";
 import { _ } from "./texts.js";
 
 // The model or the API has refused or failed; the message is for people. Other errors are lost connections.

@@ -1,7 +1,7 @@
 // One column of compare.js: a model with its settings, the prediction that it runs, and what came of it.
 
 import { _ } from "./texts.js";
-import { api } from "./frame.js";
+import { api } from "./common.js";
 import { fieldsOf, Inputs } from "./inputs.js";
 import { ENDED, INTERVAL, openStream, percentOf, wordsOf } from "./prediction_follow.js";
 import { filesOf, MEASURES, textOf, titleOf } from "./compare_summary.js";

@@ -1,7 +1,7 @@
 // The editor of a config file: line numbers, completion, mistakes at their lines, and the change before it is applied.
 
 import { suggest } from "./config_completion.js";
-import { api } from "./frame.js";
+import { api } from "./common.js";
 import { keepForTab } from "./inputs.js";
 import { _ } from "./texts.js";
 

@@ -1,7 +1,7 @@
 // The card with the first steps: a run, a token, and lines to copy.
 
 import "./tabs.js";
-import { api, tell, toast } from "./frame.js";
+import { api, tell, toast } from "./common.js";
 import { _ } from "./texts.js";
 import "./tabs.js";
 

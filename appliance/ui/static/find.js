@@ -1,6 +1,6 @@
 // The dialog that finds models, predictions, pages, settings and pages of the manual.
 
-import { detailOf, tellSessionEnded } from "./frame.js";
+import { detailOf, tellSessionEnded } from "./common.js";
 import { _ } from "./texts.js";
 
 const dialog = document.createElement("dialog");

@@ -5,7 +5,7 @@
 //   inputs.values(); // without values that are equal to their default
 
 import { _ } from "./texts.js";
-import { api } from "./frame.js";
+import { api } from "./common.js";
 
 const LONG_TEXTS = ["prompt", "text", "document", "lyrics", "message", "context"];
 

@@ -1,7 +1,7 @@
 // The machine page: buttons of models, disk clean-up, and the live log of a model.
 
 import { confirmed } from "./confirm.js";
-import { api, followEvents } from "./frame.js";
+import { api, followEvents } from "./common.js";
 import { _ } from "./texts.js";
 
 const said = document.getElementById("said");

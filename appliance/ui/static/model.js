@@ -2,7 +2,7 @@
 // address, so that reloading and going back show them again.
 
 import { _ } from "./texts.js";
-import { api, detailOf, toast } from "./frame.js";
+import { api, detailOf, toast } from "./common.js";
 import { textOf } from "./compare_summary.js";
 import { ModelForm } from "./model_form.js";
 import { chooseUse } from "./model_use.js";

@@ -1,7 +1,7 @@
 // The dialog of a model's page that puts an output into an input of this or of another model.
 
 import { _ } from "./texts.js";
-import { api } from "./frame.js";
+import { api } from "./common.js";
 import { fieldsOf, keepForTab, made, shown } from "./inputs.js";
 
 const MOST = 40; // inputs of other models in the dialog

@@ -2,7 +2,7 @@
 // about predictions also for compare_column.js.
 
 import { _ } from "./texts.js";
-import { api } from "./frame.js";
+import { api } from "./common.js";
 
 export const ENDED = new Set(["succeeded", "failed", "canceled", "aborted"]);
 export const INTERVAL = 1000; // milliseconds between two requests for the state of a prediction

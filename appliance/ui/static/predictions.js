@@ -1,7 +1,7 @@
 // The list of predictions: cancel, run again or delete the selected ones.
 
 import { confirmed } from "./confirm.js";
-import { api } from "./frame.js";
+import { api } from "./common.js";
 import { _ } from "./texts.js";
 
 const list = document.getElementById("list");

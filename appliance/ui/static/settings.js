@@ -1,6 +1,6 @@
 // Tokens and the webhook key, without a reload of the page.
 
-import { api, toast } from "./frame.js";
+import { api, toast } from "./common.js";
 import { _ } from "./texts.js";
 
 const dialog = document.getElementById("confirm");

@@ -72,12 +72,12 @@ async def test_errors_in_a_part_of_a_page_are_json_for_its_script(pages: Pages) 
 
 async def test_scripts_and_styles_need_no_session_and_are_kept_for_ever(pages: Pages) -> None:
     async with pages.browser() as browser:
-        script = await browser.get(f"{static_files.PATH}/frame.js")
+        script = await browser.get(f"{static_files.PATH}/common.js")
         assert script.status_code == 200
         assert "immutable" in script.headers["cache-control"]
         missing = await browser.get(f"{static_files.PATH}/%2e%2e/server.py")
         assert missing.status_code == 404
-        old = await browser.get("/_ui/static/0123456789abcdef/frame.js")
+        old = await browser.get("/_ui/static/0123456789abcdef/common.js")
         assert (old.status_code, old.headers["location"][:7]) == (303, "/signin")
 
 

@@ -29,7 +29,7 @@ from appliance.worker.model_logs import LogReader
 
 #: Lines of each instance, by default and at most.
 LINES: Final = 200
-MOST: Final = 2000
+MAX_LINES: Final = 2000
 _POLL: Final = 0.5  # seconds between two looks at the files
 
 
@@ -74,7 +74,7 @@ async def _followed(request: Request) -> _Followed:
     caller = await requests.caller(request, Scope.ADMIN)
     services = services_of(request)
     entry = services.catalogue.resolve(requests.model_name(request), caller.access.of_all_accounts())
-    lines = requests.limit(request, LINES, MOST, "lines")
+    lines = requests.limit(request, LINES, MAX_LINES, "lines")
     return _Followed(
         services.reload.run_dir, entry.name, lines, secrets(services.reload.in_force, os.environ)
     )

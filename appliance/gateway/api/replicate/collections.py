@@ -25,7 +25,7 @@ from appliance.protocols.response_types import (
 )
 
 DEFAULT_LIMIT: Final = 20
-MOST: Final = 50
+MAX_LIMIT: Final = 50
 
 
 async def list_collections(request: Request) -> Response:
@@ -69,7 +69,7 @@ async def search(request: Request) -> Response:
     query = request.query_params.get("query")
     if not query:
         raise MalformedQuery('Query parameter "query" is required')
-    limit = requests.limit(request, DEFAULT_LIMIT, MOST)
+    limit = requests.limit(request, DEFAULT_LIMIT, MAX_LIMIT)
     listing = await models.ModelDetails.of(request)
     base = requests.base_url(request)
     found = [

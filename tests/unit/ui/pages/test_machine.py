@@ -86,7 +86,7 @@ async def test_a_loaded_model_has_buttons_and_its_load_is_a_decision(pages: Page
 
 
 def test_a_load_and_its_evictions_are_one_sentence() -> None:
-    told = decisions.tell(
+    told = decisions.sentences(
         [
             decision(6, "ready", "a/x", seconds=4.1),
             decision(5, "load", "a/x"),
@@ -104,7 +104,7 @@ def test_a_load_and_its_evictions_are_one_sentence() -> None:
 
 
 def test_a_load_under_way_and_a_failed_one_are_told() -> None:
-    told = decisions.tell(
+    told = decisions.sentences(
         [
             decision(4, "drain", "a/w"),
             decision(3, "failed", "a/y", why="no such file"),
@@ -122,7 +122,7 @@ def test_a_load_under_way_and_a_failed_one_are_told() -> None:
 def test_every_decision_is_in_one_sentence_even_if_the_log_begins_in_between() -> None:
     kinds = ["unloaded", "asleep", "ready", "lost", "starved", "sleep", "asleep", "wake", "woken", "foreign"]
     given = [decision(number, kind, "a/x") for number, kind in enumerate(kinds, 1)][::-1]
-    told = decisions.tell(given)
+    told = decisions.sentences(given)
     assert sorted(event.number for each in told for event in each.events) == [*range(1, len(kinds) + 1)]
 
 
@@ -161,7 +161,7 @@ def test_alerts_and_decisions_are_inert() -> None:
         waiting = {"position": 1, "model": text, "queued": 1, "waited": 2.0, "cleared_for_it": [text]}
         residency = completed(ResidencyResponse, {"waiting": [waiting]})
         inert(machine.render_waiting(residency))
-        told = decisions.tell([decision(1, "lost", text, text=text)])
+        told = decisions.sentences([decision(1, "lost", text, text=text)])
         assert text in inert(markup.render("machine_decisions.html", told=told, waiting="")).said
 
 

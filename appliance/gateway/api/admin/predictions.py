@@ -28,7 +28,7 @@ from appliance.domain.errors import (
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import audit, paging, requests, responses
-from appliance.gateway.api.admin import history_export
+from appliance.gateway.api.admin import predictions_export
 from appliance.gateway.api.admin.tokens import token_names
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion
@@ -62,13 +62,13 @@ async def list_history(request: Request) -> Response:
 async def get_history_csv(request: Request) -> Response:
     """``GET /admin/predictions.csv``: all predictions that match the filters, a line for each."""
     items = await _all_items(request)
-    return _download(history_export.csv_lines(items), "predictions.csv", "text/csv; charset=utf-8")
+    return _download(predictions_export.csv_lines(items), "predictions.csv", "text/csv; charset=utf-8")
 
 
 async def get_history_jsonl(request: Request) -> Response:
     """``GET /admin/predictions.jsonl``: all predictions that match the filters, with inputs and outputs."""
     items = await _all_items(request)
-    return _download(history_export.json_lines(items), "predictions.jsonl", "application/jsonl")
+    return _download(predictions_export.json_lines(items), "predictions.jsonl", "application/jsonl")
 
 
 def _download(lines: AsyncIterator[bytes], name: str, kind: str) -> Response:

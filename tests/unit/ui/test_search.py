@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.ui.finding import KIND_NAMES, KIND_WORDS, Findable, find
+from appliance.ui.search import KIND_NAMES, KIND_WORDS, Findable, find
 
 MODELS = [
     Findable(name, f"{kind} {KIND_NAMES[kind]} {KIND_WORDS[kind]}", text, kind)

@@ -15,7 +15,7 @@ _MAX_MESSAGE: Final = 200  # characters
 _OTHER_ERRORS: Final = "other errors"
 
 
-class Spread(msgspec.Struct, frozen=True):
+class Percentiles(msgspec.Struct, frozen=True):
     """The 50th, 90th and 99th percentile."""
 
     p50: float
@@ -32,7 +32,7 @@ class Spread(msgspec.Struct, frozen=True):
         return cls(p50, p90, p99)
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
+class LoadTestResults(msgspec.Struct, frozen=True, kw_only=True):
     """The results of a load test."""
 
     model: str
@@ -43,15 +43,15 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     succeeded: int
     error_rate: float  # 0 to 1
     requests_per_second: float  # that succeeded
-    duration: Spread | None  # from the request until the prediction has succeeded
-    time_to_first_token: Spread | None  # None: the model does not stream its output
-    inter_token_latency: Spread | None
+    duration: Percentiles | None  # from the request until the prediction has succeeded
+    time_to_first_token: Percentiles | None  # None: the model does not stream its output
+    inter_token_latency: Percentiles | None
     output_tokens: int | None  # None: the model does not count tokens
     tokens_per_second: float | None  # of all clients together
     errors: dict[str, int]  # message -> number
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
+class RequestTiming(msgspec.Struct, frozen=True, kw_only=True):
     """One prediction that succeeded."""
 
     duration: float
@@ -73,7 +73,7 @@ class Collector:
         self.warm_up: float | None = None
         self.seconds = 0.0
 
-    def add(self, measured: Measured) -> None:
+    def add(self, measured: RequestTiming) -> None:
         self._durations.append(measured.duration)
         outputs = measured.outputs
         if outputs:
@@ -87,12 +87,12 @@ class Collector:
         known = shown in self._errors or len(self._errors) < _MAX_ERRORS
         self._errors[shown if known else _OTHER_ERRORS] += 1
 
-    def figures(self) -> Figures:
+    def figures(self) -> LoadTestResults:
         """Return the results until now."""
         succeeded, failed = len(self._durations), self._errors.total()
         seconds = max(self.seconds, 1e-6)
         streams = bool(self._gaps)
-        return Figures(
+        return LoadTestResults(
             model=self._model,
             clients=self._clients,
             seconds=self.seconds,
@@ -101,9 +101,9 @@ class Collector:
             succeeded=succeeded,
             error_rate=failed / (succeeded + failed) if failed else 0.0,
             requests_per_second=succeeded / seconds,
-            duration=Spread.of(self._durations),
-            time_to_first_token=Spread.of(self._firsts) if streams else None,
-            inter_token_latency=Spread.of(self._gaps),
+            duration=Percentiles.of(self._durations),
+            time_to_first_token=Percentiles.of(self._firsts) if streams else None,
+            inter_token_latency=Percentiles.of(self._gaps),
             output_tokens=self._tokens,
             tokens_per_second=None if self._tokens is None else self._tokens / seconds,
             errors=dict(self._errors.most_common()),
