@@ -33,7 +33,7 @@ def check(
     config: ConfigOption = None,
     home: HomeOption = None,
     account: Annotated[
-        str | None, typer.Option("--as", help="Show instead what this account may do, and why.")
+        str | None, typer.Option("--as", help="Show instead what this account may do, why, and its limits.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,8 +60,9 @@ def check(
 
 
 def _rights(config: Config, account: str) -> dict[str, Any]:
-    """Return the models and rights of an account, each with the groups that give it."""
+    """Return the models and rights of an account, each with the groups that give it, and its limits."""
     from appliance.domain.access import Right, matches
+    from appliance.domain.budgets import of_account
 
     policy = config.access_policy
     found = policy.of(account)
@@ -82,16 +83,37 @@ def _rights(config: Config, account: str) -> dict[str, Any]:
             if right in found.rights
         }
     denied = [name for name in names if name not in models]
-    return {"account": account, "rights": rights, "models": models, "denied": denied}
+    limits = [
+        {key: value for key, value in msgspec.structs.asdict(budget).items() if value is not None}
+        for budget in of_account(config.budgets, policy, account)
+    ]
+    return {
+        "account": account,
+        "rights": rights,
+        "models": models,
+        "denied": denied,
+        "priority": policy.priority(account),
+        "limits": limits,
+    }
 
 
 def _show_rights(found: dict[str, Any]) -> None:
+    from appliance.domain.budgets import PERIOD_AMOUNTS, SUBJECT_KEYS
+
     for title in ("rights", "models"):
         typer.echo(f"{title} of the account {found['account']}:" if found[title] else f"{title}: none")
         for name, groups in found[title].items():
             typer.echo(f"  {name}  (from {', '.join(groups)})")
     if found["denied"]:
         typer.echo(f"denied models: {', '.join(found['denied'])}")
+    typer.echo(f"priority: {found['priority']}")
+    typer.echo("limits:" if found["limits"] else "limits: none")
+    for limit in found["limits"]:
+        subject = ", ".join(f"{key} {limit[key]}" for key in SUBJECT_KEYS if key in limit)
+        amounts = [f"{limit[key]:g} {key}" for key in PERIOD_AMOUNTS if key in limit]
+        each = f"per {limit['period']}: {', '.join(amounts)}" if amounts else ""
+        most = f"{limit['concurrent']} unfinished predictions" if "concurrent" in limit else ""
+        typer.echo(f"  {subject}  ({'; '.join(filter(None, (each, most))) or 'no limit'})")
 
 
 async def _placement_report(config: Config, home: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from appliance.config import text_file
-from appliance.config.sections import MODELS, Config, DeviceConfig, HardwareConfig
+from appliance.config.sections import MODELS, BudgetConfig, Config, DeviceConfig, HardwareConfig
 from appliance.config.yaml_source import Document, Place
 from appliance.domain.errors import ConfigError
 from appliance.domain.section import Section
@@ -134,6 +134,8 @@ def _section(loc: Place) -> type[Section] | None:
             return MODELS[kind]
         case ("hardware", "devices", str(), int(), str()):
             return DeviceConfig
+        case ("limits", "budgets", int(), str()):
+            return BudgetConfig
         case (str(section), str()):
             annotation = Config.model_fields[section].annotation
             return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
@@ -203,6 +205,7 @@ def conflicts(config: Config) -> Iterator[Problem]:
     yield from _duplicates(config)
     yield from _device_names(config.hardware)
     yield from _collections(config)
+    yield from _budgets(config)
     if config.server.tls is not None:
         for key in ("certificate", "key"):
             if reason := _unreadable(getattr(config.server.tls, key)):
@@ -256,6 +259,20 @@ def _collections(config: Config) -> Iterator[Problem]:
             if name not in names:
                 near = _nearest(name, names) or ": correct or remove it"
                 yield Problem(("collections", index, "models", position), f"there is no model {name!r}{near}")
+
+
+def _budgets(config: Config) -> Iterator[Problem]:
+    groups = ["everybody", *config.access.groups] if config.access is not None else []
+    for index, budget in enumerate(config.limits.budgets):
+        place: Place = ("limits", "budgets", index)
+        if all(each is None for each in (budget.account, budget.group, budget.token, budget.model)):
+            yield Problem(place, "has none of the keys account, group, token and model: add one of them")
+        if budget.group is not None and budget.group not in groups:
+            near = _nearest(budget.group, groups) or ": add it to access.groups, or correct the name"
+            yield Problem((*place, "group"), f"there is no group {budget.group!r}{near}")
+        if budget.cost is not None and not config.prices.per_second:
+            message = "without prices nothing costs anything: add prices.per_second, or remove the key"
+            yield Problem((*place, "cost"), message)
 
 
 def _device_names(hardware: HardwareConfig) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from appliance.domain.access import Group, Policy, Right
+from appliance.domain.budgets import Budget
 from appliance.domain.section import Section, size, subsection
 from appliance.domain.values import (
     Bytes,
@@ -84,6 +85,53 @@ class ServerConfig(Section):
     )
 
 
+class BudgetConfig(Section):
+    """Limits on the predictions of accounts, groups, tokens or models."""
+
+    account: str | None = Field(
+        default=None,
+        min_length=1,
+        description='Username. "*" stands for each account that no other budget with the same keys names.',
+    )
+    group: str | None = Field(
+        default=None,
+        description="Group of access.groups, or everybody: its members share the budget.",
+    )
+    token: str | None = Field(
+        default=None,
+        pattern=r"^(\*|[A-Za-z0-9_-]+)$",
+        description='Id of a token. "*" stands for each token that no other budget with the same keys names.',
+    )
+    model: ModelPattern | None = Field(
+        default=None,
+        description="Name of a model, or a pattern such as owner/* for each model that no other budget with "
+        "the same keys names.",
+    )
+    per: Literal["day", "month"] = Field(
+        default="day", description="Period of predictions, seconds, tokens and cost, in UTC."
+    )
+    concurrent: int | None = Field(
+        default=None, ge=0, description="Maximum number of unfinished predictions; more get status 429."
+    )
+    predictions: int | None = Field(
+        default=None, ge=0, description="Maximum predictions and trainings per period; more get status 429."
+    )
+    seconds: Seconds | None = Field(
+        default=None,
+        description="Maximum run time per period: seconds, or text such as 10h. Then status 402.",
+    )
+    tokens: int | None = Field(
+        default=None, ge=0, description="Maximum tokens, in and out, per period. Then status 402."
+    )
+    cost: Annotated[float, Field(ge=0, le=1e12)] | None = Field(
+        default=None, description="Maximum cost per period, in prices.currency. Then status 402."
+    )
+    warn_at: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.8,
+        description="Share of a limit of a period from which responses have the header X-Budget-Warning.",
+    )
+
+
 class LimitsConfig(Section):
     """Limits on requests, queues, loads and predictions."""
 
@@ -122,6 +170,11 @@ class LimitsConfig(Section):
     cancel_grace: Annotated[Seconds, Field(gt=0)] = Field(
         default=10.0,
         description="A worker process that does not confirm a cancellation within this time is killed.",
+    )
+    budgets: tuple[BudgetConfig, ...] = Field(
+        default=(),
+        strict=False,
+        description="Limits on the predictions of accounts, groups, tokens and models. Default: none.",
     )
 
 
@@ -228,6 +281,13 @@ class GroupConfig(RightsConfig):
     """Models and rights of the accounts of a group."""
 
     members: tuple[str, ...] = Field(strict=False, description="Usernames of the accounts.")
+    priority: int = Field(
+        default=0,
+        ge=-5,
+        le=5,
+        description="Where accounts wait for the same model, each step up doubles the share of the members' "
+        "predictions that start. An account has the highest priority of its groups.",
+    )
 
 
 class AccessConfig(Section):
@@ -392,12 +452,18 @@ class Config(Section):
         if self.access is None:
             return Policy()
         groups = [
-            Group(name, frozenset(each.members), each.models, frozenset(map(Right, each.may)))
+            Group(name, frozenset(each.members), each.models, frozenset(map(Right, each.may)), each.priority)
             for name, each in self.access.groups.items()
         ]
         shared = self.access.everybody
         everybody = Group("everybody", frozenset(), shared.models, frozenset(map(Right, shared.may)))
         return Policy(groups, everybody, self.server.account)
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        return tuple(
+            Budget(period=each.per, **each.model_dump(exclude={"per"})) for each in self.limits.budgets
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -65,6 +65,7 @@ class Group(msgspec.Struct, frozen=True):
     members: frozenset[str]
     models: tuple[str, ...]  # patterns
     rights: frozenset[Right]
+    priority: int = 0  # of the predictions of its members, where predictions wait for the same model
 
 
 class Policy:
@@ -85,6 +86,10 @@ class Policy:
         """Return the groups of an account; None is a request without a token."""
         shared = [] if self._everybody is None else [self._everybody]
         return [*shared, *(group for group in self._groups or () if account in group.members)]
+
+    def priority(self, account: str) -> int:
+        """Return the highest priority of the account's groups; 0 if it is in no group."""
+        return max((group.priority for group in self._groups or () if account in group.members), default=0)
 
     def unlimited(self, account: str | None) -> bool:
         """Return whether the account has all rights: it is the administrator's, or there are no groups."""

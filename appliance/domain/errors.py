@@ -219,6 +219,21 @@ class Throttled(RequestError):
         return {**super().body(), "retry_after": self.retry_after}
 
 
+class BudgetSpent(RequestError):
+    """The seconds, tokens or cost of a budget are used up until the end of its day or month."""
+
+    status = 402
+    title = "Insufficient credit"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        """``retry_after`` is in whole seconds, at least 1: the time until the end of the day or month."""
+        self.retry_after = max(1, retry_after)
+        super().__init__(message)
+
+    def body(self) -> dict[str, Any]:
+        return {**super().body(), "retry_after": self.retry_after}
+
+
 class ShuttingDown(ApplianceError):
     """The appliance is shutting down and accepts no new work; try again shortly."""
 

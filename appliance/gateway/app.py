@@ -14,6 +14,7 @@ import uvicorn
 
 from appliance.cluster.base import Cluster
 from appliance.cluster.ray import RayCluster
+from appliance.domain.budgets import Budgets
 from appliance.domain.local_url import host_and_port
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens
@@ -90,6 +91,10 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
 
     dependencies = Dependencies(
         limits=config.limits,
+        policy=config.access_policy,
+        budgets=Budgets(
+            config.budgets, config.access_policy, config.prices.per_second, config.prices.currency
+        ),
         catalogue=models,
         store=store,
         cluster=cluster,

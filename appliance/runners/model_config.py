@@ -264,6 +264,11 @@ class ModelConfig(Section):
         description="Unload the model after this time without a prediction: seconds, or text such as 10m. "
         "Default: keep it until another model needs the memory.",
     )
+    run_timeout: Annotated[Seconds, Field(gt=0)] | None = Field(
+        default=None,
+        description="A prediction of this model that runs longer fails. Trainings keep limits.run_timeout. "
+        "Default: limits.run_timeout.",
+    )
     sleep: Literal["auto", "never"] = Field(
         default="auto",
         description="Whether the model may sleep to free its device: its process stays, and its weights move "

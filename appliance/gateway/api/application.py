@@ -100,7 +100,7 @@ UNMATCHED: Final = "unmatched"
 _CORS: Final = {
     "access-control-allow-credentials": "true",
     "access-control-expose-headers": "location, preference-applied, retry-after, x-request-id, request-id, "
-    "ratelimit-limit, ratelimit-remaining, ratelimit-reset",
+    "ratelimit-limit, ratelimit-remaining, ratelimit-reset, x-budget-warning",
 }
 _PREFLIGHT: Final = {
     "access-control-allow-methods": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, QUERY",
@@ -198,7 +198,7 @@ class Application:
                 status = message["status"]
                 if (id := audit.request_id(inner)) is not None:
                     MutableHeaders(scope=message).setdefault("x-request-id", id)
-                _add_rate_limit(message, inner.get(requests.RATE_LIMIT))
+                _add_limits(message, inner)
             await send(message)
 
         try:
@@ -244,9 +244,13 @@ def _to_appliance_error(error: Exception, scope: Scope) -> ApplianceError:
     return ApplianceError("The appliance failed to respond to this request; the reason is in its log.")
 
 
-def _add_rate_limit(message: Message, state: RateLimitState | None) -> None:
+def _add_limits(message: Message, scope: Scope) -> None:
+    state: RateLimitState | None = scope.get(requests.RATE_LIMIT)
+    warning: str | None = scope.get(requests.BUDGETS)
+    headers = MutableHeaders(scope=message)
+    if warning is not None:
+        headers["x-budget-warning"] = warning
     if state is not None:
-        headers = MutableHeaders(scope=message)
         headers["ratelimit-limit"] = str(state.limit)
         headers["ratelimit-remaining"] = str(state.remaining)
         headers["ratelimit-reset"] = str(state.reset)

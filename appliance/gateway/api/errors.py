@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from appliance.domain.errors import (
     ApplianceError,
+    BudgetSpent,
     InvalidInput,
     ModelNotFound,
     NotFound,
@@ -26,17 +27,21 @@ from appliance.protocols.compat_types import (
     OpenAIErrorResponse,
 )
 
+#: Seconds: the clients of OpenAI and Anthropic ignore a longer Retry-After, and would retry at once.
+_LONGEST_RETRY: Final = 60
 #: Path prefixes of the routes of each API.
 OPENAI: Final = "/openai"
 ANTHROPIC: Final = "/anthropic"
 
 _OPENAI_TYPES: Final = {
     401: "authentication_error",
+    402: "insufficient_quota",
     403: "permission_error",
     429: "rate_limit_error",
 }
 _ANTHROPIC_TYPES: Final = {
     401: "authentication_error",
+    402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
@@ -70,6 +75,8 @@ class CompatError(NamedTuple):
                 return cls(404, problem.detail, None, "not_found")
             case Unauthenticated():
                 return cls(401, problem.detail, None, "invalid_api_key")
+            case BudgetSpent():
+                return cls(402, problem.detail, None, "insufficient_quota")
             case Throttled():
                 return cls(429, problem.detail, None, "rate_limit_exceeded")
         return cls(400 if problem.status == 422 else problem.status, problem.detail)
@@ -134,8 +141,10 @@ def response(problem: ApplianceError, path: str, *, post: bool) -> Response:
     After a POST, a response with a status of 500 or more tells clients not to repeat the request.
     """
     headers: dict[str, str] = {}
-    if isinstance(problem, Throttled):
+    if isinstance(problem, Throttled | BudgetSpent):
         headers["Retry-After"] = str(problem.retry_after)
+        if problem.retry_after > _LONGEST_RETRY:
+            headers["x-should-retry"] = "false"
     if isinstance(problem, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     if path.startswith((f"{OPENAI}/", f"{ANTHROPIC}/")):

@@ -24,6 +24,7 @@ from appliance.domain.errors import (
     Throttled,
 )
 from appliance.domain.local_url import host_and_port
+from appliance.domain.prediction import Prediction
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import audit, client_address
 from appliance.gateway.api.services import Services, services_of
@@ -36,6 +37,8 @@ EARLY: Final = 1.0
 SHORTEST_DEADLINE: Final = 5  # seconds
 #: Key in an ASGI scope of the caller's ``RateLimitState``, which the response headers show.
 RATE_LIMIT: Final = "appliance.rate_limit"
+#: Key in an ASGI scope of the value of the header X-Budget-Warning; absent if no budget is nearly spent.
+BUDGETS: Final = "appliance.budgets"
 #: Key in an ASGI scope of the path template of the matched route.
 ROUTE: Final = "appliance.route"
 #: Key in an ASGI scope of the span of a request that creates a prediction; absent without tracing.
@@ -107,6 +110,13 @@ async def caller(
                 retry_after=state.retry_after,
             )
     return token
+
+
+def warn_of_budgets(request: Request, record: Prediction) -> None:
+    """Add a header to the response if a budget that counts the new prediction is nearly spent."""
+    budgets = services_of(request).engine.budgets
+    if budgets and (found := budgets.warnings(record.owner, record.token, record.model, time.time())):
+        request.scope[BUDGETS] = "; ".join(found)
 
 
 def trace(request: Request) -> str | None:

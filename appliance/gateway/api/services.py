@@ -64,7 +64,10 @@ class Services(msgspec.Struct, kw_only=True):
         self.audit.change(config.audit)
         self.config = config
         self.auth.apply(config.access_policy)
-        self.engine.limit(limits)
+        self.engine.limit(limits, config.access_policy)
+        self.engine.budgets.configure(
+            config.budgets, config.access_policy, config.prices.per_second, config.prices.currency
+        )
         self.rate_limits.limit(requests=limits.requests_per_minute, predictions=limits.predictions_per_minute)
         self.fetch_guard.allow(config.egress.allow)
         self.files.config = config.files

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from appliance.config import LimitsConfig
 from appliance.domain.errors import ApplianceError, PredictionFailed
 from appliance.domain.prediction import Emitted, OutputItems, Prediction, Status
 from appliance.gateway.catalogue.catalogue import ServedVersion
@@ -100,6 +101,13 @@ class ActivePrediction:
     def waits(self) -> bool:
         """Whether the prediction is queued: it has neither been started nor begun to end."""
         return self.prediction.status is Status.STARTING and not self.claimed and not self.ending
+
+    def run_timeout(self, limits: LimitsConfig) -> tuple[float, str]:
+        """Return the longest run in seconds, and the key of models.yaml that sets it."""
+        own = self.entry.model.run_timeout
+        if own is None or self.prediction.destination is not None:  # a training takes longer
+            return limits.run_timeout, "limits.run_timeout"
+        return own, f"run_timeout of model {self.entry.model.name}"
 
     def set_instance(self, instance: str) -> None:
         """Set the instance that runs the prediction; the scheduler may have moved the prediction there."""

@@ -1,11 +1,49 @@
-"""Limits on how many predictions may wait."""
+"""Limits on how many predictions may wait, and budgets."""
 
 from __future__ import annotations
 
+import time
+from typing import NamedTuple
+
 from appliance.domain.errors import Throttled, Unauthenticated
 from appliance.domain.prediction import Prediction
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.predictions import Predictions
+
+
+class Origin(NamedTuple):
+    """The token and the trace of a prediction; a child has those of its parent."""
+
+    token: str | None
+    trace: str | None
+
+
+def admit(
+    dependencies: Dependencies,
+    predictions: Predictions,
+    entry: ServedVersion,
+    owner: str,
+    asked: Origin,
+    parent: str | None,
+) -> Origin:
+    """Check that a prediction may be created. The caller must add it before it awaits anything.
+
+    ``asked`` has the token and the trace of the request.
+
+    Raises:
+        Unauthenticated: the parent has ended.
+        Throttled: too many predictions wait or are unfinished, or a budget of predictions is spent.
+        BudgetSpent: a budget of seconds, tokens or cost is spent.
+    """
+    origin = asked
+    if parent is None:
+        check_queues(dependencies, entry.runs_on)
+    else:
+        asking = check_child(dependencies, predictions, parent)
+        origin = Origin(asking.token, asking.trace)
+    dependencies.budgets.check(owner, origin.token, entry.name, child=parent is not None, now=time.time())
+    return origin
 
 
 def check_queues(dependencies: Dependencies, model: str) -> None:

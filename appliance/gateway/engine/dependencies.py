@@ -9,6 +9,8 @@ import msgspec
 
 from appliance.cluster.base import Cluster
 from appliance.config import LimitsConfig
+from appliance.domain.access import Policy
+from appliance.domain.budgets import Budgets
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens
 from appliance.gateway.catalogue.catalogue import Catalogue
@@ -20,9 +22,11 @@ from appliance.store import Store
 
 
 class Dependencies(msgspec.Struct, kw_only=True):
-    """The objects and settings of the engine. Only ``limits`` changes, when models.yaml is reloaded."""
+    """The objects and settings of the engine. A reload of models.yaml replaces ``limits`` and ``policy``."""
 
     limits: LimitsConfig
+    policy: Policy = msgspec.field(default_factory=Policy)
+    budgets: Budgets = msgspec.field(default_factory=Budgets)
     catalogue: Catalogue
     store: Store
     cluster: Cluster

@@ -14,7 +14,7 @@ from typing import Any, Final, Unpack
 
 from appliance.config import LimitsConfig
 from appliance.domain import input_schema
-from appliance.domain.access import Access
+from appliance.domain.access import Access, Policy
 from appliance.domain.errors import InvalidVersion, LoadFailed, NotFound, ShuttingDown, StoreError
 from appliance.domain.prediction import Prediction, Status, Webhook, new_id, new_stream_token
 from appliance.gateway.catalogue import adapters
@@ -59,6 +59,7 @@ class Engine:
             self._catalogue, self._scheduler, dependencies.cluster, self._store, kinds
         )
         self._device_memory = DeviceMemory(self._scheduler, dependencies.in_use, kinds)
+        self.budgets = dependencies.budgets
         self.instances = Instances(self._catalogue, self._scheduler)
         self._prefetch = Prefetch(self._catalogue, self._scheduler, dependencies.home)
         self._loads = Loads(dependencies, self._memory_profiles)
@@ -91,6 +92,7 @@ class Engine:
     async def start(self) -> None:
         """Adopt the models and predictions of an earlier gateway, then begin to carry out decisions."""
         await self._memory_profiles.load()
+        await recovery.restore_budgets(self._dependencies)
         held = await recovery.adopt_models(self._dependencies, self._loads, self._memory_profiles)
         failed = await recovery.recover_predictions(
             self._dependencies, self._predictions, self.instances, self._memory_profiles, held
@@ -241,7 +243,7 @@ class Engine:
             Unauthenticated: ``parent`` has ended.
             InvalidInput: names every wrong field.
             ModelTooLarge: no devices could hold the model.
-            Throttled: too many predictions wait.
+            Throttled, BudgetSpent: too many predictions wait, or a budget is spent.
             ShuttingDown: the appliance is draining.
         """
         if operation is not None:
@@ -253,11 +255,8 @@ class Engine:
         recovery.add_to_scheduler(self._dependencies, self._memory_profiles, entry)
         self._scheduler.check_fits(entry.runs_on)
         entry = self.instances.choose(entry)
-        if parent is None:
-            admission.check_queues(self._dependencies, entry.runs_on)
-        else:
-            asking = admission.check_child(self._dependencies, self._predictions, parent)
-            token, trace = asking.token, asking.trace
+        asked = admission.Origin(token, trace)
+        origin = admission.admit(self._dependencies, self._predictions, entry, owner, asked, parent)
         prediction = Prediction(
             id=new_id(),
             model=entry.name,
@@ -273,8 +272,8 @@ class Engine:
             destination=destination,
             parent=parent,
             operation=operation,
-            token=token,
-            trace=trace,
+            token=origin.token,
+            trace=origin.trace,
         )
         if parent is not None:
             _log.info("prediction %s was created for model %s", prediction, entry.name)
@@ -439,9 +438,9 @@ class Engine:
         if self._saving is not None:
             self.decide()
 
-    def limit(self, limits: LimitsConfig) -> None:
-        """Apply new limits; running predictions keep their run timeout."""
-        self._dependencies.limits = limits
+    def limit(self, limits: LimitsConfig, policy: Policy) -> None:
+        """Apply new limits and priorities; running predictions keep their run timeout."""
+        self._dependencies.limits, self._dependencies.policy = limits, policy
 
     def reconcile(self, demands: Iterable[Demand], before: Mapping[str, ServedVersion]) -> None:
         """Apply an edited models.yaml, whose models are already in the catalogue.

@@ -87,6 +87,7 @@ class Predictions:
         self.active[active.id] = self._by_stream_token[prediction.stream_token] = active
         if prediction.parent is not None:
             self._children.setdefault(prediction.parent, {})[active.id] = active
+        self._dependencies.budgets.add(prediction)
         self._start_deadline(active)
         return active
 
@@ -112,6 +113,7 @@ class Predictions:
         active.ending = True
         active.stop_timers()
         self._remove(active)
+        self._dependencies.budgets.remove(active.id)
         self._scheduler.withdrawn(active.id)
         self._drop_inputs(active)
 
@@ -200,6 +202,7 @@ class Predictions:
                 _log.error("prediction %s cannot start: %s", claimed, error)
                 active.ending = True
                 active.refuse(error)
+                self._dependencies.budgets.remove(active.id)
                 if active.submitted:
                     self._cancel_in_worker(model, active.id, active.submitted)
             self._remove(active)
@@ -317,7 +320,7 @@ class Predictions:
         active.unsaved.clear()
         if status is not Status.SUCCEEDED:
             self._cancel_children(active)
-        record = _ended(active, active.prediction, status, error)
+        record = records.ended(active, active.prediction, status, error)
         if record.destination is not None and status is Status.SUCCEEDED:
             self._tasks.spawn(self._finish_training(active, record))
         else:
@@ -335,7 +338,7 @@ class Predictions:
             if not isinstance(emitted.event, Done):
                 record = record.apply(emitted.event, emitted.n)
         self._left(start.model, early[-1])
-        record = _ended(active, record, Status(done.status), done.error)
+        record = records.ended(active, record, Status(done.status), done.error)
         active.created = self._store.create(record)
         active.created.add_done_callback(partial(self._written_at_once, active, start.claimed, record))
 
@@ -363,6 +366,7 @@ class Predictions:
                 written = self._store.finish(record)
         except StoreError as error:
             self._remove(active)
+            self._dependencies.budgets.remove(active.id)
             active.refuse(error)
             self._cluster.acknowledge(active.entry.runs_on, active.id)
             return
@@ -401,13 +405,16 @@ class Predictions:
 
     def _show_end(self, active: ActivePrediction, stored: Prediction) -> None:
         self._remove(active)
+        self._dependencies.budgets.count(stored)
         self._show(active, stored)
         self._drop_inputs(active)
         self._cluster.acknowledge(active.entry.runs_on, active.id)
 
     async def end_unserved(self, record: Prediction) -> None:
         """Store and publish the terminal ``record`` of a prediction whose version is no longer served."""
-        self._dependencies.observe(await records.end(self._store, record, self._store.finish(record)))
+        stored = await records.end(self._store, record, self._store.finish(record))
+        self._dependencies.budgets.count(stored)
+        self._dependencies.observe(stored)
 
     def end_outdated(self) -> None:
         """Fail the queued predictions whose version was replaced and will not be loaded again."""
@@ -429,13 +436,13 @@ class Predictions:
             self._decide()
 
     def _start_run_timeout(self, active: ActivePrediction) -> None:
-        limit = self._dependencies.limits.run_timeout
-        active.timers.append(asyncio.get_running_loop().call_later(limit, self._timed_out, active))
+        limit, key = active.run_timeout(self._dependencies.limits)
+        error = f"Prediction ran longer than {key} ({limit:g} s)"
+        active.timers.append(asyncio.get_running_loop().call_later(limit, self._timed_out, active, error))
 
-    def _timed_out(self, active: ActivePrediction) -> None:
+    def _timed_out(self, active: ActivePrediction, error: str) -> None:
         if not active.ending:
-            limit = self._dependencies.limits.run_timeout
-            self.end(active, Status.FAILED, f"Prediction ran longer than limits.run_timeout ({limit:g} s)")
+            self.end(active, Status.FAILED, error)
 
     # -- lost runs ---------------------------------------------------------------------------------------
 
@@ -489,11 +496,3 @@ class Predictions:
         self._start_deadline(active)
         self._queue(active, front=True)
         self._decide()
-
-
-def _ended(active: ActivePrediction, record: Prediction, status: Status, error: str | None) -> Prediction:
-    """Return the terminal record that follows from ``record``, the latest record of the run."""
-    record = record.finished(status, time.time(), error)
-    if status is Status.SUCCEEDED and record.output is None and active.iterates:
-        record = record.evolve(output=[])  # as on Replicate: clients join or iterate over the output
-    return record

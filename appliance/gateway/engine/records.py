@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from appliance.domain.errors import ApplianceError, DiskFull, StatusConflict, StoreError, UnstorableValue
 from appliance.domain.prediction import Prediction, Status
+from appliance.gateway.engine.active import ActivePrediction
 from appliance.store import RETRY_STORE, Store
 
 _log = logging.getLogger(__name__)
@@ -77,6 +79,14 @@ async def end(store: Store, record: Prediction, written: Awaitable[None]) -> Pre
             _log.error("the end of prediction %s is not stored yet, retrying: %s", record, error)
             await asyncio.sleep(RETRY_STORE)
         written = store.finish(record)
+
+
+def ended(active: ActivePrediction, record: Prediction, status: Status, error: str | None) -> Prediction:
+    """Return the terminal record that follows from ``record``, the latest record of the run."""
+    record = record.finished(status, time.time(), error)
+    if status is Status.SUCCEEDED and record.output is None and active.iterates:
+        record = record.evolve(output=[])  # as on Replicate: clients join or iterate over the output
+    return record
 
 
 async def requeue(store: Store, record: Prediction) -> None:

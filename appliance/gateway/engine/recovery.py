@@ -8,7 +8,7 @@ import time
 
 import msgspec
 
-from appliance.domain import input_schema
+from appliance.domain import input_schema, usage
 from appliance.domain.access import UNRESTRICTED, Access
 from appliance.domain.errors import InvalidVersion, RequestError
 from appliance.domain.prediction import Prediction, Status
@@ -25,6 +25,15 @@ _log = logging.getLogger(__name__)
 
 #: By instance that is still loaded: the ids of the predictions that its worker process holds.
 Held = dict[str, frozenset[str]]
+
+
+async def restore_budgets(dependencies: Dependencies) -> None:
+    """Restore the counts of the budgets from the usage of this month."""
+    now = time.time()
+    rows = await dependencies.store.usage.rows(
+        ("day", "owner", "token", "model"), first=f"{usage.day(now)[:7]}-01"
+    )
+    dependencies.budgets.restore(rows, now)
 
 
 async def adopt_models(dependencies: Dependencies, loads: Loads, memory_profiles: MemoryProfiles) -> Held:
@@ -74,6 +83,8 @@ async def recover_predictions(
             predictions.enqueue(active)
         else:
             predictions.resume(active, held=prediction.id in held.get(entry.runs_on, ()))
+    for record in failed:  # they are unfinished until their end is stored
+        dependencies.budgets.add(record)
     return failed
 
 

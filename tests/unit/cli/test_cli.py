@@ -485,7 +485,9 @@ def test_the_rights_of_an_account_are_explained(command: Command, tmp_path: Path
     file.write_text(
         "access:\n"
         "  everybody: {models: [a/open], may: [run]}\n"
-        "  groups: {vision: {members: [anna], models: [a/image], may: [train, run]}}\n"
+        "  groups: {vision: {members: [anna], models: [a/image], may: [train, run], priority: 2}}\n"
+        "limits: {budgets: [{account: '*', predictions: 9, concurrent: 2}, {account: ben},"
+        " {group: vision, per: month, tokens: 5}]}\n"
         "models:\n" + "".join(f"  - {{name: a/{name}, kind: echo}}\n" for name in ("open", "image", "secret"))
     )
 
@@ -500,12 +502,21 @@ def test_the_rights_of_an_account_are_explained(command: Command, tmp_path: Path
         "rights": {"run": ["everybody", "vision"], "train": ["vision"]},
         "models": {"a/open": ["everybody"], "a/image": ["vision"]},
         "denied": ["a/secret"],
+        "priority": 2,
+        "limits": [
+            {"account": "*", "period": "day", "predictions": 9, "concurrent": 2, "warn_at": 0.8},
+            {"group": "vision", "period": "month", "tokens": 5, "warn_at": 0.8},
+        ],
     }
+    assert rights("ben")["limits"] == [{"account": "ben", "period": "day", "warn_at": 0.8}]
     assert rights("ben")["denied"] == ["a/image", "a/secret"]
     assert rights("appliance")["denied"] == []
     shown = command("check", "--config", str(file), "--as", "anna").out
     assert "a/image  (from vision)" in shown
     assert "denied models: a/secret" in shown
+    assert "priority: 2" in shown
+    assert "account *  (per day: 9 predictions; 2 unfinished predictions)" in shown
+    assert "group vision  (per month: 5 tokens)" in shown
 
 
 def test_check_says_what_fits_where(command: Command, tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "ServerConfig": set(everything["server"]),
         "TlsConfig": set(everything["server"]["tls"]),
         "LimitsConfig": set(everything["limits"]),
+        "BudgetConfig": {key for budget in everything["limits"]["budgets"] for key in budget},
         "CollectionConfig": set(everything["collections"][0]),
         "FilesConfig": set(everything["files"]),
         "CodeConfig": set(everything["code"]),

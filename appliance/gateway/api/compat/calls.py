@@ -209,7 +209,7 @@ async def stream_translated(
 async def _submit(
     request: Request, caller: Token, entry: ServedVersion, input: dict[str, Any], operation: str | None = None
 ) -> Prediction:
-    return await services_of(request).engine.submit(
+    record = await services_of(request).engine.submit(
         entry,
         input,
         owner=caller.owner,
@@ -219,6 +219,8 @@ async def _submit(
         access=caller.access,
         trace=requests.trace(request),
     )
+    requests.warn_of_budgets(request, record)
+    return record
 
 
 async def predict(

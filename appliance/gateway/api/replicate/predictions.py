@@ -104,6 +104,7 @@ async def create_prediction(
         trace=requests.trace(request),
         awaits_end=wait is not None,
     )
+    requests.warn_of_budgets(request, record)
     headers = {"Location": f"{base}/v1/predictions/{record.id}"}
     if wait is None:
         return responses.json(serializers.accepted(record, base), 201, headers)

@@ -50,6 +50,7 @@ async def create_training(request: Request) -> Response:
         access=caller.access,
         trace=requests.trace(request),
     )
+    requests.warn_of_budgets(request, record)
     headers = {"Location": f"{origin}/v1/trainings/{record.id}"}
     return responses.json(serializers.training(record, origin), 201, headers)
 

@@ -14,6 +14,7 @@ import pytest
 from msgspec.structs import replace
 from starlette.types import Message
 
+from appliance.domain.access import Policy
 from appliance.domain.errors import InvalidInput
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Status
@@ -241,7 +242,7 @@ async def test_errors_around_the_routes_have_the_shape_too(api: Api) -> None:
 
 
 async def test_a_full_queue_says_when_to_come_back(api: Api, bench: Bench) -> None:
-    bench.engine.limit(bench.limits.model_copy(update={"queue": 0}))
+    bench.engine.limit(bench.limits.model_copy(update={"queue": 0}), Policy())
     reply = await api.post(CHAT, json=ASKED)
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "5")
     assert reply.json()["error"]["code"] == "rate_limit_exceeded"

@@ -1,0 +1,74 @@
+"""How clients of each API see a budget: warnings, refusals, and the time at which it is reset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from appliance.domain.access import Policy
+from appliance.domain.budgets import Budget
+from appliance.runners import KINDS
+from appliance.runners.base import Kind
+from tests.support.api_client import Api
+from tests.support.engine_bench import Bench
+
+CREATE = "/v1/models/test/echo/predictions"
+CHAT: dict[str, Any] = {"model": "test/echo", "messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.fixture(autouse=True)
+def talking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The echo models of the bench take operations."""
+    talking = Kind(
+        name="echo", runner="tests.support.chat_kind:TalkingRunner", operations=KINDS["vllm"].operations
+    )
+    monkeypatch.setitem(KINDS, "echo", talking)
+
+
+def limit(bench: Bench, *budgets: Budget) -> None:
+    bench.engine.budgets.configure(budgets, Policy(), {"cpu": 1.0}, "EUR")
+
+
+async def test_a_warning_comes_before_the_refusal(api: Api, bench: Bench) -> None:
+    limit(bench, Budget(account="me", predictions=2, warn_at=1.0))
+    body = {"input": {"text": "x"}}
+    assert "x-budget-warning" not in (await api.post(CREATE, json=body)).headers
+    warned = await api.post(CREATE, json=body, headers={"Prefer": "wait"})
+    assert warned.status_code == 201
+    assert warned.headers["x-budget-warning"].startswith('account "me": 2 of 2 predictions of this day')
+    refused = await api.post(CREATE, json=body)
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) == refused.json()["retry_after"] > 0
+    assert 'account "me"' in refused.json()["detail"]
+
+
+async def test_each_api_refuses_a_spent_budget_in_its_own_format(api: Api, bench: Bench) -> None:
+    limit(bench, Budget(token="first", period="month", cost=0.0))
+    replicate = await api.post(CREATE, json={"input": {"text": "x"}})
+    assert replicate.status_code == 402
+    assert replicate.json()["title"] == "Insufficient credit"
+    openai = await api.post("/openai/v1/chat/completions", json=CHAT)
+    assert openai.status_code == 402
+    assert openai.json()["error"]["code"] == "insufficient_quota"
+    anthropic = await api.post("/anthropic/v1/messages", json={**CHAT, "max_tokens": 5})
+    assert anthropic.status_code == 402
+    assert anthropic.json()["error"]["type"] == "billing_error"
+    for reply in (replicate, openai, anthropic):
+        assert int(reply.headers["retry-after"]) > 0
+        assert 'token "first": 0 of 0 EUR of this month' in reply.text.replace("\\", "")
+
+
+async def test_clients_do_not_retry_a_budget_that_is_reset_much_later(api: Api, bench: Bench) -> None:
+    limit(bench, Budget(account="me", period="month", predictions=0))
+    reply = await api.post("/openai/v1/chat/completions", json=CHAT)
+    assert reply.status_code == 429
+    assert int(reply.headers["retry-after"]) > 60 or reply.headers.get("x-should-retry") is None
+    assert reply.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+async def test_the_warning_is_in_responses_of_the_compatible_apis(api: Api, bench: Bench) -> None:
+    limit(bench, Budget(model="test/echo", predictions=10, warn_at=0.1))
+    for path in ("/openai/v1/chat/completions", "/anthropic/v1/messages"):
+        reply = await api.post(path, json={**CHAT, "max_tokens": 5, "stream": True})
+        assert reply.headers["x-budget-warning"].startswith('model "test/echo"'), reply.text
