@@ -31,6 +31,7 @@ Files, in reading order:
 
 - ``facts``: devices, demands, states and decisions
 - ``model``: state, queue and measurements of one model
+- ``fair_queue``: the queue of one model, shared fairly between accounts
 - ``scheduler``: the class that the engine calls; read ``decide`` first
 - ``placements``: which waiting models are loaded, and which models are evicted for them
 - ``plan``: the best devices and victims for one model
@@ -50,6 +51,7 @@ from appliance.scheduler.facts import (
     Demand,
     Load,
     Origin,
+    Owner,
     Refuse,
     Residency,
     Sleep,
@@ -76,6 +78,7 @@ __all__ = [
     "Footprint",
     "Load",
     "Origin",
+    "Owner",
     "Refuse",
     "Residency",
     "Scheduler",

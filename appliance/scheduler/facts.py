@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -87,6 +87,15 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     def on_each(self) -> str:
         """Words that follow an amount of memory in a sentence; empty for a single device."""
         return f" on each of {self.devices} devices" if self.devices > 1 else ""
+
+
+class Owner(NamedTuple):
+    """The account that a prediction belongs to."""
+
+    account: str = ""
+    priority: int = (
+        0  # each step doubles the account's share of the starts, where accounts wait for one model
+    )
 
 
 class Start(msgspec.Struct, frozen=True):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
-from appliance.scheduler.facts import ALLOWED_TRANSITIONS, Demand, Residency, SleepLevel
+from appliance.scheduler.facts import ALLOWED_TRANSITIONS, Demand, Owner, Residency, SleepLevel
+from appliance.scheduler.fair_queue import FairQueue
 
 #: Logged as the reason to unload a model whose entry in models.yaml was changed.
 CHANGED: Final = "models.yaml was changed"
@@ -29,7 +29,7 @@ class ModelState:
         self.state_since = 0.0
 
         # Predictions
-        self.queue: deque[str] = deque()
+        self.queue = FairQueue()
         self.running: set[str] = set()
         #: Queued and running predictions that run alone: one of them may have ended the worker process.
         self.alone: set[str] = set()
@@ -153,12 +153,12 @@ class ModelState:
         if not self.queue:
             return None
         if self.state is Residency.READY:
-            return self.queue[0]
+            return self.queue.first
         if self.state is not Residency.DRAINING:
             return None
         if self.outdated:
             return next((id for id in self.queue if id in self.before_replacement), None)
-        return self.queue[0] if self.drain_quota > 0 and now < self.drain_quota_until else None
+        return self.queue.first if self.drain_quota > 0 and now < self.drain_quota_until else None
 
     # -- changes -----------------------------------------------------------------------------------------
 
@@ -175,13 +175,18 @@ class ModelState:
             self.arrival_gap = _averaged(self.arrival_gap, now - self.last_arrival)
         self.last_arrival = now
 
-    def enqueue(self, id: str, now: float, *, place: int | None, again: bool, alone: bool) -> None:
-        """Add a prediction to the queue at ``place``; None: at the end. ``again``: it was queued before."""
+    def enqueue(
+        self, id: str, now: float, owner: Owner, *, position: int | None, again: bool, alone: bool
+    ) -> None:
+        """Queue a prediction at ``position``; None: at its fair place. ``again``: it was queued before."""
         if alone:
             self.alone.add(id)
         if not again:
             self.record_arrival(now)
-        self.queue.insert(len(self.queue) if place is None else place, id)
+        if position is None:
+            self.queue.add(id, owner.account, owner.priority)
+        else:
+            self.queue.insert(position, id)
         if self.waiting_since is None:
             self.waiting_since = now
 
@@ -194,7 +199,7 @@ class ModelState:
             self.claimed_devices = ()
 
     def start(self, id: str, now: float) -> None:
-        self.queue.remove(id)
+        self.queue.start(id)
         self.before_replacement.discard(id)
         self.drain_quota -= self.state is Residency.DRAINING
         self.running.add(id)

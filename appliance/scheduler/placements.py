@@ -82,7 +82,7 @@ class Placements:
         return needed - self._ledger.reserved_by(entry, device)
 
     def _child_is_next(self, entry: ModelState) -> bool:
-        return bool(entry.queue) and entry.queue[0] in self._children
+        return bool(entry.queue) and entry.queue.first in self._children
 
     def _plan(
         self,

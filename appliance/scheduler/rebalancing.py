@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from appliance.scheduler import policy
 from appliance.scheduler.children import Children
-from appliance.scheduler.facts import Residency
+from appliance.scheduler.facts import Owner, Residency
 from appliance.scheduler.model import ModelState
 
 
@@ -21,6 +21,7 @@ class QueuedPrediction(NamedTuple):
 
     model: str  # the instance that queues it
     since: float  # time of its arrival
+    owner: Owner
 
 
 class Rebalancing:
@@ -92,7 +93,7 @@ class Rebalancing:
             receiver.alone.add(id)
         self._models[queued.model].dequeue(id)
         self._queued[id] = queued._replace(model=receiver.name)
-        receiver.queue.append(id)
+        receiver.queue.add(id, *queued.owner)
         if receiver.waiting_since is None:
             receiver.waiting_since = now
 

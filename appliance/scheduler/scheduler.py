@@ -14,7 +14,7 @@ from appliance.scheduler import policy
 from appliance.scheduler.children import Children
 from appliance.scheduler.deadlock import completable_predictions, explain_deadlock
 from appliance.scheduler.event_log import Event, EventKind, EventLog
-from appliance.scheduler.facts import Capacity, Decision, Demand, Refuse, Residency, SleepLevel, Start
+from appliance.scheduler.facts import Capacity, Decision, Demand, Owner, Refuse, Residency, SleepLevel, Start
 from appliance.scheduler.footprints import Footprints
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import CHANGED, ModelState
@@ -153,17 +153,20 @@ class Scheduler:
         front: bool = False,
         alone: bool = False,
         parent: str | None = None,
+        owner: Owner | None = None,
     ) -> None:
         """Queue a prediction for its model; ``front`` puts one that runs again before all others.
 
+        Owners share the model fairly, see ``FairQueue``.
         While a prediction is ``alone``, the model runs one prediction at a time. ``parent`` is the id of the
         parent prediction. Children are queued before others: their parent holds a slot while it waits.
         """
         entry = self._models[model]
         self._children.add(id, parent)
-        place = None if parent is None else sum(each in self._children for each in entry.queue)
-        entry.enqueue(id, now, place=0 if front else place, again=front, alone=alone)
-        self._queued[id] = QueuedPrediction(model, now)
+        position = None if parent is None else sum(each in self._children for each in entry.queue)
+        owner = owner or Owner()
+        entry.enqueue(id, now, owner, position=0 if front else position, again=front, alone=alone)
+        self._queued[id] = QueuedPrediction(model, now, owner)
 
     def withdrawn(self, id: str) -> bool:
         """Remove a queued prediction; return False if the prediction was not queued."""

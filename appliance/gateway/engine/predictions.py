@@ -23,7 +23,7 @@ from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.loads import Loads
 from appliance.gateway.engine.memory_profiles import OutOfMemoryAdvice
 from appliance.gateway.engine.tasks import Tasks
-from appliance.scheduler import Start
+from appliance.scheduler import Owner, Start
 
 _log = logging.getLogger(__name__)
 
@@ -165,7 +165,9 @@ class Predictions:
     def _queue(self, active: ActivePrediction, *, front: bool = False) -> None:
         now = time.monotonic()
         name, parent = active.entry.runs_on, self._parent(active)
-        self._scheduler.queued(active.id, name, now, front=front, alone=active.alone, parent=parent)
+        account = active.prediction.owner
+        owner, alone = Owner(account, self._dependencies.policy.priority(account)), active.alone
+        self._scheduler.queued(active.id, name, now, front=front, alone=alone, parent=parent, owner=owner)
 
     def _fetch(self, active: ActivePrediction) -> None:
         if active.fetched is None and active.has_files:

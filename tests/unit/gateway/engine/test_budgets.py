@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.access import Policy
+from appliance.domain.access import Group, Policy
 from appliance.domain.budgets import Budget
 from appliance.domain.errors import BudgetSpent, StoreError, Throttled
-from appliance.domain.prediction import Status
+from appliance.domain.prediction import Prediction, Status
 from tests.support.engine_bench import Bench, entry, refusal
 
 
@@ -83,3 +83,20 @@ async def test_a_model_may_have_a_run_timeout_of_its_own(tmp_path: Path) -> None
     assert "run_timeout of model test/short (0.1 s)" in (record.error or "")
     await bench.stop()
     await bench.cluster.close()
+
+
+async def test_accounts_take_turns_and_the_priority_of_a_group_counts(bench: Bench) -> None:
+    bench.engine.limit(
+        bench.limits, Policy([Group("urgent", frozenset({"vip"}), ("*",), frozenset(), priority=2)])
+    )
+
+    async def submit(owner: str) -> Prediction:
+        return await bench.engine.submit(
+            bench.echo, {"delay": 30}, owner=owner, parent=None, token=None, trace=None
+        )
+
+    for _ in range(2):  # they run
+        await bench.until(await submit("me"), Status.PROCESSING)
+    waiting = [await submit(owner) for owner in ("me", "me", "you", "vip")]
+    positions = [bench.scheduler.queue_position(each.id) for each in waiting]
+    assert positions == [2, 4, 3, 1]
