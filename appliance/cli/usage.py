@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 from urllib.parse import urlencode
 
 import typer
@@ -11,7 +11,13 @@ from appliance.cli.options import JsonOption, print_json
 from appliance.cli.remote import UrlOption, connected
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from appliance.protocols.admin_types import UsageRow
+    from appliance.protocols.limit_types import LimitsResponse
+
+#: State of a limit -> style of its line.
+_STYLES: Final = {"ok": "", "warning": "yellow", "spent": "red"}
 
 
 def usage(
@@ -26,7 +32,7 @@ def usage(
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how long predictions ran, and their cost at the prices in models.yaml.
+    """Show how long predictions ran, their cost at the prices in models.yaml, and what is left of limits.
 
     Example: appliance usage --from 2026-01-01 --to 2026-01-31 --by day,model
     """
@@ -44,6 +50,7 @@ def usage(
     from rich.table import Table
 
     from appliance.protocols.admin_types import UsageResponse
+    from appliance.protocols.limit_types import LimitsResponse
 
     found = client.get_as(UsageResponse, f"/admin/usage?{query}")
 
@@ -69,9 +76,32 @@ def usage(
     console = Console()
     console.print(f"{found.first} to {found.last}, days in UTC", highlight=False)
     console.print(table if found.rows else "no predictions in this period")
+    _show_limits(console, client.get_as(LimitsResponse, "/admin/limits"))
     if currency and found.total.unpriced_time:
         unpriced = found.total.unpriced_time
         console.print(f"not in the cost: {unpriced:.6f} s on hardware without a price", highlight=False)
+
+
+def _show_limits(console: Console, found: LimitsResponse) -> None:
+    """Print what is left of the limits in models.yaml, if there are any."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("limit of", "limit", "used", "left", "resets at", box=None)
+    for budget in found.budgets:
+        token = budget.token_name or budget.token
+        named = {"account": budget.account, "group": budget.group, "token": token, "model": budget.model}
+        subject = ", ".join(f"{key} {value}" for key, value in named.items() if value is not None)
+        for amount in budget.amounts:
+            numbers = (f"{each:.6f}".rstrip("0").rstrip(".") for each in (amount.used, amount.left))
+            unit = found.currency or "" if amount.name == "cost" else amount.name
+            lasting = amount.name == "concurrent"
+            limit = f"{amount.limit:g} {unit}" + ("" if lasting else f" per {budget.per}")
+            at = "-" if lasting else budget.resets_at
+            table.add_row(escape(subject), limit, *numbers, at, style=_STYLES[amount.state])
+    if table.row_count:
+        console.print()
+        console.print(table)
 
 
 def _key(row: UsageRow, key: str) -> str:

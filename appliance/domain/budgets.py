@@ -23,8 +23,9 @@ from appliance.domain.usage import Usage
 
 #: In place of a name: each account or token that no other budget with the same keys names.
 EACH: Final = "*"
+AmountName = Literal["cost", "seconds", "tokens", "predictions", "concurrent"]
 #: The limited amounts of a period, in the order in which they are checked.
-PERIOD_AMOUNTS: Final = ("cost", "seconds", "tokens", "predictions")
+PERIOD_AMOUNTS: Final[tuple[AmountName, ...]] = ("cost", "seconds", "tokens", "predictions")
 #: The keys that say what a budget counts for.
 SUBJECT_KEYS: Final = ("account", "group", "token", "model")
 
@@ -93,7 +94,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 class Amount(msgspec.Struct, frozen=True, kw_only=True):
     """How much of one limit is used."""
 
-    name: str  # concurrent, or one of PERIOD_AMOUNTS
+    name: AmountName
     used: float
     limit: float
     state: Literal["ok", "warning", "spent"]
@@ -173,7 +174,8 @@ class _Counter:
                 return self._cost
 
     def amounts(self) -> Iterator[Amount]:
-        for name in (*PERIOD_AMOUNTS, "concurrent"):
+        names: tuple[AmountName, ...] = (*PERIOD_AMOUNTS, "concurrent")
+        for name in names:
             limit = getattr(self.budget, name)
             if limit is None:
                 continue

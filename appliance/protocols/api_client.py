@@ -11,6 +11,7 @@ import msgspec
 
 from appliance.domain.errors import (
     ApplianceError,
+    BudgetSpent,
     FieldProblem,
     InvalidInput,
     NotFound,
@@ -77,6 +78,8 @@ def _typed_error(status: int, body: dict[str, Any], detail: str) -> ApplianceErr
     match status:
         case 401:
             return Unauthenticated(token_given=True, reason=detail)
+        case 402:
+            return BudgetSpent(detail, retry_after=int(body.get("retry_after", 1)))
         case 403:
             return PermissionDenied(detail)
         case 404:

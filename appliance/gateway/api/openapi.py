@@ -18,6 +18,7 @@ from appliance.protocols import (
     compat_types,
     config_types,
     conversation_types,
+    limit_types,
     request_types,
     response_types,
 )
@@ -29,6 +30,7 @@ _BODIES: Final = (
     *response_types.RESPONSES,
     *admin_types.RESPONSES,
     *audit_types.RESPONSES,
+    *limit_types.RESPONSES,
     *adding_types.REQUESTS,
     *adding_types.RESPONSES,
     *conversation_types.REQUESTS,
@@ -50,16 +52,17 @@ _TIME: Final[Schema] = {"type": "string", "format": "date-time"}
 _REASONS: Final = {
     400: "The request is malformed, or not possible in the current state",
     401: "The request has no valid token",
+    402: "A budget in models.yaml is spent until its day or month ends",
     403: "The token does not permit this",
     404: "The object does not exist, or belongs to another account",
     409: "models.yaml, the source or the conversation does not permit it in its current state",
     413: "The body is too large",
     422: "The request is not valid; invalid_fields names each wrong field",
     500: "The appliance failed to respond; the reason is in its log",
-    429: "Too many requests, or too many queued predictions",
+    429: "Too many requests, or too many queued or unfinished predictions",
     503: "The model needs more memory than the machine has, or the appliance is stopping",
 }
-_SHAPES: Final = {422: "InvalidInput", 429: "Throttled"}
+_SHAPES: Final = {402: "Throttled", 422: "InvalidInput", 429: "Throttled"}
 
 #: name, or name:maximum -> (place, schema, description)
 _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
@@ -271,7 +274,7 @@ def _error(status: int, component: str) -> dict[str, Any]:
     if status == 422:  # the error for a version that does not exist names no field
         shape = {"anyOf": [shape, _ref("Problem")]}
     described = {"description": _REASONS[status], "content": {_PROBLEM: {"schema": shape}}}
-    return {**described, "headers": _header("Retry-After", "Seconds")} if status == 429 else described
+    return {**described, "headers": _header("Retry-After", "Seconds")} if status in {402, 429} else described
 
 
 def _header(name: str, description: str) -> dict[str, Any]:

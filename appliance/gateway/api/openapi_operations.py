@@ -39,7 +39,7 @@ CREATED: Final[dict[int, str | None]] = {201: "Prediction", 202: "Prediction"}
 _MODEL: Final = "/models/{owner}/{name}"
 _VERSION: Final = f"{_MODEL}/versions/{{id}}"
 _DEPLOYMENT: Final = "/deployments/{owner}/{name}"
-_RUN: Final = (400, 401, 403, 404, 413, 422, 429, 503)
+_RUN: Final = (400, 401, 402, 403, 404, 413, 422, 429, 503)
 _READ: Final = (401, 403, 404, 429)
 _CHANGE: Final = (400, 401, 403, 404, 413, 422, 429)
 
@@ -268,9 +268,11 @@ ADMIN: Final = (
     Operation("get", "/admin/usage", "admin.usage", "Get usage and its cost", {200: "Usage"}, None, _PERIOD),
     Operation("get", "/admin/usage.csv", "admin.usage.csv", "Get usage and its cost as CSV",
               {200: "text/csv"}, None, _PERIOD),
+    Operation("get", "/admin/limits", "admin.limits", "Get what is used and left of the budgets",
+              {200: "Limits"}, errors=(401, 403, 429)),
 )  # fmt: skip
 
-_COMPAT_RUN: Final = (400, 401, 403, 404, 413, 429, 500, 503)
+_COMPAT_RUN: Final = (400, 401, 402, 403, 404, 413, 429, 500, 503)
 _COMPAT_READ: Final = (400, 401, 403, 404, 429)
 _OPENAI_RUN: Final = ((), (), _COMPAT_RUN, "OpenAIError")
 _ANTHROPIC_RUN: Final = ((), (), _COMPAT_RUN, "AnthropicError")

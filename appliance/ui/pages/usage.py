@@ -1,4 +1,4 @@
-"""The usage page: run time, tokens and cost, grouped by model, token, account, hardware or day."""
+"""The usage page: limits, and run time, tokens and cost by model, token, account, hardware or day."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.protocols.admin_types import UsageResponse, UsageRow
-from appliance.ui import chart, markup, session, template_pages
+from appliance.protocols.limit_types import LimitsResponse
+from appliance.ui import chart, limits, markup, session, template_pages
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import ngettext, translatable
 
@@ -85,6 +86,7 @@ class _Chosen:
 
 async def show(request: Request) -> Response:
     chosen = _Chosen(request)
+    found = await session.current(request).caller.get_as(LimitsResponse, "/admin/limits")
     return template_pages.respond(
         request,
         "usage.html",
@@ -93,6 +95,8 @@ async def show(request: Request) -> Response:
         periods=[(days, _("{n} days").format(n=days)) for days in _PERIODS],
         keys=[(key, _(text)) for key, text in _KEYS.items()],
         amounts=[(amount, _(text)) for amount, text in _AMOUNTS.items()],
+        limits=limits.table(found),
+        alerts=limits.alerts(found),
         report=await _report(request, chosen),
     )
 

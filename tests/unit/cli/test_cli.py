@@ -424,12 +424,23 @@ def test_usage(command: Command, server: Server) -> None:
     found = {**days, "by": ["model", "token"], "currency": "EUR", "rows": rows, "total": total}
     found = filled(UsageResponse, found)
     server.answer("GET", "/admin/usage", found)
+    server.answer("GET", "/admin/limits", {"currency": "EUR", "budgets": []})
     lines = [line.split() for line in command("usage", "--by", "model,token").out.splitlines()]
     assert ["a/b", "[laptop]", "3", "1.500000", "0.250000", "7", "9", "0.125000"] in lines
     assert ["a/c", "-", "3", "1.500000", "0.250000", "7", "9", "-"] in lines
     assert ["total", "6", "1.500000", "0.250000", "7", "9", "-"] in lines
     assert "not in the cost: 1.000000 s on hardware without a price" in " ".join(lines[-1])
     assert json.loads(command("usage", "--json").out) == found
+    limited = [
+        {"name": "cost", "used": 1.5, "limit": 2.0, "left": 0.5, "state": "warning"},
+        {"name": "concurrent", "used": 3.0, "limit": 3.0, "left": 0.0, "state": "spent"},
+    ]
+    subject = {"account": None, "group": "[vision]", "token": "t1", "token_name": "laptop", "model": None}
+    budget = {**subject, "per": "month", "resets_at": "2026-02-01T00:00:00.000000Z", "amounts": limited}
+    server.answer("GET", "/admin/limits", {"currency": "EUR", "budgets": [budget]})
+    shown = " ".join(command("usage", "--by", "model,token").out.split())
+    assert "group [vision], token laptop 2 EUR per month 1.5 0.5 2026-02-01" in shown
+    assert "3 concurrent 3 0 -" in shown
     server.answers["GET", "/admin/usage.csv"] = (200, "text/csv", b"model,cost\r\n")
     assert command("usage", "--csv").out.split() == ["model,cost"]
 

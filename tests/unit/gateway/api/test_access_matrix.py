@@ -53,6 +53,7 @@ GET /admin/conversations/{id}                           404 404 404 404 404 404
 PUT /admin/conversations/{id}                           403 422 422 422 422 422
 GET /admin/history                                      403 403 403 403 403 200
 GET /admin/hub                                          403 403 403 403 403 400
+GET /admin/limits                                       200 200 200 200 200 200
 GET /admin/machine                                      403 403 403 403 403 200
 GET /admin/me                                           200 200 200 200 200 200
 DELETE /admin/models/{owner}/{name}                     403 403 403 403 403 409

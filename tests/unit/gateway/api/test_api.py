@@ -86,6 +86,7 @@ GUARDED = (
     ("GET", "/admin/status"),
     ("GET", "/admin/residency"),
     ("GET", "/admin/usage"),
+    ("GET", "/admin/limits"),
     ("GET", "/metrics"),
     ("GET", "/admin/usage.csv"),
     ("POST", "/admin/reload"),

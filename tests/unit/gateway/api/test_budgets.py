@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.access import Policy
+from appliance.domain.access import Group, Policy
 from appliance.domain.budgets import Budget
 from appliance.runners import KINDS
 from appliance.runners.base import Kind
@@ -72,3 +72,37 @@ async def test_the_warning_is_in_responses_of_the_compatible_apis(api: Api, benc
     for path in ("/openai/v1/chat/completions", "/anthropic/v1/messages"):
         reply = await api.post(path, json={**CHAT, "max_tokens": 5, "stream": True})
         assert reply.headers["x-budget-warning"].startswith('model "test/echo"'), reply.text
+
+
+async def test_an_administrator_sees_all_budgets_and_others_see_their_own(api: Api, bench: Bench) -> None:
+    limit(
+        bench,
+        Budget(account="*", predictions=4, warn_at=0.25),
+        Budget(token="*", concurrent=5),
+        Budget(account="nobody", cost=2.5, period="month"),
+    )
+    await api.ended(await api.create(text="x"))
+    async with Api(api.services, "other") as other:
+        await other.ended(await other.create(text="x"))
+    found = (await api.get("/admin/limits")).json()
+    subjects = [(each["account"], each["token_name"]) for each in found["budgets"]]
+    assert subjects == [("me", None), ("you", None), (None, "first"), (None, "second"), ("nobody", None)]
+    assert found["budgets"][0]["amounts"] == [
+        {"name": "predictions", "used": 1.0, "limit": 4.0, "left": 3.0, "state": "warning"}
+    ]
+    assert found["budgets"][4]["per"] == "month"
+    api.services.auth.apply(Policy([Group("all", frozenset({"you"}), ("*",), frozenset())]))
+    async with Api(api.services, "other") as other:
+        found = (await other.get("/admin/limits")).json()
+    assert [(each["account"], each["token_name"]) for each in found["budgets"]] == [
+        ("you", None),
+        (None, "second"),
+    ]
+
+
+async def test_a_budget_of_a_denied_model_is_not_shown(api: Api, bench: Bench) -> None:
+    limit(bench, Budget(model="test/echo", predictions=4), Budget(model="test/big", predictions=4))
+    api.services.auth.apply(Policy([Group("all", frozenset({"you"}), ("test/big",), frozenset())]))
+    async with Api(api.services, "other") as other:
+        found = (await other.get("/admin/limits")).json()
+    assert [each["model"] for each in found["budgets"]] == ["test/big"]

@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 
+from appliance.domain.access import Policy
+from appliance.domain.budgets import Budget
 from appliance.protocols.admin_types import UsageResponse
+from appliance.protocols.limit_types import LimitsResponse
+from appliance.ui import limits
 from appliance.ui.pages import usage
 from tests.support.api_client import SECRET, Api
+from tests.support.engine_bench import Bench
 from tests.support.response_examples import completed
 from tests.support.ui_client import Pages
 from tests.unit.ui.test_markup import HOSTILE, inert
@@ -83,3 +88,43 @@ async def test_the_choices_are_in_the_address_and_in_the_link_to_the_csv(pages: 
         assert csv.text.startswith("model,predictions,")
         assert csv.headers["content-disposition"].startswith('attachment; filename="usage-')
         assert (await browser.get("/usage?days=x&by=y&amount=z")).status_code == 200
+
+
+def limited(name: str, used: float, limit: float, state: str) -> dict[str, Any]:
+    return {"name": name, "used": used, "limit": limit, "left": max(0.0, limit - used), "state": state}
+
+
+def budget_of(text: str, *amounts: dict[str, Any], per: str = "day") -> dict[str, Any]:
+    at = "2026-02-01T00:00:00.000000Z"
+    named = {"account": text, "group": None, "token": "t1", "token_name": text, "model": None}
+    return {**named, "per": per, "resets_at": at, "amounts": list(amounts)}
+
+
+def test_limits_show_what_is_used_and_alert_when_little_is_left() -> None:
+    for text in HOSTILE:
+        budget = budget_of(
+            text,
+            limited("predictions", 3, 1000, "ok"),
+            limited("cost", 1.5, 1.75, "warning"),
+            limited("concurrent", 2, 2, "spent"),
+            per="month",
+        )
+        found = completed(LimitsResponse, {"currency": "EUR", "budgets": [budget]})
+        said = inert(limits.table(found)).said
+        assert f"Account {text}, Token {text}" in said
+        assert "Predictions per month" in said
+        assert "3 of 1,000 used" in said
+        spent, near = limits.alerts(found)
+        assert spent.severity == "bad"
+        assert spent.text.endswith("Unfinished predictions: 2 of 2 used. New predictions are refused.")
+        assert near.text.endswith("Cost per month: 1.50 EUR of 1.75 EUR used.")
+
+
+async def test_the_page_has_limits_only_if_there_are_any(pages: Pages, api: Api, bench: Bench) -> None:
+    async with pages.signed_in(SECRET) as browser:
+        assert 'id="limits"' not in (await browser.get("/usage")).text
+        bench.engine.budgets.configure([Budget(account="me", predictions=1)], Policy(), {}, "EUR")
+        await api.ended(await api.create(text="x"))
+        page = (await browser.get("/usage")).text
+    assert 'id="limits"' in page
+    assert "Account me: Predictions per day: 1 of 1 used. New predictions are refused." in page
