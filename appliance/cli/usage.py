@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from appliance.protocols.admin_types import UsageRow
     from appliance.protocols.limit_types import LimitsResponse
 
+#: Limited amount -> its unit, if that differs; the unit of cost is the currency.
+_UNITS: Final = {"cost": "", "concurrent": "unfinished"}
 #: State of a limit -> style of its line.
 _STYLES: Final = {"ok": "", "warning": "yellow", "spent": "red"}
 
@@ -94,10 +96,10 @@ def _show_limits(console: Console, found: LimitsResponse) -> None:
         subject = ", ".join(f"{key} {value}" for key, value in named.items() if value is not None)
         for amount in budget.amounts:
             numbers = (f"{each:.6f}".rstrip("0").rstrip(".") for each in (amount.used, amount.left))
-            unit = found.currency or "" if amount.name == "cost" else amount.name
+            unit = _UNITS.get(amount.name, amount.name) or found.currency or ""
             lasting = amount.name == "concurrent"
             limit = f"{amount.limit:g} {unit}" + ("" if lasting else f" per {budget.per}")
-            at = "-" if lasting else budget.resets_at
+            at = "-" if lasting else f"{budget.resets_at[:16].replace('T', ' ')} UTC"
             table.add_row(escape(subject), limit, *numbers, at, style=_STYLES[amount.state])
     if table.row_count:
         console.print()

@@ -119,7 +119,7 @@ class _Sums:
 
 
 class _Ended(NamedTuple):
-    day: str
+    day: int  # days since 1970
     owner: str
     token: str
     model: str
@@ -143,6 +143,11 @@ class _Counter:
         self.concurrent: set[str] = set()  # without children, for which their parents wait
         self._ended = self._predict_us = self._tokens = 0
         self._cost = Decimal()
+        names: tuple[AmountName, ...] = (*PERIOD_AMOUNTS, "concurrent")
+        self._limits = [
+            (name, Decimal(repr(limit))) for name in names if (limit := getattr(budget, name)) is not None
+        ]
+        self._warn_at = Decimal(repr(budget.warn_at))
 
     def add(self, id: str, *, child: bool) -> None:
         self.unfinished.add(id)
@@ -160,31 +165,39 @@ class _Counter:
         if price is not None:
             self._cost += price * predict_us / 1_000_000
 
-    def used(self, amount: str) -> Decimal:
+    def used(self, amount: AmountName) -> int | Decimal:
         match amount:
             case "concurrent":
-                return Decimal(len(self.concurrent))
+                return len(self.concurrent)
             case "predictions":
-                return Decimal(self._ended + len(self.unfinished))
+                return self._ended + len(self.unfinished)
             case "seconds":
                 return Decimal(self._predict_us) / 1_000_000
             case "tokens":
-                return Decimal(self._tokens)
-            case _:
+                return self._tokens
+            case "cost":
                 return self._cost
 
-    def amounts(self) -> Iterator[Amount]:
-        names: tuple[AmountName, ...] = (*PERIOD_AMOUNTS, "concurrent")
-        for name in names:
-            limit = getattr(self.budget, name)
-            if limit is None:
-                continue
-            used, most = self.used(name), Decimal(repr(limit))
-            near = used >= most * Decimal(repr(self.budget.warn_at))
-            state: Literal["ok", "warning", "spent"] = (
-                "spent" if used >= most else "warning" if near else "ok"
-            )
-            yield Amount(name=name, used=float(used), limit=float(limit), state=state)
+    def spent(self) -> Iterator[AmountName]:
+        """Yield the amounts whose limits are used up."""
+        return (name for name, limit in self._limits if self.used(name) >= limit)
+
+    def amounts(self) -> list[Amount]:
+        return [self.amount(name) for name, _ in self._limits]
+
+    def amount(self, name: AmountName) -> Amount:
+        limit, used = dict(self._limits)[name], self.used(name)
+        spent, near = used >= limit, used >= limit * self._warn_at
+        state: Literal["ok", "warning", "spent"] = "spent" if spent else "warning" if near else "ok"
+        return Amount(name=name, used=float(used), limit=float(limit), state=state)
+
+    def nearly_spent(self) -> list[Amount]:
+        """Return the amounts of a period of which the share ``warn_at`` is used."""
+        return [
+            self.amount(name)
+            for name, limit in self._limits
+            if name != "concurrent" and self.used(name) >= limit * self._warn_at
+        ]
 
 
 class Budgets:
@@ -227,7 +240,8 @@ class Budgets:
         self._today = int(now // _DAY)
         self._ended.clear()
         for row in rows:
-            key = _Ended(row.day or "", row.owner or "", row.token or "", row.model or "", row.hardware or "")
+            day = int(datetime.fromisoformat(f"{row.day}T00:00:00Z").timestamp() // _DAY)
+            key = _Ended(day, row.owner or "", row.token or "", row.model or "", row.hardware or "")
             sums = self._ended.setdefault(key, _Sums())
             sums.predictions += row.predictions
             sums.predict_us += row.predict_us
@@ -255,9 +269,9 @@ class Budgets:
         """Count the usage of a prediction whose end is stored, instead of counting it as unfinished."""
         self.remove(record.id)
         ended = record.completed_at if record.completed_at is not None else record.created_at
-        if ended // _DAY > self._today:
+        day, hardware = int(ended // _DAY), record.hardware or ""
+        if day > self._today:
             self._roll(ended)
-        day, hardware = usage.day(ended), record.hardware or ""
         key = _Ended(day, record.owner, record.token or "", record.model, hardware)
         metrics = record.metrics
         predict_us = usage.microseconds(metrics.get("predict_time"))
@@ -314,13 +328,16 @@ class Budgets:
         """Begin the day of ``now``, in Unix seconds, if it is not the current day."""
         if (today := int(now // _DAY)) != self._today:
             self._today = today
-            month = usage.day(now)[:7]
-            self._ended = {key: sums for key, sums in self._ended.items() if key.day.startswith(month)}
+            first = self._first_of_month()
+            self._ended = {key: sums for key, sums in self._ended.items() if key.day >= first}
             self._rebuild()
 
-    def _is_current(self, day: str, budget: Budget) -> bool:
-        today = usage.day(self._today * _DAY)
-        return day == today if budget.period == "day" else day[:7] == today[:7]
+    def _is_current(self, day: int, budget: Budget) -> bool:
+        first = self._today if budget.period == "day" else self._first_of_month()
+        return first <= day <= self._today
+
+    def _first_of_month(self) -> int:
+        return self._today - datetime.fromtimestamp(self._today * _DAY, UTC).day + 1
 
     # -- questions ---------------------------------------------------------------------------------------
 
@@ -337,9 +354,9 @@ class Budgets:
             return
         self._roll(now)
         for counter in self._counters_of(owner, token or "", model):
-            for amount in counter.amounts():
-                if amount.state == "spent" and not (child and amount.name == "concurrent"):
-                    raise self._refusal(counter, amount, now)
+            for name in counter.spent():
+                if not (child and name == "concurrent"):
+                    raise self._refusal(counter, counter.amount(name), now)
 
     def warnings(self, owner: str, token: str | None, model: str, now: float) -> list[str]:
         """Return a sentence in ASCII for each limit of which the share ``warn_at`` is used."""
@@ -349,8 +366,7 @@ class Budgets:
         return [
             f"{counter.subject}: {self._described(counter, amount)}"
             for counter in self._counters_of(owner, token or "", model)
-            for amount in counter.amounts()
-            if amount.state != "ok" and amount.name != "concurrent"
+            for amount in counter.nearly_spent()
         ]
 
     def reports(self, owner: str | None, token: str | None, now: float) -> list[BudgetReport]:
@@ -366,7 +382,7 @@ class Budgets:
                 subject=subject,
                 period=counter.budget.period,
                 resets_at=_period_end(counter.budget.period, self._today),
-                amounts=list(counter.amounts()),
+                amounts=counter.amounts(),
             )
             for (_, subject), counter in sorted(self._counters.items(), key=_order)
             if owner is None

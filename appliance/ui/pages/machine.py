@@ -73,7 +73,7 @@ async def _alerts(request: Request) -> Part:
         found = alerts.find(status, machine, residency.decisions)
     else:
         found = alerts.find(status)
-    return _part("alerts", 5, "machine_alerts.html", alerts=found)
+    return _part("alerts", 5, "alerts.html", alerts=found)
 
 
 async def _devices(request: Request) -> Part:

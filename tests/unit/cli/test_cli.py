@@ -439,8 +439,8 @@ def test_usage(command: Command, server: Server) -> None:
     budget = {**subject, "per": "month", "resets_at": "2026-02-01T00:00:00.000000Z", "amounts": limited}
     server.answer("GET", "/admin/limits", {"currency": "EUR", "budgets": [budget]})
     shown = " ".join(command("usage", "--by", "model,token").out.split())
-    assert "group [vision], token laptop 2 EUR per month 1.5 0.5 2026-02-01" in shown
-    assert "3 concurrent 3 0 -" in shown
+    assert "group [vision], token laptop 2 EUR per month 1.5 0.5 2026-02-01 00:00" in shown
+    assert "3 unfinished 3 0 -" in shown
     server.answers["GET", "/admin/usage.csv"] = (200, "text/csv", b"model,cost\r\n")
     assert command("usage", "--csv").out.split() == ["model,cost"]
 

@@ -11,6 +11,7 @@ from appliance.domain.access import Group, Policy
 from appliance.domain.budgets import Budget
 from appliance.domain.errors import BudgetSpent, StoreError, Throttled
 from appliance.domain.prediction import Prediction, Status
+from appliance.gateway.engine.active import ActivePrediction
 from tests.support.engine_bench import Bench, entry, refusal
 
 
@@ -81,6 +82,8 @@ async def test_a_model_may_have_a_run_timeout_of_its_own(tmp_path: Path) -> None
     record = await bench.ended(await bench.submit(short, delay=30))
     assert record.status is Status.FAILED
     assert "run_timeout of model test/short (0.1 s)" in (record.error or "")
+    training = ActivePrediction(record.evolve(destination="test/trained"), short, {})
+    assert training.run_timeout(bench.limits) == (60.0, "limits.run_timeout")
     await bench.stop()
     await bench.cluster.close()
 

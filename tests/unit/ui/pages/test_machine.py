@@ -157,7 +157,7 @@ def test_alerts_and_decisions_are_inert() -> None:
     for text in HOSTILE:
         left_out = {"not_served": [{"name": "a/b", "problem": text}]}
         found = alerts.find(completed(ApplianceStatusResponse, left_out))
-        assert text in inert(markup.render("machine_alerts.html", alerts=found)).said
+        assert text in inert(markup.render("alerts.html", alerts=found)).said
         waiting = {"position": 1, "model": text, "queued": 1, "waited": 2.0, "cleared_for_it": [text]}
         residency = completed(ResidencyResponse, {"waiting": [waiting]})
         inert(machine.render_waiting(residency))
