@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from appliance.config import Config
 from appliance.domain.access import Group, Policy
 from appliance.domain.budgets import Budget
 from appliance.runners import KINDS
 from appliance.runners.base import Kind
-from tests.support.api_client import Api
+from tests.support.api_client import CONFIG, Api
 from tests.support.engine_bench import Bench
 
 CREATE = "/v1/models/test/echo/predictions"
@@ -98,6 +99,18 @@ async def test_an_administrator_sees_all_budgets_and_others_see_their_own(api: A
         ("you", None),
         (None, "second"),
     ]
+
+
+async def test_a_reload_applies_budgets_and_counts_what_was_used_before(api: Api) -> None:
+    await api.ended(await api.create(text="x"))
+    config = CONFIG.model_dump()
+    config["limits"]["budgets"] = [{"account": "*", "predictions": 2}]
+    api.services.configure(Config.model_validate(config))
+    await api.ended(await api.create(text="x"))
+    refused = await api.post(CREATE, json={"input": {"text": "x"}})
+    assert refused.status_code == 429
+    api.services.configure(CONFIG)
+    await api.ended(await api.create(text="x"))
 
 
 async def test_a_budget_of_a_denied_model_is_not_shown(api: Api, bench: Bench) -> None:
