@@ -25,6 +25,7 @@ from appliance.cli import (
     tokens,
     transfer,
     usage,
+    users,
     webhooks,
 )
 from appliance.domain.errors import ApplianceError, ConfigError
@@ -80,6 +81,7 @@ app.command()(transfer.export)
 app.command("import")(transfer.import_)
 for _name, _group in {
     "token": tokens.group,
+    "users": users.group,
     "webhook": webhooks.group,
     "file": files.group,
     "audit": audit.group,

@@ -20,6 +20,7 @@ from appliance.config.sections import (
     HardwareConfig,
     LimitsConfig,
     LoggingConfig,
+    SignOnConfig,
     TelemetryConfig,
 )
 from appliance.domain.errors import ConfigError
@@ -56,6 +57,7 @@ __all__ = [
     "ModelConfig",
     "PypiSource",
     "Report",
+    "SignOnConfig",
     "Source",
     "TelemetryConfig",
     "compare",

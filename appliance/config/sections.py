@@ -11,6 +11,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from appliance.domain.access import Group, Policy, Right
 from appliance.domain.budgets import Budget
 from appliance.domain.section import Section, size, subsection
+from appliance.domain.token import Scope
+from appliance.domain.user import User
 from appliance.domain.values import (
     Bytes,
     DeviceName,
@@ -299,6 +301,26 @@ class AccessConfig(Section):
     )
 
 
+class SignOnConfig(Section):
+    """How people sign in to the web UI, besides with tokens."""
+
+    passwords: bool = Field(
+        default=True,
+        description="Let people sign in with passwords. `appliance users add` adds a person with a password.",
+    )
+    session: Annotated[Seconds, Field(ge=60, le=30 * 86400)] = Field(
+        default=43200.0, description="Time after which a person must sign in again."
+    )
+
+    def scope_of(self, user: User) -> Scope | None:
+        """Return the scope of the user's sessions; None if the user may not sign in."""
+        return user.scope if user.method == "password" and self.passwords else None
+
+    def groups_of(self, user: User) -> frozenset[str]:
+        """Return the groups that the user has besides those that name the account."""
+        return frozenset()
+
+
 class PricesConfig(Section):
     """Prices of predictions, by hardware."""
 
@@ -434,6 +456,9 @@ class Config(Section):
         default=None,
         description="Who may use which models, and what else accounts may do. The account in server.account "
         "may do everything. Default: every account may use all models, and do what its tokens permit.",
+    )
+    sign_on: SignOnConfig = subsection(
+        SignOnConfig(), "How people sign in to the web UI, besides with tokens."
     )
     prices: PricesConfig = subsection(PricesConfig(), "Prices of predictions.")
     catalogue: CatalogueConfig = subsection(

@@ -78,6 +78,8 @@ class Policy:
 
         ``everybody`` has the rights that all accounts have. The account ``administrator`` has all rights.
         """
+        #: Names of groups by account, which an identity provider named at the last sign-in.
+        self.claimed: dict[str, frozenset[str]] = {}
         self._groups = None if groups is None else tuple(groups)
         self._everybody = everybody
         self._administrator = administrator
@@ -85,7 +87,9 @@ class Policy:
     def groups_of(self, account: str | None) -> list[Group]:
         """Return the groups of an account; None is a request without a token."""
         shared = [] if self._everybody is None else [self._everybody]
-        return [*shared, *(group for group in self._groups or () if account in group.members)]
+        claimed = self.claimed.get(account, frozenset()) if account is not None else frozenset()
+        own = (each for each in self._groups or () if account in each.members or each.name in claimed)
+        return [*shared, *own]
 
     def priority(self, account: str) -> int:
         """Return the highest priority of the account's groups; 0 if it is in no group."""
@@ -123,6 +127,17 @@ def network(text: str) -> str | None:
         return str(ipaddress.ip_network(text.strip(), strict=False))
     except ValueError:
         return None
+
+
+def client_network(address: str) -> str:
+    """Return the address; for IPv6 its /64 network, all of whose addresses one client may have."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is None:
+        return str(ipaddress.IPv6Network((int(found), 64), strict=False))
+    return address
 
 
 def is_within(address: str, networks: Collection[str]) -> bool:

@@ -95,6 +95,15 @@ class Unauthenticated(RequestError):
         )
 
 
+class SignInRefused(Unauthenticated):
+    """A person may not sign in; the message gives the reason."""
+
+    def __init__(self, reason: str, account: str | None = None) -> None:
+        """``account`` is the account that is meant, if there is such an account."""
+        super().__init__(token_given=True, reason=reason)
+        self.account = account
+
+
 class PermissionDenied(RequestError):
     """The token does not permit this request."""
 

@@ -50,6 +50,8 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] | None = None  # patterns of the models that it may use; None: all
     last_used_at: float | None = None  # exact to a minute
     last_used_from: str | None = None  # IP address
+    session: str | None = None  # id of the session that uses it; such a token is not stored
+    signed_in_with: Literal["token", "password", "provider"] = "token"  # how its session began
     prediction: str | None = None  # id of the running prediction that uses it; such a token is not stored
     access: Access = Access(None)  # rights of its owner in models.yaml, limited to `models`; not stored
 

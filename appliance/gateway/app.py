@@ -37,6 +37,7 @@ from appliance.gateway.files.inputs import Inputs
 from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.listener import receive_listener
 from appliance.gateway.settings import GatewaySettings
+from appliance.gateway.sign_on import SignOn
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine import cpu_threads
 from appliance.machine.disk import Storage
@@ -132,7 +133,8 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         store=store,
         audit=AuditLog(store, config.audit),
         engine=engine,
-        auth=Auth(store, run_tokens, engine.running, config.access_policy),
+        auth=Auth(store, store.users, run_tokens, engine.running, config.access_policy, config.sign_on),
+        sign_on=SignOn(store.users, config.sign_on),
         rate_limits=RateLimits(
             requests=config.limits.requests_per_minute, predictions=config.limits.predictions_per_minute
         ),
@@ -205,6 +207,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     await store.own(OWN_PATIENCE)
     cluster = RayCluster(settings.zygote_socket, settings.run_dir)
     services = await build_services(settings, store, cluster)
+    await services.auth.load_groups(await store.users.all())
     await services.files.start()
     await services.builds.load()
     await services.trainings.fill(services.catalogue)

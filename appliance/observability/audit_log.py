@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import os
 import socket
@@ -20,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from appliance.config import AuditConfig
+from appliance.domain import access
 from appliance.domain.audit import Act, AuditRecord, canonical
 from appliance.domain.errors import StoreError
 from appliance.store import Store
@@ -84,11 +84,7 @@ class RefusedLimit:
 
 def network(address: str | None) -> str:
     """Return the address, or the network of an IPv6 address, all of which one client may use."""
-    with contextlib.suppress(ValueError):
-        parsed = ipaddress.ip_address(address or "")
-        if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
-            return str(ipaddress.ip_network((int(parsed), 64), strict=False))
-    return address or "unknown"
+    return access.client_network(address) if address else "unknown"
 
 
 class Repeats:

@@ -38,6 +38,34 @@ class MeResponse(Struct, kw_only=True):
     name: str
     token: str  # name of the token
     scope: Scope
+    signed_in_with: Annotated[
+        Literal["token", "password", "provider"], Meta(description="How the caller has signed in")
+    ] = "token"
+
+
+class SignInMethodsResponse(Struct, kw_only=True):
+    """How people can sign in to the UI, besides with tokens."""
+
+    passwords: Annotated[bool, Meta(description="Whether there are people with passwords")]
+
+
+class SessionResponse(Struct, kw_only=True):
+    """A session of the UI. Only the response to its creation contains the secret, as ``token``."""
+
+    id: str
+    username: str
+    created_at: Time
+    expires_at: Time
+    address: Annotated[str, Meta(description="IP address from which the person signed in")]
+    browser: Annotated[str, Meta(description="User-Agent header of the browser")]
+    last_used_at: Annotated[Time | None, Meta(description="Exact to a minute")] = None
+    last_used_from: Annotated[str | None, Meta(description="IP address")] = None
+    current: Annotated[bool, Meta(description="Whether this request has used the session")] = False
+    token: str | UnsetType = UNSET
+
+
+class SessionPage(Page[SessionResponse], kw_only=True):
+    """All sessions that have not ended: those of the caller, or of all people for an operator."""
 
 
 class TokenResponse(Struct, kw_only=True):
@@ -435,6 +463,9 @@ RESPONSES: Final = (
     HealthResponse,
     ReadinessResponse,
     MeResponse,
+    SignInMethodsResponse,
+    SessionResponse,
+    SessionPage,
     TokenResponse,
     TokenPage,
     NewWebhookSecretResponse,

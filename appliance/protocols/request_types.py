@@ -154,6 +154,14 @@ class TokenRequest(Request, kw_only=True):
     ] = None
 
 
+class SignInRequest(Request, kw_only=True):
+    """The sign-in of a person with a password."""
+
+    username: str
+    password: str
+    browser: Annotated[str | None, Meta(description="User-Agent header of the browser")] = None
+
+
 class WebhookSecretRequest(Request, kw_only=True):
     """The replacement of a webhook key."""
 
@@ -165,6 +173,7 @@ class WebhookSecretRequest(Request, kw_only=True):
 
 #: Each request body that the OpenAPI document describes.
 REQUESTS: Final = (
+    SignInRequest,
     ModelRequest,
     ModelUpdateRequest,
     PredictionRequest,

@@ -26,6 +26,7 @@ from appliance.store.records import (
 from appliance.store.registry import Registry
 from appliance.store.tokens import TokenTable
 from appliance.store.usage import UsageTable
+from appliance.store.users import UserTable
 from appliance.store.versions import VersionTable
 from appliance.store.webhooks import WebhookTable
 
@@ -61,6 +62,7 @@ class Store(PredictionTable, VersionTable, TokenTable, WebhookTable, Deletions):
         self.memory_profiles = MemoryProfileTable(self)
         self.registry = Registry(self)
         self.usage = UsageTable(self)
+        self.users = UserTable(self)
 
     def check(self) -> asyncio.Future[None]:
         """Commit a small write; the future fails with ``StoreError`` if the database cannot be written."""

@@ -26,7 +26,19 @@ TOKEN_COLUMNS: Final = (
     *("id", "name", "owner", "digest", "created_at", "revoked_at", "scope", "description", "expires_at"),
     *("networks", "models", "last_used_at", "last_used_from"),
 )
+#: Columns of a user, and of a session.
+USER_COLUMNS: Final = (
+    *("name", "scope", "created_at", "password", "issuer", "subject", "claims", "last_sign_in_at"),
+)
+SESSION_COLUMNS: Final = (
+    *("id", "user", "digest", "created_at", "expires_at", "ended_at", "address", "browser"),
+    *("last_used_at", "last_used_from"),
+)
 _PLACEHOLDERS: Final = {
+    "{user_columns}": ", ".join(USER_COLUMNS),
+    "{user_values}": ", ".join(f":{name}" for name in USER_COLUMNS),
+    "{session_columns}": ", ".join(SESSION_COLUMNS),
+    "{session_values}": ", ".join(f":{name}" for name in SESSION_COLUMNS),
     "{token_columns}": ", ".join(TOKEN_COLUMNS),
     "{token_values}": ", ".join(f":{name}" for name in TOKEN_COLUMNS),
     "{columns}": ", ".join(COLUMNS),

@@ -539,3 +539,76 @@ SELECT number, hash FROM audit WHERE number < :number ORDER BY number DESC LIMIT
 -- query: delete_audit
 -- Delete records up to a number.
 DELETE FROM audit WHERE number <= :number;
+
+-- query: insert_user
+-- A new user; fails if the account has one.
+INSERT INTO users ({user_columns}) VALUES ({user_values});
+
+-- query: user
+-- The user of an account.
+SELECT {user_columns} FROM users WHERE name = :name;
+
+-- query: user_by_subject
+-- The user whom a provider knows by this id.
+SELECT {user_columns} FROM users WHERE issuer = :issuer AND subject = :subject;
+
+-- query: users
+-- All users.
+SELECT {user_columns} FROM users ORDER BY name;
+
+-- query: set_password
+-- Replace the password of a user; a user of a provider has none.
+UPDATE users SET password = :password WHERE name = :name AND password IS NOT NULL;
+
+-- query: record_sign_in
+-- Store what a sign-in tells of a user.
+UPDATE users SET last_sign_in_at = :last_sign_in_at, claims = :claims WHERE name = :name;
+
+-- query: delete_user
+-- Remove a user.
+DELETE FROM users WHERE name = :name;
+
+-- query: insert_session
+-- A new session.
+INSERT INTO sessions ({session_columns}) VALUES ({session_values});
+
+-- query: session_by_digest
+-- The session whose secret has this digest.
+SELECT {session_columns} FROM sessions WHERE digest = :digest;
+
+-- query: session_by_id
+-- A session.
+SELECT {session_columns} FROM sessions WHERE id = :id;
+
+-- query: active_sessions
+-- The sessions of all users that have not ended, newest first.
+SELECT {session_columns} FROM sessions
+WHERE ended_at IS NULL AND expires_at > :now
+ORDER BY created_at DESC;
+
+-- query: active_sessions_of_user
+-- The sessions of a user that have not ended, newest first.
+SELECT {session_columns} FROM sessions
+WHERE user = :user AND ended_at IS NULL AND expires_at > :now
+ORDER BY created_at DESC;
+
+-- query: end_session
+-- End a session of a user, or of any user.
+UPDATE sessions SET ended_at = :now
+WHERE id = :id AND (:user IS NULL OR user = :user) AND ended_at IS NULL AND expires_at > :now;
+
+-- query: end_sessions
+-- End all sessions of a user.
+UPDATE sessions SET ended_at = :now WHERE user = :user AND ended_at IS NULL AND expires_at > :now;
+
+-- query: record_session_use
+-- When and from which address a session was used last.
+UPDATE sessions SET last_used_at = :last_used_at, last_used_from = :last_used_from WHERE id = :id;
+
+-- query: delete_old_sessions
+-- Delete the sessions that expired before a time.
+DELETE FROM sessions WHERE expires_at < :before;
+
+-- query: delete_sessions_of_user
+-- Delete all sessions of a user.
+DELETE FROM sessions WHERE user = :user;

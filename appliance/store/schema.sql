@@ -517,3 +517,37 @@ ALTER TABLE tokens ADD COLUMN networks TEXT;
 ALTER TABLE tokens ADD COLUMN models TEXT;
 ALTER TABLE tokens ADD COLUMN last_used_at REAL;
 ALTER TABLE tokens ADD COLUMN last_used_from TEXT;
+
+-- step: 19
+-- People who sign in to the UI, and their sessions.
+
+-- `password` is an Argon2 hash. A person without one signs in at the provider `issuer`, which knows the person as
+-- `subject`. `claims` is a JSON array: the values of the groups claim at the last sign-in.
+CREATE TABLE users (
+    name            TEXT PRIMARY KEY,
+    scope           TEXT NOT NULL,
+    created_at      REAL NOT NULL,
+    password        TEXT,
+    issuer          TEXT,
+    subject         TEXT,
+    claims          TEXT NOT NULL,
+    last_sign_in_at REAL,
+    UNIQUE (issuer, subject)
+);
+
+CREATE TABLE sessions (
+    id             TEXT PRIMARY KEY,
+    user           TEXT NOT NULL,
+    digest         TEXT NOT NULL UNIQUE,
+    created_at     REAL NOT NULL,
+    expires_at     REAL NOT NULL,
+    ended_at       REAL,
+    address        TEXT NOT NULL,
+    browser        TEXT NOT NULL,
+    last_used_at   REAL,
+    last_used_from TEXT
+);
+
+CREATE INDEX sessions_by_user ON sessions (user, created_at);
+CREATE INDEX sessions_by_creation ON sessions (created_at);
+CREATE INDEX sessions_by_expiry ON sessions (expires_at);

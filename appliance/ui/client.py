@@ -48,12 +48,14 @@ class Api:
 
     def caller(
         self,
-        token: str,
+        token: str | None,
         base_url: str,
         before_run: Callable[[], None] | None = None,
         browser: str = "",
     ) -> Caller:
-        """Return a client that uses ``token``. ``base_url`` is the URL of the appliance in the browser.
+        """Return a client that uses ``token``; None for routes that need no token.
+
+        ``base_url`` is the URL of the appliance in the browser.
 
         ``browser`` is the address of the browser as the gateway has written it into the header ``BROWSER``.
 
@@ -76,12 +78,15 @@ class Api:
 
 
 class Caller:
-    """Calls the API with the token of one user. Failures are ``ApplianceError`` with a message for users."""
+    """Calls the API with the token of one user, or with none.
+
+    Failures are ``ApplianceError`` with a message for users.
+    """
 
     def __init__(
         self,
         http: httpx.AsyncClient,
-        token: str,
+        token: str | None,
         base_url: str,
         before_run: Callable[[], None] | None = None,
         browser: str = "",
@@ -95,7 +100,8 @@ class Caller:
         if browser:
             forwarded[BROWSER] = browser
         encoded = {name.encode(): value.encode() for name, value in forwarded.items()}
-        self._headers = httpx.Headers(api_client.authorization(token) | encoded)
+        signed_in = {} if token is None else api_client.authorization(token)
+        self._headers = httpx.Headers(signed_in | encoded)
         self._http = http
 
     async def get(self, path: str, **query: Any) -> Any:

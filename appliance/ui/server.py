@@ -29,6 +29,7 @@ from appliance.domain.errors import (
     Throttled,
     Unauthenticated,
 )
+from appliance.protocols.admin_types import SignInMethodsResponse
 from appliance.ui import api_proxy, languages, layout, session, template_pages
 from appliance.ui.client import Api
 from appliance.ui.manual import FOLDER as MANUAL_FOLDER
@@ -142,15 +143,20 @@ class Server:
     async def _sign_in(self, request: Request) -> Response:
         refused: ApplianceError | None = None
         then = _local(request, request.query_params.get("next"))
+        username = ""
         if request.method == "POST":
             form = await _form(request)
             then = _local(request, form.get("next"))
             answer = RedirectResponse(then, 303)
             try:
+                if username := form.get("username", ""):
+                    password = form.get("password", "")
+                    await self._sessions.sign_in_with_password(username, password, request, answer)
+                    return answer
                 if await self._sessions.sign_in(form.get("token", "").strip(), request, answer):
                     return answer
                 refused = UNKNOWN_TOKEN
-            except (PermissionDenied, Throttled) as error:
+            except (PermissionDenied, Throttled, Unauthenticated) as error:
                 refused = error
         page = layout.page_without_navigation(
             "sign_in.html",
@@ -158,13 +164,23 @@ class Server:
             request,
             title=languages.gettext("Sign in"),
             heading=self._title,
+            methods=await self._methods(request),
+            username=username,
             unknown=refused is UNKNOWN_TOKEN,
             refusal="" if refused is None else refused.detail,
+            wrong_password=bool(username) and isinstance(refused, Unauthenticated),
             next=then,
         )
         if isinstance(refused, Throttled):
             page.headers["retry-after"] = str(refused.retry_after)
         return page
+
+    async def _methods(self, request: Request) -> SignInMethodsResponse:
+        try:
+            return await self._sessions.methods(request)
+        except ApplianceError as error:
+            _log.error("the sign-in page offers only tokens: %s", error)
+            return SignInMethodsResponse(passwords=False)
 
     async def _sign_out(self, request: Request) -> Response:
         if request.method != "POST":

@@ -1,4 +1,4 @@
-"""Sessions of users: the API token, encrypted in a cookie."""
+"""Sessions of users: an API token, or the secret of a session, encrypted in a cookie."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from cryptography.fernet import Fernet, InvalidToken
 from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.domain.errors import ApplianceError, Throttled, Unauthenticated
-from appliance.protocols.admin_types import MeResponse
+from appliance.protocols.admin_types import MeResponse, SignInMethodsResponse
 from appliance.ui.client import BROWSER, Api, Caller
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,14 @@ class Session:
     """The signed-in user of one request."""
 
     def __init__(
-        self, caller: Caller, username: str, name: str, token: str, scope: str, digest: str = ""
+        self,
+        caller: Caller,
+        username: str,
+        name: str,
+        token: str,
+        scope: str,
+        digest: str = "",
+        signed_in_with: Literal["token", "password", "provider"] = "token",
     ) -> None:
         """``token`` is the name of the user's token, ``digest`` that of its secret.
 
@@ -45,6 +52,7 @@ class Session:
         self.name = name
         self.token = token
         self.scope = scope
+        self.signed_in_with = signed_in_with
 
     @property
     def admin(self) -> bool:
@@ -101,6 +109,42 @@ class Sessions:
             if error.status < 500:
                 raise
             _log.error("a sign-in of %s is not in the audit log: %s", found.username, error)
+        await self._keep(secret, request, response)
+        return True
+
+    async def methods(self, request: Request) -> SignInMethodsResponse:
+        """Return how people can sign in, besides with tokens.
+
+        Raises:
+            ApplianceError: the API does not answer.
+        """
+        return await self._anonymous(request).get_as(SignInMethodsResponse, "/admin/sign-in")
+
+    async def sign_in_with_password(
+        self, username: str, password: str, request: Request, response: Response
+    ) -> None:
+        """Sign in with a password, and set the session cookie on ``response``.
+
+        Raises:
+            Unauthenticated: the username or the password is wrong.
+            Throttled: too many passwords were wrong.
+        """
+        given = {"username": username, "password": password}
+        given["browser"] = request.headers.get("user-agent", "")
+        made = await self._anonymous(request).post("/admin/sign-in/password", given)
+        await self._keep(made["token"], request, response)
+
+    def _anonymous(self, request: Request) -> Caller:
+        return self._api.caller(None, base_url(request), browser=request.headers.get(BROWSER, ""))
+
+    async def _keep(self, secret: str, request: Request, response: Response) -> None:
+        """Set the session cookie on ``response``, and end the session that the browser has had."""
+        try:
+            before = await self.of(request)
+            if before is not None and before.signed_in_with != "token":
+                await before.caller.post("/admin/signouts")
+        except ApplianceError as error:
+            _log.error("the earlier session of a browser has not ended: %s", error)
         response.set_cookie(
             self.cookie,
             self._fernet.encrypt(secret.encode()).decode(),
@@ -110,7 +154,6 @@ class Sessions:
             samesite="lax",
             secure=request.url.scheme == "https",
         )
-        return True
 
     async def sign_out(self, request: Request, response: Response) -> None:
         """Delete the session cookie on ``response``, even if the API does not answer."""
@@ -118,6 +161,7 @@ class Sessions:
         try:
             found = await self.of(request)
             if found is not None:  # the token may be revoked
+                self._known.pop((found.digest, request.headers.get(BROWSER, "")), None)
                 await found.caller.post("/admin/signouts")
         except ApplianceError as error:
             _log.error("a sign-out is not in the audit log: %s", error)
@@ -144,7 +188,7 @@ class Sessions:
             if len(self._known) >= _MAX_REMEMBERED:
                 self._known.clear()
             self._known[key] = now, user
-        return Session(caller, user.username, user.name, user.token, user.scope, digest)
+        return Session(caller, user.username, user.name, user.token, user.scope, digest, user.signed_in_with)
 
 
 def current(request: Request) -> Session:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from appliance.domain.access import client_network
 from appliance.domain.errors import Throttled
 
 _HOUR: Final = 3600.0
@@ -36,7 +36,7 @@ class Visitors:
                 times.popleft()
             if not times:
                 del self._runs[visitor]
-        runs = self._runs.setdefault(_network(host), deque())
+        runs = self._runs.setdefault(client_network(host), deque())
         if len(runs) >= self._most:
             seconds = runs[0] + _HOUR - now
             raise Throttled(
@@ -45,14 +45,3 @@ class Visitors:
                 retry_after=round(seconds),
             )
         runs.append(now)
-
-
-def _network(host: str) -> str:
-    """Return ``host``; for an IPv6 address its /64 network, all of whose addresses one visitor may have."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return host

@@ -16,6 +16,7 @@ from appliance.gateway.api.services import Services
 from appliance.gateway.engine.additions import Additions
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.prediction_retention import Retention
+from appliance.gateway.sign_on import SignOn
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine.disk import Storage
 from appliance.observability.audit_log import AuditLog
@@ -41,7 +42,15 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         store=bench.store,
         audit=AuditLog(bench.store, config.audit),
         engine=bench.engine,
-        auth=Auth(bench.store, bench.run_tokens, bench.engine.running, config.access_policy),
+        auth=Auth(
+            bench.store,
+            bench.store.users,
+            bench.run_tokens,
+            bench.engine.running,
+            config.access_policy,
+            config.sign_on,
+        ),
+        sign_on=SignOn(bench.store.users, config.sign_on),
         rate_limits=RateLimits(requests=None, predictions=None),
         fetch_guard=fetch_guard,
         webhooks=Webhooks(bench.store, fetch_guard, config.server.account),

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from appliance.domain.audit import Act
-from appliance.domain.errors import PermissionDenied, Unauthenticated
+from appliance.domain.errors import PermissionDenied, SignInRefused, Unauthenticated
 from appliance.domain.token import Token
 from appliance.gateway.api import client_address
 from appliance.gateway.api.services import Services, services_of
@@ -27,6 +27,8 @@ _DEPLOYMENT: Final = "/v1/deployments/{owner}/{name}"
 RECORDED: Final = {
     ("POST", "/admin/tokens"): "token.create",
     ("DELETE", "/admin/tokens/{id}"): "token.revoke",
+    ("POST", "/admin/sign-in/password"): "session.sign_in",
+    ("DELETE", "/admin/sessions/{id}"): "session.revoke",
     ("POST", "/admin/signins"): "session.sign_in",
     ("POST", "/admin/signouts"): "session.sign_out",
     ("POST", "/admin/reload"): "config.reload",
@@ -126,6 +128,8 @@ async def respond(services: Services, scope: Scope, status: int, error: Exceptio
     if isinstance(error, (Unauthenticated, PermissionDenied)):
         object = scope.get(_ROUTE, scope["path"])
         denied = _act(services, scope, f"request.{scope['method'].lower()}")
+        if isinstance(error, SignInRefused):
+            denied = msgspec.structs.replace(denied, action="session.sign_in", owner=error.account)
         await services.audit.refuse(
             msgspec.structs.replace(denied, object=object, outcome="denied", status=status)
         )
@@ -144,7 +148,7 @@ def _act(services: Services, scope: Scope, action: str) -> Act:
     token: Token | None = scope.get(CALLER)
     return Act(
         action=action,
-        token=None if token is None else token.id,
+        token=None if token is None else token.session or token.id,
         owner=None if token is None else token.owner,
         address=client_address.of(scope, services.config.server.trusted_proxies),
         request=scope.setdefault(_ID, secrets.token_hex(8)),

@@ -28,9 +28,8 @@ def of(scope: Scope, proxies: Collection[str]) -> str | None:
     from its end up to the first address that is not a trusted proxy: a client can forge those before it.
     """
     headers = Headers(scope=scope)
-    address, _, code = headers.get(HEADER, "").partition(" ")
-    if address and hmac.compare_digest(code.encode(), _code(address).encode()):
-        return address
+    if from_ui(scope):
+        return headers[HEADER].partition(" ")[0]
     client = scope.get("client")
     if client is None or not client[0]:
         return None
@@ -40,6 +39,12 @@ def of(scope: Scope, proxies: Collection[str]) -> str | None:
             break
         found = _plain(forwarded.strip())
     return found
+
+
+def from_ui(scope: Scope) -> bool:
+    """Return whether the UI process sent the request: only the UI knows headers that this gateway signed."""
+    address, _, code = Headers(scope=scope).get(HEADER, "").partition(" ")
+    return bool(address) and hmac.compare_digest(code.encode(), _code(address).encode())
 
 
 def signed(address: str) -> str:

@@ -227,6 +227,16 @@ ADMIN: Final = (
               "Record that the caller signs in to the UI", {204: None}),
     Operation("post", "/admin/signouts", "admin.signouts.create",
               "Record that the caller signs out of the UI", {204: None}),
+    Operation("get", "/admin/sign-in", "admin.sign_in_methods",
+              "List how people can sign in to the UI", {200: "SignInMethods"}, errors=()),
+    Operation("get", "/admin/sessions", "admin.sessions.list",
+              "List your sessions of the UI, or those of all people for an operator",
+              {200: "SessionPage"}, errors=_READ),
+    Operation("post", "/admin/sign-in/password", "admin.sessions.create",
+              "Sign in with a password; only for the UI process", {201: "Session"}, "SignInRequest",
+              errors=_CHANGE),
+    Operation("delete", "/admin/sessions/{id}", "admin.sessions.revoke", "Revoke a session of the UI",
+              {204: None}, errors=_READ),
     Operation("get", "/admin/tokens", "admin.tokens.list", "List all tokens, oldest first",
               {200: "TokenPage"}, errors=_READ),
     Operation("post", "/admin/tokens", "admin.tokens.create", "Create a token", {201: "Token"},
@@ -328,5 +338,11 @@ COMPAT: Final = (
 )  # fmt: skip
 
 OPERATIONS: Final = (*REPLICATE, *ADMIN, *COMPAT)
-#: Ids of operations that need no token: a search finds only public models, and a download URL is signed.
-OPEN: Final = frozenset({"search", "files.download", "monitoring.health", "monitoring.readiness"})
+#: Ids of operations that need no token: a search finds only public models, a download URL is signed, and a
+#: session is created for who has no token.
+OPEN: Final = frozenset(
+    {
+        *("search", "files.download", "monitoring.health", "monitoring.readiness"),
+        *("admin.sign_in_methods", "admin.sessions.create"),
+    }
+)

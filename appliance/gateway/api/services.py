@@ -20,6 +20,7 @@ from appliance.gateway.engine.sampler import Sampler
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.prediction_retention import Retention
+from appliance.gateway.sign_on import SignOn
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine import Device
 from appliance.machine.disk import Storage
@@ -38,6 +39,7 @@ class Services(msgspec.Struct, kw_only=True):
     audit: AuditLog
     engine: Engine
     auth: Auth
+    sign_on: SignOn
     rate_limits: RateLimits
     fetch_guard: FetchGuard
     webhooks: Webhooks
@@ -63,7 +65,8 @@ class Services(msgspec.Struct, kw_only=True):
             self.audit.applied(before, after)
         self.audit.change(config.audit)
         self.config = config
-        self.auth.apply(config.access_policy)
+        self.auth.apply(config.access_policy, config.sign_on)
+        self.sign_on.apply(config.sign_on)
         self.engine.limit(limits, config.access_policy)
         self.engine.budgets.configure(
             config.budgets, config.access_policy, config.prices.per_second, config.prices.currency

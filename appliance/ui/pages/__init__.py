@@ -19,6 +19,7 @@ from appliance.ui.pages import (
     model,
     prediction,
     predictions,
+    sessions,
     settings,
     usage,
 )
@@ -36,6 +37,7 @@ PAGES: Final = (
     TemplatePage("/usage", translatable("Usage"), usage.ROUTES),
     TemplatePage("/api", translatable("API"), api.ROUTES),
     TemplatePage("/settings", translatable("Settings"), settings.ROUTES, admin=True),
+    TemplatePage("/sessions", translatable("Sessions"), sessions.ROUTES, listed=False),
     TemplatePage("/add", translatable("Add a model"), add.ROUTES, listed=False, admin=True),
     TemplatePage("/audit", translatable("Audit log"), audit.ROUTES, listed=False, admin=True),
     TemplatePage("/config", translatable("Configuration"), config.ROUTES, listed=False, admin=True),

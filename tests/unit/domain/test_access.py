@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from appliance.domain.access import Access, Group, Policy, Right, is_within, matches, network
+from appliance.domain.access import (
+    Access,
+    Group,
+    Policy,
+    Right,
+    client_network,
+    is_within,
+    matches,
+    network,
+)
 
 PATTERNS = some.lists(some.sampled_from(["*", "a/*", "b/*", "*/x", "a/x", "b/y*"]), max_size=3).map(tuple)
 MODELS = some.sampled_from(["a/x", "a/y", "b/x", "b/y", "b/y2", "c/z"])
@@ -95,3 +104,22 @@ def test_networks() -> None:
     ]
     assert is_within("::ffff:10.1.2.3", ["10.0.0.0/8"])
     assert not is_within("11.0.0.1", ["10.0.0.0/8"])
+
+
+def test_the_addresses_of_an_ipv6_network_belong_to_one_client() -> None:
+    assert client_network("2001:db8::1") == client_network("2001:db8::ffff") == "2001:db8::/64"
+    assert client_network("2001:db8:0:1::1") == "2001:db8:0:1::/64"
+    assert client_network("192.0.2.1") == "192.0.2.1"
+    assert client_network("::ffff:192.0.2.1") == "::ffff:192.0.2.1"
+    assert client_network("unknown") == "unknown"
+
+
+def test_groups_from_claims_count_like_groups_of_members() -> None:
+    vision = Group("vision", frozenset({"anna"}), ("vision/*",), frozenset({Right.RUN}))
+    operators = Group("operators", frozenset(), ("*",), frozenset({Right.OPERATE}))
+    policy = Policy([vision, operators], None, "me")
+    assert policy.of("anna") == Access("anna", (("vision/*",),), frozenset({Right.RUN}))
+    policy.claimed["anna"] = frozenset({"operators", "no such group"})
+    assert [group.name for group in policy.groups_of("anna")] == ["vision", "operators"]
+    assert policy.of("anna") == Access("anna", (), frozenset({Right.RUN, Right.OPERATE}))
+    assert policy.of("ben").rights == frozenset()

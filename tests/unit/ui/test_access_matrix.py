@@ -10,10 +10,9 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from appliance.domain import token
+from appliance.domain import failed_attempts, token
 from appliance.domain.access import Group, Policy, Right
 from appliance.domain.token import Scope, Token
-from appliance.gateway.api import failed_attempts
 from appliance.gateway.api.client_address import HEADER, signed
 from appliance.ui import session
 from appliance.ui.pages import PAGES
@@ -57,6 +56,8 @@ MATRIX: Final = """
 /predictions                                       200 200 200 200 200 200
 /predictions/download/{kind}                       404 404 404 404 404 404
 /predictions/list                                  200 200 200 200 200 200
+/sessions                                          200 200 200 200 200 200
+/sessions/list                                     200 200 200 200 200 200
 /settings                                          404 404 404 404 404 200
 /settings/tokens                                   404 404 404 404 404 200
 /usage                                             200 200 200 200 200 200

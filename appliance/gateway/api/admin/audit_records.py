@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import Final
 
@@ -46,7 +47,7 @@ async def list_records(request: Request) -> Response:
 
 
 async def record_session(request: Request) -> Response:
-    """``POST /admin/signins`` and ``/admin/signouts``: record that the caller signs in or out of the UI.
+    """``POST /admin/signins`` and ``/admin/signouts``: record that a token signs in or out of the UI.
 
     Repetitions within a minute are not recorded.
     """
@@ -54,6 +55,18 @@ async def record_session(request: Request) -> Response:
     if caller.prediction is not None:
         raise PermissionDenied("The token of a running prediction cannot sign in or out: use another token.")
     audit.describe(request, object=caller.name)
+    return Response(status_code=204)
+
+
+async def sign_out(request: Request) -> Response:
+    """``POST /admin/signouts``: end the session of the caller; of a token, only record the sign-out."""
+    services = services_of(request)
+    caller = await requests.caller(request, Scope.READ)
+    if caller.session is None:
+        return await record_session(request)
+    ended = audit.act(request, object=caller.session)
+    await services.store.users.end_session(caller.session, caller.owner, time.time(), ended)
+    services.auth.forget(caller.session)
     return Response(status_code=204)
 
 
@@ -87,5 +100,5 @@ def _response(record: AuditRecord) -> AuditRecordResponse:
 ROUTES: Final = (
     Route("/admin/audit", list_records, methods=["GET"]),
     Route("/admin/signins", record_session, methods=["POST"]),
-    Route("/admin/signouts", record_session, methods=["POST"]),
+    Route("/admin/signouts", sign_out, methods=["POST"]),
 )

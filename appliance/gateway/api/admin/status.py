@@ -34,7 +34,13 @@ async def get_me(request: Request) -> Response:
     caller = await requests.caller(request, Scope.READ)
     name = account_response(caller.owner, request).name
     return responses.json(
-        MeResponse(username=caller.owner, name=name, token=caller.name, scope=caller.effective_scope)
+        MeResponse(
+            username=caller.owner,
+            name=name,
+            token=caller.name,
+            scope=caller.effective_scope,
+            signed_in_with=caller.signed_in_with,
+        )
     )
 
 

@@ -72,8 +72,10 @@ async def revoke_token(request: Request) -> Response:
 
 async def token_names(request: Request, caller: Token) -> dict[str, str]:
     """Return the names of the tokens that ``caller`` may see, by id."""
-    known = await services_of(request).store.list_tokens()
-    return {each.id: each.name for each in known if caller.sees_all or each.owner == caller.owner}
+    store = services_of(request).store
+    names = [(each.id, each.name, each.owner) for each in await store.list_tokens()]
+    names += [(each.token_id, f"{each.name} (UI)", each.name) for each in await store.users.all()]
+    return {id: name for id, name, owner in names if caller.sees_all or owner == caller.owner}
 
 
 def _problems(name: str, owner: str) -> list[FieldProblem]:

@@ -28,6 +28,7 @@ OPEN: Final = frozenset(
     {
         *("/v1/streams/{token}", "/v1/files/stream/{token}", "/outputs/{id}/{name}", "/healthz", "/readyz"),
         *("/openapi.json", "/v1/openapi.json", "/docs", "/docs/{asset}"),
+        *("/admin/sign-in", "/admin/sign-in/password"),
     }
 )
 CHECKED_IF_GIVEN: Final = frozenset({"/v1/search", "/v1/files/{id}/download"})
@@ -78,6 +79,10 @@ POST /admin/proposals                                   403 403 403 403 403 422
 POST /admin/reload                                      403 403 403 403 403 400
 GET /admin/residency                                    403 403 403 403 403 200
 GET /admin/status                                       200 200 200 200 200 200
+GET /admin/sessions                                     200 200 200 200 200 200
+DELETE /admin/sessions/{id}                             403 404 404 404 404 404
+GET /admin/sign-in                                      200 200 200 200 200 200
+POST /admin/sign-in/password                            403 403 403 403 403 403
 POST /admin/signins                                     204 204 204 204 204 204
 POST /admin/signouts                                    204 204 204 204 204 204
 GET /admin/tokens                                       403 403 403 403 403 200

@@ -108,6 +108,8 @@ GUARDED = (
     ("PUT", "/admin/config/file"),
     ("POST", "/admin/config/check"),
     ("GET", "/admin/config/schema"),
+    ("GET", "/admin/sessions"),
+    ("DELETE", "/admin/sessions/x"),
     ("GET", "/admin/tokens"),
     ("POST", "/admin/tokens"),
     ("DELETE", "/admin/tokens/x"),
@@ -163,6 +165,8 @@ async def test_every_guarded_route_is_in_the_list_above(api: Api) -> None:
         "/v1/openapi.json",
         "/docs",
         "/docs/{asset}",
+        "/admin/sign-in",
+        "/admin/sign-in/password",
     }
     for route in application.ROUTES:
         if route.path.startswith(("/openai/", "/anthropic/")):  # see test_dialects.py

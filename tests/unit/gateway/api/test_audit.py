@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from appliance.domain import token
+from appliance.domain import failed_attempts, token
 from appliance.domain.audit import HIDDEN
 from appliance.domain.prediction import Status
 from appliance.domain.token import Scope, Token
-from appliance.gateway.api import application, audit, failed_attempts
+from appliance.gateway.api import application, audit
 from appliance.observability import audit_log
 from appliance.observability.audit_log import RefusedLimit, Repeats
 from tests.support.api_client import CONFIG, Api

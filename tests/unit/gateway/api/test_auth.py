@@ -8,12 +8,14 @@ import time
 import pytest
 from msgspec import structs
 
-from appliance.domain import token
+from appliance.config import SignOnConfig
+from appliance.domain import failed_attempts, token
 from appliance.domain.access import Group, Policy, Right
 from appliance.domain.errors import PermissionDenied, Throttled, Unauthenticated
 from appliance.domain.prediction import Prediction, new_id
 from appliance.domain.token import RunTokens, Scope, Token
-from appliance.gateway.api import auth, failed_attempts
+from appliance.domain.user import Session, User
+from appliance.gateway.api import auth
 from appliance.gateway.api.auth import Auth
 
 
@@ -49,13 +51,26 @@ class Tokens:
         return self.known.get(digest)
 
 
+class NoUsers:
+    """Nobody signs in to the UI."""
+
+    async def find(self, name: str) -> User | None:
+        return None
+
+    async def find_session(self, digest: str) -> tuple[Session, User] | None:
+        return None
+
+    def record_session_use(self, id: str, at: float, address: str) -> asyncio.Future[None]:
+        raise NotImplementedError
+
+
 RUN_TOKENS = RunTokens("key")
 HERE = "10.0.0.7"
 
 
 def checker(tokens: Tokens, *running: Prediction, policy: Policy = Policy()) -> Auth:  # noqa: B008 - immutable
     known = {(record.id, record.attempt): record for record in running}
-    return Auth(tokens, RUN_TOKENS, lambda *attempt: known.get(attempt), policy)
+    return Auth(tokens, NoUsers(), RUN_TOKENS, lambda *attempt: known.get(attempt), policy, SignOnConfig())
 
 
 @pytest.mark.parametrize("header", ["Bearer my secret", "token my secret"])

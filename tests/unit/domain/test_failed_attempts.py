@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.gateway.api import failed_attempts
-from appliance.gateway.api.failed_attempts import MOST, WINDOW, FailedAttempts
+from appliance.domain import failed_attempts
+from appliance.domain.failed_attempts import MOST, WINDOW, FailedAttempts
 
 
 def test_the_wait_ends_when_the_first_failure_is_old_enough() -> None:
@@ -16,11 +16,19 @@ def test_the_wait_ends_when_the_first_failure_is_old_enough() -> None:
     assert attempts.record("192.0.2.1", WINDOW) == 0
 
 
-def test_an_ipv6_network_counts_as_one_address() -> None:
-    attempts = FailedAttempts()
-    waits = [attempts.record(f"2001:db8::{number:x}", 0.0) for number in range(MOST + 1)]
-    assert waits == [0] * MOST + [WINDOW]
-    assert attempts.record("2001:db8:0:1::1", 0.0) == 0
+def test_asking_for_the_wait_counts_nothing() -> None:
+    attempts = FailedAttempts(2, 60.0)
+    assert attempts.wait("anna", 0.0) == 0
+    assert [attempts.record("anna", at) for at in (0.0, 10.0)] == [0, 0]
+    assert [attempts.wait("anna", at) for at in (10.0, 20.0, 59.5, 60.0)] == [50, 40, 1, 0]
+    assert attempts.wait("ben", 20.0) == 0
+    attempts.record("anna", 60.0)
+    assert attempts.wait("anna", 60.0) == 10
+    attempts.withdraw("anna")
+    assert attempts.wait("anna", 60.0) == 0
+    attempts.record("anna", 60.0)
+    attempts.forget("anna")
+    assert attempts.wait("anna", 60.0) == 0
 
 
 def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

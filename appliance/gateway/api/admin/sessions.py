@@ -1,0 +1,100 @@
+"""Routes for sessions of the UI: sign in with a password, list sessions, and revoke them."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from msgspec import UNSET, UnsetType, structs
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from appliance.domain.access import Right
+from appliance.domain.audit import Act
+from appliance.domain.errors import NotFound, PermissionDenied
+from appliance.domain.token import Scope, Token
+from appliance.domain.user import Session, User
+from appliance.gateway.api import audit, client_address, requests, responses
+from appliance.gateway.api.services import services_of
+from appliance.gateway.sign_on import Client
+from appliance.protocols import serializers
+from appliance.protocols.admin_types import SessionResponse, SignInMethodsResponse
+from appliance.protocols.request_types import SignInRequest
+
+
+async def list_methods(request: Request) -> Response:
+    """``GET /admin/sign-in``: what the sign-in page offers. It needs no token."""
+    found = SignInMethodsResponse(passwords=await services_of(request).sign_on.takes_passwords())
+    return responses.json(found)
+
+
+async def create_session(request: Request) -> Response:
+    """``POST /admin/sign-in/password``: only this response contains the secret, as ``token``.
+
+    Only the UI process may send it. So the secret reaches the browser only encrypted, in a cookie.
+    """
+    if not client_address.from_ui(request.scope):
+        raise PermissionDenied("People sign in on the sign-in page of the UI. Programs use API tokens.")
+    given = await requests.parse(request, SignInRequest)
+    client = Client(requests.address_of(request), given.browser or "")
+
+    def act(user: User, session: Session) -> Act:
+        made = audit.act(request, object=session.id, after={"signed_in_with": user.method})
+        return structs.replace(made, owner=user.name, token=session.id)
+
+    secret, made = await services_of(request).sign_on.with_password(
+        given.username, given.password, client, act
+    )
+    return responses.json(_response(made, None, secret), 201)
+
+
+async def list_sessions(request: Request) -> Response:
+    """``GET /admin/sessions``: the sessions of the caller, newest first; an operator gets those of all."""
+    caller = await requests.caller(request, Scope.READ)
+    user = None if _is_operator(caller) else caller.owner
+    found = await services_of(request).store.users.sessions(user, time.time())
+    return responses.json(serializers.page([_response(each, caller) for each in found]))
+
+
+async def revoke_session(request: Request) -> Response:
+    """``DELETE /admin/sessions/{id}``: requests of the session fail from now on."""
+    caller = await requests.caller(request, Scope.READ)
+    if caller.prediction is not None:
+        raise PermissionDenied("The token of a running prediction cannot revoke sessions: use another token.")
+    if caller.session is None and not caller.may(Scope.RUN):
+        raise PermissionDenied('A token with the scope "read" cannot revoke sessions: use another token.')
+    services, id = services_of(request), request.path_params["id"]
+    user = None if _is_operator(caller) else caller.owner
+    ended = await services.store.users.end_session(id, user, time.time(), audit.act(request))
+    if ended is None:
+        raise NotFound
+    services.auth.forget(id)
+    return Response(status_code=204)
+
+
+def _is_operator(caller: Token) -> bool:
+    return caller.may(Scope.ADMIN) and Right.OPERATE in caller.access.rights
+
+
+def _response(known: Session, caller: Token | None, secret: str | UnsetType = UNSET) -> SessionResponse:
+    return SessionResponse(
+        id=known.id,
+        username=known.user,
+        created_at=serializers.timestamp(known.created_at),
+        expires_at=serializers.timestamp(known.expires_at),
+        address=known.address,
+        browser=known.browser,
+        last_used_at=None if known.last_used_at is None else serializers.timestamp(known.last_used_at),
+        last_used_from=known.last_used_from,
+        current=caller is not None and caller.session == known.id,
+        token=secret,
+    )
+
+
+ROUTES: Final = (
+    Route("/admin/sign-in", list_methods, methods=["GET"]),
+    Route("/admin/sessions", list_sessions, methods=["GET"]),
+    Route("/admin/sign-in/password", create_session, methods=["POST"]),
+    Route("/admin/sessions/{id}", revoke_session, methods=["DELETE"]),
+)
