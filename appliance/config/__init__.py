@@ -20,6 +20,7 @@ from appliance.config.sections import (
     HardwareConfig,
     LimitsConfig,
     LoggingConfig,
+    OidcConfig,
     SignOnConfig,
     TelemetryConfig,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "LimitsConfig",
     "LoggingConfig",
     "ModelConfig",
+    "OidcConfig",
     "PypiSource",
     "Report",
     "SignOnConfig",

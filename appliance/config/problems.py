@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -14,6 +15,7 @@ from appliance.config import text_file
 from appliance.config.sections import MODELS, BudgetConfig, Config, DeviceConfig, HardwareConfig
 from appliance.config.yaml_source import Document, Place
 from appliance.domain.errors import ConfigError
+from appliance.domain.local_url import is_loopback
 from appliance.domain.section import Section
 from appliance.domain.units import readable_bytes
 from appliance.runners.adapters import adapters_of
@@ -210,6 +212,8 @@ def conflicts(config: Config) -> Iterator[Problem]:
         for key in ("certificate", "key"):
             if reason := _unreadable(getattr(config.server.tls, key)):
                 yield Problem(("server", "tls", key), f"{reason}; `appliance certificate` makes both files")
+    for place, message in _sign_on(config):
+        yield Problem(("sign_on", "oidc", *place), message)
     for index, model in enumerate(config.models):
         if isinstance(model, CogModel) and not config.code.cog:
             message = "Cog projects run other people's code: set code.cog to true to allow that"
@@ -218,6 +222,30 @@ def conflicts(config: Config) -> Iterator[Problem]:
             yield Problem(("models", index, "readme"), reason)
         for key, message in (*model.conflicts(), *_too_large(model, config.hardware)):
             yield Problem(("models", index, *key.split(".")), message)
+
+
+def _sign_on(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the keys of ``sign_on.oidc`` that do not fit to other keys."""
+    oidc = config.sign_on.oidc
+    if oidc is None:
+        return
+    if config.server.public_url is None:
+        yield (), "set server.public_url too: the provider sends browsers back to /signin/callback there"
+    url = urlsplit(oidc.issuer)
+    if url.scheme != "https" and not is_loopback(url.hostname or ""):
+        yield ("issuer",), "should begin with https://, because others could answer for the provider"
+    if oidc.client_secret is not None and oidc.client_secret_file is not None:
+        yield ("client_secret",), "client_secret_file is set too: remove one of them"
+    if oidc.client_secret_file is not None and (reason := _unreadable(oidc.client_secret_file)):
+        yield ("client_secret_file",), reason
+    known = {} if config.access is None else config.access.groups
+    for value, group in oidc.groups.items():
+        if group not in known:
+            yield ("groups", value), f"there is no group {group!r} in access.groups{_nearest(group, known)}"
+    if oidc.groups and oidc.groups_claim is None:
+        yield ("groups",), "set groups_claim too: the claim that has these values"
+    if oidc.scope == "admin" and config.access is None:
+        yield ("scope",), "add the section access: without it, everybody at the provider could do everything"
 
 
 def _duplicates(config: Config) -> Iterator[Problem]:

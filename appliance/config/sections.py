@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from appliance.config import text_file
 from appliance.domain.access import Group, Policy, Right
 from appliance.domain.budgets import Budget
 from appliance.domain.section import Section, size, subsection
@@ -18,6 +19,7 @@ from appliance.domain.values import (
     DeviceName,
     FilePath,
     HttpUrl,
+    IssuerUrl,
     ModelName,
     ModelPattern,
     NetworkName,
@@ -301,6 +303,59 @@ class AccessConfig(Section):
     )
 
 
+class OidcConfig(Section):
+    """An identity provider with OpenID Connect."""
+
+    issuer: IssuerUrl = Field(
+        description="URL of the provider, exactly as its discovery document names it. Must begin with "
+        "https://, except on this machine."
+    )
+    client_id: str = Field(min_length=1, description="Id of the appliance at the provider.")
+    client_secret: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Secret of the appliance at the provider. Default: none, for a public client.",
+    )
+    client_secret_file: FilePath | None = Field(
+        default=None,
+        description="File with the secret, instead of client_secret. It is read at each sign-in.",
+    )
+    name: str = Field(
+        default="single sign-on",
+        min_length=1,
+        max_length=60,
+        description="Name of the provider on the sign-in page.",
+    )
+    scopes: tuple[str, ...] = Field(
+        default=("profile", "email"), strict=False, description="Scopes to request besides openid."
+    )
+    account_claim: str = Field(
+        default="preferred_username",
+        min_length=1,
+        description="Claim that gives the name of the account at the first sign-in.",
+    )
+    groups_claim: str | None = Field(
+        default=None, min_length=1, description="Claim with the groups of the person. Default: none."
+    )
+    groups: dict[str, str] = Field(
+        default={}, description="Value of the groups claim -> group in the section access."
+    )
+    scope: Literal["read", "run", "admin"] = Field(
+        default="run",
+        description="Scope of sessions. admin needs the section access, which says who may do what.",
+    )
+
+    def secret(self) -> str | None:
+        """Return the secret of the client; None for a public client.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        if self.client_secret_file is None:
+            return self.client_secret
+        return text_file.read(self.client_secret_file).strip()
+
+
 class SignOnConfig(Section):
     """How people sign in to the web UI, besides with tokens."""
 
@@ -311,14 +366,21 @@ class SignOnConfig(Section):
     session: Annotated[Seconds, Field(ge=60, le=30 * 86400)] = Field(
         default=43200.0, description="Time after which a person must sign in again."
     )
+    oidc: OidcConfig | None = Field(
+        default=None, description="Let people sign in at an identity provider with OpenID Connect."
+    )
 
     def scope_of(self, user: User) -> Scope | None:
         """Return the scope of the user's sessions; None if the user may not sign in."""
-        return user.scope if user.method == "password" and self.passwords else None
+        if user.method == "password":
+            return user.scope if self.passwords else None
+        return Scope(self.oidc.scope) if self.oidc is not None and user.issuer == self.oidc.issuer else None
 
     def groups_of(self, user: User) -> frozenset[str]:
-        """Return the groups that the user has besides those that name the account."""
-        return frozenset()
+        """Return the groups that the provider named at the user's last sign-in."""
+        if self.oidc is None or user.issuer != self.oidc.issuer:
+            return frozenset()
+        return user.groups(self.oidc.groups)
 
 
 class PricesConfig(Section):

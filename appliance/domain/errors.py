@@ -111,6 +111,13 @@ class PermissionDenied(RequestError):
     title = "Permission denied"
 
 
+class ProviderFailed(ApplianceError):
+    """The identity provider does not answer, or not as expected; the message gives the reason."""
+
+    status = 502
+    title = "Identity provider failed"
+
+
 class NotFound(RequestError):
     """The resource does not exist, or belongs to another owner."""
 

@@ -20,6 +20,14 @@ def local_host(bind_address: str) -> str:
     return bind_address
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a host of a URL is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def host_and_port(host: str, port: int) -> str:
     """Return both as in a URL: IPv6 addresses get brackets."""
     return f"{f'[{host}]' if ':' in host else host}:{port}"

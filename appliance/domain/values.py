@@ -129,6 +129,11 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _issuer(value: str) -> str:
+    _http_url(value)
+    return value  # with a slash at the end, if the provider writes one
+
+
 def _public_url(value: str) -> str:
     if not _PUBLIC_URL.fullmatch(value):
         raise PydanticCustomError(
@@ -205,6 +210,7 @@ DeviceName = Annotated[str, AfterValidator(_device), _pattern(_DEVICE)]
 NetworkName = Annotated[str, AfterValidator(_network)]
 SyslogAddress = Annotated[str, AfterValidator(_syslog), _pattern(_SYSLOG)]
 HttpUrl = Annotated[str, AfterValidator(_http_url), _pattern(_HTTP_URL)]
+IssuerUrl = Annotated[str, AfterValidator(_issuer), _pattern(_HTTP_URL)]
 PublicUrl = Annotated[str, AfterValidator(_public_url), _pattern(_PUBLIC_URL)]
 PathOrUrl = Annotated[str, BeforeValidator(_path_or_url), WithJsonSchema({"type": "string", "minLength": 1})]
 FilePath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})]

@@ -11,6 +11,7 @@ from functools import partial
 
 import msgspec
 import uvicorn
+from cryptography.fernet import Fernet
 
 from appliance.cluster.base import Cluster
 from appliance.cluster.ray import RayCluster
@@ -69,6 +70,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
     files = FileStore(store.files, home / "files", config.files)
     trainings = Trainings(models, store, files)
     run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))
+    sign_on_key = await store.files.secret("sign-on-key", Fernet.generate_key().decode())
     scheduler = Scheduler(capacities(devices), list(found.demands))
     metrics = Metrics(scheduler)
     gpus = Gpus.connect() if devices[0].kind == "cuda" else None
@@ -134,7 +136,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         audit=AuditLog(store, config.audit),
         engine=engine,
         auth=Auth(store, store.users, run_tokens, engine.running, config.access_policy, config.sign_on),
-        sign_on=SignOn(store.users, config.sign_on),
+        sign_on=SignOn(store.users, config, sign_on_key.encode()),
         rate_limits=RateLimits(
             requests=config.limits.requests_per_minute, predictions=config.limits.predictions_per_minute
         ),

@@ -47,6 +47,20 @@ class SignInMethodsResponse(Struct, kw_only=True):
     """How people can sign in to the UI, besides with tokens."""
 
     passwords: Annotated[bool, Meta(description="Whether there are people with passwords")]
+    provider: Annotated[str | None, Meta(description="Name of the identity provider")] = None
+
+
+class ProviderSignInResponse(Struct, kw_only=True):
+    """A sign-in that has begun at the identity provider."""
+
+    url: Annotated[str, Meta(description="URL at which the person signs in")]
+    handshake: Annotated[str, Meta(description="To be returned with the code, by the same browser")]
+
+
+class SignOutResponse(Struct, kw_only=True):
+    """The end of a session that began at an identity provider."""
+
+    url: Annotated[str, Meta(description="URL at which the person can also sign out of the provider")]
 
 
 class SessionResponse(Struct, kw_only=True):
@@ -464,6 +478,8 @@ RESPONSES: Final = (
     ReadinessResponse,
     MeResponse,
     SignInMethodsResponse,
+    ProviderSignInResponse,
+    SignOutResponse,
     SessionResponse,
     SessionPage,
     TokenResponse,

@@ -162,6 +162,16 @@ class SignInRequest(Request, kw_only=True):
     browser: Annotated[str | None, Meta(description="User-Agent header of the browser")] = None
 
 
+class ProviderCallbackRequest(Request, kw_only=True):
+    """What the identity provider has sent to the browser."""
+
+    handshake: str
+    state: str
+    code: str
+    iss: Annotated[str | None, Meta(description="Issuer (RFC 9207)")] = None
+    browser: Annotated[str | None, Meta(description="User-Agent header of the browser")] = None
+
+
 class WebhookSecretRequest(Request, kw_only=True):
     """The replacement of a webhook key."""
 
@@ -174,6 +184,7 @@ class WebhookSecretRequest(Request, kw_only=True):
 #: Each request body that the OpenAPI document describes.
 REQUESTS: Final = (
     SignInRequest,
+    ProviderCallbackRequest,
     ModelRequest,
     ModelUpdateRequest,
     PredictionRequest,

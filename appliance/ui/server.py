@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _BEAT: Final = "/_ui/beat"  # common.js asks it whether the appliance answers and the session goes on
+_PROVIDER: Final = "/signin/provider"  # leads to the identity provider
+_CALLBACK: Final = "/signin/callback"  # where the identity provider sends the browser back
 _LONGEST_NAME: Final = 255  # bytes of one segment of a path, which may become a file name
 _MAX_FORM: Final = 64 * 1024  # bytes of the sign-in form
 
@@ -128,6 +130,8 @@ class Server:
             return JSONResponse({"detail": languages.gettext("Requests from other sites are refused.")}, 403)
         if path == "/signin":
             return await self._sign_in(request)
+        if path in {_PROVIDER, _CALLBACK} and request.method == "GET":
+            return await self._sign_in_at_provider(request)
         if path == "/signout":
             return await self._sign_out(request)
         user = await self._sessions.of(request)
@@ -141,23 +145,36 @@ class Server:
     # -- sign-in and sign-out
 
     async def _sign_in(self, request: Request) -> Response:
-        refused: ApplianceError | None = None
-        then = _local(request, request.query_params.get("next"))
-        username = ""
-        if request.method == "POST":
-            form = await _form(request)
-            then = _local(request, form.get("next"))
-            answer = RedirectResponse(then, 303)
-            try:
-                if username := form.get("username", ""):
-                    password = form.get("password", "")
-                    await self._sessions.sign_in_with_password(username, password, request, answer)
-                    return answer
-                if await self._sessions.sign_in(form.get("token", "").strip(), request, answer):
-                    return answer
-                refused = UNKNOWN_TOKEN
-            except (PermissionDenied, Throttled, Unauthenticated) as error:
-                refused = error
+        if request.method != "POST":
+            return await self._sign_in_page(request, _local(request, request.query_params.get("next")))
+        form = await _form(request)
+        then, username = _local(request, form.get("next")), form.get("username", "")
+        answer = RedirectResponse(then, 303)
+        refused: ApplianceError = UNKNOWN_TOKEN
+        try:
+            if username:
+                password = form.get("password", "")
+                await self._sessions.sign_in_with_password(username, password, request, answer)
+                return answer
+            if await self._sessions.sign_in(form.get("token", "").strip(), request, answer):
+                return answer
+        except (PermissionDenied, Throttled, Unauthenticated) as error:
+            refused = error
+        return await self._sign_in_page(request, then, refused, username)
+
+    async def _sign_in_page(
+        self,
+        request: Request,
+        then: str,
+        refused: ApplianceError | None = None,
+        username: str = "",
+        sign_out_url: str | None = None,
+    ) -> Response:
+        """Return the page with the forms to sign in.
+
+        ``username`` is what a refused person has given. ``sign_out_url`` is the URL at which somebody who has
+        signed out can also sign out of the identity provider.
+        """
         page = layout.page_without_navigation(
             "sign_in.html",
             200 if refused is None else refused.status,
@@ -170,6 +187,8 @@ class Server:
             refusal="" if refused is None else refused.detail,
             wrong_password=bool(username) and isinstance(refused, Unauthenticated),
             next=then,
+            query=quote(then, safe=""),
+            sign_out_url=sign_out_url,
         )
         if isinstance(refused, Throttled):
             page.headers["retry-after"] = str(refused.retry_after)
@@ -182,12 +201,32 @@ class Server:
             _log.error("the sign-in page offers only tokens: %s", error)
             return SignInMethodsResponse(passwords=False)
 
+    async def _sign_in_at_provider(self, request: Request) -> Response:
+        """Begin or finish a sign-in at the identity provider."""
+        then = _local(request, request.query_params.get("next"))
+        finish = request.url.path == _CALLBACK
+        try:
+            if not finish:
+                return await self._sessions.begin_at_provider(then, request)
+            response = await self._sessions.finish_at_provider(request)
+        except ApplianceError as error:
+            if error.status >= 500:
+                _log.error("a sign-in at the identity provider failed: %s", error)
+            response = await self._sign_in_page(request, _local(request, None), error)
+        self._sessions.forget_sign_in(request, response)
+        return response
+
     async def _sign_out(self, request: Request) -> Response:
         if request.method != "POST":
             return _redirect(request, "/")
         answer = _redirect(request, "/signin")
-        await self._sessions.sign_out(request, answer)
-        return answer
+        url = await self._sessions.sign_out(request, answer)
+        if url is None:
+            return answer
+        page = await self._sign_in_page(request, _local(request, None), sign_out_url=url)
+        for cookie in answer.headers.getlist("set-cookie"):
+            page.headers.append("set-cookie", cookie)
+        return page
 
     async def close(self) -> None:
         await self._api.close()

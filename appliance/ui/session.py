@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
+import re
 import time
 from pathlib import Path
 from typing import Final, Literal
 
 from cryptography.fernet import Fernet, InvalidToken
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from appliance.domain.errors import ApplianceError, Throttled, Unauthenticated
-from appliance.protocols.admin_types import MeResponse, SignInMethodsResponse
+from appliance.protocols import api_client
+from appliance.protocols.admin_types import MeResponse, SignInMethodsResponse, SignOutResponse
 from appliance.ui.client import BROWSER, Api, Caller
+from appliance.ui.languages import gettext as _
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +27,8 @@ LIFETIME: Final = 7 * 86400  # seconds until a user must sign in again
 #: Seconds for which a token counts as valid after the API has accepted it.
 MEMORY: Final = 5.0
 _MAX_REMEMBERED: Final = 1000
+_SIGN_IN_LIFETIME: Final = 600  # seconds for a sign-in at an identity provider
+_LONGEST_THEN: Final = 1000  # characters of the path to open after a sign-in at a provider
 #: Key in an ASGI scope of the session.
 SCOPE: Final = "appliance.session"
 #: Key in an ASGI scope of the path of ``server.public_url``, under which a reverse proxy serves the UI.
@@ -73,6 +79,7 @@ class Sessions:
         self._fernet = Fernet(key)
         # Browsers send cookies to all ports of a host, so each appliance needs its own cookie name.
         self.cookie = f"appliance_{hashlib.sha256(key).hexdigest()[:8]}"
+        self._sign_in_cookie = f"{self.cookie}_signin"
         self._known: dict[tuple[str, str | None], tuple[float, MeResponse]] = {}
 
     async def of(self, request: Request) -> Session | None:
@@ -134,6 +141,59 @@ class Sessions:
         made = await self._anonymous(request).post("/admin/sign-in/password", given)
         await self._keep(made["token"], request, response)
 
+    async def begin_at_provider(self, then: str, request: Request) -> Response:
+        """Return a redirect to the identity provider, which later sends the browser to the callback.
+
+        ``then`` is the path to open after the sign-in.
+
+        Raises:
+            ApplianceError: there is no provider, or it does not answer.
+        """
+        begun = await self._anonymous(request).post("/admin/sign-in/provider")
+        kept = json.dumps({"handshake": begun["handshake"], "then": then[:_LONGEST_THEN]})
+        response = RedirectResponse(begun["url"], 303, {"cache-control": "no-store"})
+        response.set_cookie(
+            self._sign_in_cookie,
+            self._fernet.encrypt(kept.encode()).decode(),
+            max_age=_SIGN_IN_LIFETIME,
+            path=f"{prefix(request)}/signin",
+            httponly=True,
+            samesite="lax",  # the provider's redirect to the callback comes from another site
+            secure=request.url.scheme == "https",
+        )
+        return response
+
+    async def finish_at_provider(self, request: Request) -> Response:
+        """Sign in with the provider's answer in the query, and return a redirect to the page to open.
+
+        Raises:
+            Unauthenticated: the provider refused the sign-in, or its answer is not valid.
+            ApplianceError: the provider or the API does not answer.
+        """
+        encrypted = request.cookies.get(self._sign_in_cookie, "")
+        try:
+            kept = self._fernet.decrypt(encrypted.encode(errors="replace"), ttl=_SIGN_IN_LIFETIME)
+        except InvalidToken as error:
+            reason = _("The sign-in did not begin in this browser, or too long ago: try again.")
+            raise Unauthenticated(token_given=True, reason=reason) from error
+        query = request.query_params
+        if "error" in query or "code" not in query:
+            reason = _("The provider refused the sign-in: {reason}")
+            shown = re.sub(r"[^a-z_]", "", query.get("error", ""))[:50] or "no code"
+            raise Unauthenticated(token_given=True, reason=reason.format(reason=shown))
+        begun = json.loads(kept)
+        answer = {"handshake": begun["handshake"], "state": query.get("state", ""), "code": query["code"]}
+        answer |= {"iss": query.get("iss"), "browser": request.headers.get("user-agent", "")}
+        made = await self._anonymous(request).post("/admin/sign-in/provider/callback", answer)
+        response = RedirectResponse(begun["then"], 303)
+        await self._keep(made["token"], request, response)
+        return response
+
+    def forget_sign_in(self, request: Request, response: Response) -> None:
+        """Delete the cookie of a sign-in at the provider, which can be used once."""
+        path = f"{prefix(request)}/signin"
+        response.delete_cookie(self._sign_in_cookie, path=path, httponly=True, samesite="lax")
+
     def _anonymous(self, request: Request) -> Caller:
         return self._api.caller(None, base_url(request), browser=request.headers.get(BROWSER, ""))
 
@@ -155,16 +215,21 @@ class Sessions:
             secure=request.url.scheme == "https",
         )
 
-    async def sign_out(self, request: Request, response: Response) -> None:
-        """Delete the session cookie on ``response``, even if the API does not answer."""
+    async def sign_out(self, request: Request, response: Response) -> str | None:
+        """Delete the session cookie on ``response``, even if the API does not answer.
+
+        Returns the URL at which the person can also sign out of the identity provider, or None.
+        """
         response.delete_cookie(self.cookie, path=prefix(request) or "/", httponly=True, samesite="lax")
         try:
             found = await self.of(request)
             if found is not None:  # the token may be revoked
                 self._known.pop((found.digest, request.headers.get(BROWSER, "")), None)
-                await found.caller.post("/admin/signouts")
+                ended = await found.caller.post("/admin/signouts")
+                return None if ended is None else api_client.convert(ended, SignOutResponse).url
         except ApplianceError as error:
             _log.error("a sign-out is not in the audit log: %s", error)
+        return None
 
     async def _session(self, secret: str, request: Request) -> Session | None:
         browser = request.headers.get(BROWSER, "")

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import httpx
+from cryptography.fernet import Fernet
 
 from appliance.config import Config
 from appliance.gateway.api import create_api
@@ -50,7 +51,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
             config.access_policy,
             config.sign_on,
         ),
-        sign_on=SignOn(bench.store.users, config.sign_on),
+        sign_on=SignOn(bench.store.users, config, Fernet.generate_key()),
         rate_limits=RateLimits(requests=None, predictions=None),
         fetch_guard=fetch_guard,
         webhooks=Webhooks(bench.store, fetch_guard, config.server.account),

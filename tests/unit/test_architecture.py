@@ -22,6 +22,7 @@ PACKAGES = re.findall(r"^\| `([\w.]+)` \|", PAGE.read_text(), flags=re.MULTILINE
 #: library -> the only places that may import it
 PLACES = {
     "argon2": ("gateway.sign_on",),
+    "joserfc": ("gateway.sign_on",),
     "ray": ("cluster",),
     "sqlite3": ("store",),
     "gradio": ("ui",),

@@ -28,6 +28,7 @@ RECORDED: Final = {
     ("POST", "/admin/tokens"): "token.create",
     ("DELETE", "/admin/tokens/{id}"): "token.revoke",
     ("POST", "/admin/sign-in/password"): "session.sign_in",
+    ("POST", "/admin/sign-in/provider/callback"): "session.sign_in",
     ("DELETE", "/admin/sessions/{id}"): "session.revoke",
     ("POST", "/admin/signins"): "session.sign_in",
     ("POST", "/admin/signouts"): "session.sign_out",
@@ -64,6 +65,7 @@ RECORDED: Final = {
 #: caller. Refused requests are recorded.
 NOT_RECORDED: Final = frozenset(
     {
+        ("POST", "/admin/sign-in/provider"),
         ("POST", "/admin/proposals"),
         ("POST", "/admin/config/check"),
         ("POST", "/admin/conversations"),

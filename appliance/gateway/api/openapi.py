@@ -60,6 +60,7 @@ _REASONS: Final = {
     422: "The request is not valid; invalid_fields names each wrong field",
     500: "The appliance failed to respond; the reason is in its log",
     429: "Too many requests, or too many queued or unfinished predictions",
+    502: "The identity provider does not answer, or not as expected",
     503: "The model needs more memory than the machine has, or the appliance is stopping",
 }
 _SHAPES: Final = {402: "Throttled", 422: "InvalidInput", 429: "Throttled"}

@@ -226,7 +226,8 @@ ADMIN: Final = (
     Operation("post", "/admin/signins", "admin.signins.create",
               "Record that the caller signs in to the UI", {204: None}),
     Operation("post", "/admin/signouts", "admin.signouts.create",
-              "Record that the caller signs out of the UI", {204: None}),
+              "End the session of the caller, or record that a token signs out of the UI",
+              {200: "SignOut", 204: None}),
     Operation("get", "/admin/sign-in", "admin.sign_in_methods",
               "List how people can sign in to the UI", {200: "SignInMethods"}, errors=()),
     Operation("get", "/admin/sessions", "admin.sessions.list",
@@ -235,6 +236,12 @@ ADMIN: Final = (
     Operation("post", "/admin/sign-in/password", "admin.sessions.create",
               "Sign in with a password; only for the UI process", {201: "Session"}, "SignInRequest",
               errors=_CHANGE),
+    Operation("post", "/admin/sign-in/provider", "admin.sign_in.provider",
+              "Begin a sign-in at the identity provider; only for the UI process", {201: "ProviderSignIn"},
+              errors=(403, 404, 502)),
+    Operation("post", "/admin/sign-in/provider/callback", "admin.sign_in.provider.callback",
+              "Finish a sign-in at the identity provider; only for the UI process", {201: "Session"},
+              "ProviderCallbackRequest", errors=(502, *_CHANGE)),
     Operation("delete", "/admin/sessions/{id}", "admin.sessions.revoke", "Revoke a session of the UI",
               {204: None}, errors=_READ),
     Operation("get", "/admin/tokens", "admin.tokens.list", "List all tokens, oldest first",
@@ -344,5 +351,6 @@ OPEN: Final = frozenset(
     {
         *("search", "files.download", "monitoring.health", "monitoring.readiness"),
         *("admin.sign_in_methods", "admin.sessions.create"),
+        *("admin.sign_in.provider", "admin.sign_in.provider.callback"),
     }
 )

@@ -66,7 +66,7 @@ class Services(msgspec.Struct, kw_only=True):
         self.audit.change(config.audit)
         self.config = config
         self.auth.apply(config.access_policy, config.sign_on)
-        self.sign_on.apply(config.sign_on)
+        self.sign_on.apply(config)
         self.engine.limit(limits, config.access_policy)
         self.engine.budgets.configure(
             config.budgets, config.access_policy, config.prices.per_second, config.prices.currency

@@ -6,16 +6,28 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+import httpx
 from msgspec import structs
 
-from appliance.config import SignOnConfig
+from appliance.config import Config
 from appliance.domain import token
 from appliance.domain.access import client_network
 from appliance.domain.audit import Act
-from appliance.domain.errors import SignInRefused, Throttled
+from appliance.domain.errors import NotFound, SignInRefused, Throttled
 from appliance.domain.failed_attempts import FailedAttempts
-from appliance.domain.user import LONGEST_PASSWORD, Session, User, browser_name, is_name, new_secret
+from appliance.domain.user import (
+    LONGEST_PASSWORD,
+    Session,
+    User,
+    browser_name,
+    claim_values,
+    is_name,
+    name_from,
+    new_secret,
+)
+from appliance.gateway.sign_on.handshake import Handshakes
 from appliance.gateway.sign_on.passwords import Passwords
+from appliance.gateway.sign_on.provider import Claims, Provider
 from appliance.store.users import UserTable
 
 #: Failed passwords of one account within ``_WINDOW`` seconds: from one address, and from all together.
@@ -33,20 +45,49 @@ class Client(NamedTuple):
     browser: str  # User-Agent header
 
 
+class Answer(NamedTuple):
+    """What a browser brings back from the provider."""
+
+    handshake: str  # sealed
+    state: str
+    code: str
+    issuer: str | None  # RFC 9207
+
+
 class SignOn:
     """Signs people in. The record of each sign-in is stored with its session."""
 
-    def __init__(self, users: UserTable, config: SignOnConfig) -> None:
+    def __init__(
+        self,
+        users: UserTable,
+        config: Config,
+        key: bytes,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """``key`` is a key of Fernet; ``transport`` replaces the network to the provider."""
         self._users = users
-        self._config = config
+        self._handshakes = Handshakes(key)
+        self._transport = transport
         self._passwords = Passwords()
         self._by_address = FailedAttempts()
         self._by_pair = FailedAttempts(MOST_FROM_ADDRESS, _WINDOW)
         self._by_account = FailedAttempts(MOST_OF_ACCOUNT, _WINDOW)
+        self._provider: Provider | None = None
+        self.apply(config)
 
-    def apply(self, config: SignOnConfig) -> None:
+    def apply(self, config: Config) -> None:
         """Use ``config`` for sign-ins from now on."""
-        self._config = config
+        self._config = config.sign_on
+        self._administrator = config.server.account
+        self._public_url = config.server.public_url
+        oidc = config.sign_on.oidc
+        callback = f"{self._public_url}/signin/callback"
+        self._provider = None if oidc is None else Provider(oidc, callback, self._transport)
+
+    @property
+    def provider_name(self) -> str | None:
+        """Return the name of the provider on the sign-in page; None without a provider."""
+        return None if self._config.oidc is None else self._config.oidc.name
 
     async def takes_passwords(self) -> bool:
         """Return whether there are people who may sign in with a password."""
@@ -87,6 +128,79 @@ class SignOn:
             await self._users.rehash(name, renewed)
             user = structs.replace(user, password=renewed)
         return await self._store(user, client, act)
+
+    async def begin_at_provider(self) -> tuple[str, str]:
+        """Return the URL at which the person signs in, and the sealed handshake for the browser.
+
+        Raises:
+            NotFound: there is no provider.
+            ProviderFailed: the provider does not answer.
+        """
+        handshake, sealed = self._handshakes.begin()
+        return await self._found_provider().authorization_url(handshake), sealed
+
+    async def finish_at_provider(
+        self, answer: Answer, client: Client, act: Callable[[User, Session], Act]
+    ) -> tuple[str, Session]:
+        """Return the secret of a new session, and the session, for the answer of the provider.
+
+        Raises:
+            NotFound: there is no provider.
+            SignInRefused: the answer is not valid, or was used already, or the person has no account here.
+            ProviderFailed: the provider does not answer.
+            Throttled: the browser has sent too many answers that are not valid.
+        """
+        provider, network, now = self._found_provider(), client_network(client.address), time.monotonic()
+        if wait := self._by_address.record(network, now):
+            raise Throttled(f"Too many sign-ins failed: try again in {wait} s.", retry_after=wait)
+        handshake = self._handshakes.finish(answer.handshake, answer.state)
+        claims = await provider.claims(handshake, answer.code, answer.issuer)
+        made = await self._store(self._person(claims), client, act)
+        self._by_address.withdraw(network)
+        return made
+
+    async def end_session_url(self) -> str | None:
+        """Return the URL at which a person can sign out of the provider too; None if there is none."""
+        if self._provider is None:
+            return None
+        return await self._provider.end_session_url(f"{self._public_url}/")
+
+    def _found_provider(self) -> Provider:
+        if self._provider is None:
+            raise NotFound("There is no identity provider: set sign_on.oidc in models.yaml.")
+        return self._provider
+
+    def _person(self, claims: Claims) -> User:
+        """Return the user whom the claims describe.
+
+        Raises:
+            SignInRefused: the claims give no name for an account, or that of the administrator.
+        """
+        oidc = self._config.oidc
+        assert oidc is not None
+        claim = oidc.account_claim
+        value = claims.get(claim)
+        name = name_from(value) if isinstance(value, str) else None
+        if name is None:
+            raise SignInRefused(
+                f"The provider gave no claim {claim}, which names the account: ask your administrator to set "
+                "sign_on.oidc.account_claim, or the scopes that it needs."
+            )
+        if claim == "email" and claims.get("email_verified") is not True:
+            raise SignInRefused("The provider has not verified your e-mail address.")
+        if name == self._administrator:
+            raise SignInRefused(
+                f'The account "{name}" is that of the administrator (server.account): nobody can sign in '
+                "to it at a provider."
+            )
+        groups = () if oidc.groups_claim is None else claim_values(claims.get(oidc.groups_claim))
+        return User(
+            name=name,
+            created_at=time.time(),
+            issuer=oidc.issuer,
+            subject=claims["sub"],
+            claims=groups,
+        )
 
     async def _store(
         self, user: User, client: Client, act: Callable[[User, Session], Act]

@@ -17,6 +17,7 @@ from appliance.domain.token import Scope
 from appliance.gateway.api import audit, paging, requests, responses
 from appliance.gateway.api.services import services_of
 from appliance.protocols import serializers
+from appliance.protocols.admin_types import SignOutResponse
 from appliance.protocols.audit_types import AuditRecordResponse
 from appliance.store import AuditFilter
 
@@ -59,7 +60,10 @@ async def record_session(request: Request) -> Response:
 
 
 async def sign_out(request: Request) -> Response:
-    """``POST /admin/signouts``: end the session of the caller; of a token, only record the sign-out."""
+    """``POST /admin/signouts``: end the session of the caller; of a token, only record the sign-out.
+
+    The response has a body if the person can also sign out of the identity provider.
+    """
     services = services_of(request)
     caller = await requests.caller(request, Scope.READ)
     if caller.session is None:
@@ -67,7 +71,8 @@ async def sign_out(request: Request) -> Response:
     ended = audit.act(request, object=caller.session)
     await services.store.users.end_session(caller.session, caller.owner, time.time(), ended)
     services.auth.forget(caller.session)
-    return Response(status_code=204)
+    url = await services.sign_on.end_session_url() if caller.signed_in_with == "provider" else None
+    return Response(status_code=204) if url is None else responses.json(SignOutResponse(url=url))
 
 
 def _text(request: Request, key: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Final
 
 from msgspec import UNSET, UnsetType, structs
@@ -17,16 +18,21 @@ from appliance.domain.token import Scope, Token
 from appliance.domain.user import Session, User
 from appliance.gateway.api import audit, client_address, requests, responses
 from appliance.gateway.api.services import services_of
-from appliance.gateway.sign_on import Client
+from appliance.gateway.sign_on import Answer, Client
 from appliance.protocols import serializers
-from appliance.protocols.admin_types import SessionResponse, SignInMethodsResponse
-from appliance.protocols.request_types import SignInRequest
+from appliance.protocols.admin_types import (
+    ProviderSignInResponse,
+    SessionResponse,
+    SignInMethodsResponse,
+)
+from appliance.protocols.request_types import ProviderCallbackRequest, SignInRequest
 
 
 async def list_methods(request: Request) -> Response:
     """``GET /admin/sign-in``: what the sign-in page offers. It needs no token."""
-    found = SignInMethodsResponse(passwords=await services_of(request).sign_on.takes_passwords())
-    return responses.json(found)
+    sign_on = services_of(request).sign_on
+    passwords = await sign_on.takes_passwords()
+    return responses.json(SignInMethodsResponse(passwords=passwords, provider=sign_on.provider_name))
 
 
 async def create_session(request: Request) -> Response:
@@ -34,19 +40,44 @@ async def create_session(request: Request) -> Response:
 
     Only the UI process may send it. So the secret reaches the browser only encrypted, in a cookie.
     """
-    if not client_address.from_ui(request.scope):
-        raise PermissionDenied("People sign in on the sign-in page of the UI. Programs use API tokens.")
+    _check_sender(request)
     given = await requests.parse(request, SignInRequest)
-    client = Client(requests.address_of(request), given.browser or "")
+    sign_on, client = services_of(request).sign_on, _client(request, given.browser)
+    made = await sign_on.with_password(given.username, given.password, client, partial(_act, request))
+    return responses.json(_response(made[1], None, made[0]), 201)
 
-    def act(user: User, session: Session) -> Act:
-        made = audit.act(request, object=session.id, after={"signed_in_with": user.method})
-        return structs.replace(made, owner=user.name, token=session.id)
 
-    secret, made = await services_of(request).sign_on.with_password(
-        given.username, given.password, client, act
+async def begin_at_provider(request: Request) -> Response:
+    """``POST /admin/sign-in/provider``: begin a sign-in; only the UI process may send it."""
+    _check_sender(request)
+    url, handshake = await services_of(request).sign_on.begin_at_provider()
+    return responses.json(ProviderSignInResponse(url=url, handshake=handshake), 201)
+
+
+async def finish_at_provider(request: Request) -> Response:
+    """``POST /admin/sign-in/provider/callback``: as ``create_session``, for the answer of the provider."""
+    _check_sender(request)
+    given = await requests.parse(request, ProviderCallbackRequest)
+    answer = Answer(given.handshake, given.state, given.code, given.iss)
+    secret, made = await services_of(request).sign_on.finish_at_provider(
+        answer, _client(request, given.browser), partial(_act, request)
     )
     return responses.json(_response(made, None, secret), 201)
+
+
+def _check_sender(request: Request) -> None:
+    if not client_address.from_ui(request.scope):
+        raise PermissionDenied("People sign in on the sign-in page of the UI. Programs use API tokens.")
+
+
+def _client(request: Request, browser: str | None) -> Client:
+    return Client(requests.address_of(request), browser or "")
+
+
+def _act(request: Request, user: User, session: Session) -> Act:
+    after = {"signed_in_with": user.method} | ({"groups_claim": user.claims} if user.claims else {})
+    made = audit.act(request, object=session.id, after=after)
+    return structs.replace(made, owner=user.name, token=session.id)
 
 
 async def list_sessions(request: Request) -> Response:
@@ -96,5 +127,7 @@ ROUTES: Final = (
     Route("/admin/sign-in", list_methods, methods=["GET"]),
     Route("/admin/sessions", list_sessions, methods=["GET"]),
     Route("/admin/sign-in/password", create_session, methods=["POST"]),
+    Route("/admin/sign-in/provider", begin_at_provider, methods=["POST"]),
+    Route("/admin/sign-in/provider/callback", finish_at_provider, methods=["POST"]),
     Route("/admin/sessions/{id}", revoke_session, methods=["DELETE"]),
 )

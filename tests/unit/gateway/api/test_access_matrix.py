@@ -29,6 +29,7 @@ OPEN: Final = frozenset(
         *("/v1/streams/{token}", "/v1/files/stream/{token}", "/outputs/{id}/{name}", "/healthz", "/readyz"),
         *("/openapi.json", "/v1/openapi.json", "/docs", "/docs/{asset}"),
         *("/admin/sign-in", "/admin/sign-in/password"),
+        *("/admin/sign-in/provider", "/admin/sign-in/provider/callback"),
     }
 )
 CHECKED_IF_GIVEN: Final = frozenset({"/v1/search", "/v1/files/{id}/download"})
@@ -83,6 +84,8 @@ GET /admin/sessions                                     200 200 200 200 200 200
 DELETE /admin/sessions/{id}                             403 404 404 404 404 404
 GET /admin/sign-in                                      200 200 200 200 200 200
 POST /admin/sign-in/password                            403 403 403 403 403 403
+POST /admin/sign-in/provider                            403 403 403 403 403 403
+POST /admin/sign-in/provider/callback                   403 403 403 403 403 403
 POST /admin/signins                                     204 204 204 204 204 204
 POST /admin/signouts                                    204 204 204 204 204 204
 GET /admin/tokens                                       403 403 403 403 403 200

@@ -167,6 +167,8 @@ async def test_every_guarded_route_is_in_the_list_above(api: Api) -> None:
         "/docs/{asset}",
         "/admin/sign-in",
         "/admin/sign-in/password",
+        "/admin/sign-in/provider",
+        "/admin/sign-in/provider/callback",
     }
     for route in application.ROUTES:
         if route.path.startswith(("/openai/", "/anthropic/")):  # see test_dialects.py

@@ -171,11 +171,11 @@ async def test_a_session_ends_after_its_time(api: Api, monkeypatch: pytest.Monke
 async def test_sessions_end_when_passwords_are_switched_off(api: Api) -> None:
     services = api.services
     async with await signed_in(api, "anna") as anna:
-        assert (await api.get("/admin/sign-in")).json() == {"passwords": True}
+        assert (await api.get("/admin/sign-in")).json() == {"passwords": True, "provider": None}
         sign_on = services.config.sign_on.model_copy(update={"passwords": False})
         services.configure(services.config.model_copy(update={"sign_on": sign_on}))
         assert (await anna.get("/admin/me")).status_code == 401
-        assert (await api.get("/admin/sign-in")).json() == {"passwords": False}
+        assert (await api.get("/admin/sign-in")).json() == {"passwords": False, "provider": None}
         assert (await sign_in(api, "anna")).status_code == 401
 
 

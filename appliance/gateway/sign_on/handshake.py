@@ -1,0 +1,75 @@
+"""What must stay the same between the start of a sign-in at a provider and its end."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+import time
+from typing import Final
+
+import msgspec
+from cryptography.fernet import Fernet, InvalidToken
+
+from appliance.domain.errors import SignInRefused
+
+#: Seconds within which a person must sign in at the provider.
+LIFETIME: Final = 600
+_MOST_USED: Final = 100_000  # used handshakes that are remembered
+
+
+class Handshake(msgspec.Struct, frozen=True):
+    """The secrets of one sign-in."""
+
+    state: str  # the provider returns it with the code
+    nonce: str  # the provider puts it into the ID token
+    verifier: str  # of PKCE (RFC 7636)
+
+    @property
+    def challenge(self) -> str:
+        """The challenge of PKCE, with the method S256."""
+        digest = hashlib.sha256(self.verifier.encode()).digest()
+        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+class Handshakes:
+    """Begins handshakes and checks that each one is finished in the same browser, once and in time.
+
+    The UI keeps the sealed handshake in a cookie of the browser, so unfinished sign-ins need no memory here.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        """``key`` is a key of Fernet. It stays the same when the gateway restarts."""
+        self._fernet = Fernet(key)
+        self._used: dict[str, float] = {}  # state -> when it was used, oldest first
+
+    def begin(self) -> tuple[Handshake, str]:
+        """Return a new handshake, and its sealed form for the browser."""
+        made = Handshake(*(secrets.token_urlsafe(32) for _ in range(3)))
+        return made, self._fernet.encrypt(msgspec.json.encode(made)).decode()
+
+    def finish(self, sealed: str, state: str) -> Handshake:
+        """Return the handshake if the provider has returned its ``state``.
+
+        Raises:
+            SignInRefused: the handshake is forged, too old, of another sign-in, or was used already.
+        """
+        now = time.time()
+        try:
+            opened = self._fernet.decrypt(sealed.encode(errors="replace"), ttl=LIFETIME)
+        except InvalidToken as error:
+            raise SignInRefused(
+                f"The sign-in took longer than {LIFETIME // 60} min, or began in another browser: try again."
+            ) from error
+        found = msgspec.json.decode(opened, type=Handshake)
+        if not hmac.compare_digest(found.state.encode(), state.encode(errors="replace")):
+            raise SignInRefused("The provider answered another sign-in of this browser: try again.")
+        for used, at in list(self._used.items()):
+            if now - at <= LIFETIME and len(self._used) < _MOST_USED:
+                break
+            del self._used[used]
+        if found.state in self._used:
+            raise SignInRefused("This sign-in has been finished already: sign in again.")
+        self._used[found.state] = now
+        return found
