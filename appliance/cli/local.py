@@ -44,7 +44,8 @@ def check(
     """
     checked = load_config(config)
     if account is not None:
-        rights = _rights(checked, account)
+        groups = asyncio.run(_claimed_groups(checked, home_folder(home, checked), account))
+        rights = _rights(checked, account, groups)
         if as_json:
             print_json(rights)
         else:
@@ -59,12 +60,32 @@ def check(
         raise typer.Exit(1)
 
 
-def _rights(config: Config, account: str) -> dict[str, Any]:
-    """Return the models and rights of an account, each with the groups that give it, and its limits."""
+async def _claimed_groups(config: Config, home: Path, account: str) -> frozenset[str]:
+    """Return the groups that the identity provider named at the last sign-in of the account's user."""
+    from appliance.store import Store
+
+    database = home / "appliance.db"
+    if config.sign_on.oidc is None or not database.exists():
+        return frozenset()
+    store = Store(database)
+    await store.open()
+    try:
+        user = await store.users.find(account)
+    finally:
+        await store.close()
+    return frozenset() if user is None else config.sign_on.groups_of(user)
+
+
+def _rights(config: Config, account: str, claimed: frozenset[str]) -> dict[str, Any]:
+    """Return the models and rights of an account, each with the groups that give it, and its limits.
+
+    ``claimed`` are groups that the identity provider named.
+    """
     from appliance.domain.access import Right, matches
     from appliance.domain.budgets import of_account
 
     policy = config.access_policy
+    policy.claimed[account] = claimed
     found = policy.of(account)
     groups = policy.groups_of(account)
     everything = ["all accounts"] if config.access is None else ["server.account"]

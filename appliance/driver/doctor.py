@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import importlib.util
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 import psutil
@@ -23,10 +25,11 @@ from appliance import machine, weights
 from appliance.builds import environments
 from appliance.config import Config, ModelConfig
 from appliance.domain.errors import ApplianceError, WeightsError
-from appliance.domain.local_url import host_and_port
+from appliance.domain.local_url import host_and_port, is_loopback
 from appliance.domain.units import readable_bytes
 from appliance.driver import home_lock, repair
 from appliance.gateway.listener import socket_address
+from appliance.gateway.sign_on import discover
 from appliance.runners import KINDS
 from appliance.runners.adapters import with_adapters
 
@@ -69,6 +72,7 @@ def examine(config: Config, home: Path, port: int) -> list[Finding]:
         open_files(),
         shared_memory(Path("/dev/shm")),  # noqa: S108 - no file is put there
         *downloads(config, home),
+        *identity_provider(config),
     ]
 
 
@@ -264,6 +268,25 @@ def downloads(config: Config, home: Path) -> Iterator[Finding]:
         else:
             fix = f"appliance pull {model.name} (`appliance serve` downloads them as well)"
             yield Finding("weights", "warning", f"{model.name}: not downloaded yet", fix)
+
+
+def identity_provider(config: Config) -> Iterator[Finding]:
+    """Check that the identity provider answers, and that people reach the appliance over HTTPS."""
+    oidc, public_url = config.sign_on.oidc, config.server.public_url
+    if oidc is None or public_url is None:
+        return
+    try:
+        asyncio.run(discover(oidc))
+    except ApplianceError as error:
+        yield Finding("identity provider", "failed", error.detail, "check sign_on.oidc.issuer in models.yaml")
+        return
+    url = urlsplit(public_url)
+    if url.scheme != "https" and not is_loopback(url.hostname or ""):
+        found = f"{oidc.issuer} answers, but server.public_url is http: others can read codes and cookies"
+        fix = "set server.tls, or use a reverse proxy with TLS"
+        yield Finding("identity provider", "warning", found, fix)
+    else:
+        yield Finding("identity provider", "ok", f"{oidc.issuer} answers")
 
 
 def _environment(model: ModelConfig, home: Path) -> Finding:

@@ -273,3 +273,12 @@ class Provider:
 
 def _with_query(url: str, query: Mapping[str, str]) -> str:
     return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}"
+
+
+async def discover(config: OidcConfig, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    """Fetch the discovery document of a provider.
+
+    Raises:
+        ProviderFailed: the provider does not answer, or not as expected.
+    """
+    await Provider(config, "", transport).metadata()

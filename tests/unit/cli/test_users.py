@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from appliance.cli import main
+from appliance.domain.audit import Act
+from appliance.domain.user import Session, User
+from appliance.store import Store
 
 CONFIG = "models:\n  - {name: test/echo, kind: echo}\n"
 
@@ -73,3 +77,31 @@ def test_mistakes_are_explained(
 ) -> None:
     assert run(monkeypatch, "users", *arguments, stdin=stdin) == 1
     assert reason in capsys.readouterr().err
+
+
+def test_check_explains_the_groups_of_the_last_sign_in(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("models.yaml").write_text(
+        CONFIG
+        + "server: {public_url: https://ai.example.org}\n"
+        + "access: {groups: {vision: {members: [], models: [test/echo], may: [run]}}}\n"
+        + "sign_on: {oidc: {issuer: https://id.example.org, client_id: x, groups_claim: groups,"
+        + " groups: {/ml: vision}}}\n"
+    )
+    user = User(name="anna", created_at=0.0, issuer="https://id.example.org", subject="s", claims=("/ml",))
+    session = Session(
+        id="s", user="anna", digest="d", created_at=0.0, expires_at=1.0, address="a", browser="b"
+    )
+
+    async def sign_in() -> None:
+        store = Store(home / "appliance.db")
+        await store.open()
+        await store.users.sign_in(user, session, lambda known: Act(action="session.sign_in"))
+        await store.close()
+
+    asyncio.run(sign_in())
+    assert run(monkeypatch, "check", "--as", "anna", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["models"] == {"test/echo": ["vision"]}
+    assert run(monkeypatch, "check", "--as", "ben", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["denied"] == ["test/echo"]

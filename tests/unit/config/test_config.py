@@ -21,6 +21,8 @@ from appliance.config import (
     PypiSource,
     json_schema,
     load,
+    redact,
+    secrets,
     variables,
 )
 from appliance.domain.errors import ConfigError
@@ -597,3 +599,50 @@ def test_footprints_of_quantized_weights() -> None:
     plain = WeightSize(200, 100)
     assert (weights(plain), weights(plain, "fp8"), weights(plain, "mxfp8")) == (200, 100, 112)
     assert "quantization" not in VllmOptions().model_dump()
+
+
+OIDC = """
+server: {public_url: https://ai.example.org}
+access: {groups: {vision: {members: []}}}
+sign_on: {oidc: {issuer: https://id.example.org/, client_id: appliance, EXTRA}}
+models: [{name: test/echo, kind: echo}]
+"""
+
+
+def test_an_identity_provider(write: Write) -> None:
+    (secret := write("x").parent / "client.secret").write_text("a secret\n")
+    extra = "client_secret_file: client.secret, groups_claim: groups, groups: {/ml: vision}, scope: admin"
+    config = load(write(OIDC.replace("EXTRA", extra)))
+    oidc = config.sign_on.oidc
+    assert oidc is not None
+    assert (oidc.issuer, oidc.secret()) == ("https://id.example.org/", "a secret"), "the slash belongs to it"
+    secret.write_text("a new secret")
+    assert oidc.secret() == "a new secret"
+    config = load(write(OIDC.replace("EXTRA", "client_secret: very secret")))
+    assert "very secret" not in str(redact(config))
+    assert "very secret" in secrets(config, {})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("https://id.example.org/", "http://id.example.org", "should begin with https://"),
+        ("server: {public_url: https://ai.example.org}", "server: {}", "set server.public_url too"),
+        ("EXTRA", "client_secret: x, client_secret_file: y", "client_secret_file is set too"),
+        ("EXTRA", "client_secret_file: missing", "missing"),
+        ("EXTRA", "groups_claim: g, groups: {/ml: visoin}", "there is no group 'visoin' in access.groups"),
+        ("EXTRA", "groups: {/ml: vision}", "set groups_claim too"),
+        ("EXTRA", "nmae: x", "nmae"),
+    ],
+)
+def test_mistakes_about_an_identity_provider(write: Write, old: str, new: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(OIDC.replace(old, new).replace("EXTRA", "name: ID")))
+    assert message in str(caught.value)
+    assert "sign_on.oidc" in str(caught.value)
+
+
+def test_an_identity_provider_without_access_gives_nobody_the_scope_admin(write: Write) -> None:
+    text = OIDC.replace("access: {groups: {vision: {members: []}}}", "").replace("EXTRA", "scope: admin")
+    with pytest.raises(ConfigError, match="without it, everybody at the provider could do everything"):
+        load(write(text))

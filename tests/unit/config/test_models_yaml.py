@@ -95,7 +95,7 @@ def test_it_loads_with_the_default_models() -> None:
 def test_it_loads_with_every_key_set(tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     file.write_text(uncommented())
-    for name in ("large-language-model.md", "certificate.pem", "key.pem"):
+    for name in ("large-language-model.md", "certificate.pem", "key.pem", "client.secret"):
         (tmp_path / name).touch()
     config = load(file)
     examples = {model.kind for model in config.models if model.name.startswith("example/")}
@@ -147,6 +147,8 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "AccessConfig": set(everything["access"]),
         "RightsConfig": set(everything["access"]["everybody"]),
         "GroupConfig": set(everything["access"]["groups"]["vision"]),
+        "SignOnConfig": set(everything["sign_on"]),
+        "OidcConfig": {*everything["sign_on"]["oidc"], "client_secret"},  # in a comment beside the file
         "PricesConfig": set(everything["prices"]),
         "CatalogueConfig": set(everything["catalogue"]),
         "RetentionConfig": set(everything["retention"]),

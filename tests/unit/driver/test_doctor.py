@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ from appliance.domain.errors import ApplianceError
 from appliance.domain.file import File
 from appliance.driver import doctor, home_lock
 from appliance.driver.doctor import Finding
+from appliance.gateway.sign_on import discover
 from appliance.machine.proc import read_stat
 from appliance.store.queries import STEPS
 from appliance.worker.cleanup import PidFile, pid_folder
 from tests.support.appliance_process import has_ipv6
+from tests.support.identity_provider import ISSUER, IdentityProvider
 from tests.support.store_files import opened
 
 ECHO = "models: [{name: test/echo, kind: echo}]"
@@ -333,3 +336,23 @@ def test_the_command_fails_only_if_a_check_failed(tmp_path: Path) -> None:
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == int("failed" in ran.stdout), ran.stdout + ran.stderr
     assert "-> unset PYTHONDONTWRITEBYTECODE" in ran.stdout
+
+
+def test_the_identity_provider_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = IdentityProvider()
+    monkeypatch.setattr(doctor, "discover", partial(discover, transport=provider))
+    fields: dict[str, Any] = {
+        "server": {"public_url": "https://ai.example.org"},
+        "sign_on": {"oidc": {"issuer": ISSUER, "client_id": "appliance"}},
+        "models": [{"name": "test/echo", "kind": "echo"}],
+    }
+    config = Config.model_validate(fields)
+    assert list(doctor.identity_provider(config)) == [
+        Finding("identity provider", "ok", "https://id.example.org answers")
+    ]
+    plain = Config.model_validate(fields | {"server": {"public_url": "http://ai.example.org"}})
+    assert [each.state for each in doctor.identity_provider(plain)] == ["warning"]
+    provider.metadata = {"issuer": "https://other.example.org"}
+    (found,) = doctor.identity_provider(config)
+    assert (found.state, "names the issuer" in found.found) == ("failed", True)
+    assert list(doctor.identity_provider(Config.model_validate({"models": fields["models"]}))) == []

@@ -68,9 +68,16 @@ RUN_TOKENS = RunTokens("key")
 HERE = "10.0.0.7"
 
 
-def checker(tokens: Tokens, *running: Prediction, policy: Policy = Policy()) -> Auth:  # noqa: B008 - immutable
+def checker(tokens: Tokens, *running: Prediction, policy: Policy | None = None) -> Auth:
     known = {(record.id, record.attempt): record for record in running}
-    return Auth(tokens, NoUsers(), RUN_TOKENS, lambda *attempt: known.get(attempt), policy, SignOnConfig())
+    return Auth(
+        tokens,
+        NoUsers(),
+        RUN_TOKENS,
+        lambda *attempt: known.get(attempt),
+        policy or Policy(),
+        SignOnConfig(),
+    )
 
 
 @pytest.mark.parametrize("header", ["Bearer my secret", "token my secret"])
