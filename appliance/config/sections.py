@@ -363,7 +363,7 @@ class SignOnConfig(Section):
         default=True,
         description="Let people sign in with passwords. `appliance users add` adds a person with a password.",
     )
-    session: Annotated[Seconds, Field(ge=60, le=30 * 86400)] = Field(
+    session: Annotated[Seconds, Field(ge=60, le=7 * 86400)] = Field(
         default=43200.0, description="Time after which a person must sign in again."
     )
     oidc: OidcConfig | None = Field(

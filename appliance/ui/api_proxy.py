@@ -17,6 +17,8 @@ from appliance.ui.session import Session
 
 #: ``/_ui/api/v1/models`` is forwarded to ``/v1/models``.
 PREFIX: Final = "/_ui/api"
+#: Routes that only the UI itself calls: their responses have secrets of sessions, which no browser gets.
+_SIGN_IN: Final = "/admin/sign-in"
 #: Headers of requests that are forwarded.
 _REQUEST: Final = (
     "accept",
@@ -55,6 +57,8 @@ async def forward(request: Request, user: Session) -> Response:
         ApplianceError: the API does not answer.
     """
     path = request.scope["path"].removeprefix(PREFIX)
+    if path.startswith(_SIGN_IN):
+        raise NotFound(f"{path} is not for scripts of pages: people sign in at /signin.")
     headers = {name: request.headers[name] for name in _REQUEST if name in request.headers}
     has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
     reply = await user.caller.open(

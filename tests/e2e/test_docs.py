@@ -108,6 +108,7 @@ def test_shell(appliance: Appliance, block: Block) -> None:
 def test_models_yaml(tmp_path: Path, block: Block) -> None:
     file = tmp_path / "models.yaml"
     file.write_text(block.code)
+    (tmp_path / "client.secret").touch()
     assert config.load(file).models
 
 

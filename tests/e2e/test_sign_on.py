@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.e2e import browsing
+from tests.e2e.test_pages import AXE, SHIFTS, check
 from tests.support.appliance_process import PATIENCE, ROOT, Appliance, fetch, free_port, wait_for
 
 pytestmark = pytest.mark.e2e
@@ -170,6 +171,26 @@ def test_people_sign_in_with_their_groups_and_sign_out(site: Site, context: Brow
     (signed_in, *_) = site.audited("session.sign_in")
     assert (out["owner"], signed_in["owner"]) == ("anna", "anna")
     assert out["token"] == signed_in["object"]
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_pages_are_accessible(site: Site, browser: Browser, width: int) -> None:
+    wrong: list[str] = []
+    site.command("users", "add", f"user{width}", password="correct horse\n")
+    with browsing.watched(browser, site.appliance.url, viewport={"width": width, "height": 900}) as page:
+        page.add_init_script(SHIFTS)
+        page.add_init_script(path=AXE)
+        page.goto("./signin")
+        expect(page.get_by_label("Password")).to_be_visible()
+        check(page, "/signin", wrong)
+        page.get_by_label("Username").fill(f"user{width}")
+        page.get_by_label("Password").fill("correct horse")
+        page.get_by_role("button", name="Sign in").first.click()
+        page.wait_for_url("**/explore")
+        page.goto("./sessions")
+        expect(page.locator("#session-list")).to_contain_text("this browser")
+        check(page, "/sessions", wrong)
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_provider_offers_to_sign_out_too(site: Site, context: BrowserContext) -> None:

@@ -137,7 +137,7 @@ async def respond(services: Services, scope: Scope, status: int, error: Exceptio
         )
         return
     action = RECORDED.get((scope["method"], scope.get(_ROUTE, "")))
-    if action is None or CALLER not in scope:
+    if action is None or (CALLER not in scope and action != "session.sign_in"):
         return
     made = _detailed(_act(services, scope, action), scope)
     if status >= 400:

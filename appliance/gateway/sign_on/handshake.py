@@ -65,10 +65,11 @@ class Handshakes:
         found = msgspec.json.decode(opened, type=Handshake)
         if not hmac.compare_digest(found.state.encode(), state.encode(errors="replace")):
             raise SignInRefused("The provider answered another sign-in of this browser: try again.")
-        for used, at in list(self._used.items()):
+        while self._used:
+            oldest, at = next(iter(self._used.items()))
             if now - at <= LIFETIME and len(self._used) < _MOST_USED:
                 break
-            del self._used[used]
+            del self._used[oldest]
         if found.state in self._used:
             raise SignInRefused("This sign-in has been finished already: sign in again.")
         self._used[found.state] = now

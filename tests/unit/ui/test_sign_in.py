@@ -117,6 +117,17 @@ async def test_an_operator_sees_the_sessions_of_all_and_revokes_them(pages: Page
         assert (await anna.get("/sessions")).headers["location"].startswith("/signin")
 
 
+async def test_scripts_of_pages_get_no_secret_of_a_session(pages: Pages, bench: Bench) -> None:
+    await add(bench, "anna")
+    async with pages.signed_in(SECRET) as browser:
+        browser.headers.update(HERE)
+        for path in ("/admin/sign-in/password", "/admin/sign-in/password/", "//admin/sign-in/password"):
+            given = {"username": "anna", "password": FORM["password"]}
+            reply = await browser.post(f"/_ui/api{path}", json=given)
+            assert reply.status_code == 404, path
+    assert await bench.store.users.sessions(None, 0.0) == []
+
+
 @pytest.mark.parametrize(
     ("header", "name"),
     [

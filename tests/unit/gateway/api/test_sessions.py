@@ -91,12 +91,14 @@ async def test_only_the_ui_may_sign_people_in(api: Api) -> None:
 
 
 async def test_many_wrong_passwords_must_wait_even_with_the_right_one(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+    api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(sign_on.MOST_FROM_ADDRESS):
         assert (await sign_in(api, "anna", "wrong")).status_code == 401
     refused = await sign_in(api, "anna")
     assert refused.status_code == 429
+    recorded = (await records(bench))[-1]
+    assert recorded == {"action": "session.sign_in", "owner": None, "outcome": "failed"}
     assert int(refused.headers["retry-after"]) >= 1
     assert (await sign_in(api, "carol")).status_code == 201, "another account"
     there = {HEADER: signed("203.0.113.6")}
