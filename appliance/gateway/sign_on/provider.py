@@ -69,7 +69,7 @@ class Provider:
 
         ``transport`` replaces the network.
         """
-        self._config = config
+        self.config = config
         self._redirect_url = redirect_url
         self._transport = transport
         self._metadata: tuple[float, Metadata] | None = None
@@ -84,9 +84,9 @@ class Provider:
         now = time.monotonic()
         if self._metadata is not None and now - self._metadata[0] < _KEPT:
             return self._metadata[1]
-        url = f"{self._config.issuer.rstrip('/')}/.well-known/openid-configuration"
+        url = f"{self.config.issuer.rstrip('/')}/.well-known/openid-configuration"
         found = self._converted(await self._json("GET", url), Metadata, url)
-        if found.issuer != self._config.issuer:
+        if found.issuer != self.config.issuer:
             raise self._failed(f"{url} names the issuer {found.issuer!r}: set sign_on.oidc.issuer to it")
         for name in ("authorization_endpoint", "token_endpoint", "jwks_uri", "userinfo_endpoint"):
             if not self._is_safe(getattr(found, name)):
@@ -103,9 +103,9 @@ class Provider:
         endpoint = (await self.metadata()).authorization_endpoint
         query = {
             "response_type": "code",
-            "client_id": self._config.client_id,
+            "client_id": self.config.client_id,
             "redirect_uri": self._redirect_url,
-            "scope": " ".join(dict.fromkeys(("openid", *self._config.scopes))),
+            "scope": " ".join(dict.fromkeys(("openid", *self.config.scopes))),
             "state": handshake.state,
             "nonce": handshake.nonce,
             "code_challenge": handshake.challenge,
@@ -124,7 +124,7 @@ class Provider:
             return None
         if endpoint is None or not self._is_safe(endpoint):
             return None
-        return _with_query(endpoint, {"client_id": self._config.client_id, "post_logout_redirect_uri": then})
+        return _with_query(endpoint, {"client_id": self.config.client_id, "post_logout_redirect_uri": then})
 
     async def claims(self, handshake: Handshake, code: str, issuer: str | None) -> Claims:
         """Exchange a code for the claims of the person; ``issuer`` is the parameter ``iss`` of RFC 9207.
@@ -141,7 +141,7 @@ class Provider:
         tokens = await self._exchange(metadata, handshake, code)
         claims = await self._verified(metadata, tokens.id_token)
         self._check(claims, handshake)
-        wanted = {self._config.account_claim, self._config.groups_claim} - {None}
+        wanted = {self.config.account_claim, self.config.groups_claim} - {None}
         if wanted <= claims.keys() or metadata.userinfo_endpoint is None:
             return claims
         headers = {"authorization": f"Bearer {tokens.access_token}"}
@@ -155,14 +155,14 @@ class Provider:
             "grant_type": "authorization_code",
             "code": code,
             "redirect_uri": self._redirect_url,
-            "client_id": self._config.client_id,
+            "client_id": self.config.client_id,
             "code_verifier": handshake.verifier,
         }
-        secret, authentication = self._config.secret(), None
+        secret, authentication = self.config.secret(), None
         methods = metadata.token_endpoint_auth_methods_supported
         if secret is not None and "client_secret_basic" in methods:
             # RFC 6749, section 2.3.1, wants both encoded as in a form.
-            authentication = httpx.BasicAuth(quote_plus(self._config.client_id), quote_plus(secret))
+            authentication = httpx.BasicAuth(quote_plus(self.config.client_id), quote_plus(secret))
         elif secret is not None:
             form["client_secret"] = secret
         body = await self._json("POST", metadata.token_endpoint, data=form, auth=authentication)
@@ -199,12 +199,12 @@ class Provider:
             SignInRefused: a claim is wrong.
         """
         now = time.time()
-        client = self._config.client_id
+        client = self.config.client_id
         audiences = claims.get("aud")
         audiences = audiences if isinstance(audiences, list) else [audiences]
         issued, expires, valid_from = claims.get("iat"), claims.get("exp"), claims.get("nbf", 0)
         subject = claims.get("sub")
-        if claims.get("iss") != self._config.issuer:
+        if claims.get("iss") != self.config.issuer:
             raise self._refused("it is of another issuer")
         if client not in audiences:
             raise self._refused(f"it is for another client than {client}")
@@ -265,7 +265,7 @@ class Provider:
         return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
 
     def _failed(self, reason: str) -> ProviderFailed:
-        return ProviderFailed(f"The identity provider {self._config.issuer} failed: {reason}.")
+        return ProviderFailed(f"The identity provider {self.config.issuer} failed: {reason}.")
 
     def _refused(self, reason: str) -> SignInRefused:
         return SignInRefused(f"The ID token of the provider is refused: {reason}.")

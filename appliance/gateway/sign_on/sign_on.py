@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import httpx
 from msgspec import structs
 
-from appliance.config import Config
+from appliance.config import Config, OidcConfig
 from appliance.domain import token
 from appliance.domain.access import client_network
 from appliance.domain.audit import Act
@@ -155,7 +155,7 @@ class SignOn:
             raise Throttled(f"Too many sign-ins failed: try again in {wait} s.", retry_after=wait)
         handshake = self._handshakes.finish(answer.handshake, answer.state)
         claims = await provider.claims(handshake, answer.code, answer.issuer)
-        made = await self._store(self._person(claims), client, act)
+        made = await self._store(self._person(provider.config, claims), client, act)
         self._by_address.withdraw(network)
         return made
 
@@ -170,14 +170,12 @@ class SignOn:
             raise NotFound("There is no identity provider: set sign_on.oidc in models.yaml.")
         return self._provider
 
-    def _person(self, claims: Claims) -> User:
+    def _person(self, oidc: OidcConfig, claims: Claims) -> User:
         """Return the user whom the claims describe.
 
         Raises:
             SignInRefused: the claims give no name for an account, or that of the administrator.
         """
-        oidc = self._config.oidc
-        assert oidc is not None
         claim = oidc.account_claim
         value = claims.get(claim)
         name = name_from(value) if isinstance(value, str) else None

@@ -11,13 +11,15 @@ import pytest
 
 from appliance.domain import token
 from appliance.domain.access import Group, Policy, Right
+from appliance.domain.audit import Act
 from appliance.domain.token import Scope, Token
+from appliance.domain.user import PREFIX, Session, User
 from appliance.gateway.api import application, create_api
 from tests.support.api_client import SECRET, Api
 from tests.support.engine_bench import Bench
 
 #: Callers that every route but those open to all refuses, with the status of the refusal.
-REFUSED: Final = {"nobody": 401, "expired": 401, "revoked": 401, "elsewhere": 403}
+REFUSED: Final = {"nobody": 401, "expired": 401, "revoked": 401, "ended session": 401, "elsewhere": 403}
 #: The other callers, in the order of the columns of ``MATRIX``. All but ``outsider`` and ``other`` have
 #: tokens of the account "me". The groups of ``outsider`` and the token ``limited`` allow
 #: other models only.
@@ -265,11 +267,23 @@ async def add_callers(api: Api, bench: Bench) -> dict[str, str | None]:
     for name, fields in tokens.items():
         common = {"id": name, "name": name, "owner": "me", "digest": token.digest(f"{name} secret")}
         await bench.store.add_token(Token(**{**common, "created_at": 0, **fields}))
+    user = User(name="user", scope=Scope.ADMIN, created_at=0, issuer="https://id.example.org", subject="1")
+    ended = Session(
+        id="ended",
+        user="user",
+        digest=token.digest(f"{PREFIX}ended"),
+        created_at=now - 2,
+        expires_at=now - 1,
+        address="",
+        browser="",
+    )
+    await bench.store.users.sign_in(user, ended, lambda known: Act(action="session.sign_in"))
     everything = frozenset(Right)
     all_models = Group("all", frozenset({"other"}), ("*",), everything)
     others = Group("others", frozenset({"outsider"}), ("another/*",), everything)
     api.services.auth.apply(Policy([all_models, others], None, "me"))
-    return {"nobody": None, "admin": SECRET, **{name: f"{name} secret" for name in tokens}}
+    sessions = {"ended session": f"{PREFIX}ended"}
+    return {"nobody": None, "admin": SECRET, **sessions, **{name: f"{name} secret" for name in tokens}}
 
 
 EXPECTED: Final = {
