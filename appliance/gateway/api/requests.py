@@ -219,7 +219,11 @@ def convert(given: dict[str, Any], type: type[T]) -> T:
         InvalidInput: names every field that is missing, unknown or wrong; msgspec alone would name the first.
     """
     input_schema.check(given, *schema(type))
-    return msgspec.convert(given, type, strict=False)  # 4.0 is an integer in JSON
+    try:
+        return msgspec.convert(given, type, strict=False)  # 4.0 is an integer in JSON
+    except msgspec.ValidationError as error:  # a float beyond the exact integers
+        reason, _, field = str(error).partition(" - at `$.")
+        raise InvalidInput([FieldProblem("invalid_type", field.rstrip("`") or "body", reason)]) from error
 
 
 @functools.cache

@@ -47,3 +47,10 @@ async def test_a_compressed_body_is_refused_before_it_is_read(api: Api, path: st
         reply = await api.post(path, content=body, headers={"content-encoding": encoding})
         assert reply.status_code == 400
         assert f"content encoding {encoding}, which is not supported: send it uncompressed" in reply.text
+
+
+async def test_a_float_beyond_exact_integers_is_a_mistake_of_the_client(api: Api) -> None:
+    body = {"source": "x", "memory": -9007199254740994.0}
+    reply = await api.post("/v1/models/test/echo/versions", json=body)
+    assert reply.status_code == 422
+    assert [each["field"] for each in reply.json()["invalid_fields"]] == ["memory"]
