@@ -87,13 +87,15 @@ class Policy:
     def groups_of(self, account: str | None) -> list[Group]:
         """Return the groups of an account; None is a request without a token."""
         shared = [] if self._everybody is None else [self._everybody]
+        return [*shared, *self._own_groups(account)]
+
+    def _own_groups(self, account: str | None) -> list[Group]:
         claimed = self.claimed.get(account, frozenset()) if account is not None else frozenset()
-        own = (each for each in self._groups or () if account in each.members or each.name in claimed)
-        return [*shared, *own]
+        return [each for each in self._groups or () if account in each.members or each.name in claimed]
 
     def priority(self, account: str) -> int:
         """Return the highest priority of the account's groups; 0 if it is in no group."""
-        return max((group.priority for group in self._groups or () if account in group.members), default=0)
+        return max((group.priority for group in self._own_groups(account)), default=0)
 
     def unlimited(self, account: str | None) -> bool:
         """Return whether the account has all rights: it is the administrator's, or there are no groups."""

@@ -92,12 +92,11 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         metrics.count_event(event)
         sampler.count_event(event)
 
+    policy = config.access_policy  # one for all: groups that an identity provider names are added to it
     dependencies = Dependencies(
         limits=config.limits,
-        policy=config.access_policy,
-        budgets=Budgets(
-            config.budgets, config.access_policy, config.prices.per_second, config.prices.currency
-        ),
+        policy=policy,
+        budgets=Budgets(config.budgets, policy, config.prices.per_second, config.prices.currency),
         catalogue=models,
         store=store,
         cluster=cluster,
@@ -135,7 +134,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         store=store,
         audit=AuditLog(store, config.audit),
         engine=engine,
-        auth=Auth(store, store.users, run_tokens, engine.running, config.access_policy, config.sign_on),
+        auth=Auth(store, store.users, run_tokens, engine.running, policy, config.sign_on),
         sign_on=SignOn(store.users, config, sign_on_key.encode()),
         rate_limits=RateLimits(
             requests=config.limits.requests_per_minute, predictions=config.limits.predictions_per_minute

@@ -65,11 +65,12 @@ class Services(msgspec.Struct, kw_only=True):
             self.audit.applied(before, after)
         self.audit.change(config.audit)
         self.config = config
-        self.auth.apply(config.access_policy, config.sign_on)
+        policy = config.access_policy  # one for all: groups that an identity provider names are added to it
+        self.auth.apply(policy, config.sign_on)
         self.sign_on.apply(config)
-        self.engine.limit(limits, config.access_policy)
+        self.engine.limit(limits, policy)
         self.engine.budgets.configure(
-            config.budgets, config.access_policy, config.prices.per_second, config.prices.currency
+            config.budgets, policy, config.prices.per_second, config.prices.currency
         )
         self.rate_limits.limit(requests=limits.requests_per_minute, predictions=limits.predictions_per_minute)
         self.fetch_guard.allow(config.egress.allow)

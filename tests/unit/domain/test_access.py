@@ -123,3 +123,12 @@ def test_groups_from_claims_count_like_groups_of_members() -> None:
     assert [group.name for group in policy.groups_of("anna")] == ["vision", "operators"]
     assert policy.of("anna") == Access("anna", (), frozenset({Right.RUN, Right.OPERATE}))
     assert policy.of("ben").rights == frozenset()
+
+
+def test_a_group_that_an_identity_provider_names_counts_like_a_listed_one() -> None:
+    batch = Group("batch", frozenset({"ben"}), (), frozenset(), priority=-3)
+    policy = Policy([batch], Group("everybody", frozenset(), (), frozenset()), "root")
+    assert (policy.priority("anna"), policy.priority("ben")) == (0, -3)
+    policy.claimed["anna"] = frozenset({"batch"})
+    assert batch in policy.groups_of("anna")
+    assert policy.priority("anna") == -3
