@@ -18,6 +18,7 @@ from appliance.cli import (
     demo,
     files,
     local,
+    monitoring,
     push,
     remote,
     serve,
@@ -85,6 +86,7 @@ for _name, _group in {
     "webhook": webhooks.group,
     "file": files.group,
     "audit": audit.group,
+    "monitoring": monitoring.group,
 }.items():
     app.add_typer(_group, name=_name)
 

@@ -9,6 +9,7 @@ from typing import Final, Protocol, TypeVar
 
 import msgspec
 
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.prediction import Emitted, Job
 from appliance.runners.base import LoadSpec
 from appliance.worker.memory_monitor import MemoryUsage
@@ -107,11 +108,11 @@ class Cluster(Protocol):
     def limit(self, model: str, memory: int) -> None:
         """Set how many bytes of main memory the model's worker process may use from now on."""
 
-    def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
-        """Yield unacknowledged events, then new events and memory peaks; end when the model is unloaded.
+    def events(self, model: str) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
+        """Yield unacknowledged events, then new events, engine metrics and memory peaks.
 
-        The events also end when another caller calls ``events`` for the same model. A caller whose events
-        ended although the model is loaded must call ``events`` again.
+        The events end when the model is unloaded, or when another caller calls ``events`` for the same
+        model. A caller whose events ended although the model is loaded must call ``events`` again.
 
         Raises:
             WorkerLost: no model is loaded, or the replica or the worker process died (the message says how).

@@ -23,6 +23,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from appliance.cluster.base import AdoptedModel, await_answer
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import LoadFailed, SleepFailed, WorkerLost
 from appliance.domain.prediction import Emitted, Job
 from appliance.observability import logs
@@ -267,7 +268,7 @@ class RayCluster:
             link.waiting.limit = memory
             link.send_soon()
 
-    async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
+    async def events(self, model: str) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
         link = self._links.get(model)
         if link is None:
             raise WorkerLost(f"{model} is not loaded")
@@ -281,7 +282,7 @@ class RayCluster:
         try:
             async for message in connection.messages():
                 match message:
-                    case list():
+                    case list() | EngineMetrics():
                         yield message
                     case PeakMemory(usage):
                         yield usage

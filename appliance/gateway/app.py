@@ -16,6 +16,7 @@ from cryptography.fernet import Fernet
 from appliance.cluster.base import Cluster
 from appliance.cluster.ray import RayCluster
 from appliance.domain.budgets import Budgets
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.local_url import host_and_port
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens
@@ -92,6 +93,10 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         metrics.count_event(event)
         sampler.count_event(event)
 
+    def on_engine_metrics(model: str, measured: EngineMetrics) -> None:
+        metrics.count_engine(model, measured)
+        sampler.count_engine(model, measured)
+
     policy = config.access_policy  # one for all: groups that an identity provider names are added to it
     dependencies = Dependencies(
         limits=config.limits,
@@ -110,6 +115,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         run_tokens=run_tokens,
         observe=observe,
         on_event=on_event,
+        on_engine_metrics=on_engine_metrics,
         finalize=trainings.finalize,
     )
     engine = Engine(dependencies)

@@ -35,6 +35,7 @@ class Sample(msgspec.Struct, kw_only=True):
     used: dict[str, int] = {}  # GPU -> bytes that all programs use
     queued: dict[str, int] = {}  # model -> predictions
     running: dict[str, int] = {}  # model -> predictions
+    kv_cache: dict[str, float] = {}  # model -> highest share of its KV cache in use since the sample before
     tokens: dict[str, float] = {}  # model -> output tokens since the sample before
     available: int = 0  # bytes of main memory
     seconds: float = INTERVAL  # duration that the sample stands for
@@ -125,6 +126,7 @@ def _merged(group: Sequence[Sample]) -> Sample:
         used=_highest([each.used for each in group]),
         queued=_highest([each.queued for each in group]),
         running=_highest([each.running for each in group]),
+        kv_cache=_highest([each.kv_cache for each in group]),
         tokens=tokens,
         seconds=sum(each.seconds for each in group),
         available=min(each.available for each in group),

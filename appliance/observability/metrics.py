@@ -2,8 +2,8 @@
 
 At each scrape, totals of predictions are read from the usage in the store, and the state of queues, models
 and memory from the scheduler. So totals survive restarts and equal those of ``/admin/usage``. Histograms,
-HTTP requests and the scheduler's decisions are counted by this module since the gateway started. Every label
-has few values, and clients cannot add any.
+HTTP requests, the scheduler's decisions and the metrics of inference engines are counted since the gateway
+started. Every label has few values, and clients cannot add any.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from prometheus_client.registry import Collector
 
 from appliance import __version__
 from appliance.domain import usage
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.usage import Usage
+from appliance.observability.engine_metrics import EngineTotals
 from appliance.observability.history import Sample
 from appliance.scheduler import Event, EventKind, Residency, Scheduler
 
@@ -36,6 +38,8 @@ _LOAD_SECONDS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _REQUEST_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
 #: Separates the name of a model from a version or an instance number in a key of the scheduler.
 _INSTANCE: Final = re.compile("[@#]")
+#: Events after which a model has no worker process.
+WORKER_ENDED: Final = frozenset({EventKind.UNLOADED, EventKind.LOST})
 #: Patterns of reasons in scheduler events, each with its label value.
 _REASONS: Final = (
     (re.compile(r"pinned"), "pinned"),
@@ -85,6 +89,7 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._engines = EngineTotals(model_name)
         # ``labels`` takes a lock and converts all labels. These four are called for each prediction.
         self._queued_of = functools.cache(self._queued.labels)
         self._predicted_of = functools.cache(self._predicted.labels)
@@ -105,7 +110,13 @@ class Metrics:
         elif record.n == 0 and record.attempt == 1 and record.started_at is not None:
             self._queued_of(record.model).observe(max(0.0, record.started_at - record.created_at))
 
+    def count_engine(self, key: str, metrics: EngineMetrics) -> None:
+        """Count a message of the inference engine of the model with this key of the scheduler."""
+        self._engines.add(key, metrics)
+
     def count_event(self, event: Event) -> None:
+        if event.kind in WORKER_ENDED:
+            self._engines.forget_state(event.model)
         model = model_name(event.model)
         self._decisions.labels(event.kind.value, model, reason(event)).inc()
         took = {EventKind.READY: self._loaded, EventKind.WOKEN: self._woken}.get(event.kind)
@@ -136,7 +147,8 @@ class Metrics:
         for outcome, count in webhooks.items():
             sent.add_metric([outcome], count)
         build = InfoMetricFamily("appliance_build", "Version of the appliance.", {"version": __version__})
-        families = [*_of_usage(used), *_of_scheduler(self._scheduler), sent, build]
+        engines = self._engines.families()
+        families = [*_of_usage(used), *_of_scheduler(self._scheduler), *engines, sent, build]
         if machine is not None:
             families += _of_machine(machine)
         encode, content_type = choose_encoder(accept)

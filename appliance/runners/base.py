@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
 
@@ -107,3 +108,14 @@ class Sleeper(Protocol):
 
     async def wake(self) -> None:
         """Restore the model to its state after ``setup``."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A runner whose inference engine measures itself."""
+
+    def take_metrics(self) -> EngineMetrics | None:
+        """Return the measurements since the previous call; None if nothing has changed.
+
+        Called after ``setup``, then every second, and when the last running prediction has ended.
+        """

@@ -18,6 +18,7 @@ from typing import Final, cast
 import msgspec
 
 from appliance.domain import file
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.prediction import Emitted
 from appliance.worker.protocol import (
     Attach,
@@ -148,10 +149,11 @@ class DataConnection:
         if rest != Commands():
             self._replica.send(rest)
 
-    async def messages(self) -> AsyncIterator[list[Emitted] | PeakMemory | StreamEnd]:
-        """Yield events and memory peaks; the last message is ``StreamEnd``, unless the replica has died.
+    async def messages(self) -> AsyncIterator[list[Emitted] | EngineMetrics | PeakMemory | StreamEnd]:
+        """Yield events, engine metrics and memory peaks.
 
-        After ``StreamEnd()`` of a model that is still loaded, connect again: the replica knows the reason.
+        The last message is ``StreamEnd``, unless the replica has died. After ``StreamEnd()`` of a model that
+        is still loaded, connect again: the replica knows the reason.
         """
         while (message := await self._replica.received.get()) is not None:
             if isinstance(message, StreamEnd) and message.failure is not None:
@@ -163,7 +165,7 @@ class DataConnection:
         if message is not None:
             yield message
 
-    def _visible(self, message: _Message) -> list[Emitted] | PeakMemory | StreamEnd | None:
+    def _visible(self, message: _Message) -> list[Emitted] | EngineMetrics | PeakMemory | StreamEnd | None:
         """Return what ``messages`` yields for a message, if anything."""
         match message:
             case Events(events):
@@ -176,7 +178,7 @@ class DataConnection:
                 return None
             case WorkerClosed():
                 return StreamEnd()
-            case list() | PeakMemory() | StreamEnd():
+            case list() | EngineMetrics() | PeakMemory() | StreamEnd():
                 return message
 
     async def _last_events(self) -> AsyncIterator[list[Emitted]]:

@@ -14,6 +14,7 @@ from typing import Final, Generic, Self, TypeVar
 import msgspec
 
 from appliance.domain import file
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
 from appliance.domain.prediction import Done, Emitted, Job
 from appliance.domain.units import readable_bytes
@@ -234,14 +235,15 @@ WorkerEvent = (
     | WorkerAwake
     | WorkerSleepFailed
     | RelayedEvents
+    | EngineMetrics
     | DirectAttached
 )
 #: What the gateway sends to the worker process itself.
 DirectCommand = Attach | Run | Cancel
 _tag_decoder: Final = msgspec.msgpack.Decoder(_EventTag)
-FromReplica = Events | PeakMemory | StreamEnd | DirectAttached
+FromReplica = Events | EngineMetrics | PeakMemory | StreamEnd | DirectAttached
 #: ``FromReplica`` as the replica sends it.
-ToGateway = RelayedEvents | PeakMemory | StreamEnd | DirectAttached
+ToGateway = RelayedEvents | EngineMetrics | PeakMemory | StreamEnd | DirectAttached
 ToZygote = Fork | Prepare
 FromZygote = Forked | Refused | Exited
 

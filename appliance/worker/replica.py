@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
 from appliance.domain.units import readable_bytes
 from appliance.machine.process_memory import kernel_kills
@@ -233,7 +234,7 @@ class Replica:
             loaded.handle.send(Cancel(commands.cancels))
 
     def attach(self, send: Callable[[ToGateway], None]) -> None:
-        """Call ``send`` with unacknowledged events, then new events and memory peaks, then ``StreamEnd``.
+        """Call ``send`` with unacknowledged events, then with new messages, at last with ``StreamEnd``.
 
         The stream ends when the model is unloaded, when the worker process dies, or when another caller
         attaches. The error of a dead worker process ends with the last lines of its log.
@@ -280,7 +281,7 @@ class Replica:
         worker: _LoadedWorker | None = None
 
         def receive(message: WorkerEvent) -> None:
-            if isinstance(message, RelayedEvents | DirectAttached):
+            if isinstance(message, RelayedEvents | DirectAttached | EngineMetrics):
                 if self._loaded is not None and self._loaded is worker:
                     self._relay(message)
             elif isinstance(message, WorkerAsleep | WorkerAwake | WorkerSleepFailed):
@@ -344,8 +345,8 @@ class Replica:
         worker.lost = worker.loss(end.result())
         self._end_stream(worker.lost)
 
-    def _relay(self, message: RelayedEvents | DirectAttached) -> None:
-        if isinstance(message, DirectAttached):
+    def _relay(self, message: RelayedEvents | DirectAttached | EngineMetrics) -> None:
+        if not isinstance(message, RelayedEvents):
             if self._send is not None:
                 self._send(message)
             return

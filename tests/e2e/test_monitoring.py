@@ -33,7 +33,7 @@ def prometheus(appliance: Appliance, tmp_path: Path) -> Iterator[httpx.Client]:
         assert shipped in config
         config = config.replace(shipped, here)
     (tmp_path / "prometheus.yml").write_text(config)
-    shutil.copy(DOCKER / "alerts.yml", tmp_path)
+    shutil.copy(ROOT / "appliance/assets/monitoring/alerts.yml", tmp_path)
     (tmp_path / "appliance-token").write_text(TOKEN)
     url = f"127.0.0.1:{free_port()}"
     command = [PROMETHEUS, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import io
 import json
 import os
@@ -102,6 +103,36 @@ async def test_what_was_measured(caller: Caller) -> None:
     assert kinds["input_token_count"] is kinds["output_token_count"] is int
     assert kinds["time_to_first_token"] is kinds["tokens_per_second"] is float
     assert "Generated 3 tokens" in caller.logs("measured")
+
+
+async def test_the_engine_measures_itself(caller: Caller) -> None:
+    long = "Count to ten. " * 8  # more than one block of the prefix cache, which has 128 tokens on a CPU
+    await until(lambda: caller.engine.running == 0)
+    before = copy.deepcopy(caller.engine)
+    for id in ("engine 1", "engine 2"):
+        await text(caller, id, **{**CAPITAL, "prompt": long * 4, "max_tokens": 9, "min_tokens": 9})
+    prompts = sum(caller.metrics(id)["input_token_count"] for id in ("engine 1", "engine 2"))
+    await until(lambda: caller.engine.generation_tokens == before.generation_tokens + 18)
+    after = caller.engine
+    assert after.prompt_tokens - before.prompt_tokens == prompts
+    assert after.prefix_cache_queries - before.prefix_cache_queries == prompts
+    assert 0 < after.prefix_cache_hits - before.prefix_cache_hits < prompts / 2
+    first, between = after.time_to_first_token, after.inter_token_latency
+    assert sum(first.counts) - sum(before.time_to_first_token.counts) == 2
+    assert sum(between.counts) - sum(before.inter_token_latency.counts) == 16
+    assert first.sum > before.time_to_first_token.sum
+    assert after.running == after.waiting == after.kv_cache_usage == 0
+
+
+async def test_the_batch_of_the_engine_is_empty_after_a_cancel(caller: Caller) -> None:
+    for number in range(5):  # one more than the batch has places
+        await caller.start(f"busy {number}", prompt="Tell me a story.", min_tokens=400, max_tokens=400)
+    await until(lambda: caller.engine.running == 4)
+    assert 0 < caller.engine.kv_cache_usage <= 1
+    for number in range(5):
+        await caller.cancel(f"busy {number}")
+    await until(lambda: caller.engine.running == 0)
+    assert caller.engine.kv_cache_usage == 0
 
 
 @pytest.mark.parametrize("stop", ["nothing like this, Paris", ["of France", "zzz"]])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.config import Config, FilesConfig, LimitsConfig, ModelConfig
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import StoreError
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.token import RunTokens
@@ -131,6 +132,7 @@ class Bench:
             run_tokens=self.run_tokens,
             observe=self._observe,
             on_event=self._on_event,
+            on_engine_metrics=self._on_engine_metrics,
             finalize=self.trainings.finalize,
         )
         self.engine = Engine(dependencies)
@@ -149,6 +151,10 @@ class Bench:
     def _on_event(self, event: Event) -> None:
         self.metrics.count_event(event)
         self.sampler.count_event(event)
+
+    def _on_engine_metrics(self, model: str, measured: EngineMetrics) -> None:
+        self.metrics.count_engine(model, measured)
+        self.sampler.count_engine(model, measured)
 
     def reload(self, in_force: Config) -> Reload:
         """Return the reload of ``models.yaml`` in the folder of the bench."""

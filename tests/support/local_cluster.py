@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from appliance.cluster.base import AdoptedModel
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import PredictionFailed, SleepFailed, WorkerLost
 from appliance.domain.prediction import Done, Emitted, Event, Job, Output
 from appliance.runners import runner_class
@@ -13,12 +14,14 @@ from appliance.runners.base import LoadSpec, Runner, Sleeper
 from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.process import output_files
 
+_Sent = list[Emitted] | EngineMetrics | MemoryUsage | WorkerLost | None
+
 
 class _Loaded:
     def __init__(self, spec: LoadSpec, runner: Runner) -> None:
         self.spec = spec
         self.runner = runner
-        self.events: asyncio.Queue[list[Emitted] | MemoryUsage | WorkerLost | None] = asyncio.Queue()
+        self.events: asyncio.Queue[_Sent] = asyncio.Queue()
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.jobs: dict[str, Job] = {}  # those whose task has not begun
 
@@ -93,7 +96,7 @@ class LocalCluster:
     def limit(self, model: str, memory: int) -> None:
         self.limits[model] = memory
 
-    async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
+    async def events(self, model: str) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
         loaded = self._loaded.get(model)
         if loaded is None:
             raise WorkerLost(f"{model} is not loaded")
@@ -111,6 +114,10 @@ class LocalCluster:
     def take(self, model: str, memory: int) -> None:
         """Simulate a worker process that takes ``memory`` bytes of main memory."""
         self._loaded[model].events.put_nowait(MemoryUsage(memory))
+
+    def measure(self, model: str, metrics: EngineMetrics) -> None:
+        """Simulate a message of the inference engine."""
+        self._loaded[model].events.put_nowait(metrics)
 
     def lose(self, model: str, reason: str | WorkerLost) -> None:
         """Simulate the death of the worker process: its predictions stop without an end event."""

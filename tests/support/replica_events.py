@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.protocol import (
     PeakMemory,
@@ -16,8 +17,8 @@ from appliance.worker.protocol import (
 from appliance.worker.replica import Replica
 
 
-async def events_of(replica: Replica) -> AsyncIterator[list[RelayedEvent] | MemoryUsage]:
-    """Yield batches of events, and memory peaks, until the stream ends.
+async def events_of(replica: Replica) -> AsyncIterator[list[RelayedEvent] | EngineMetrics | MemoryUsage]:
+    """Yield batches of events, engine metrics and memory peaks, until the stream ends.
 
     Raises:
         WorkerLost: the worker process was lost.
@@ -29,6 +30,8 @@ async def events_of(replica: Replica) -> AsyncIterator[list[RelayedEvent] | Memo
             match await messages.get():
                 case RelayedEvents(events):
                     yield events
+                case EngineMetrics() as metrics:
+                    yield metrics
                 case PeakMemory(usage):
                     yield usage
                 case StreamEnd(None):

@@ -12,6 +12,7 @@ import msgspec
 
 from appliance.builds import project
 from appliance.config import CogModel
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import WorkerLost
 from appliance.domain.prediction import Done, Emitted, Event, Job, Log, Metric, Output
 from appliance.machine.processes import is_running
@@ -82,6 +83,7 @@ class Caller:
         self.lost: str | None = None
         self.error: WorkerLost | None = None
         self.taken = MemoryUsage(0)
+        self.engine = EngineMetrics()  # the sum of all messages
         self._changed = asyncio.Condition()
         self._task = asyncio.get_running_loop().create_task(self._read())
 
@@ -138,6 +140,8 @@ class Caller:
                 async with self._changed:
                     if isinstance(batch, MemoryUsage):
                         self.taken = batch
+                    elif isinstance(batch, EngineMetrics):
+                        self.engine.add(batch)
                     else:
                         sent = msgspec.msgpack.encode(batch)
                         for emitted in msgspec.msgpack.decode(sent, type=list[Emitted]):

@@ -43,7 +43,7 @@ PLACES = {
     "cv2": ("runners.ocr",),
     "onnxruntime": ("runners.onnx_session", "runners.piper"),
     "pandas": ("ui",),
-    "prometheus_client": ("observability.metrics",),
+    "prometheus_client": ("observability.metrics", "observability.engine_metrics"),
     "opentelemetry": ("observability.tracing",),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -11,6 +11,7 @@ from appliance.cluster.base import Cluster
 from appliance.config import LimitsConfig
 from appliance.domain.access import Policy
 from appliance.domain.budgets import Budgets
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens
 from appliance.gateway.catalogue.catalogue import Catalogue
@@ -40,4 +41,5 @@ class Dependencies(msgspec.Struct, kw_only=True):
     run_tokens: RunTokens
     observe: Callable[[Prediction], None]  # called with each new record, after its status is stored
     on_event: Callable[[Event], None]  # called with each event of the scheduler's event log
+    on_engine_metrics: Callable[[str, EngineMetrics], None]  # called with a loaded model and its metrics
     finalize: Callable[[Prediction], Awaitable[Prediction]]  # makes a version of a succeeded training

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from appliance import machine
 from appliance.domain import usage
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.prediction import Prediction
 from appliance.machine.gpus import Gpus
 from appliance.observability.history import INTERVAL, History, LoadDone, Sample
-from appliance.observability.metrics import model_name
+from appliance.observability.metrics import WORKER_ENDED, model_name
 from appliance.protocols.admin_types import SchedulerStatus
 from appliance.scheduler import Event, EventKind
 
@@ -32,6 +33,9 @@ class Sampler:
         self._devices = devices
         self._gpus = gpus
         self._task: asyncio.Task[None] | None = None
+        # Shares of the KV caches in use, by key of the scheduler
+        self._kv_cache: dict[str, float] = {}  # now
+        self._kv_cache_peaks: dict[str, float] = {}  # the highest since the last sample
 
     def start(self, status: Callable[[], SchedulerStatus]) -> None:
         """Take samples of ``status`` until ``close``."""
@@ -44,7 +48,9 @@ class Sampler:
                 await self._task
 
     def count_event(self, event: Event) -> None:
-        """Note a load; ignore other events."""
+        """Note loads, and models that are not loaded any more; ignore other events."""
+        if event.kind in WORKER_ENDED:
+            self._kv_cache.pop(event.model, None)
         if event.kind in _LOADED and event.seconds is not None:
             self.history.add_load(LoadDone(time.time(), model_name(event.model), round(event.seconds, 3)))
 
@@ -53,6 +59,11 @@ class Sampler:
         if record.status.terminal and record.started_at is not None and record.completed_at is not None:
             count = usage.count(record.metrics.get("output_token_count"))
             self.history.add_tokens(record.model, count, record.started_at, record.completed_at)
+
+    def count_engine(self, key: str, metrics: EngineMetrics) -> None:
+        """Note how full the KV cache of the model with this key of the scheduler is."""
+        self._kv_cache[key] = metrics.kv_cache_usage
+        self._kv_cache_peaks[key] = max(metrics.kv_cache_usage, self._kv_cache_peaks.get(key, 0.0))
 
     async def _run(self, status: Callable[[], SchedulerStatus]) -> None:
         loop = asyncio.get_running_loop()
@@ -66,6 +77,7 @@ class Sampler:
             await asyncio.sleep(due - loop.time())
 
     def sample(self, status: SchedulerStatus, now: float) -> Sample:
+        peaks, self._kv_cache_peaks = self._kv_cache_peaks, {**self._kv_cache}
         return Sample(
             at=now,
             reserved={device.name: _by_model(device.reserved) for device in status.devices},
@@ -73,6 +85,7 @@ class Sampler:
             **self._measurements(),
             queued={model.name: model.queued for model in status.models if model.queued},
             running={model.name: model.running for model in status.models if model.running},
+            kv_cache=_highest_by_model(peaks),
             available=machine.available_memory(),
         )
 
@@ -98,4 +111,13 @@ def _by_model(reserved: Mapping[str, int]) -> dict[str, int]:
     found: dict[str, int] = {}
     for key, size in reserved.items():
         found[model_name(key)] = found.get(model_name(key), 0) + size
+    return found
+
+
+def _highest_by_model(peaks: Mapping[str, float]) -> dict[str, float]:
+    """Return the highest share of each model, without models that use nothing."""
+    found: dict[str, float] = {}
+    for key, share in peaks.items():
+        if share > 0:
+            found[model_name(key)] = max(share, found.get(model_name(key), 0.0))
     return found

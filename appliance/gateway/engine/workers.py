@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import OutOfMemory, SleepFailed, WorkerLost
 from appliance.domain.units import readable_bytes
 from appliance.gateway.engine.dependencies import Dependencies
@@ -78,6 +79,9 @@ class Workers:
             if isinstance(batch, MemoryUsage):
                 self._memory_profiles.measured(model, batch)
                 self._decide()
+                continue
+            if isinstance(batch, EngineMetrics):
+                self._dependencies.on_engine_metrics(model, batch)
                 continue
             freed = [self._predictions.apply(model, emitted) for emitted in batch]
             if any(freed):  # else, for example at each token, the scheduler has nothing to do

@@ -1,6 +1,7 @@
 """Starts vLLM's engine for one loaded model, and explains why it cannot start.
 
-Everything that depends on vLLM's internals is in this module and in ``grammars.py``, written for vLLM 0.32.
+Everything that depends on vLLM's internals is in this module, in ``grammars.py`` and in ``statistics.py``,
+written for vLLM 0.32.
 vLLM computes in a process of its own, the engine core, so that computing never blocks the event loop of the
 worker process. The engine core is a fork, which need not import everything again. Not tested on a GPU.
 """
@@ -22,6 +23,7 @@ from appliance.domain.errors import LoadFailed
 from appliance.runners import failures, images
 from appliance.runners.vllm import adapters, errors, kv_cache, tokenizer_copies
 from appliance.runners.vllm.grammars import check_grammars, use_own_backends
+from appliance.runners.vllm.statistics import stat_logger
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -136,7 +138,8 @@ def _start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     use_own_backends()
     patch_grey_images()
     with tokenizer_copies.made_while_core_starts():
-        engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        # With ``disable_log_stats`` the engine has only this stat logger, none that writes log lines.
+        engine = AsyncLLM.from_vllm_config(config, stat_loggers=[stat_logger()], disable_log_stats=True)
     check_grammars(engine)
     return engine
 

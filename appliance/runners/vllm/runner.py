@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
@@ -30,6 +31,7 @@ from appliance.runners.operations import CHAT
 from appliance.runners.vllm import engine, errors, inputs
 from appliance.runners.vllm.adapters import Adapters
 from appliance.runners.vllm.compat import CompatApis
+from appliance.runners.vllm.statistics import statistics_of
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams
@@ -156,6 +158,10 @@ class VllmRunner:
 
     async def wake(self) -> None:
         await engine.wake(self._engine, self._level)
+
+    def take_metrics(self) -> EngineMetrics | None:
+        idle = not self._engine.output_processor.has_unfinished_requests()
+        return statistics_of(self._engine).take(idle=idle)
 
     async def close(self) -> None:
         process = engine.core_process(self._engine)

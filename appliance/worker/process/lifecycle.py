@@ -30,7 +30,7 @@ from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.prediction import Done, Job, Log, Metric, Output
 from appliance.observability import logs
 from appliance.runners import runner_class
-from appliance.runners.base import LoadSpec, Runner, Sleeper
+from appliance.runners.base import LoadSpec, Measured, Runner, Sleeper
 from appliance.worker import cleanup, protocol
 from appliance.worker.process import capture, output_files
 from appliance.worker.process.event_sender import EventSender, EventStream
@@ -53,6 +53,7 @@ from appliance.worker.protocol import (
 
 _log = logging.getLogger(__name__)
 
+_MEASURE_INTERVAL: Final = 1.0  # seconds between two messages with the metrics of an inference engine
 _THREAD_VARIABLES: Final = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -88,6 +89,7 @@ class WorkerProcess(asyncio.Protocol):
             msgspec.msgpack.Decoder(WorkerCommand)
         )
         self._runner: Runner | None = None
+        self._measured: Measured | None = None  # the runner, if its engine measures itself
         self._waiting: deque[Job] = deque()
         self._running: dict[tuple[str, int], asyncio.Task[None]] = {}  # by id and attempt
         self._attempts: dict[str, int] = {}  # the latest attempt of each id that waits or runs
@@ -133,8 +135,19 @@ class WorkerProcess(asyncio.Protocol):
 
     def ready(self, runner: Runner, message: WorkerReady) -> None:
         self._runner = runner
+        self._measured = runner if isinstance(runner, Measured) else None
         self._send(message)
         self._start_waiting()
+
+    async def measure(self) -> None:
+        """Send the metrics of the runner's engine every second; return at once if it has none."""
+        while self._measured is not None:
+            self._send_metrics()
+            await asyncio.sleep(_MEASURE_INTERVAL)
+
+    def _send_metrics(self) -> None:
+        if self._measured is not None and (metrics := self._measured.take_metrics()) is not None:
+            self._send(metrics)
 
     async def close(self, last: WorkerFailed | None = None) -> None:
         self._closing = True
@@ -187,6 +200,8 @@ class WorkerProcess(asyncio.Protocol):
                     Done("failed", f"the worker process could not report the result: {task.exception()!r}")
                 )
         self._start_waiting()
+        if not self._running:  # the model may be unloaded before the next message is due
+            self._send_metrics()
 
     def _forget(self, job: Job) -> None:
         if self._attempts.get(job.id) == job.attempt:
@@ -308,7 +323,9 @@ async def _serve(
     worker.ready(runner, WorkerReady(list(runner.levels) if isinstance(runner, Sleeper) else []))
     if loaded is not None:
         loaded()
+    measuring = asyncio.create_task(worker.measure())
     await stop
+    measuring.cancel()
     if worker.out_of_memory is not None:
         await worker.close(WorkerFailed(worker.out_of_memory, out_of_memory=True))
         return 1

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+import yaml
 
 from appliance import __version__, config
 from appliance.cli import main, options
@@ -834,6 +835,12 @@ def test_systemd_prints_a_unit_and_what_is_left_to_do(command: Command, tmp_path
     assert ran.err == f"create the data folder: sudo install -d -o daemon -m 700 '{tmp_path}/data'\n"
     (tmp_path / "data").mkdir()
     assert command("systemd", "--user", "daemon", "--home", str(tmp_path / "data")).err == ""
+
+
+def test_monitoring_prints_the_files_for_prometheus_and_grafana(command: Command) -> None:
+    alerts = yaml.safe_load(command("monitoring", "alerts").out)
+    assert "ApplianceDown" in [rule["alert"] for group in alerts["groups"] for rule in group["rules"]]
+    assert json.loads(command("monitoring", "dashboard").out)["uid"] == "appliance"
 
 
 def test_systemd_for_another_user_needs_a_data_folder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -14,11 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from appliance import __version__
 from appliance.domain import token, usage
+from appliance.domain.engine_metrics import FIRST_TOKEN_BOUNDS, EngineMetrics
 from appliance.domain.prediction import Status
 from appliance.domain.token import Scope, Token
 from appliance.observability.history import Sample
 from appliance.observability.metrics import Metrics, reason
-from appliance.scheduler import Capacity, Demand, Event, EventKind, Scheduler, Unload
+from appliance.scheduler import Capacity, Demand, Event, EventKind, Residency, Scheduler, Unload
 from tests.support.api_client import Api, services_of
 from tests.support.engine_bench import Bench
 
@@ -184,8 +186,9 @@ def test_reasons_have_few_values() -> None:
 
 async def test_the_dashboard_uses_existing_metrics(api: Api, bench: Bench) -> None:
     await api.ended(await api.create())
+    bench.metrics.count_engine("test/echo", EngineMetrics())
     names = {name for name, _ in await scraped(api)}
-    dashboard = json.loads((DOCKER / "grafana" / "appliance.json").read_text())
+    dashboard = json.loads((DOCKER.parent / "appliance/assets/monitoring/dashboard.json").read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     expressions += [
         variable["definition"] for variable in dashboard["templating"]["list"] if "definition" in variable
@@ -242,6 +245,55 @@ async def test_gpus_disk_and_models_that_are_not_served(api: Api, bench: Bench) 
         'appliance_gpu_temperature_celsius{device="cuda:0"} 64.0',
         'appliance_gpu_memory_used_bytes{device="cuda:0"} 30.0',
         'appliance_model_not_served{model="a/bad"} 1.0',
+    ):
+        assert line in lines
+
+
+def engine_metrics(running: int = 0, usage: float = 0.0, tokens: int = 0) -> EngineMetrics:
+    metrics = EngineMetrics(running=running, kv_cache_usage=usage, generation_tokens=tokens)
+    metrics.time_to_first_token.observe([0.3, 1000.0], FIRST_TOKEN_BOUNDS)
+    return metrics
+
+
+async def test_counters_of_an_engine_do_not_go_back_when_its_model_is_unloaded(
+    api: Api, bench: Bench
+) -> None:
+    assert not [name for name, _ in await scraped(api) if name.startswith("appliance_engine")]
+    for _ in range(2):
+        await bench.engine.load(bench.echo)
+        bench.cluster.measure("test/echo", engine_metrics(running=2, usage=0.5, tokens=7))
+        await api.ended(await api.create())  # its events are read after the metrics
+        samples = await scraped(api)
+        assert sample(samples, "appliance_engine_running_requests", model="test/echo") == 2
+        assert sample(samples, "appliance_engine_kv_cache_usage_ratio", model="test/echo") == 0.5
+        await bench.engine.unload(bench.echo)
+        while bench.engine.residency(bench.echo) is not Residency.COLD:
+            await asyncio.sleep(0.005)
+    samples = await scraped(api)
+    assert sample(samples, "appliance_engine_generation_tokens_total", model="test/echo") == 14
+    bucket = "appliance_engine_time_to_first_token_seconds_bucket"
+    assert sample(samples, bucket, model="test/echo", le="0.25") == 0
+    assert sample(samples, bucket, model="test/echo", le="0.5") == 2
+    assert sample(samples, bucket, model="test/echo", le="300.0") == 2
+    assert sample(samples, bucket, model="test/echo", le="+Inf") == 4
+    assert sample(samples, "appliance_engine_time_to_first_token_seconds_sum", model="test/echo") == 2000.6
+    assert not [name for name, _ in samples if name == "appliance_engine_running_requests"]
+    history = bench.sampler.sample(bench.engine.status(), 1.0)
+    assert history.kv_cache == {"test/echo": 0.5}
+    assert bench.sampler.sample(bench.engine.status(), 2.0).kv_cache == {}
+
+
+def test_the_engines_of_instances_are_one_model() -> None:
+    metrics = Metrics(Scheduler([Capacity("gpu", 10)], []))
+    metrics.count_engine("a/a", engine_metrics(running=1, usage=0.25, tokens=1))
+    metrics.count_engine("a/a#2", engine_metrics(running=2, usage=0.75, tokens=2))
+    metrics.count_engine("a/a@1", engine_metrics(running=4, usage=0.5, tokens=4))
+    lines = metrics.collect("", [], {})()[0].decode().splitlines()
+    for line in (
+        'appliance_engine_running_requests{model="a/a"} 7.0',
+        'appliance_engine_kv_cache_usage_ratio{model="a/a"} 0.75',
+        'appliance_engine_generation_tokens_total{model="a/a"} 7.0',
+        'appliance_engine_time_to_first_token_seconds_count{model="a/a"} 6.0',
     ):
         assert line in lines
 

@@ -16,6 +16,7 @@ from appliance.driver.service_manager import STOP_MARGIN
 from tests.support.appliance_process import ROOT
 
 DOCKER = ROOT / "docker"
+MONITORING = ROOT / "appliance" / "assets" / "monitoring"
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is missing (Debian: prometheus)")
 
@@ -39,8 +40,8 @@ def services() -> dict[str, Any]:
 
 @needs_promtool
 def test_prometheus_accepts_its_config(tmp_path: Path) -> None:
-    for name in ("prometheus.yml", "alerts.yml"):
-        shutil.copy(DOCKER / name, tmp_path)
+    for file in (DOCKER / "prometheus.yml", MONITORING / "alerts.yml"):
+        shutil.copy(file, tmp_path)
     (tmp_path / "appliance-token").write_text("secret")
     assert "SUCCESS: 1 rule files found" in promtool("check", "config", tmp_path / "prometheus.yml")
 
@@ -51,7 +52,8 @@ def test_the_alerts_fire_when_they_should_and_only_then() -> None:
 
 
 def test_every_alert_has_a_test() -> None:
-    rules = {rule["alert"] for group in loaded("alerts.yml")["groups"] for rule in group["rules"]}
+    groups = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
+    rules = {rule["alert"] for group in groups for rule in group["rules"]}
     tested = {
         case["alertname"] for test in loaded("alerts_test.yml")["tests"] for case in test["alert_rule_test"]
     }
@@ -92,8 +94,9 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     assert source["url"] == "http://prometheus:9090"
     (provider,) = loaded("grafana/dashboards.yml")["providers"]
     mounts = dict(volume.split(":")[:2] for volume in services()["grafana"]["volumes"])
-    assert mounts["./grafana/appliance.json"] == f"{provider['options']['path']}/appliance.json"
-    assert json.loads((DOCKER / "grafana" / "appliance.json").read_text())["uid"] == "appliance"
+    shipped = "../appliance/assets/monitoring/dashboard.json"
+    assert mounts[shipped] == f"{provider['options']['path']}/appliance.json"
+    assert json.loads((DOCKER / shipped).read_text())["uid"] == "appliance"
 
 
 @pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.gpu"])

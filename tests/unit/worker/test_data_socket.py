@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import OutOfMemory
 from appliance.domain.prediction import Done, Emitted, Job, Output
 from appliance.worker import data_socket
@@ -36,7 +37,7 @@ class Gateway:
     def __init__(self, connection: DataConnection) -> None:
         self.connection = connection
         self.events: list[Emitted] = []
-        self.rest: list[PeakMemory | StreamEnd] = []
+        self.rest: list[EngineMetrics | PeakMemory | StreamEnd] = []
         self.reading = asyncio.create_task(self._read())
 
     @classmethod
@@ -58,7 +59,7 @@ class Gateway:
                 await asyncio.sleep(0)
         return self.events
 
-    async def ended(self) -> list[PeakMemory | StreamEnd]:
+    async def ended(self) -> list[EngineMetrics | PeakMemory | StreamEnd]:
         await asyncio.wait_for(self.reading, 10)
         return self.rest
 

@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import LoadFailed, SleepFailed, WorkerLost
 from appliance.domain.prediction import Done, Emitted, Job, Output
 from appliance.worker.memory_monitor import MemoryUsage
@@ -35,6 +36,7 @@ class Reader:
     def __init__(self, replica: Replica) -> None:
         self.seen: list[Emitted] = []
         self.taken: list[MemoryUsage] = []
+        self.measured: list[EngineMetrics] = []
         self.task = asyncio.create_task(self._read(replica))
 
     async def _read(self, replica: Replica) -> None:
@@ -42,6 +44,8 @@ class Reader:
             assert batch
             if isinstance(batch, MemoryUsage):
                 self.taken.append(batch)
+            elif isinstance(batch, EngineMetrics):
+                self.measured.append(batch)
             else:
                 self.seen += msgspec.msgpack.decode(msgspec.msgpack.encode(batch), type=list[Emitted])
 
@@ -304,3 +308,19 @@ async def test_a_worker_that_dies_while_it_wakes_is_lost(
         await waking
     with pytest.raises(WorkerLost):
         await replica.wake()
+
+
+async def test_the_metrics_of_an_engine_go_to_the_gateway_that_is_connected(
+    replica: Replica, workers: list[ScriptedWorker]
+) -> None:
+    await replica.load(spec())
+    workers[0].receive(EngineMetrics(generation_tokens=1))  # no gateway is connected: dropped
+    reader = Reader(replica)
+    await settle()
+    workers[0].receive(EngineMetrics(generation_tokens=2, running=1))
+    await settle()
+    assert reader.measured == [EngineMetrics(generation_tokens=2, running=1)]
+    await replica.unload()
+    workers[0].receive(EngineMetrics(generation_tokens=4))
+    await reader.task
+    assert len(reader.measured) == 1

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, StoreError, WorkerLost
 from appliance.domain.prediction import Emitted, Prediction
 from appliance.gateway.engine import records
@@ -89,7 +90,7 @@ class Chaos(LocalCluster):
             raise SleepFailed("fast asleep")
         await super().wake(model)
 
-    async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
+    async def events(self, model: str) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
         async for batch in super().events(model):
             yield batch
             if self.happens(0.02):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import WorkerLost
 from appliance.domain.prediction import Emitted, Status
 from appliance.runners.base import LoadSpec
@@ -44,7 +45,7 @@ class Interrupted(LocalCluster):
         super().__init__()
         self.asked: list[str] = []
 
-    async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
+    async def events(self, model: str) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
         self.asked.append(model)
         if self.asked.count(model) > 1:
             async for batch in super().events(model):
@@ -67,7 +68,7 @@ class Faulty(LocalCluster):
         self.fail("load")
         return await super().load(spec)
 
-    async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
+    async def events(self, model: str) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
         async for batch in super().events(model):
             self.fail("events")
             yield batch

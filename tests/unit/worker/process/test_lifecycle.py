@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Done, Job, Output
 from appliance.worker.process.lifecycle import WorkerProcess
@@ -49,6 +50,33 @@ class WaitingRunner:
             yield Output([job.attempt])
         finally:
             self.running.remove(job.attempt)
+
+
+class MeasuredRunner(WaitingRunner):
+    """Has generated one token more at each call of ``take_metrics`` after ``go`` is set."""
+
+    def take_metrics(self) -> EngineMetrics | None:
+        return EngineMetrics(generation_tokens=1) if self.go.is_set() else None
+
+
+async def test_the_metrics_of_the_engine_are_sent_when_the_last_prediction_ends() -> None:
+    """The model may be unloaded at once, before the next second."""
+    transport = Transport()
+    worker = WorkerProcess(msgspec.structs.replace(spec(), concurrency=2), io.StringIO(), lambda: None)
+    worker.connection_made(transport)
+    runner = MeasuredRunner()
+    worker.ready(runner, WorkerReady())
+    transport.written = b""
+    worker.start([Job("a", 1, {}), Job("b", 1, {})])
+    async with asyncio.timeout(10):
+        while len(runner.running) < 2:
+            await asyncio.sleep(0.001)
+        runner.go.set()
+        while transport.written.count(b"succeeded") < 2 or b"engine_metrics" not in transport.written:
+            await asyncio.sleep(0.001)
+    messages = MessageReader(msgspec.msgpack.Decoder(Events | EngineMetrics)).feed(transport.written)
+    sent = [message for message in messages if isinstance(message, EngineMetrics)]
+    assert sent == [EngineMetrics(generation_tokens=1)]
 
 
 async def test_the_latest_attempt_of_a_prediction_runs_alone() -> None:
