@@ -333,8 +333,19 @@ class ModelHistory(Struct, kw_only=True):
     queued: list[int]
     running: list[int]
     tokens_per_second: Annotated[
-        list[float], Meta(description="Output tokens; those of a prediction are added when it ends")
+        list[float],
+        Meta(
+            description="Output tokens; if the model's inference engine does not measure itself, those of a "
+            "prediction are added when it ends"
+        ),
     ]
+    kv_cache: Annotated[
+        list[float] | None,
+        Meta(
+            description="Highest share of the KV cache in use, 0 to 1; null if the model's inference engine "
+            "does not measure it"
+        ),
+    ] = None
 
 
 class ModelLoad(Struct, kw_only=True):

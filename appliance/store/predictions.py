@@ -277,6 +277,8 @@ def _selection(
         "training": training,
         "parent": filters.get("parent"),
         "token": filters.get("token"),
+        "slower_than": filters.get("slower_than"),
+        "now": time.time(),
         "created_after": after,
         "created_before": before,
         "limit": limit,

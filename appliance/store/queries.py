@@ -60,7 +60,7 @@ QUERIES: Final = {name: _filled(query) for name, query in sections("queries.sql"
 #: The migrations, in order. ``PRAGMA user_version`` is the number of migrations that a database has had.
 STEPS: Final = tuple(sections("schema.sql", "step").values())
 
-#: Filter of a list of predictions -> SQL condition that can use an index.
+#: Filter of a list of predictions -> SQL condition. All but the last one can use an index.
 _CONDITIONS: Final = {
     "token": "p.token = :token",
     "parent": "p.parent = :parent",
@@ -68,6 +68,7 @@ _CONDITIONS: Final = {
     "model": "p.model = :model",
     "status": "p.status = :status",
     "owner": "p.owner = :owner",
+    "slower_than": "coalesce(p.completed_at, :now) - p.created_at > :slower_than",
 }
 _ENDS: Final = ("failed", "canceled", "aborted")  # the rare statuses
 

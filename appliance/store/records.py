@@ -37,7 +37,8 @@ class Filter(TypedDict, total=False):
     """Conditions for ``Store.list``. A missing condition, or None, matches everything.
 
     ``training`` is the exception: if it is missing, trainings are left out. True selects only trainings.
-    ``created_after`` (inclusive) and ``created_before`` (exclusive) are Unix seconds.
+    ``created_after`` (inclusive) and ``created_before`` (exclusive) are Unix seconds. ``slower_than`` is the
+    time from the creation of a prediction to its end, or until now if it has not ended, in seconds.
     """
 
     model: str | None
@@ -46,6 +47,7 @@ class Filter(TypedDict, total=False):
     training: bool | None
     parent: str | None
     token: str | None  # id of the token
+    slower_than: float | None
     created_after: float | None
     created_before: float | None
 

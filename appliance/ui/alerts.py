@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import datetime
 from typing import Final, NamedTuple
 
-from appliance.protocols.admin_types import ApplianceStatusResponse, Decision, MachineResponse
+from appliance.protocols.admin_types import (
+    ApplianceStatusResponse,
+    Decision,
+    HistoryResponse,
+    MachineResponse,
+)
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import ngettext
 from appliance.ui.sizes import readable_bytes
@@ -13,6 +20,10 @@ from appliance.ui.sizes import readable_bytes
 _FREE_SHARE: Final = 0.05
 _FREE_BYTES: Final = 2 * 1024**3
 _LONGEST_REASON: Final = 160  # characters
+#: Problems that must last as long, in seconds, as the alert rules for Prometheus say.
+_HOT_SECONDS: Final = 5 * 60
+_STUCK_SECONDS: Final = 15 * 60
+_HOT: Final = 85.0  # degrees Celsius
 #: Events of the scheduler after which an earlier failure of the same model counts no more.
 _WELL: Final = ("ready", "woken", "adopted")
 
@@ -29,6 +40,7 @@ def find(
     status: ApplianceStatusResponse,
     machine: MachineResponse | None = None,
     decisions: list[Decision] | None = None,
+    history: HistoryResponse | None = None,
 ) -> list[Alert]:
     """Return all alerts, the most severe first. ``decisions`` are newest first."""
     not_served = _("{model} is not served: {problem}")
@@ -38,6 +50,8 @@ def find(
     if machine is not None:
         found += _of_machine(machine)
     found += _failed_loads(status, decisions or [])
+    if history is not None:
+        found += _lasting(history)
     for model in status.models:
         memory = model.memory
         if not memory.fits:
@@ -90,6 +104,39 @@ def _of_machine(machine: MachineResponse) -> list[Alert]:
             )
         )
     return found
+
+
+def _lasting(history: HistoryResponse) -> Iterator[Alert]:
+    """Yield an alert for each problem that has lasted for minutes."""
+    last = _last(history, _HOT_SECONDS)
+    for device in history.devices if last else ():
+        heat = [value or 0.0 for value in (device.temperature or [])[last:]]
+        if heat and min(heat) > _HOT:
+            text = _(
+                "{device} has been hotter than {number} °C for 5 minutes: check the fans, and the air around "
+                "the machine."
+            )
+            yield Alert("bad", text.format(device=device.name, number=f"{_HOT:.0f}"))
+    last = _last(history, _STUCK_SECONDS)
+    for model in history.models if last else ():
+        running, queued = model.running[last:], model.queued[last:]
+        if min(queued) > 0 and not any(running):
+            text = _("Predictions of {model} have waited for 15 minutes, and none runs: see the decisions.")
+            yield Alert("bad", text.format(model=model.name), f"/{model.name}")
+        if model.kv_cache is not None and min(running) > 0 and not any(model.tokens_per_second[last:]):
+            text = _(
+                "{model} runs predictions, but has generated no token for 15 minutes: see its log. Unload it "
+                "to restart it."
+            )
+            yield Alert("bad", text.format(model=model.name), f"/{model.name}")
+
+
+def _last(history: HistoryResponse, seconds: float) -> int | None:
+    """Return the index of the first sample of the last ``seconds``; None if the history is shorter."""
+    at = [datetime.fromisoformat(each).timestamp() for each in history.at]
+    if not at or at[0] > at[-1] - seconds:
+        return None
+    return next(number for number, each in enumerate(at) if each > at[-1] - seconds)
 
 
 def _failed_loads(status: ApplianceStatusResponse, decisions: list[Decision]) -> list[Alert]:

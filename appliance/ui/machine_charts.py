@@ -45,6 +45,7 @@ def render(history: HistoryResponse, colours: Mapping[str, str], now: float) -> 
         axis.amounts(
             "tokens", _("Tokens per second"), _tokens(history, colours), _("at most {number} tokens/s")
         ),
+        *axis.shares("kv-cache", _("KV cache in use"), _kv_caches(history, colours)),
         axis.loads([(datetime.fromisoformat(each.at).timestamp(), each.model) for each in history.loads]),
         axis.memory("main-memory", _("Main memory"), used, memory),
     ]
@@ -70,6 +71,16 @@ def _reserved(device: DeviceHistory, colours: Mapping[str, str]) -> list[Series]
 
 def _tokens(history: HistoryResponse, colours: Mapping[str, str]) -> list[Series]:
     return _largest({each.name: each.tokens_per_second for each in history.models}, colours)
+
+
+def _kv_caches(history: HistoryResponse, colours: Mapping[str, str]) -> list[Series]:
+    shares = {
+        each.name: [100 * share for share in each.kv_cache]
+        for each in history.models
+        if each.kv_cache is not None
+    }
+    fullest = sorted(shares.items(), key=lambda one: -max(one[1]))[:_NAMED]
+    return [Series(name, each, colours.get(name, "c0")) for name, each in fullest]
 
 
 def _largest(values: Mapping[str, Sequence[float]], colours: Mapping[str, str]) -> list[Series]:
@@ -152,6 +163,12 @@ class _Axis:
             Series(name, values, f"c{number % _COLOURS}") for number, (name, values) in enumerate(devices)
         ]
         return [self._lines(id, title, series, unit, f"{{:.0f}}{unit}".format, ceiling=ceiling)]
+
+    def shares(self, id: str, title: str, series: Sequence[Series]) -> list[Markup]:
+        """Return a chart with a line in percent for each series; none if there are no series."""
+        if not series:
+            return []
+        return [self._lines(id, title, series, " %", "{:.0f} %".format, ceiling=100.0)]
 
     def loads(self, loads: Sequence[tuple[float, str]]) -> Markup:
         """Return a chart of the loads in each five minutes."""

@@ -131,6 +131,11 @@ _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
     ),
     "owner": ("query", _TEXT, "Only predictions of this account"),
     "token": ("query", _TEXT, "Only predictions that the token with this id created"),
+    "slower_than": (
+        "query",
+        _TEXT,
+        "Only predictions that took longer, from creation to end or until now: such as 2s, or in seconds",
+    ),
     "type": (
         "query",
         {"type": "string", "enum": ["prediction", "training"]},

@@ -135,7 +135,7 @@ _EDITS: Final = (400, 401, 403, 404, 409, 429)
 _ADDS: Final = (400, 401, 403, 404, 409, 413, 422, 429)
 _PERIOD: Final = ("from", "to", "by")
 _AUDIT: Final = ("cursor", "who", "action", "object", "since", "until", "limit")
-_HISTORY: Final = (*_LISTS, "limit", "model", "status", "owner", "token", "type", "search")
+_HISTORY: Final = (*_LISTS, "limit", "model", "status", "owner", "token", "type", "slower_than", "search")
 _ALL_HISTORY: Final = tuple(name for name in _HISTORY if name not in {"cursor", "limit"})
 
 ADMIN: Final = (

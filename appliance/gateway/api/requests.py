@@ -26,6 +26,7 @@ from appliance.domain.errors import (
 from appliance.domain.local_url import host_and_port
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import Scope, Token
+from appliance.domain.values import seconds_of
 from appliance.gateway.api import audit, client_address
 from appliance.gateway.api.services import Services, services_of
 
@@ -316,6 +317,22 @@ def one_of(request: Request, key: str, choices: tuple[str, ...]) -> str | None:
         return value
     described = ", ".join(f'"{choice}"' for choice in choices)
     raise InvalidInput([FieldProblem("enum", key, f"{key} must be one of the following: {described}")])
+
+
+def duration(request: Request, key: str) -> float | None:
+    """Return a query parameter such as ``2s``, ``1.5`` or ``10m`` in seconds, or None if it is absent.
+
+    Raises:
+        InvalidInput: the parameter is not a duration.
+    """
+    text = request.query_params.get(key)
+    if not text:
+        return None
+    try:
+        return seconds_of(float(text) if text.isascii() and text[-1:].isdecimal() else text)
+    except ValueError as error:
+        described = f'{key} must be a duration such as "2s" or "10m", or a number of seconds'
+        raise InvalidInput([FieldProblem("invalid_type", key, described)]) from error
 
 
 def limit(request: Request, default: int, most: int, key: str = "limit") -> int:

@@ -36,6 +36,8 @@ class Sampler:
         # Shares of the KV caches in use, by key of the scheduler
         self._kv_cache: dict[str, float] = {}  # now
         self._kv_cache_peaks: dict[str, float] = {}  # the highest since the last sample
+        #: Models whose engine measures itself -> tokens generated since the last sample.
+        self._tokens: dict[str, float] = {}
 
     def start(self, status: Callable[[], SchedulerStatus]) -> None:
         """Take samples of ``status`` until ``close``."""
@@ -55,13 +57,20 @@ class Sampler:
             self.history.add_load(LoadDone(time.time(), model_name(event.model), round(event.seconds, 3)))
 
     def count_prediction(self, record: Prediction) -> None:
-        """Count the output tokens of a prediction that has ended; ignore other changes of ``record``."""
+        """Count the output tokens of a prediction that has ended; ignore other changes of ``record``.
+
+        If the engine of the model measures itself, its tokens are counted by ``count_engine``.
+        """
+        if record.model in self._tokens:
+            return
         if record.status.terminal and record.started_at is not None and record.completed_at is not None:
             count = usage.count(record.metrics.get("output_token_count"))
             self.history.add_tokens(record.model, count, record.started_at, record.completed_at)
 
     def count_engine(self, key: str, metrics: EngineMetrics) -> None:
-        """Note how full the KV cache of the model with this key of the scheduler is."""
+        """Count the tokens and note the KV cache of the model with this key of the scheduler."""
+        model = model_name(key)
+        self._tokens[model] = self._tokens.get(model, 0.0) + metrics.generation_tokens
         self._kv_cache[key] = metrics.kv_cache_usage
         self._kv_cache_peaks[key] = max(metrics.kv_cache_usage, self._kv_cache_peaks.get(key, 0.0))
 
@@ -78,6 +87,7 @@ class Sampler:
 
     def sample(self, status: SchedulerStatus, now: float) -> Sample:
         peaks, self._kv_cache_peaks = self._kv_cache_peaks, {**self._kv_cache}
+        tokens, self._tokens = self._tokens, dict.fromkeys(self._tokens, 0.0)
         return Sample(
             at=now,
             reserved={device.name: _by_model(device.reserved) for device in status.devices},
@@ -86,6 +96,7 @@ class Sampler:
             queued={model.name: model.queued for model in status.models if model.queued},
             running={model.name: model.running for model in status.models if model.running},
             kv_cache=_highest_by_model(peaks),
+            tokens={model: count for model, count in tokens.items() if count},
             available=machine.available_memory(),
         )
 

@@ -31,6 +31,8 @@ from appliance.ui.template_pages import Part
 DECISIONS: Final = 40
 #: Samples of the last hour in a chart.
 POINTS: Final = 120
+#: Samples of the last hour for the alerts, one a minute.
+MINUTES: Final = 60
 _MIN_SEGMENT: Final = 1024**2  # bytes; the disk bar leaves out smaller segments
 _COLOURS: Final = 8  # colours of models in style.css: c0, c1, ...
 
@@ -70,7 +72,8 @@ async def _alerts(request: Request) -> Part:
     if user.admin:
         machine = await user.caller.get_as(MachineResponse, "/admin/machine")
         residency = await user.caller.get_as(ResidencyResponse, "/admin/residency")
-        found = alerts.find(status, machine, residency.decisions)
+        history = await user.caller.get_as(HistoryResponse, "/admin/history", points=MINUTES)
+        found = alerts.find(status, machine, residency.decisions, history)
     else:
         found = alerts.find(status)
     return _part("alerts", 5, "alerts.html", alerts=found)

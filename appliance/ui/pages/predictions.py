@@ -33,6 +33,13 @@ _AGES: Final = {
     "86400": translatable("last day"),
     "604800": translatable("last 7 days"),
 }
+#: Values of the filter "slower": durations for the API, and their text.
+_SLOWER: Final = {
+    "2s": translatable("more than 2 s"),
+    "10s": translatable("more than 10 s"),
+    "1m": translatable("more than 1 min"),
+    "10m": translatable("more than 10 min"),
+}
 #: Format of a download -> its media type.
 _KINDS: Final = {"csv": "text/csv; charset=utf-8", "jsonl": "application/jsonl"}
 _LONGEST: Final = 200  # characters of an error in the list
@@ -52,6 +59,7 @@ async def show(request: Request) -> Response:
         states=[(state, state_name(state)) for state in _STATES],
         tokens=[(each.id, f"{each.name} ({each.owner})") for each in tokens],
         ages=[(seconds, _(text)) for seconds, text in _AGES.items()],
+        slower=[(duration, _(text)) for duration, text in _SLOWER.items()],
         chosen=request.query_params,
         list=await _list(request),
     )
@@ -95,6 +103,7 @@ def _filters(request: Request) -> dict[str, str | None]:
         "status": chosen.get("status") or None,
         "token": chosen.get("token") or None,
         "search": chosen.get("search") or None,
+        "slower_than": chosen.get("slower") or None,
         "created_after": since,
     }
 

@@ -414,7 +414,7 @@ def test_trainings_and_an_owner_s_lists_have_indexes(path: Path) -> None:
 
 def plan_of(path: Path, name: str, filters: dict[str, Any]) -> str:
     """How SQLite carries out a list; it sorts nothing."""
-    every = ("owner", "training", "model", "status", "source", "parent", "token")
+    every = ("owner", "training", "model", "status", "source", "parent", "token", "slower_than")
     query = narrowed(name, dict.fromkeys(every) | filters)
     connection = connect(path, "normal")
     upgrade(connection, path)

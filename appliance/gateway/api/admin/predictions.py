@@ -44,9 +44,10 @@ async def list_history(request: Request) -> Response:
     """``GET /admin/predictions``: newest first, without the fields that may be long.
 
     ``limit`` is the size of a page, a hundred by default. ``model``, ``status``, ``owner``,
-    ``token`` (its id), ``type`` (``prediction``, ``training``) and the filters of ``GET /v1/predictions``
-    narrow the list, and so does ``search``, a text in ids, inputs, outputs and errors. One search looks at
-    the 10,000 newest predictions that match the filters; ``next`` goes on with older ones.
+    ``token`` (its id), ``type`` (``prediction``, ``training``), ``slower_than`` (such as ``2s``, from
+    creation to end) and the filters of ``GET /v1/predictions`` narrow the list. So does ``search``, a text in
+    ids, inputs, outputs and errors. One search looks at the 10,000 newest predictions that match the filters;
+    ``next`` goes on with older ones.
     """
     caller = await _caller(request, Scope.READ)
     return await paging.of_predictions(
@@ -109,6 +110,7 @@ def _filters(request: Request) -> Filter:
         "token": request.query_params.get("token"),
         "status": None if status is None else Status(status),
         "training": None if type is None else type == "training",
+        "slower_than": requests.duration(request, "slower_than"),
     }
 
 

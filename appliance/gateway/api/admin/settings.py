@@ -71,7 +71,9 @@ def history_response(kept: history.History, devices: Sequence[Device], points: i
     samples = kept.samples(points)
     seconds = [each.seconds for each in samples[:1]]
     seconds += [max(each.at - before.at, history.INTERVAL) for before, each in pairwise(samples)]
-    models = sorted({name for each in samples for name in (*each.queued, *each.running, *each.tokens)})
+    models = sorted(
+        {name for each in samples for name in (*each.queued, *each.running, *each.tokens, *each.kv_cache)}
+    )
     return HistoryResponse(
         seconds=history.SPAN,
         interval=history.INTERVAL,
@@ -86,6 +88,9 @@ def history_response(kept: history.History, devices: Sequence[Device], points: i
                     round(each.tokens.get(name, 0.0) / lasted, 3)
                     for each, lasted in zip(samples, seconds, strict=True)
                 ],
+                kv_cache=[round(each.kv_cache.get(name, 0.0), 4) for each in samples]
+                if any(name in each.kv_cache for each in samples)
+                else None,
             )
             for name in models
         ],

@@ -153,6 +153,53 @@ def test_alerts_name_what_is_wrong_and_end_when_it_is_well() -> None:
     assert not any("out of luck" in alert.text for alert in alerts.find(status, host, [well, failed]))
 
 
+def lasting(minutes: int, **last: Any) -> list[str]:
+    """The alerts after ``minutes`` with the same problems, and ``last`` instead in the newest minute."""
+
+    def values(name: str, value: float) -> list[float]:
+        return [value] * minutes + [last.get(name, value)]
+
+    def model(name: str, running: int, tokens: float, kv_cache: float | None) -> dict[str, Any]:
+        return {
+            "name": name,
+            "queued": values("queued", 2),
+            "running": values("running", running),
+            "tokens_per_second": values("tokens", tokens),
+            "kv_cache": None if kv_cache is None else values("kv_cache", kv_cache),
+        }
+
+    history = completed(
+        HistoryResponse,
+        {
+            "at": [f"2026-01-02T03:{minute:02}:00Z" for minute in range(minutes + 1)],
+            "devices": [
+                {"name": "cuda:0", "temperature": values("temperature", 91.0)},
+                {"name": "cuda:1", "temperature": values("cooler", 70.0)},
+                {"name": "cpu"},
+            ],
+            "models": [
+                model("a/waits", 0, 0.0, None),
+                model("a/stuck", 1, 0.0, 0.5),
+                model("a/image", 1, 0.0, None),
+                model("a/busy", 1, 9.0, 0.5),
+            ],
+        },
+    )
+    return [alert.text for alert in alerts.find(completed(ApplianceStatusResponse, {}), history=history)]
+
+
+def test_problems_that_last_for_minutes_are_alerts() -> None:
+    hot = "cuda:0 has been hotter than 85 °C for 5 minutes"
+    waits = "Predictions of a/waits have waited for 15 minutes, and none runs"
+    stuck = "a/stuck runs predictions, but has generated no token for 15 minutes"
+    assert [text.split(":")[0] for text in lasting(4)] == []
+    assert [text[: len(hot)] for text in lasting(5)] == [hot]
+    found = lasting(15)
+    assert [text for text in found if text.startswith((hot, waits, stuck))] == found
+    assert len(found) == 3
+    assert lasting(15, temperature=80.0, running=1, tokens=2.0) == []
+
+
 def test_alerts_and_decisions_are_inert() -> None:
     for text in HOSTILE:
         left_out = {"not_served": [{"name": "a/b", "problem": text}]}
@@ -188,7 +235,8 @@ def test_charts_of_the_last_hour_have_a_sentence_and_a_table() -> None:
                 }
             ],
             "models": [
-                {"name": "a/<b>", "queued": [0, 2], "running": [1, 1], "tokens_per_second": [0.0, 12.5]}
+                {"name": "a/<b>", "queued": [0, 2], "running": [1, 1], "tokens_per_second": [0.0, 12.5],
+                 "kv_cache": [0.0, 0.25]}
             ],
             "loads": [{"at": "2026-01-02T03:04:00Z", "model": "a/<b>", "seconds": 1.0}],
         },
@@ -200,6 +248,7 @@ def test_charts_of_the_last_hour_have_a_sentence_and_a_table() -> None:
         "Memory of cuda:0: now 2.0 GiB of 8.0 GiB, at most 2.0 GiB in the last hour",
         "Predictions: now 1 running, 2 queued",
         "Tokens per second: at most 12.5 tokens/s in the last hour",
+        "KV cache in use: now 25 % a/<b>",
         "Loads: 1 in the last hour",
         "Main memory: now 2.0 GiB of 8.0 GiB, at most 4.0 GiB in the last hour",
         "GPU utilisation: now 50 % cuda:0",

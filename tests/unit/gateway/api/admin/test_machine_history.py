@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from appliance.domain.engine_metrics import EngineMetrics
+from appliance.domain.prediction import Prediction, Status
 from appliance.observability.history import Sample
 from appliance.worker.model_logs import log_file
 from tests.support.api_client import Api
@@ -19,6 +21,8 @@ async def test_the_history_has_the_work_of_models(api: Api, bench: Bench) -> Non
     record = await api.create(text="x")
     await api.ended(record)
     sampler.history.add_tokens("test/echo", 20, 1_000_000.0, 1_000_005.0)
+    sampler.count_engine("test/echo", EngineMetrics(kv_cache_usage=0.75))
+    sampler.count_engine("test/echo#2", EngineMetrics(kv_cache_usage=0.5))
     sampler.history.add(sampler.sample(bench.engine.status(), 1_000_005.0))
     told: dict[str, Any] = (await api.get("/admin/history")).json()
     assert [at[-9:] for at in told["at"]] == ["0.000000Z", "5.000000Z"]
@@ -29,7 +33,36 @@ async def test_the_history_has_the_work_of_models(api: Api, bench: Bench) -> Non
     assert load["model"] == "test/echo"
     model = next(each for each in told["models"] if each["name"] == "test/echo")
     assert model["tokens_per_second"] == [4.0, 0.0]
+    assert model["kv_cache"] == [0.0, 0.75]
     assert all(0 < free <= told["memory"] for free in told["available"])
+
+
+async def test_tokens_of_an_engine_that_measures_itself_are_counted_when_generated(
+    api: Api, bench: Bench
+) -> None:
+    sampler = bench.sampler
+    sampler.count_engine("test/echo", EngineMetrics(generation_tokens=10))
+    sampler.count_engine("test/echo#2", EngineMetrics(generation_tokens=5))
+    assert sampler.sample(bench.engine.status(), 1.0).tokens == {"test/echo": 15.0}
+    record = Prediction(
+        id="x",
+        model="test/echo",
+        version="v",
+        owner="me",
+        input={},
+        source="api",
+        stream_token="",
+        status=Status.SUCCEEDED,
+        created_at=1.0,
+        started_at=1.0,
+        completed_at=6.0,
+        metrics={"output_token_count": 15},
+    )
+    sampler.history.add(Sample(at=1.0))
+    sampler.history.add(Sample(at=6.0))
+    sampler.count_prediction(record)  # its tokens are counted already
+    assert sampler.history.samples()[-1].tokens == {}
+    assert sampler.sample(bench.engine.status(), 6.0).tokens == {}
 
 
 async def test_the_number_of_points_is_limited(api: Api, bench: Bench) -> None:

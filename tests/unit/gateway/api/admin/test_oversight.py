@@ -129,7 +129,16 @@ async def test_predictions_are_filtered_and_paged(api: Api, yours: Api, bench: B
     assert await ids(created_before=made[1]["created_at"]) == [made[0]["id"]]
     assert await ids(created_after=failing["created_at"], owner="me") == [streamed["id"]]
     assert len(await ids(limit="2")) == 2
-    for wrong in ({"status": "lost"}, {"limit": "101"}, {"type": "x"}, {"created_after": "yesterday"}):
+    assert len(await ids(slower_than="0")) == 5
+    for never in ("10m", "600", "1.5h"):
+        assert await ids(slower_than=never) == []
+    for wrong in (
+        {"status": "lost"},
+        {"limit": "101"},
+        {"type": "x"},
+        {"created_after": "yesterday"},
+        {"slower_than": "2 weeks"},
+    ):
         assert (await api.get("/admin/predictions", params=wrong)).status_code == 422
 
     number = 120
