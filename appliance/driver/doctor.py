@@ -32,6 +32,7 @@ from appliance.gateway.listener import socket_address
 from appliance.gateway.sign_on import discover
 from appliance.runners import KINDS
 from appliance.runners.adapters import with_adapters
+from appliance.worker.process import landlock
 
 FILES: Final = 4096  # open files; each client and each replica needs several
 _FIX: Final = "appliance doctor --fix"
@@ -71,9 +72,22 @@ def examine(config: Config, home: Path, port: int) -> list[Finding]:
         listening_port(config.server.host, port),
         open_files(),
         shared_memory(Path("/dev/shm")),  # noqa: S108 - no file is put there
+        isolation(),
         *downloads(config, home),
         *identity_provider(config),
     ]
+
+
+def isolation() -> Finding:
+    """Check that models can be kept from reading the memory and environment of other processes."""
+    if landlock.supported():
+        return Finding("isolation of models", "ok", "Landlock")
+    return Finding(
+        "isolation of models",
+        "warning",
+        "the kernel does not support Landlock: the code of models can read the memory of other processes",
+        "use Linux 5.19 or later, with landlock in the kernel parameter lsm",
+    )
 
 
 def libraries(config: Config) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -39,6 +40,7 @@ from appliance.machine.processes import kill_marked
 from appliance.observability import logs
 from appliance.runners import KINDS, hidden_packages, preloaded_modules
 from appliance.runners.adapters import with_adapters
+from appliance.runners.child_environment import take_secrets
 from appliance.store import Store
 from appliance.worker.cleanup import kill_leftover_workers
 
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
 #: Environment variable with the data folder, by which all processes of an appliance are found and killed.
 HOME_MARK: Final = "APPLIANCE_SERVES"
 #: Result of ``run`` if Ray has ended, and the driver has to restart itself.
@@ -122,15 +123,14 @@ def check_tls(config: Config) -> None:
         ) from error
 
 
-async def first_token(database: Path, owner: str) -> str | None:
+async def first_token(database: Path, owner: str, given: str | None) -> str | None:
     """Create the first API token; return its secret, or None if there is a valid token already.
 
-    If ``APPLIANCE_TOKEN`` is set, a token with that secret is added instead, and None is returned.
+    If ``given`` is not None, a token with that secret is added instead, and None is returned.
     """
     store = Store(database)
     await store.open()
     try:
-        given = os.environ.get(TOKEN_VARIABLE)
         if given is not None:
             if await store.find_token(token.digest(given)) is None:
                 await store.add_token(_token("environment", owner, given))
@@ -181,8 +181,8 @@ def banner(settings: GatewaySettings, secret: str | None) -> str:
     address = url(settings)
     if secret is not None:
         shown = f"{secret}   (shown only now; `appliance token create` creates more tokens)"
-    elif TOKEN_VARIABLE in os.environ:
-        shown = f"the one in {TOKEN_VARIABLE}"
+    elif logs.TOKEN_VARIABLE in settings.secrets:
+        shown = f"the one in {logs.TOKEN_VARIABLE}"
     else:
         shown = "the one shown at the first start; `appliance token create` creates another"
     models = settings.config.models
@@ -234,7 +234,11 @@ async def run(settings: GatewaySettings, temp: Path, listener: ListeningSocket, 
     children = [zygote_supervisor(settings)]
     await children[0].start()  # before Ray is imported, because the first model needs the zygote's imports
     node = _ray_node(settings, temp)
-    secret = await first_token(settings.database, settings.config.server.account)
+    secret = await first_token(
+        settings.database, settings.config.server.account, os.environ.get(logs.TOKEN_VARIABLE)
+    )
+    # Ray's processes inherit the environment. Only the gateway gets the secrets, in its settings.
+    settings = msgspec.structs.replace(settings, secrets=take_secrets())
     tail = asyncio.get_running_loop().create_task(follow_log(settings.log_file, sys.stderr))
     announcing: list[asyncio.Future[None]] = []
 

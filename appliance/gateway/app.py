@@ -208,6 +208,7 @@ class Gateway:
 async def start_gateway(settings: GatewaySettings) -> Gateway:
     """Create and start the gateway on the running loop; return once it answers requests."""
     settings = msgspec.structs.replace(settings, config=settings.in_force)
+    os.environ |= settings.secrets  # /proc/PID/environ shows only variables that a process was started with
     logs.configure(settings.log_file, settings.config.logging)
     store = Store(settings.database)
     await store.open()

@@ -21,6 +21,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     config_file: Path
     ui: bool  # whether there is a UI
     pull: bool  # whether missing weights are downloaded
+    #: Environment variables with secrets, which the environment of Ray's processes does not contain.
+    secrets: dict[str, str] = {}
 
     @property
     def in_force(self) -> Config:

@@ -31,7 +31,7 @@ FORMATS: Final = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 #: Environment variable with the admin token, which is masked in all records.
-_TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
+TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
 
 _MASK: Final = "***"
 
@@ -151,7 +151,7 @@ def mask(text: str, secrets: Iterable[str] = ()) -> str:
 
 def admin_token() -> str | None:
     """Return the admin token of the environment, if there is one."""
-    return os.environ.get(_TOKEN_VARIABLE) or None
+    return os.environ.get(TOKEN_VARIABLE) or None
 
 
 def _as_text(fields: dict[str, str]) -> str:

@@ -50,6 +50,11 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     sleeps: bool = False  # the model may be put to sleep, if its runner supports it
     python: str | None = None  # interpreter of the model's own environment; None: that of the appliance
 
+    @property
+    def sandboxed(self) -> bool:
+        """Whether the model runs in a sandbox of its own, as Cog images do."""
+        return self.kind == "cog" and "image" in self.options
+
 
 class Runner(Protocol):
     """Runs one loaded model. All methods but ``interface`` run on the worker process's event loop."""

@@ -1,4 +1,4 @@
-"""Environment variables of child processes that run the code of Cog projects."""
+"""Environment variables of child processes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ _SECRETS: Final = frozenset(
         "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
     }
 )
+
+
+def take_secrets() -> dict[str, str]:
+    """Remove the variables with secrets from the environment of this process, and return them.
+
+    The exception is ``RAY_AUTH_TOKEN``, which all processes of Ray need.
+    """
+    taken = sorted((_SECRETS - {"RAY_AUTH_TOKEN"}) & os.environ.keys())
+    return {name: os.environ.pop(name) for name in taken}
 
 
 def without_secrets() -> dict[str, str]:

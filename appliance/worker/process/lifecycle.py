@@ -32,7 +32,7 @@ from appliance.observability import logs
 from appliance.runners import runner_class
 from appliance.runners.base import LoadSpec, Measured, Runner, Sleeper
 from appliance.worker import cleanup, protocol
-from appliance.worker.process import capture, output_files
+from appliance.worker.process import capture, landlock, output_files
 from appliance.worker.process.event_sender import EventSender, EventStream
 from appliance.worker.process.gateway_connection import listen
 from appliance.worker.process.gpu_oom import out_of_memory
@@ -364,9 +364,16 @@ def run(sock: socket.socket, request: Fork, loaded: Callable[[], object] | None 
         spec, pid_files = request.spec, Path(request.pid_files)
         cleanup.write_pid_file(pid_files, spec.model)
         cleanup.use_own_folder(pid_files)
+        isolated = spec.sandboxed or landlock.restrict()  # before other threads run
         log_file = capture.install()
         faulthandler.enable(log_file)
         logs.configure()
+        if not isolated:
+            _log.warning(
+                "the kernel does not support Landlock (Linux 5.19 or later does): the code of model %s could "
+                "read the environment and the memory of the other processes of this user",
+                spec.model,
+            )
         gc.enable()
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)

@@ -34,6 +34,7 @@ from appliance.gateway.sign_on import discover
 from appliance.machine.proc import read_stat
 from appliance.store.queries import STEPS
 from appliance.worker.cleanup import PidFile, pid_folder
+from appliance.worker.process import landlock
 from tests.support.appliance_process import has_ipv6
 from tests.support.identity_provider import ISSUER, IdentityProvider
 from tests.support.store_files import opened
@@ -305,6 +306,12 @@ def test_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     for limits, state in (((1024, 4096), "warning"), ((doctor.FILES, doctor.FILES), "ok"), ((-1, -1), "ok")):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
         assert doctor.open_files().state == state
+
+
+def test_isolation_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, state in ((7, "ok"), (2, "ok"), (1, "warning"), (-1, "warning")):
+        monkeypatch.setattr(landlock, "_version", lambda version=version: version)
+        assert doctor.isolation().state == state
 
 
 def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
