@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 
@@ -122,10 +123,19 @@ def predictions(
     id: Annotated[str | None, typer.Argument(help="Id of the prediction. Default: list predictions.")] = None,
     cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the prediction.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Number of predictions to list.")] = 20,
+    model: Annotated[str | None, typer.Option(help="Only predictions of this model: owner/name.")] = None,
+    status: Annotated[str | None, typer.Option(help="Only predictions with this status.")] = None,
+    slower_than: Annotated[
+        str | None,
+        typer.Option(help="Only predictions that took longer from creation to end, such as 2s or 10m."),
+    ] = None,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List predictions. With an ID, show or cancel that prediction."""
+    """List predictions. With an ID, show or cancel that prediction.
+
+    With --model, --status or --slower-than, an administrator sees the predictions of all accounts.
+    """
     client = connected(url)
     if id is not None:
         path = f"/v1/predictions/{id}"
@@ -133,7 +143,10 @@ def predictions(
         return
     if cancel:
         raise ApplianceError("name the prediction to cancel: appliance predictions ID --cancel")
-    found = client.get("/v1/predictions")["results"][:limit]
+    given = {"model": model, "status": status, "slower_than": slower_than}
+    filters = urlencode({name: value for name, value in given.items() if value is not None})
+    path = f"/admin/predictions?limit={limit}&{filters}" if filters else "/v1/predictions"
+    found = client.get(path)["results"][:limit]
     if as_json:
         print_json(found)
         return

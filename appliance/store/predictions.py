@@ -278,7 +278,6 @@ def _selection(
         "parent": filters.get("parent"),
         "token": filters.get("token"),
         "slower_than": filters.get("slower_than"),
-        "now": time.time(),
         "created_after": after,
         "created_before": before,
         "limit": limit,

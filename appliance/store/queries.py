@@ -68,9 +68,10 @@ _CONDITIONS: Final = {
     "model": "p.model = :model",
     "status": "p.status = :status",
     "owner": "p.owner = :owner",
-    "slower_than": "coalesce(p.completed_at, :now) - p.created_at > :slower_than",
+    "slower_than": "p.completed_at - p.created_at > :slower_than",
 }
 _ENDS: Final = ("failed", "canceled", "aborted")  # the rare statuses
+_SLOW: Final = 1.0  # seconds from creation to end of the predictions in the index predictions_slow
 
 
 def narrowed(name: str, filters: Mapping[str, Any]) -> str:
@@ -93,6 +94,8 @@ def narrowed(name: str, filters: Mapping[str, Any]) -> str:
 def _index(filters: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the name and the WHERE condition of the best index; None to let SQLite choose."""
     owned = filters["owner"] is not None
+    if (filters["slower_than"] or 0.0) >= _SLOW:
+        return "predictions_slow", f"p.completed_at - p.created_at > {_SLOW}"
     if filters["token"] is not None:
         return "predictions_by_token", "p.token IS NOT NULL"
     if filters["parent"] is not None:

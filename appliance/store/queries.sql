@@ -90,7 +90,7 @@ WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
     AND (:source IS NULL OR p.source = :source) AND (:parent IS NULL OR p.parent = :parent)
     AND (:token IS NULL OR p.token = :token)
-    AND (:slower_than IS NULL OR coalesce(p.completed_at, :now) - p.created_at > :slower_than)
+    AND (:slower_than IS NULL OR p.completed_at - p.created_at > :slower_than)
 ORDER BY p.created_at DESC, p.id DESC
 LIMIT :limit;
 
@@ -103,7 +103,7 @@ WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
     AND (:source IS NULL OR p.source = :source) AND (:parent IS NULL OR p.parent = :parent)
     AND (:token IS NULL OR p.token = :token)
-    AND (:slower_than IS NULL OR coalesce(p.completed_at, :now) - p.created_at > :slower_than)
+    AND (:slower_than IS NULL OR p.completed_at - p.created_at > :slower_than)
 ORDER BY p.created_at, p.id
 LIMIT :limit;
 
@@ -116,7 +116,7 @@ WHERE (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= 
     AND (:owner IS NULL OR p.owner = :owner) AND (:training IS NULL OR (p.destination IS NOT NULL) = :training)
     AND (:source IS NULL OR p.source = :source) AND (:parent IS NULL OR p.parent = :parent)
     AND (:token IS NULL OR p.token = :token)
-    AND (:slower_than IS NULL OR coalesce(p.completed_at, :now) - p.created_at > :slower_than)
+    AND (:slower_than IS NULL OR p.completed_at - p.created_at > :slower_than)
 ORDER BY p.created_at DESC, p.id DESC
 LIMIT :limit;
 
@@ -129,7 +129,7 @@ WHERE (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :
     AND (:owner IS NULL OR p.owner = :owner) AND (:training IS NULL OR (p.destination IS NOT NULL) = :training)
     AND (:source IS NULL OR p.source = :source) AND (:parent IS NULL OR p.parent = :parent)
     AND (:token IS NULL OR p.token = :token)
-    AND (:slower_than IS NULL OR coalesce(p.completed_at, :now) - p.created_at > :slower_than)
+    AND (:slower_than IS NULL OR p.completed_at - p.created_at > :slower_than)
 ORDER BY p.created_at, p.id
 LIMIT :limit;
 

@@ -38,7 +38,7 @@ class Filter(TypedDict, total=False):
 
     ``training`` is the exception: if it is missing, trainings are left out. True selects only trainings.
     ``created_after`` (inclusive) and ``created_before`` (exclusive) are Unix seconds. ``slower_than`` is the
-    time from the creation of a prediction to its end, or until now if it has not ended, in seconds.
+    time from creation to end in seconds; predictions that have not ended are left out.
     """
 
     model: str | None

@@ -551,3 +551,7 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_by_user ON sessions (user, created_at);
 CREATE INDEX sessions_by_creation ON sessions (created_at);
 CREATE INDEX sessions_by_expiry ON sessions (expires_at);
+
+-- step: 20
+-- For lists of predictions that took long. Most predictions take less than a second, and are not in the index.
+CREATE INDEX predictions_slow ON predictions (created_at, id) WHERE completed_at - created_at > 1.0;

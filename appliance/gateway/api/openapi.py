@@ -134,7 +134,7 @@ _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
     "slower_than": (
         "query",
         _TEXT,
-        "Only predictions that took longer, from creation to end or until now: such as 2s, or in seconds",
+        "Only predictions that took longer from creation to end: a duration such as 2s, or seconds",
     ),
     "type": (
         "query",

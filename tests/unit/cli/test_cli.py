@@ -88,6 +88,7 @@ class Server:
         self.answers: dict[tuple[str, str], tuple[int, str, bytes]] = {}
         self.asked: list[tuple[str, str, Any]] = []
         self.tokens: list[str | None] = []
+        self.queries: list[str] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -96,7 +97,8 @@ class Server:
                 content = self.rfile.read(length)
                 is_json = "json" in (self.headers.get("content-type") or "")
                 body = json.loads(content) if content and is_json else None
-                path = self.path.partition("?")[0]
+                path, _, query = self.path.partition("?")
+                server.queries.append(query)
                 server.asked.append((self.command, path, body))
                 server.tokens.append(self.headers.get("authorization"))
                 missing = (404, "application/json", b'{"detail": "There is none."}')
@@ -353,6 +355,10 @@ def test_predictions(command: Command, server: Server) -> None:
     ]
     assert json.loads(command("predictions", "id1").out) == records[1]
     assert json.loads(command("predictions", "id1", "--cancel").out)["status"] == "canceled"
+    server.answer("GET", "/admin/predictions", {"results": records[2:]})
+    slow = command("predictions", "--slower-than", "10s", "--model", "a/b")
+    assert slow.out.split()[0] == "id2"
+    assert server.queries[-1] == "limit=20&model=a%2Fb&slower_than=10s"
     nameless = command("predictions", "--cancel")
     assert nameless.code == 1
     assert "ID --cancel" in nameless.err

@@ -393,6 +393,9 @@ def test_every_query_is_described_and_uses_an_index(path: Path, name: str) -> No
         ({"status": "processing"}, "predictions_unfinished ("),
         ({"model": "a/b"}, "predictions_by_{}model ({}model=?"),
         ({"model": "a/b", "status": "succeeded"}, "predictions_by_{}model ({}model=?"),
+        ({"slower_than": 2.0}, "predictions_slow ("),
+        ({"slower_than": 1.0, "model": "a/b", "status": "failed"}, "predictions_slow ("),
+        ({"slower_than": 0.5, "model": "a/b"}, "predictions_by_{}model ({}model=?"),
     ],
 )
 def test_a_list_that_is_narrowed_looks_at_nothing_else(

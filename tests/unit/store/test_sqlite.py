@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import math
 import sqlite3
-import time
 from pathlib import Path
 from typing import Any
 
@@ -441,21 +440,21 @@ async def test_list_filters(store: Store) -> None:
 
 
 async def test_predictions_that_took_long_are_listed(store: Store) -> None:
-    """From creation to end; of a prediction that has not ended, until now."""
-    now = time.time()
-    waits, new = make(created_at=now - 30.0), make(created_at=now + 60.0)
-    long, short = make(created_at=2.0), make(created_at=3.0)
-    for record in (waits, new, long, short):
+    """From creation to end; predictions that have not ended are left out."""
+    waits, long, short, quick = (make(created_at=at) for at in (1.0, 2.0, 3.0, 4.0))
+    for record in (waits, long, short, quick):
         await store.create(record)
-    long, short = long.finished(Status.FAILED, 12.0, "no"), short.finished(Status.CANCELED, 5.0)
-    for record in (long, short):
+    long = long.finished(Status.FAILED, 12.0, "no")
+    short, quick = short.finished(Status.CANCELED, 5.0), quick.finished(Status.CANCELED, 4.5)
+    for record in (long, short, quick):
         await store.finish(record)
     for owner in ("me", None):
-        assert await store.list(owner, slower_than=1.5) == [waits, short, long]
-        assert await store.list(owner, slower_than=2.0) == [waits, long]  # exactly 2 s is not longer
+        assert await store.list(owner, slower_than=0.0) == [quick, short, long]
+        assert await store.list(owner, slower_than=1.0) == [short, long]
+        assert await store.list(owner, slower_than=2.0) == [long]  # exactly 2 s is not longer
         assert await store.list(owner, slower_than=1.5, status=Status.CANCELED) == [short]
         backwards = Cursor(0.0, "", backwards=True)
-        assert await store.list(owner, slower_than=9.0, cursor=backwards, limit=1) == [long]
+        assert await store.list(owner, slower_than=1.0, cursor=backwards, limit=1) == [long]
     assert (await store.search("me", "no", slower_than=11.0)).predictions == []
     assert (await store.search("me", "no", slower_than=9.0)).predictions == [long]
 
