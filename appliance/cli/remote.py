@@ -151,9 +151,11 @@ def predictions(
         print_json(found)
         return
     from appliance.protocols import api_client
+    from appliance.protocols.admin_types import HistoryItemResponse
     from appliance.protocols.response_types import PredictionResponse
 
-    for record in api_client.convert(found, list[PredictionResponse]):
+    type: Any = list[HistoryItemResponse] if filters else list[PredictionResponse]
+    for record in api_client.convert(found, type):
         seconds = record.metrics.get("total_time") if isinstance(record.metrics, dict) else None
         duration = f"{seconds:.2f} s" if seconds is not None else ""
         typer.echo(f"{record.id}  {record.status:10} {record.created_at[:19]}  {duration:>9}  {record.model}")
