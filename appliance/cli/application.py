@@ -16,6 +16,7 @@ from appliance.cli import (
     bench,
     bundle,
     demo,
+    erase,
     files,
     local,
     monitoring,
@@ -75,6 +76,7 @@ for _command in (
     demo.demo,
     usage.usage,
     bench.bench,
+    erase.erase,
     push.push,
 ):
     app.command()(_command)

@@ -53,6 +53,10 @@ class Client:
         """Return the response as ``type``, a struct of ``protocols``."""
         return api_client.convert(self.get(path), type)
 
+    def send_as(self, type: type[T], method: str, path: str) -> T:
+        """Send a request without a body, and return the response as ``type``, a struct of ``protocols``."""
+        return api_client.convert(self.send(method, path), type)
+
     def all_pages(self, path: str) -> list[Any]:
         """Return the items of all pages of the list at ``path``."""
         page = self.get(path)

@@ -31,6 +31,7 @@ from appliance.gateway.catalogue.servable import servable
 from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Dependencies, Engine
 from appliance.gateway.engine.additions import Additions
+from appliance.gateway.engine.erasures import Erasures
 from appliance.gateway.engine.reload import Reload, catalogue_of
 from appliance.gateway.engine.sampler import Sampler
 from appliance.gateway.files.fetch_guard import FetchGuard
@@ -134,13 +135,14 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         left_out=found.left_out,
         pull=settings.pull,
     )
+    auth = Auth(store, store.users, run_tokens, engine.running, policy, config.sign_on)
     return Services(
         config=config,
         catalogue=models,
         store=store,
         audit=AuditLog(store, config.audit),
         engine=engine,
-        auth=Auth(store, store.users, run_tokens, engine.running, policy, config.sign_on),
+        auth=auth,
         sign_on=SignOn(store.users, config, sign_on_key.encode()),
         rate_limits=RateLimits(
             requests=config.limits.requests_per_minute, predictions=config.limits.predictions_per_minute
@@ -148,6 +150,15 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         fetch_guard=fetch_guard,
         webhooks=webhooks,
         retention=Retention(store, files, config.retention.predictions, config.retention.outputs),
+        erasures=Erasures(
+            store=store,
+            engine=engine,
+            catalogue=models,
+            files=files,
+            trainings=trainings,
+            builds=builds,
+            forget_token=auth.forget,
+        ),
         files=files,
         trainings=trainings,
         builds=builds,
@@ -184,6 +195,7 @@ class Gateway:
         Unfinished predictions stay stored, and the next start continues them.
         """
         unfinished = await self._services.engine.drain(seconds)
+        await self._services.erasures.close()
         await self._services.sampler.close()
         await self._services.engine.close()
         await self._services.additions.close()
@@ -224,6 +236,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     services.audit.start()
     await services.engine.deployed()
     await services.engine.start()
+    await services.erasures.resume()
     services.sampler.start(services.engine.status)
     services.additions.resume(services.configure)
     tls = settings.config.server.tls

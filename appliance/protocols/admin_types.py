@@ -111,6 +111,29 @@ class NewWebhookSecretResponse(WebhookSecretResponse, kw_only=True):
     old_keys_until: Time
 
 
+class AccountDataResponse(Struct, kw_only=True):
+    """How much is stored of an account, or what an erasure has erased."""
+
+    account: str
+    erasing: Annotated[bool, Meta(description="Whether the data is being erased")]
+    predictions: int
+    trainings: int
+    versions: Annotated[int, Meta(description="Versions that trainings of the account created")]
+    uploads: int
+    output_files: int
+    bytes: Annotated[int, Meta(description="Bytes of uploads and output files")]
+    conversations: int
+    deployments: int
+    builds: Annotated[int, Meta(description="Records and logs of builds; the built versions stay")]
+    examples: Annotated[int, Meta(description="Predictions of the account that are examples of a model")]
+    tokens: int
+    webhook_keys: int
+    usage: Annotated[int, Meta(description="Rows of usage, which stay without the account and the token")]
+    kept_models: Annotated[
+        list[str], Meta(description="Models of the account, which stay with their pushed versions")
+    ]
+
+
 class ModelStateResponse(Struct, kw_only=True):
     """The state of a model."""
 
@@ -495,6 +518,7 @@ RESPONSES: Final = (
     SessionPage,
     TokenResponse,
     TokenPage,
+    AccountDataResponse,
     NewWebhookSecretResponse,
     ModelStateResponse,
     ApplianceStatusResponse,

@@ -10,6 +10,7 @@ from appliance.store.audit import AuditFilter, AuditTable
 from appliance.store.conversations import ConversationTable, ConversationWrite
 from appliance.store.database import Durability
 from appliance.store.deletions import Deletions
+from appliance.store.erasures import ErasureTable
 from appliance.store.files import FileTable
 from appliance.store.memory_profiles import MemoryProfileRow, MemoryProfileTable
 from appliance.store.predictions import PredictionTable
@@ -58,6 +59,7 @@ class Store(PredictionTable, VersionTable, TokenTable, WebhookTable, Deletions):
         super().__init__(path, durability=durability)
         self.audit = AuditTable(self, path)
         self.conversations = ConversationTable(self)
+        self.erasures = ErasureTable(self)
         self.files = FileTable(self)
         self.memory_profiles = MemoryProfileTable(self)
         self.registry = Registry(self)

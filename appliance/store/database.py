@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -18,6 +20,9 @@ Durability = Literal["full", "normal"]
 
 #: Seconds that a statement waits for a write of another process, such as `appliance token create`.
 BUSY_TIMEOUT: Final = 5.0
+
+#: Seconds that `checkpoint` waits for other connections. Meanwhile no connection can write.
+_CHECKPOINT_PATIENCE: Final = 0.2
 
 _REMEDIES: Final = {
     sqlite3.SQLITE_CORRUPT: "the file is damaged: restore it from a backup, or move it and its"
@@ -64,6 +69,9 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         connection.execute(f"PRAGMA synchronous = {durability}")
+        # Overwrites deleted rows with zeros, but not pages that become free: that would be one more write of
+        # each page. `shrink` returns free pages to the disk.
+        connection.execute("PRAGMA secure_delete = FAST")
         # In bytes. Without a limit, the WAL file keeps the largest size that it ever had.
         connection.execute("PRAGMA journal_size_limit = 67108864")
     except sqlite3.Error as exc:
@@ -161,6 +169,39 @@ def _define_metric_functions(connection: sqlite3.Connection) -> None:
         connection.create_function(
             name, 2, lambda body, metric, read=read: read(rows.metric(body, metric)), deterministic=True
         )
+
+
+@contextlib.contextmanager
+def overwriting(connection: sqlite3.Connection) -> Iterator[None]:
+    """Overwrite pages that become free with zeros, too."""
+    connection.execute("PRAGMA secure_delete = ON")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA secure_delete = FAST")
+
+
+def checkpoint(path: Path) -> bool:
+    """Copy the WAL file into the database and empty the file, which has old content of changed pages.
+
+    Returns whether that was possible: it is not while another connection reads or writes.
+
+    Raises:
+        StoreError: the database cannot be opened or written.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=_CHECKPOINT_PATIENCE)) as connection:
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error as exc:
+        raise store_error(exc, path) from exc
+    return not busy
+
+
+def free_pages(connection: sqlite3.Connection) -> int:
+    """Return the number of free pages that `shrink` can return to the disk."""
+    (mode,) = connection.execute("PRAGMA auto_vacuum").fetchone()
+    (count,) = connection.execute("PRAGMA freelist_count").fetchone()
+    return count if mode else 0
 
 
 def shrink(connection: sqlite3.Connection, pages: int) -> None:

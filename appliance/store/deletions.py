@@ -8,8 +8,9 @@ from typing import Final
 
 from appliance.domain.audit import Act
 from appliance.store import rows
-from appliance.store.database import shrink
+from appliance.store.database import checkpoint, free_pages, shrink
 from appliance.store.queries import QUERIES
+from appliance.store.records import RETRY_STORE
 from appliance.store.unindexed import Unindexed
 
 _EMPTY: Final = rows.pack({})
@@ -65,6 +66,16 @@ class Deletions(Unindexed):
         self.index()
         return self.write(action)
 
+    async def compact(self) -> None:
+        """Return all free pages to the disk, and empty the WAL file, so that no deleted data is in them.
+
+        Waits until no other connection reads, such as that of a backup.
+        """
+        while await self.write(_shrink, alone=True):
+            pass
+        while not await asyncio.to_thread(checkpoint, self._path):
+            await asyncio.sleep(RETRY_STORE)
+
     def remove_version(self, id: str, model: str, act: Act | None = None) -> asyncio.Future[list[str]]:
         """Delete a version and its predictions; return the ids of the predictions."""
 
@@ -79,6 +90,12 @@ class Deletions(Unindexed):
 
         self.index()
         return self.audited(action, act)
+
+
+def _shrink(connection: sqlite3.Connection) -> int:
+    """Return some free pages to the disk; return how many are left."""
+    shrink(connection, _VACUUM_PAGES)
+    return free_pages(connection)
 
 
 def _empty(connection: sqlite3.Connection, found: list[tuple[int, str]]) -> list[str]:

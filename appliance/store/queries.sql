@@ -616,3 +616,131 @@ DELETE FROM sessions WHERE expires_at < :before;
 -- query: delete_sessions_of_user
 -- Delete all sessions of a user.
 DELETE FROM sessions WHERE user = :user;
+
+-- query: insert_erasure
+-- Begin to erase the data of an account, unless that has begun already.
+INSERT OR IGNORE INTO erasures (account, body) VALUES (:account, :body);
+
+-- query: erasures
+-- The erasures that have not ended, or the one of an account.
+SELECT body FROM erasures WHERE :account IS NULL OR account = :account;
+
+-- query: update_erasure
+-- Store what an erasure has erased so far.
+UPDATE erasures SET body = :body WHERE account = :account;
+
+-- query: delete_erasure
+-- The erasure has ended.
+DELETE FROM erasures WHERE account = :account;
+
+-- query: revoke_tokens_of
+-- Revoke the tokens of an account.
+UPDATE tokens SET revoked_at = :now WHERE owner = :account AND revoked_at IS NULL;
+
+-- query: token_ids_of
+-- The ids of the tokens of an account.
+SELECT id FROM tokens WHERE owner = :account;
+
+-- query: count_predictions_of
+-- The numbers of predictions and of trainings of an account.
+SELECT coalesce(sum(destination IS NULL), 0), coalesce(sum(destination IS NOT NULL), 0)
+FROM predictions WHERE owner = :account;
+
+-- query: count_uploads_of
+-- The number and the bytes of an account's uploads.
+SELECT count(*), coalesce(sum(size), 0) FROM files WHERE owner = :account AND prediction IS NULL;
+
+-- query: count_outputs_of
+-- The number and the bytes of an account's output files.
+SELECT count(*), coalesce(sum(size), 0) FROM files WHERE owner = :account AND prediction IS NOT NULL;
+
+-- query: count_conversations_of
+-- The number of an account's conversations.
+SELECT count(*) FROM conversations WHERE owner = :account;
+
+-- query: count_deployments_of
+-- The number of an account's deployments.
+SELECT count(DISTINCT name) FROM releases WHERE owner = :account;
+
+-- query: count_examples_of
+-- The number of an account's predictions that are examples.
+SELECT count(*) FROM examples AS e JOIN predictions AS p ON p.id = e.prediction WHERE p.owner = :account;
+
+-- query: count_tokens_of
+-- The number of an account's tokens.
+SELECT count(*) FROM tokens WHERE owner = :account;
+
+-- query: count_webhook_keys_of
+-- The number of an account's webhook keys.
+SELECT count(*) FROM webhook_keys WHERE owner = :account;
+
+-- query: count_usage_of
+-- The number of rows of usage that name an account.
+SELECT count(*) FROM usage WHERE owner = :account;
+
+-- query: builds_of_all
+-- The states of all builds.
+SELECT id, body FROM builds;
+
+-- query: owner_of_prediction
+-- The owner of a prediction.
+SELECT owner FROM predictions WHERE id = :id;
+
+-- query: ended_predictions_of
+-- Some ended predictions of an account.
+SELECT number, id, destination IS NOT NULL FROM predictions
+WHERE owner = :account AND status NOT IN ('starting', 'processing') LIMIT :limit;
+
+-- query: delete_example_of
+-- Remove a prediction from all examples.
+DELETE FROM examples WHERE prediction = :id;
+
+-- query: uploads_of
+-- Some uploads of an account.
+SELECT id, path, size FROM files WHERE owner = :account AND prediction IS NULL LIMIT :limit;
+
+-- query: outputs_of_prediction
+-- The number and the bytes of the output files of a prediction.
+SELECT count(*), coalesce(sum(size), 0) FROM files WHERE prediction = :id;
+
+-- query: delete_files_of
+-- Delete the rows of an account's files whose predictions are deleted.
+DELETE FROM files WHERE owner = :account AND prediction IS NOT NULL;
+
+-- query: delete_conversations_of
+-- Delete the conversations of an account.
+DELETE FROM conversations WHERE owner = :account;
+
+-- query: delete_releases_of
+-- Delete the deployments of an account.
+DELETE FROM releases WHERE owner = :account;
+
+-- query: delete_build
+-- Delete the record of a build.
+DELETE FROM builds WHERE id = :id;
+
+-- query: delete_tokens_of
+-- Delete the tokens of an account.
+DELETE FROM tokens WHERE owner = :account;
+
+-- query: delete_webhook_keys_of
+-- Delete the webhook keys of an account.
+DELETE FROM webhook_keys WHERE owner = :account;
+
+-- query: keep_usage_without_account
+-- Add the usage of an account to the usage without an account and a token, so that all sums stay the same.
+INSERT INTO usage
+SELECT day, model, work, '', '', hardware, sum(succeeded), sum(failed), sum(canceled), sum(aborted), sum(predict_us),
+    sum(cold_starts), sum(cold_start_us), sum(input_tokens), sum(output_tokens)
+FROM usage WHERE owner = :account
+GROUP BY day, model, work, hardware
+ON CONFLICT DO UPDATE SET
+    succeeded = succeeded + excluded.succeeded, failed = failed + excluded.failed,
+    canceled = canceled + excluded.canceled, aborted = aborted + excluded.aborted,
+    predict_us = predict_us + excluded.predict_us, cold_starts = cold_starts + excluded.cold_starts,
+    cold_start_us = cold_start_us + excluded.cold_start_us,
+    input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens;
+
+-- query: delete_usage_of
+-- Delete the usage of an account, after it was added to the usage without an account.
+DELETE FROM usage WHERE owner = :account;

@@ -555,3 +555,10 @@ CREATE INDEX sessions_by_expiry ON sessions (expires_at);
 -- step: 20
 -- For lists of predictions that took long. Most predictions take less than a second, and are not in the index.
 CREATE INDEX predictions_slow ON predictions (created_at, id) WHERE completed_at - created_at > 1.0;
+
+-- step: 21
+-- Erasures of the data of accounts that have begun and not ended. The body is msgpack.
+CREATE TABLE erasures (
+    account TEXT PRIMARY KEY,
+    body    BLOB NOT NULL
+) WITHOUT ROWID;

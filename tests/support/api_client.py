@@ -15,6 +15,7 @@ from appliance.gateway.api.auth import Auth
 from appliance.gateway.api.rate_limit import RateLimits
 from appliance.gateway.api.services import Services
 from appliance.gateway.engine.additions import Additions
+from appliance.gateway.engine.erasures import Erasures
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.sign_on import SignOn
@@ -37,25 +38,35 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
     """Return the services of the routes, over the engine of ``bench``."""
     fetch_guard = FetchGuard(())
     reload = bench.reload(config)
+    auth = Auth(
+        bench.store,
+        bench.store.users,
+        bench.run_tokens,
+        bench.engine.running,
+        config.access_policy,
+        config.sign_on,
+    )
     return Services(
         config=config,
         catalogue=bench.catalogue,
         store=bench.store,
         audit=AuditLog(bench.store, config.audit),
         engine=bench.engine,
-        auth=Auth(
-            bench.store,
-            bench.store.users,
-            bench.run_tokens,
-            bench.engine.running,
-            config.access_policy,
-            config.sign_on,
-        ),
+        auth=auth,
         sign_on=SignOn(bench.store.users, config, Fernet.generate_key()),
         rate_limits=RateLimits(requests=None, predictions=None),
         fetch_guard=fetch_guard,
         webhooks=Webhooks(bench.store, fetch_guard, config.server.account),
         retention=Retention(bench.store, bench.files, None, None),
+        erasures=Erasures(
+            store=bench.store,
+            engine=bench.engine,
+            catalogue=bench.catalogue,
+            files=bench.files,
+            trainings=bench.trainings,
+            builds=bench.builds,
+            forget_token=auth.forget,
+        ),
         files=bench.files,
         trainings=bench.trainings,
         builds=bench.builds,

@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from appliance.domain.errors import ApplianceError, BadRequest, DiskFull, MethodNotAllowed, NotFound
 from appliance.gateway.api import audit, errors, reference, requests
 from appliance.gateway.api.admin import (
+    account_data,
     additions,
     audit_records,
     builds,
@@ -85,6 +86,7 @@ ROUTES: Final = (
     *usage.ROUTES,
     *limits.ROUTES,
     *examples.ROUTES,
+    *account_data.ROUTES,
     *conversations.ROUTES,
     *additions.ROUTES,
     *config_files.ROUTES,

@@ -48,6 +48,7 @@ RECORDED: Final = {
     ("POST", "/admin/weights/prune"): "weights.delete",
     ("DELETE", "/admin/predictions/{id}"): "prediction.delete",
     ("POST", "/admin/predictions/{id}/cancel"): "prediction.cancel",
+    ("DELETE", "/admin/accounts/{account}/data"): "account.erase",
     ("POST", "/v1/models"): "model.create",
     ("PATCH", _MODEL): "model.change",
     ("DELETE", _MODEL): "model.delete",

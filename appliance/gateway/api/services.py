@@ -15,6 +15,7 @@ from appliance.gateway.catalogue.catalogue import Catalogue
 from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Engine
 from appliance.gateway.engine.additions import Additions
+from appliance.gateway.engine.erasures import Erasures
 from appliance.gateway.engine.reload import Reload
 from appliance.gateway.engine.sampler import Sampler
 from appliance.gateway.files.fetch_guard import FetchGuard
@@ -44,6 +45,7 @@ class Services(msgspec.Struct, kw_only=True):
     fetch_guard: FetchGuard
     webhooks: Webhooks
     retention: Retention
+    erasures: Erasures
     files: FileStore
     trainings: Trainings
     builds: ProjectBuilds

@@ -38,6 +38,8 @@ CHECKED_IF_GIVEN: Final = frozenset({"/v1/search", "/v1/files/{id}/download"})
 #: The status for each of ``CALLERS``. 404 for ``runner`` and ``admin`` means that the request names something
 #: that does not exist, 400, 409 and 422 that it was let in and found wrong.
 MATRIX: Final = """
+DELETE /admin/accounts/{account}/data                   403 403 403 403 403 200
+GET /admin/accounts/{account}/data                      403 403 403 403 403 200
 GET /admin/additions                                    403 403 403 403 403 200
 POST /admin/additions                                   403 403 403 403 403 422
 GET /admin/additions/{id}                               403 403 403 403 403 404

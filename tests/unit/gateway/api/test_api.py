@@ -79,6 +79,8 @@ GUARDED = (
     ("POST", "/v1/files"),
     ("GET", "/v1/files/x"),
     ("DELETE", "/v1/files/x"),
+    ("GET", "/admin/accounts/ada/data"),
+    ("DELETE", "/admin/accounts/ada/data"),
     ("GET", "/admin/audit"),
     ("POST", "/admin/signins"),
     ("POST", "/admin/signouts"),

@@ -1,0 +1,159 @@
+"""What an appliance leaves of its users' data: in its logs, and after an erasure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.appliance_process import PATIENCE, Appliance, wait_for
+from tests.support.webhook_receiver import Receiver, receiving
+
+pytestmark = pytest.mark.integration
+
+MARKER = "Zebra-7391-of-ada"  # in everything that ada sends
+TOKEN_NAME = f"{MARKER} laptop"
+CONFIG = """
+server: {account: me}
+egress: {allow: [127.0.0.0/8]}
+logging: {level: debug, slow_after: 0.001}
+models:
+  - {name: test/echo, kind: echo}
+  - {name: test/files, kind: echo, options: {files: true}}
+  - {name: test/slow, kind: echo, options: {stream: true, concurrency: 64}}
+"""
+
+
+def command(appliance: Appliance, *arguments: str) -> str:
+    program = str(Path(sys.executable).parent / "appliance")
+    ran = subprocess.run(
+        [program, *arguments],
+        env=appliance.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        stdin=subprocess.DEVNULL,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def traces(folder: Path, text: str) -> list[str]:
+    """Return the files below ``folder`` whose content or path contains ``text``, except in ``TOKEN_NAME``.
+
+    The audit log has the names of tokens, and is never changed.
+    """
+    wanted, kept = text.encode(), TOKEN_NAME.encode()
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return sorted(
+        str(path) for path in files if text in path.name or wanted in path.read_bytes().replace(kept, b"")
+    )
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as found:
+        yield found
+
+
+@pytest.fixture
+def appliance(tmp_path: Path) -> Iterator[Appliance]:
+    (tmp_path / "models.yaml").write_text(CONFIG)
+    appliance = Appliance(tmp_path / "home", tmp_path / "models.yaml")
+    appliance.start()
+    yield appliance
+    appliance.kill()
+
+
+def client_of(appliance: Appliance, owner: str) -> httpx.Client:
+    made = json.loads(command(appliance, "token", "create", TOKEN_NAME, "--owner", owner, "--json"))
+    headers = {"Authorization": f"Bearer {made['token']}"}
+    return httpx.Client(base_url=appliance.url, headers=headers, timeout=PATIENCE, trust_env=False)
+
+
+def predict(client: httpx.Client, model: str, webhook: str | None = None, **input: Any) -> dict[str, Any]:
+    body = {"input": input} | ({"webhook": webhook} if webhook else {})
+    created = client.post(f"/v1/models/test/{model}/predictions", json=body).json()
+
+    def ended() -> dict[str, Any] | None:
+        found: dict[str, Any] = client.get(f"/v1/predictions/{created['id']}").json()
+        return found if found["status"] not in {"starting", "processing"} else None
+
+    done: dict[str, Any] = wait_for(ended, f"prediction {created['id']}")
+    return done
+
+
+def use(client: httpx.Client, receiver: Receiver) -> None:
+    """Send requests of each kind, right and wrong ones."""
+    upload = client.post("/v1/files", files={"content": (f"{MARKER}.txt", MARKER.encode(), "text/plain")})
+    assert upload.status_code == 201, upload.text
+    assert predict(client, "echo", receiver.url, text=MARKER)["output"] == MARKER
+    assert predict(client, "files", text=MARKER)["status"] == "succeeded"
+    assert predict(client, "echo", text=MARKER, fail=f"{MARKER} broke")["status"] == "failed"
+    assert predict(client, "slow", text=f"{MARKER} {MARKER}")["status"] == "succeeded"
+    for path, body in {
+        "/v1/models/test/echo/predictions": {"input": {"text": 5, "repeat": MARKER}},
+        "/v1/predictions": {"version": MARKER, "input": {"text": MARKER}},
+        "/openai/v1/chat/completions": {"model": MARKER, "messages": [{"role": "user", "content": MARKER}]},
+    }.items():
+        assert client.post(path, json=body).status_code in {400, 404, 422}, path
+    assert client.post("/v1/predictions", content=f'{{"input": "{MARKER}').status_code == 400
+    chat = {"title": MARKER, "model": "test/slow", "settings": {}, "messages": []}
+    assert client.post("/admin/conversations", json=chat).status_code == 201
+    assert client.get("/admin/predictions", params={"search": MARKER}).status_code == 200
+
+
+def test_no_input_is_in_a_log_and_an_erasure_leaves_nothing(appliance: Appliance, receiver: Receiver) -> None:
+    with client_of(appliance, "ada") as ada:
+        use(ada, receiver)
+    assert traces(appliance.home, MARKER)
+    logs = [*(appliance.home / "logs").rglob("*"), appliance.output]
+    lines = [path for path in logs if path.is_file() and MARKER in path.read_text(errors="replace")]
+    assert lines == []
+    assert "slow" in appliance.output.read_text()  # the log of slow predictions was written
+    audit = [json.dumps(each) for each in json.loads(command(appliance, "audit", "list", "--json"))]
+    assert [each for each in audit if MARKER in each and "token.create" not in each] == []
+
+    assert "4  predictions" in command(appliance, "erase", "ada", "--dry-run")
+    with client_of(appliance, "ben") as ben:
+        kept = predict(ben, "echo", text="of ben")
+        running = json.loads(command(appliance, "erase", "ada", "--yes", "--json"))
+        assert (running["predictions"], running["uploads"], running["conversations"]) == (4, 1, 1)
+        assert ben.get(f"/v1/predictions/{kept['id']}").json()["output"] == "of ben"
+    assert traces(appliance.home, MARKER) == []
+    assert appliance.stop() == 0
+
+
+def test_a_killed_appliance_continues_to_erase(appliance: Appliance) -> None:
+    with client_of(appliance, "ada") as ada:
+        for _ in range(30):
+            body: dict[str, Any] = {"input": {"text": "x", "delay": 300}}
+            assert ada.post("/v1/models/test/slow/predictions", json=body).status_code == 201
+        for _ in range(300):
+            headers = {"Prefer": "wait"}
+            body = {"input": {"text": MARKER * 100}}
+            assert ada.post("/v1/models/test/echo/predictions", json=body, headers=headers).status_code == 201
+    program = str(Path(sys.executable).parent / "appliance")
+    erasing = subprocess.Popen(
+        [program, "erase", "ada", "--yes"], env=appliance.environment, stdout=subprocess.DEVNULL
+    )
+    wait_for(
+        lambda: "account.erase" in command(appliance, "audit", "list", "--action", "account"),
+        "the erasure to begin",
+    )
+    appliance.kill()
+    erasing.wait(PATIENCE)
+    appliance.start()
+    wait_for(
+        lambda: "account.erased" in command(appliance, "audit", "list", "--action", "account"),
+        "the erasure to end",
+    )
+    found = json.loads(command(appliance, "erase", "ada", "--dry-run", "--json"))
+    assert not any(count for name, count in found.items() if isinstance(count, int)), found
+    assert MARKER * 2 not in (appliance.home / "appliance.db").read_text(errors="replace")
