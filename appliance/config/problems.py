@@ -208,6 +208,11 @@ def conflicts(config: Config) -> Iterator[Problem]:
     yield from _device_names(config.hardware)
     yield from _collections(config)
     yield from _budgets(config)
+    groups = {} if config.access is None else config.access.groups
+    for name in config.retention.groups:
+        if name not in groups:
+            near = _nearest(name, groups) or ": correct or remove it"
+            yield Problem(("retention", "groups", name), f"access.groups has no group {name!r}{near}")
     if config.server.tls is not None:
         for key in ("certificate", "key"):
             if reason := _unreadable(getattr(config.server.tls, key)):

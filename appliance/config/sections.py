@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from appliance.config import text_file
 from appliance.domain.access import Group, Policy, Right
 from appliance.domain.budgets import Budget
+from appliance.domain.retention import RetentionRules
 from appliance.domain.section import Section, size, subsection
 from appliance.domain.token import Scope
 from appliance.domain.user import User
@@ -237,6 +238,18 @@ class RetentionConfig(Section):
         description="Time after the end of a prediction until its input, output, logs and files are removed; "
         "its status and metrics are kept. Conversations of the chat page are removed when they have not "
         "changed for this time. Default: never.",
+    )
+    models: dict[ModelPattern, Annotated[Seconds, Field(ge=0)]] = Field(
+        default={},
+        description="The same time for some models, by name or pattern such as owner/*. The shortest of all "
+        "times that apply to a prediction counts. 0 removes the data within seconds. Default: none.",
+    )
+    accounts: dict[str, Annotated[Seconds, Field(ge=0)]] = Field(
+        default={}, description="The same time for some accounts, by username. Default: none."
+    )
+    groups: dict[str, Annotated[Seconds, Field(ge=0)]] = Field(
+        default={},
+        description="The same time for the members of some groups in `access.groups`. Default: none.",
     )
     outputs: Bytes | None = Field(
         default=None,
@@ -551,6 +564,18 @@ class Config(Section):
         return tuple(
             Budget(period=each.per, **each.model_dump(exclude={"per"})) for each in self.limits.budgets
         )
+
+    @property
+    def retention_rules(self) -> RetentionRules:
+        """Return how long data is kept, with the groups replaced by their members."""
+        kept, groups = self.retention, {} if self.access is None else self.access.groups
+        times = list(kept.accounts.items())
+        for name, seconds in kept.groups.items():
+            times += [(member, seconds) for member in groups[name].members]
+        accounts: dict[str, float] = {}
+        for account, seconds in times:
+            accounts[account] = min(seconds, accounts.get(account, seconds))
+        return RetentionRules(kept.predictions, kept.models, accounts)
 
     @model_validator(mode="before")
     @classmethod

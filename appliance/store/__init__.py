@@ -9,7 +9,7 @@ from pathlib import Path
 from appliance.store.audit import AuditFilter, AuditTable
 from appliance.store.conversations import ConversationTable, ConversationWrite
 from appliance.store.database import Durability
-from appliance.store.deletions import Deletions
+from appliance.store.deletions import FIRST, Deletions
 from appliance.store.erasures import ErasureTable
 from appliance.store.files import FileTable
 from appliance.store.memory_profiles import MemoryProfileRow, MemoryProfileTable
@@ -20,8 +20,10 @@ from appliance.store.records import (
     Delivery,
     Filter,
     Found,
+    Position,
     Progress,
     Receiver,
+    Removal,
     VersionRow,
 )
 from appliance.store.registry import Registry
@@ -32,6 +34,7 @@ from appliance.store.versions import VersionTable
 from appliance.store.webhooks import WebhookTable
 
 __all__ = [
+    "FIRST",
     "RETRY_STORE",
     "AuditFilter",
     "ConversationWrite",
@@ -40,8 +43,10 @@ __all__ = [
     "Filter",
     "Found",
     "MemoryProfileRow",
+    "Position",
     "Progress",
     "Receiver",
+    "Removal",
     "Store",
     "VersionRow",
 ]

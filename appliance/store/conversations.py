@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Callable
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 from appliance.domain.conversation import (
@@ -99,18 +101,26 @@ class ConversationTable:
 
         return self._connections.write(action)
 
-    def remove_unchanged(self, before: float, limit: int) -> asyncio.Future[int]:
-        """Delete up to ``limit`` conversations that were last changed before a Unix time; return how many."""
+    async def remove_unchanged(
+        self, before: float, limit: int, expired: Callable[[str, str, float], bool]
+    ) -> int:
+        """Delete up to ``limit`` conversations that were last changed before a Unix time; return how many.
 
-        def action(connection: sqlite3.Connection) -> int:
-            removed = connection.execute(
-                QUERIES["delete_old_conversations"], {"before": before, "limit": limit}
-            ).rowcount
-            if removed:
-                shrink(connection, _VACUUM_PAGES)
+        ``expired(model, owner, updated_at)`` chooses the conversations.
+        """
+
+        def find(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+            found = connection.execute(QUERIES["old_conversations"], {"before": before})
+            old = ((id, at) for id, model, owner, at in found if expired(model, owner, at))
+            return [{"id": id, "updated_at": at} for id, at in islice(old, limit)]
+
+        def remove(connection: sqlite3.Connection) -> int:
+            removed = connection.executemany(QUERIES["delete_unchanged_conversation"], old).rowcount
+            shrink(connection, _VACUUM_PAGES)
             return removed
 
-        return self._connections.write(action)
+        old = await self._connections.read(find)
+        return await self._connections.write(remove) if old else 0
 
 
 def _limit_reached(connection: sqlite3.Connection, columns: dict[str, Any]) -> ConversationWrite | None:

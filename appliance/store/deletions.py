@@ -3,33 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
+from collections.abc import Callable
 from typing import Final
 
 from appliance.domain.audit import Act
 from appliance.store import rows
 from appliance.store.database import checkpoint, free_pages, shrink
 from appliance.store.queries import QUERIES
-from appliance.store.records import RETRY_STORE
+from appliance.store.records import Position, Removal
 from appliance.store.unindexed import Unindexed
 
 _EMPTY: Final = rows.pack({})
+_SCANNED: Final = 2000  # predictions that one transaction looks at; a few milliseconds
+#: The position before all predictions.
+FIRST: Final = Position(-math.inf, 0)
 _VACUUM_PAGES: Final = 2000  # returned to the disk at a time; 8 MB
 
 
 class Deletions(Unindexed):
     """Methods of ``Store`` that delete data of predictions, and versions."""
 
-    def remove_data(self, before: float, limit: int) -> asyncio.Future[list[str]]:
+    def remove_data(
+        self,
+        before: float,
+        limit: int,
+        *,
+        applies: Callable[[str, str], bool] = lambda model, owner: True,
+        after: Position = FIRST,
+    ) -> asyncio.Future[Removal]:
         """Delete input, output and logs of up to ``limit`` predictions that ended before a Unix time.
 
-        Returns their ids. The rows of their files are deleted too; the caller deletes the files. Example
-        predictions keep their data. Free pages of the database are returned to the disk.
+        ``applies(model, owner)`` chooses the predictions, of those that ended after the position ``after``.
+        The rows of their files are deleted too; the caller deletes the files. Examples, and predictions with
+        a pending webhook, keep their data. Free pages of the database are returned to the disk.
         """
+        start = {"after": after.completed_at, "after_number": after.number}
+        query = {"before": before, **start, "limit": _SCANNED}
 
-        def action(connection: sqlite3.Connection) -> list[str]:
-            found = connection.execute(QUERIES["predictions_with_data"], {"before": before, "limit": limit})
-            return _empty(connection, found.fetchall())
+        def action(connection: sqlite3.Connection) -> Removal:
+            removed: list[tuple[int, str]] = []
+            position, count = None, 0
+            found = connection.execute(QUERIES["predictions_with_data"], query)
+            for count, (number, id, model, owner, completed_at) in enumerate(found, 1):  # noqa: B007 - used below
+                position = Position(completed_at, number)
+                if applies(model, owner):
+                    removed.append((number, id))
+                if len(removed) == limit:
+                    break
+            more = len(removed) == limit or count == _SCANNED
+            return Removal(_empty(connection, removed), position if more else None)
 
         self.index()
         return self.write(action)
@@ -66,15 +90,14 @@ class Deletions(Unindexed):
         self.index()
         return self.write(action)
 
-    async def compact(self) -> None:
+    async def compact(self) -> bool:
         """Return all free pages to the disk, and empty the WAL file, so that no deleted data is in them.
 
-        Waits until no other connection reads, such as that of a backup.
+        Returns whether that was possible: it is not while another connection reads, such as that of a backup.
         """
         while await self.write(_shrink, alone=True):
             pass
-        while not await asyncio.to_thread(checkpoint, self._path):
-            await asyncio.sleep(RETRY_STORE)
+        return await asyncio.to_thread(checkpoint, self._path)
 
     def remove_version(self, id: str, model: str, act: Act | None = None) -> asyncio.Future[list[str]]:
         """Delete a version and its predictions; return the ids of the predictions."""

@@ -254,11 +254,14 @@ UPDATE webhook_keys SET expires_at = :expires_at WHERE owner = :owner AND key <>
 DELETE FROM webhook_keys WHERE expires_at <= :now;
 
 -- query: predictions_with_data
--- Predictions that ended before a time and whose data is not removed, except examples; earliest end first.
-SELECT number, id FROM predictions
-WHERE completed_at IS NOT NULL AND data_removed = 0 AND completed_at < :before
+-- Predictions that ended before a time and after a position, and whose data is not removed; earliest end first. Not
+-- examples, and not those with a webhook that is not delivered yet: its body is made of the data.
+SELECT number, id, model, owner, completed_at FROM predictions
+WHERE completed_at IS NOT NULL AND data_removed = 0
+    AND completed_at < :before AND (completed_at, number) > (:after, :after_number)
     AND NOT EXISTS (SELECT 1 FROM examples WHERE examples.prediction = predictions.id)
-ORDER BY completed_at LIMIT :limit;
+    AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.prediction = predictions.id AND ended_at IS NULL)
+ORDER BY completed_at, number LIMIT :limit;
 
 -- query: prediction_with_data
 -- A prediction, if it has ended and its data is not removed.
@@ -487,10 +490,13 @@ WHERE id = :id AND owner = :owner;
 -- Delete a conversation.
 DELETE FROM conversations WHERE id = :id AND owner = :owner;
 
--- query: delete_old_conversations
--- Delete conversations that were last changed before a time.
-DELETE FROM conversations
-WHERE id IN (SELECT id FROM conversations WHERE updated_at < :before ORDER BY updated_at LIMIT :limit);
+-- query: old_conversations
+-- Conversations that were last changed before a time.
+SELECT id, model, owner, updated_at FROM conversations WHERE updated_at < :before;
+
+-- query: delete_unchanged_conversation
+-- Delete a conversation, unless it has changed.
+DELETE FROM conversations WHERE id = :id AND updated_at = :updated_at;
 
 -- query: audit_end
 -- The newest record of the audit log.

@@ -61,6 +61,20 @@ class Found(NamedTuple):
     )  # position of the last prediction that was searched; None: nothing is left to search
 
 
+class Position(NamedTuple):
+    """A place in the list of predictions sorted by their ends."""
+
+    completed_at: float
+    number: int  # of the row
+
+
+class Removal(NamedTuple):
+    """Predictions whose data was removed, and where to continue."""
+
+    ids: list[str]
+    position: Position | None  # of the last prediction that was looked at; None: there are no more
+
+
 class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
     """A present or former version of a model."""
 

@@ -157,3 +157,29 @@ def test_a_killed_appliance_continues_to_erase(appliance: Appliance) -> None:
     found = json.loads(command(appliance, "erase", "ada", "--dry-run", "--json"))
     assert not any(count for name, count in found.items() if isinstance(count, int)), found
     assert MARKER * 2 not in (appliance.home / "appliance.db").read_text(errors="replace")
+
+
+def test_data_of_some_accounts_and_models_is_removed_at_once(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(CONFIG + "retention: {models: {test/files: 0}, accounts: {ada: 0}}\n")
+    appliance = Appliance(tmp_path / "home", config)
+    appliance.start()
+    try:
+        with client_of(appliance, "ada") as ada, client_of(appliance, "ben") as ben:
+            made = {}
+            for client, model in ((ada, "echo"), (ben, "files"), (ben, "echo")):
+                body, headers = {"input": {"text": MARKER}}, {"Prefer": "wait"}
+                reply = client.post(f"/v1/models/test/{model}/predictions", json=body, headers=headers)
+                assert reply.json()["output"], reply.text
+                made[client, model] = reply.json()
+
+            def removed(client: httpx.Client, model: str) -> bool:
+                found = client.get(f"/v1/predictions/{made[client, model]['id']}").json()
+                assert found["status"] == "succeeded"
+                return bool(found["data_removed"]) and not found["input"] and not found["output"]
+
+            wait_for(lambda: removed(ada, "echo") and removed(ben, "files"), "the data to be removed")
+            assert not removed(ben, "echo")
+            assert httpx.get(made[ben, "files"]["output"][0], trust_env=False).status_code == 404
+    finally:
+        appliance.kill()

@@ -10,6 +10,7 @@ import httpx
 from cryptography.fernet import Fernet
 
 from appliance.config import Config
+from appliance.domain.retention import RetentionRules
 from appliance.gateway.api import create_api
 from appliance.gateway.api.auth import Auth
 from appliance.gateway.api.rate_limit import RateLimits
@@ -57,7 +58,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         rate_limits=RateLimits(requests=None, predictions=None),
         fetch_guard=fetch_guard,
         webhooks=Webhooks(bench.store, fetch_guard, config.server.account),
-        retention=Retention(bench.store, bench.files, None, None),
+        retention=Retention(bench.store, bench.files, RetentionRules()),
         erasures=Erasures(
             store=bench.store,
             engine=bench.engine,

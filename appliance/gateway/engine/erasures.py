@@ -115,7 +115,8 @@ class Erasures:
                 break
             await asyncio.sleep(0)  # a request that was accepted before has created something
         await self._engine.deployed()
-        await self._store.compact()
+        while not await self._store.compact():
+            await asyncio.sleep(RETRY_STORE)
         erased = await erasures.end(account)
         _log.info("erased the data of the account %s: %d predictions", account, erased.predictions)
         return erased

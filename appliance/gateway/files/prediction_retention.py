@@ -4,44 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from typing import Final
 
 from appliance.domain.audit import Act
 from appliance.domain.errors import StoreError
+from appliance.domain.retention import RetentionRules
 from appliance.gateway.files.file_store import FileStore
-from appliance.store import Store
+from appliance.store import FIRST, Position, Store
 
 _log = logging.getLogger(__name__)
 
 BATCH: Final = 200  # predictions in one transaction, so that other writes wait only briefly
 _SHORTEST, _LONGEST = 1.0, 60.0  # seconds between deletions
+#: Seconds after the end of a prediction until its end is certainly stored, unless the disk is full.
+_STORED: Final = 60.0
+#: Seconds until all predictions are looked at again: some were imported, or their webhooks are delivered.
+_AGAIN: Final = 3600.0
 _OFTEN: Final = 5.0  # seconds between deletions if output files have a limit
 
 
 class Retention:
     """Deletes old data of predictions and old conversations; used on the gateway's event loop only."""
 
-    def __init__(self, store: Store, files: FileStore, keep: float | None, outputs: int | None) -> None:
-        """Keep data for ``keep`` seconds after a prediction ended; None keeps data for ever.
+    def __init__(
+        self, store: Store, files: FileStore, rules: RetentionRules, outputs: int | None = None
+    ) -> None:
+        """Keep data as long as ``rules`` say.
 
-        Conversations are kept for ``keep`` seconds after their last change.
         ``outputs`` is the limit of all output files together, in bytes; None is no limit.
         """
         self._store = store
         self._files = files
-        self._keep = keep
+        self._rules = rules
         self._outputs = outputs
+        self._positions: dict[float, Position] = {}  # by time: predictions before it were looked at
+        self._looked_at_all = time.monotonic()
+        self._compacted = 0.0
+        self._remains = False  # whether deleted data may be in free pages or in the WAL file
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def change(self, keep: float | None, outputs: int | None) -> None:
-        """Replace both limits, which are those of the constructor."""
-        self._keep, self._outputs = keep, outputs
+    def change(self, rules: RetentionRules, outputs: int | None) -> None:
+        """Replace the rules and the limit of the constructor."""
+        self._rules, self._outputs = rules, outputs
+        self._positions.clear()
         self._changed.set()
 
     async def remove(self, prediction: str, act: Act | None = None) -> None:
@@ -70,27 +82,72 @@ class Retention:
                 _log.info("deleted the data of %d old predictions", len(removed))
             if conversations:
                 _log.info("deleted %d old conversations", conversations)
+            self._remains = self._remains or bool(removed or conversations)
             if len(removed) < BATCH and conversations < BATCH:
+                await self._compact()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._pause()):
                         await self._changed.wait()
 
     def _pause(self) -> float | None:
         """Return the seconds until the next deletion; None if there are no limits."""
-        if self._keep is None and self._outputs is None:
+        times = self._rules.times
+        if not times and self._outputs is None:
             return None
-        pause = _LONGEST if self._keep is None else min(max(self._keep / 10, _SHORTEST), _LONGEST)
+        pause = min(max(times[0] / 10, _SHORTEST), _LONGEST) if times else _LONGEST
         return pause if self._outputs is None else min(pause, _OFTEN)
 
+    async def _compact(self) -> None:
+        """Remove the remains of deleted data from the database file and its WAL file, once a minute."""
+        if not self._remains or time.monotonic() - self._compacted < _LONGEST:
+            return
+        try:
+            self._remains = not await self._store.compact()
+        except StoreError as error:
+            _log.error("deleted data could not be removed from the file of the database, retrying: %s", error)
+        self._compacted = time.monotonic()
+
     async def _remove_conversations(self) -> int:
-        if self._keep is None:
+        times, rules, now = self._rules.times, self._rules, time.time()
+        if not times:
             return 0
-        return await self._store.conversations.remove_unchanged(time.time() - self._keep, BATCH)
+
+        def expired(model: str, owner: str, updated_at: float) -> bool:
+            kept = rules.of(model, owner)
+            return kept is not None and updated_at < now - kept
+
+        return await self._store.conversations.remove_unchanged(now - times[0], BATCH, expired)
 
     async def _remove(self) -> list[str]:
-        removed = []
-        if self._keep is not None:
-            removed += await self._store.remove_data(time.time() - self._keep, BATCH)
+        if time.monotonic() - self._looked_at_all > _AGAIN:
+            self._looked_at_all = time.monotonic()
+            self._positions.clear()
+        removed: list[str] = []
+        for seconds in self._rules.times:
+            removed += await self._remove_older(seconds, BATCH - len(removed))
         if self._outputs is not None:
             removed += await self._store.remove_files_over(self._outputs, BATCH)
+        return removed
+
+    async def _remove_older(self, seconds: float, limit: int) -> list[str]:
+        """Delete the data of up to ``limit`` predictions that is kept for at most ``seconds``."""
+        rules = self._rules
+
+        @functools.cache
+        def applies(model: str, owner: str) -> bool:
+            kept = rules.of(model, owner)
+            return kept is not None and kept <= seconds
+
+        before = time.time() - seconds
+        removed: list[str] = []
+        position: Position | None = self._positions.get(seconds, FIRST)
+        while position is not None and len(removed) < limit:
+            found = await self._store.remove_data(
+                before, limit - len(removed), applies=applies, after=position
+            )
+            removed += found.ids
+            position = found.position
+            # The end of a prediction is stored a little after `completed_at`.
+            latest = Position(min(before, time.time() - _STORED), 0)
+            self._positions[seconds] = latest if position is None else min(position, latest)
         return removed

@@ -66,12 +66,15 @@ def about(status: ApplianceStatusResponse, config: Mapping[str, Any]) -> Markup:
         else _("kept for {time}, at most {size} in all")
     )
     removed = _("kept forever") if kept is None else _("removed {time} after their end")
+    removed = removed.format(time=markup.duration(kept))
+    if retention["models"] or retention["accounts"] or retention["groups"]:
+        removed = _("{time}; sooner for some models or accounts").format(time=removed)
     outputs = _("no limit") if most is None else _("at most {size} in all")
     facts = {
         _("Version"): status.version,
         _("Running for"): markup.duration(status.uptime),
         _("Health"): markup.badge("draining", _("stopping")) if status.draining else markup.badge("ready"),
-        _("Data of predictions"): removed.format(time=markup.duration(kept)),
+        _("Data of predictions"): removed,
         _("Files of outputs"): outputs.format(size=readable_bytes(most or 0)),
         _("Uploads"): kept_uploads.format(
             time=markup.duration(uploads["keep"]), size=readable_bytes(uploads["quota"])

@@ -646,3 +646,28 @@ def test_an_identity_provider_without_access_gives_nobody_the_scope_admin(write:
     text = OIDC.replace("access: {groups: {vision: {members: []}}}", "").replace("EXTRA", "scope: admin")
     with pytest.raises(ConfigError, match="without it, everybody at the provider could do everything"):
         load(write(text))
+
+
+def test_the_shortest_time_of_an_account_and_its_groups_counts(write: Write) -> None:
+    kept = "{predictions: 7d, models: {'appliance/*': 24h}, accounts: {ben: 0}, groups: {a: 2h, b: 1h}}"
+    groups = "{a: {members: [anna, ben]}, b: {members: [anna]}}"
+    config = load(write(f"retention: {kept}\naccess: {{groups: {groups}}}\n" + ECHO))
+    rules = config.retention_rules
+    assert rules.everything == 7 * 86400
+    assert rules.models == {"appliance/*": 86400}
+    assert rules.accounts == {"anna": 3600, "ben": 0}
+
+
+@pytest.mark.parametrize(
+    ("retention", "says"),
+    [
+        ("{groups: {visoin: 1h}}", "access.groups has no group 'visoin'; did you mean vision?"),
+        ("{models: {'no slash': 1h}}", "no slash"),
+        ("{accounts: {anna: -1}}", "accounts.anna"),
+    ],
+)
+def test_wrong_retention_is_named(write: Write, retention: str, says: str) -> None:
+    text = f"retention: {retention}\naccess: {{groups: {{vision: {{members: [anna]}}}}}}\n" + ECHO
+    with pytest.raises(ConfigError) as refusal:
+        load(write(text))
+    assert says in str(refusal.value)

@@ -153,7 +153,7 @@ async def test_an_end_that_is_refused_is_not_counted(store: Store) -> None:
 async def test_usage_outlives_the_data_and_the_predictions(store: Store, path: Path) -> None:
     record = await ended(store)
     before = await everything(store)
-    assert await store.remove_data(NOON + 1, 10) == [record.id]
+    assert (await store.remove_data(NOON + 1, 10)).ids == [record.id]
     assert await store.remove_version("v", "a/b") == [record.id]
     assert await store.get(record.id) is None
     await store.close()

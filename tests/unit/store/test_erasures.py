@@ -109,7 +109,7 @@ async def erase(store: Store, account: str) -> AccountData:
     while await store.erasures.remove_uploads(account, 7):
         pass
     assert await store.erasures.remove_others(account)
-    await store.compact()
+    assert await store.compact()
     return await store.erasures.end(account)
 
 

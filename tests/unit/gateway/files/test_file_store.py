@@ -430,7 +430,7 @@ async def test_what_can_never_be_stored_is_not_tried_for_ever(
 
 async def test_files_go_with_the_data_of_their_prediction(api: Api, bench: Bench) -> None:
     record = await run(api, text="x")
-    removed = await bench.store.remove_data(time.time() + 1, 10)
+    removed = (await bench.store.remove_data(time.time() + 1, 10)).ids
     assert removed == [record["id"]]
     await bench.files.remove_outputs(removed)
     assert (await api.get(record["output"][0])).status_code == 404

@@ -183,10 +183,10 @@ async def test_examples_show_what_a_model_can_do(api: Api, bench: Bench) -> None
     assert model in (await api.get("/v1/models")).json()["results"]
     (listed,) = (await api.get("/v1/models/test/echo/examples")).json()["results"]
     assert listed == shown
-    assert await bench.store.remove_data(2e9 * 2, 10) == []  # kept while it is an example
+    assert (await bench.store.remove_data(2e9 * 2, 10)).ids == []  # kept while it is an example
     assert (await api.delete(f"/admin/models/test/echo/examples/{shown['id']}")).status_code == 204
     assert (await api.get("/v1/models/test/echo/examples")).json()["results"] == []
-    assert await bench.store.remove_data(2e9 * 2, 10) == [shown["id"]]
+    assert (await bench.store.remove_data(2e9 * 2, 10)).ids == [shown["id"]]
 
 
 async def test_what_is_no_example(api: Api) -> None:

@@ -1,0 +1,35 @@
+"""How long data of predictions and conversations is kept. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from appliance.domain.access import matches
+
+
+class RetentionRules(msgspec.Struct, frozen=True):
+    """Times in seconds from the end of a prediction, or the last change of a conversation, to its removal.
+
+    The shortest of all times that apply to a model and an account counts.
+    """
+
+    everything: float | None = None  # None: no time for everything
+    models: Mapping[str, float] = {}  # by pattern of model names
+    accounts: Mapping[str, float] = {}  # by account
+
+    def of(self, model: str, account: str) -> float | None:
+        """Return the time for data of the account that the model got or made; None: it is kept forever."""
+        times = [seconds for pattern, seconds in self.models.items() if matches(model, (pattern,))]
+        if self.everything is not None:
+            times.append(self.everything)
+        if account in self.accounts:
+            times.append(self.accounts[account])
+        return min(times, default=None)
+
+    @property
+    def times(self) -> list[float]:
+        """Return all different times, shortest first."""
+        everything = () if self.everything is None else (self.everything,)
+        return sorted({*everything, *self.models.values(), *self.accounts.values()})
