@@ -37,7 +37,8 @@ _EPILOGUE = (
     "Exit codes: 0 success, 1 failure with a message on stderr, 2 error in the command line or models.yaml, "
     "130 stopped by Ctrl-C. "
     "Environment: APPLIANCE_TOKEN or REPLICATE_API_TOKEN, the token; APPLIANCE_URL or REPLICATE_BASE_URL, "
-    "the URL of a running appliance; APPLIANCE_HOME, the data folder; APPLIANCE_PORT, the port."
+    "the URL of a running appliance; APPLIANCE_CLIENT_CERTIFICATE, a PEM file with the client certificate "
+    "and key that it demands; APPLIANCE_HOME, the data folder; APPLIANCE_PORT, the port."
 )
 
 app = typer.Typer(

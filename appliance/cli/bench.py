@@ -51,14 +51,14 @@ def bench(
 
     properties = input_properties(connected(url), model)
     given = dict(parse_input(each, properties) for each in inputs or [])
-    address, certificate = appliance_url(url)
+    address, certificate, client_certificate = appliance_url(url)
     address = address.rstrip("/").removesuffix("/v1")
     trusted = certificate or os.environ.get("SSL_CERT_FILE")
     token = os.environ.get("APPLIANCE_TOKEN") or os.environ.get("REPLICATE_API_TOKEN") or ""
 
     async def measure() -> tuple[LoadTest, bool]:
         """Return the test, and whether Ctrl-C ended it."""
-        api = Api(address, None if trusted is None else Path(trusted))
+        api = Api(address, None if trusted is None else Path(trusted), client_certificate)
         try:
             caller = api.caller(token, address)
             test = LoadTest(

@@ -26,8 +26,17 @@ T = TypeVar("T")
 class Client:
     """Calls one appliance with one token. Failures are ``ApplianceError`` and name a remedy."""
 
-    def __init__(self, url: str, token: str | None, certificate: Path | None = None) -> None:
-        """``url`` may end in /v1. ``certificate`` is trusted in addition to the system's authorities."""
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        certificate: Path | None = None,
+        client_certificate: Path | None = None,
+    ) -> None:
+        """``url`` may end in /v1. ``certificate`` is trusted in addition to the system's authorities.
+
+        ``client_certificate`` is a PEM file with the certificate, and its key, that the appliance demands.
+        """
         self.url = url.rstrip("/").removesuffix("/v1")
         if token is None:
             raise ApplianceError(
@@ -44,7 +53,8 @@ class Client:
             raise ApplianceError(f"{url!r} is not a URL of an appliance: write it like http://127.0.0.1:8000")
         self._authorization = httpx.Headers(api_client.authorization(token))
         # No timeout: loading a large model can take minutes, and Ctrl-C ends the wait.
-        self._http = _client(base_url=parsed, timeout=None, verify=_trust(parsed, certificate))
+        context = _tls(parsed, certificate, client_certificate)
+        self._http = _client(base_url=parsed, timeout=None, verify=context)
 
     def get(self, path: str) -> Any:
         return self.send("GET", path)
@@ -139,8 +149,14 @@ class Client:
                 "or correct --url or APPLIANCE_URL"
             ) from error
         except httpx.HTTPError as error:
+            remedy = "try again"
+            if self.url.startswith("https:"):
+                remedy += (
+                    ", or, if the appliance demands client certificates (server.tls.client_ca), set "
+                    "APPLIANCE_CLIENT_CERTIFICATE to a PEM file with an accepted certificate and its key"
+                )
             raise ApplianceError(
-                f"the connection to {self.url} broke: {str(error) or type(error).__name__}: try again"
+                f"the connection to {self.url} broke: {str(error) or type(error).__name__}: {remedy}"
             ) from error
 
 
@@ -149,7 +165,7 @@ def _client(**given: Any) -> httpx.Client:
     return httpx.Client(trust_env=False, headers=content_encodings.IDENTITY, event_hooks=hooks, **given)
 
 
-def _trust(url: httpx.URL, certificate: Path | None) -> ssl.SSLContext | bool:
+def _tls(url: httpx.URL, certificate: Path | None, client_certificate: Path | None) -> ssl.SSLContext | bool:
     """Return a TLS context that trusts the system's authorities, SSL_CERT_FILE, and ``certificate``."""
     if url.scheme != "https":
         return False  # not used without TLS, and creating a context is slow
@@ -158,15 +174,18 @@ def _trust(url: httpx.URL, certificate: Path | None) -> ssl.SSLContext | bool:
         for file in (certificate, os.environ.get("SSL_CERT_FILE")):
             if file:
                 context.load_verify_locations(file)
+        file = client_certificate
+        if file is not None:
+            context.load_cert_chain(file)
     except (OSError, ssl.SSLError) as error:
         raise ApplianceError(f"the certificate {file} cannot be read: {error}: correct its path") from error
     return context
 
 
-def connect(url: str, certificate: Path | None = None) -> Client:
+def connect(url: str, certificate: Path | None = None, client_certificate: Path | None = None) -> Client:
     """Return a client for ``url`` with the token from the environment."""
     token = os.environ.get("APPLIANCE_TOKEN") or os.environ.get("REPLICATE_API_TOKEN")
-    return Client(url, token, certificate)
+    return Client(url, token, certificate, client_certificate)
 
 
 def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:

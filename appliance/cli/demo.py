@@ -46,7 +46,7 @@ def demo(
             connected(url).get(f"/v1/models/{model}")  # report errors before the process starts
         except NotFound as error:
             raise ApplianceError(f"there is no model {model}: `appliance models` lists the models") from error
-    api_url, certificate = appliance_url(url)
+    api_url, certificate, client_certificate = appliance_url(url)
     command = [sys.executable, "-m", "appliance.ui.demo", *models, "--host", host, "--port", str(port)]
     command += ["--api", api_url.rstrip("/").removesuffix("/v1")]
     for option, size in sizes.items():
@@ -56,6 +56,8 @@ def demo(
     trusted = certificate or os.environ.get("SSL_CERT_FILE")
     if trusted:
         command += ["--certificates", str(trusted)]
+    if client_certificate is not None:
+        command += ["--client-certificate", str(client_certificate)]
     # Gradio's default folder is shared with other users of the machine, who could have put files there.
     temporary = tempfile.mkdtemp(prefix="appliance-demo-")
     command += ["--temporary", temporary]

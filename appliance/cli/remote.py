@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 import typer
 
-from appliance.cli.options import JsonOption, load_config, port, print_json
+from appliance.cli.options import JsonOption, home_folder, load_config, port, print_json
 from appliance.domain.errors import ApplianceError, NotFound
 from appliance.domain.local_url import local_url
 from appliance.domain.units import readable_bytes
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from appliance.cli.client import Client
     from appliance.config import Config
     from appliance.protocols.admin_types import ModelMemory
+
+#: Environment variable with the path of a PEM file that has a client certificate and its key.
+CLIENT_CERTIFICATE: Final = "APPLIANCE_CLIENT_CERTIFICATE"
 
 UrlOption = Annotated[
     str | None,
@@ -34,18 +37,34 @@ def connected(url: str | None, config: Config | None = None) -> Client:
     return connect(*appliance_url(url, config))
 
 
-def appliance_url(url: str | None, config: Config | None = None) -> tuple[str, Path | None]:
-    """Return the appliance's URL, and the certificate that models.yaml names, for clients to trust.
+class Address(NamedTuple):
+    """Where an appliance is, and the files that a client of it needs."""
+
+    url: str
+    certificate: Path | None  # the certificate in models.yaml, to be trusted
+    client_certificate: Path | None  # file with a certificate and its key
+
+
+def appliance_url(url: str | None, config: Config | None = None) -> Address:
+    """Return the appliance's URL, and the certificates for its clients.
 
     ``config`` is the content of models.yaml if it has been read already.
     """
+    given = os.environ.get(CLIENT_CERTIFICATE)
+    presented = None if not given else Path(given)
     known = url or os.environ.get("APPLIANCE_URL") or os.environ.get("REPLICATE_BASE_URL")
     if known:
-        return known, None
+        return Address(known, None, presented)
     config = config or load_config(None)
     tls = config.server.tls
     url = local_url(config.server.host, port(None, config), tls=tls is not None)
-    return url, None if tls is None else tls.certificate
+    if tls is None:
+        return Address(url, None, None)
+    from appliance.gateway.settings import client_files
+
+    if presented is None and tls.client_ca is not None:
+        presented = client_files(home_folder(None, config) / "run").own
+    return Address(url, tls.certificate, presented)
 
 
 def run(

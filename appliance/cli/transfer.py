@@ -32,8 +32,7 @@ def export(
     """
     from appliance.driver import transfer
 
-    base, _ = appliance_url(url)
-    base = base.rstrip("/").removesuffix("/v1")
+    base = appliance_url(url).url.rstrip("/").removesuffix("/v1")
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:

@@ -23,6 +23,7 @@ from appliance.config.sections import (
     OidcConfig,
     SignOnConfig,
     TelemetryConfig,
+    TlsConfig,
 )
 from appliance.domain.errors import ConfigError
 from appliance.runners.cog.options import BuiltCogOptions, CogModel, ImageCogOptions
@@ -62,6 +63,7 @@ __all__ = [
     "SignOnConfig",
     "Source",
     "TelemetryConfig",
+    "TlsConfig",
     "compare",
     "home",
     "includes",

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from appliance.config import text_file
-from appliance.config.sections import MODELS, BudgetConfig, Config, DeviceConfig, HardwareConfig
+from appliance.config.sections import MODELS, BudgetConfig, Config, DeviceConfig, HardwareConfig, TlsConfig
 from appliance.config.yaml_source import Document, Place
 from appliance.domain.errors import ConfigError
 from appliance.domain.local_url import is_loopback
@@ -208,15 +208,9 @@ def conflicts(config: Config) -> Iterator[Problem]:
     yield from _device_names(config.hardware)
     yield from _collections(config)
     yield from _budgets(config)
-    groups = {} if config.access is None else config.access.groups
-    for name in config.retention.groups:
-        if name not in groups:
-            near = _nearest(name, groups) or ": correct or remove it"
-            yield Problem(("retention", "groups", name), f"access.groups has no group {name!r}{near}")
+    yield from _retention(config)
     if config.server.tls is not None:
-        for key in ("certificate", "key"):
-            if reason := _unreadable(getattr(config.server.tls, key)):
-                yield Problem(("server", "tls", key), f"{reason}; `appliance certificate` makes both files")
+        yield from _tls(config.server.tls)
     for place, message in _sign_on(config):
         yield Problem(("sign_on", "oidc", *place), message)
     for index, model in enumerate(config.models):
@@ -251,6 +245,26 @@ def _sign_on(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("groups",), "set groups_claim too: the claim that has these values"
     if oidc.scope == "admin" and config.access is None:
         yield ("scope",), "add the section access: without it, everybody at the provider could do everything"
+
+
+def _retention(config: Config) -> Iterator[Problem]:
+    groups = {} if config.access is None else config.access.groups
+    for name in config.retention.groups:
+        if name not in groups:
+            near = _nearest(name, groups) or ": correct or remove it"
+            yield Problem(("retention", "groups", name), f"access.groups has no group {name!r}{near}")
+
+
+def _tls(tls: TlsConfig) -> Iterator[Problem]:
+    for key in ("certificate", "key"):
+        if reason := _unreadable(getattr(tls, key)):
+            yield Problem(("server", "tls", key), f"{reason}; `appliance certificate` makes both files")
+    for key in ("client_ca", "client_crl"):
+        file = getattr(tls, key)
+        if file is not None and (reason := _unreadable(file)):
+            yield Problem(("server", "tls", key), reason)
+    if tls.client_crl is not None and tls.client_ca is None:
+        yield Problem(("server", "tls", "client_crl"), "needs client_ca: set it, or remove client_crl")
 
 
 def _duplicates(config: Config) -> Iterator[Problem]:

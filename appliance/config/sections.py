@@ -41,6 +41,16 @@ class TlsConfig(Section):
         "resolved against the folder of this file."
     )
     key: FilePath = Field(description="PEM file with the certificate's private key, without a passphrase.")
+    client_ca: FilePath | None = Field(
+        default=None,
+        description="PEM file with certificates of authorities. If it is set, every client needs a "
+        "certificate of one of them, besides its token. Default: clients need no certificate.",
+    )
+    client_crl: FilePath | None = Field(
+        default=None,
+        description="PEM file with the certificate revocation list of each authority in client_ca. Clients "
+        "with a revoked certificate are refused. Default: no certificate is revoked.",
+    )
 
 
 class ServerConfig(Section):

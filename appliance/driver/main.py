@@ -32,10 +32,18 @@ from appliance.domain import token
 from appliance.domain.errors import ApplianceError, ConfigError, RayLost, WeightsError
 from appliance.domain.local_url import local_url
 from appliance.domain.token import Scope, Token
-from appliance.driver import home_lock, permissions, proxies, self_url, service_manager, temporary_folder
+from appliance.driver import (
+    client_certificates,
+    home_lock,
+    permissions,
+    proxies,
+    self_url,
+    service_manager,
+    temporary_folder,
+)
 from appliance.driver.supervisor import Supervisor
 from appliance.gateway.listener import ListeningSocket
-from appliance.gateway.settings import GatewaySettings
+from appliance.gateway.settings import GatewaySettings, client_files
 from appliance.machine.processes import kill_marked
 from appliance.observability import logs
 from appliance.runners import KINDS, hidden_packages, preloaded_modules
@@ -77,7 +85,15 @@ def ui_supervisor(settings: GatewaySettings) -> Supervisor:
     command += ["--api", os.environ[self_url.URL_VARIABLE]]
     if self_url.CERTIFICATES in os.environ:
         command += ["--certificates", os.environ[self_url.CERTIFICATES]]
+    if _own_certificate(settings) is not None:
+        command += ["--client-certificate", str(_own_certificate(settings))]
     return Supervisor("UI", lambda: command, settings.home / "logs" / "ui.log")
+
+
+def _own_certificate(settings: GatewaySettings) -> Path | None:
+    """Return the file with the appliance's own client certificate; None if clients need no certificate."""
+    tls = settings.config.server.tls
+    return None if tls is None or tls.client_ca is None else client_files(settings.run_dir).own
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - where the kernel keeps it
@@ -121,6 +137,7 @@ def check_tls(config: Config) -> None:
             f"{tls.certificate} and {tls.key} cannot be used: {error}: both must be PEM, of one key pair",
             key="server.tls",
         ) from error
+    client_certificates.check(tls)
 
 
 async def first_token(database: Path, owner: str, given: str | None) -> str | None:
@@ -353,7 +370,11 @@ async def _reload_on_hangup(node: RayNode, stop: asyncio.Event, console: Console
 async def _answers(settings: GatewaySettings, path: str) -> bool:
     own = local_url(settings.host, settings.port, tls=settings.config.server.tls is not None)
     # The certificate may not be valid for the local URL. No check is needed: this process started the server.
-    async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501 - see above
+    context = httpx.create_ssl_context(verify=False, trust_env=False)
+    certificate = _own_certificate(settings)
+    if certificate is not None:
+        context.load_cert_chain(certificate)
+    async with httpx.AsyncClient(trust_env=False, verify=context) as client:
         try:
             reply = await client.get(f"{own}{path}", headers={"accept": "text/html"}, timeout=2.0)
         except httpx.HTTPError:
@@ -420,6 +441,8 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
             console.print(f"killed {len(killed)} processes of an earlier appliance that did not stop cleanly")
         runtime.forget(settings.run_dir)
         check_tls(config)
+        if config.server.tls is not None:
+            client_certificates.create(config.server.tls, settings.run_dir)
         check_shared_memory()
         with ListeningSocket(settings.host, settings.port, settings.listener_socket) as listener:
             temp = temporary_folder.make(home)

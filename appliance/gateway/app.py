@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
+import ssl
 import time
 from functools import partial
 
@@ -39,7 +40,7 @@ from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
 from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.listener import receive_listener
-from appliance.gateway.settings import GatewaySettings
+from appliance.gateway.settings import GatewaySettings, client_files
 from appliance.gateway.sign_on import SignOn
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine import cpu_threads
@@ -239,23 +240,8 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     await services.erasures.resume()
     services.sampler.start(services.engine.status)
     services.additions.resume(services.configure)
-    tls = settings.config.server.tls
     api = create_api(services, settings.ui_socket if settings.ui else None)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            api,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            http=connections.Connection,
-            timeout_keep_alive=75,
-            ssl_certfile=None if tls is None else tls.certificate,
-            ssl_keyfile=None if tls is None else tls.key,
-            server_header=False,
-            proxy_headers=False,  # `requests.base_url` decides whom to believe
-            date_header=False,
-        )
-    )
+    server = uvicorn.Server(_server_config(api, settings))
     listener = await asyncio.to_thread(receive_listener, settings.listener_socket)
     serving = asyncio.get_running_loop().create_task(
         connections.serve(server, listener, partial(requests.is_proxy, services))
@@ -264,3 +250,28 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
         await asyncio.sleep(0.01)
     _log.info("listening on %s", host_and_port(settings.host, settings.port))
     return Gateway(services, api, server, serving)
+
+
+def _server_config(api: Application, settings: GatewaySettings) -> uvicorn.Config:
+    tls, files = settings.config.server.tls, client_files(settings.run_dir)
+    needs_certificate = tls is not None and tls.client_ca is not None
+    config = uvicorn.Config(
+        api,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        http=connections.Connection,
+        timeout_keep_alive=75,
+        ssl_certfile=None if tls is None else tls.certificate,
+        ssl_keyfile=None if tls is None else tls.key,
+        ssl_ca_certs=str(files.accepted) if needs_certificate else None,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if needs_certificate else ssl.CERT_NONE,
+        server_header=False,
+        proxy_headers=False,  # `requests.base_url` decides whom to believe
+        date_header=False,
+    )
+    config.load()
+    if tls is not None and tls.client_crl is not None and config.ssl is not None:
+        config.ssl.load_verify_locations(files.revoked)
+        config.ssl.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    return config

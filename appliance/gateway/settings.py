@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from appliance.config import Config, runtime
 from appliance.machine import Device
+
+
+class ClientFiles(NamedTuple):
+    """Files about client certificates, which each start of the appliance creates if ``client_ca`` is set."""
+
+    own: Path  # certificate and key of the UI and of commands
+    accepted: Path  # certificates of authorities, and the own certificate
+    revoked: Path  # certificate revocation lists; only with ``client_crl``
+
+
+def client_files(run_dir: Path) -> ClientFiles:
+    names = ("own-client.pem", "client-authorities.pem", "client-revocations.pem")
+    return ClientFiles(*(run_dir / name for name in names))
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,7 +37,7 @@ def reserve(path: Path) -> None:
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Serve the UI on the socket until the process gets a signal to end or the driver ends."""
-    api = Api(arguments.api, arguments.certificates)
+    api = Api(arguments.api, arguments.certificates, arguments.client_certificate)
     config = configuration.load(arguments.config)
     logs.configure(None, config.logging)
     reserve(arguments.socket)
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True, help="data folder")
     parser.add_argument("--api", required=True, help="base URL of the API")
     parser.add_argument("--certificates", type=Path, help="file of certificates to trust there")
+    parser.add_argument("--client-certificate", type=Path, help="file with a certificate and its key")
     arguments = parser.parse_args()
     logs.configure()
     _lower_priority()

@@ -30,12 +30,19 @@ T = TypeVar("T")
 class Api:
     """The connection pool to one appliance."""
 
-    def __init__(self, url: str, certificates: Path | None = None) -> None:
-        """``certificates`` is a PEM file of the certificates to trust if ``url`` is https."""
+    def __init__(
+        self, url: str, certificates: Path | None = None, client_certificate: Path | None = None
+    ) -> None:
+        """``certificates`` is a PEM file of the certificates to trust if ``url`` is https.
+
+        ``client_certificate`` is a PEM file with the certificate, and its key, that the appliance demands.
+        """
         self.url = url
         trust: ssl.SSLContext | bool = False  # not used without TLS
         if url.startswith("https:"):
             trust = ssl.create_default_context(cafile=certificates)
+            if client_certificate is not None:
+                trust.load_cert_chain(client_certificate)
         self._http = httpx.AsyncClient(
             base_url=url,
             verify=trust,

@@ -250,7 +250,7 @@ async def serve(arguments: argparse.Namespace, secret: str) -> None:
     Raises:
         ApplianceError: a model does not exist or has no version.
     """
-    api = Api(arguments.api, arguments.certificates)
+    api = Api(arguments.api, arguments.certificates, arguments.client_certificate)
     limits = DemoLimits(arguments.runs_per_hour, arguments.max_upload, arguments.max_input)
     demo = await Demo.create(api, secret, arguments.models, limits)
     server = uvicorn.Server(
@@ -277,6 +277,7 @@ def main() -> int:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--api", required=True)
     parser.add_argument("--certificates", type=Path)
+    parser.add_argument("--client-certificate", type=Path, help="file with a certificate and its key")
     parser.add_argument("--temporary", type=Path, help="folder for temporary files, removed at exit")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)

@@ -95,7 +95,8 @@ def test_it_loads_with_the_default_models() -> None:
 def test_it_loads_with_every_key_set(tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     file.write_text(uncommented())
-    for name in ("large-language-model.md", "certificate.pem", "key.pem", "client.secret"):
+    files = ("large-language-model.md", "certificate.pem", "key.pem", "client.secret", "authorities.pem", "revoked.pem")
+    for name in files:
         (tmp_path / name).touch()
     config = load(file)
     examples = {model.kind for model in config.models if model.name.startswith("example/")}
