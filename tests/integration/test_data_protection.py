@@ -13,6 +13,8 @@ import httpx
 import pytest
 
 from tests.support.appliance_process import PATIENCE, Appliance, wait_for
+from tests.support.trace_collector import Collector
+from tests.support.web_server import Answer, Origin, serving
 from tests.support.webhook_receiver import Receiver, receiving
 
 pytestmark = pytest.mark.integration
@@ -22,7 +24,7 @@ TOKEN_NAME = f"{MARKER} laptop"
 CONFIG = """
 server: {account: me}
 egress: {allow: [127.0.0.0/8]}
-logging: {level: debug, slow_after: 0.001}
+logging: {level: debug, slow_after: 0.000001}
 models:
   - {name: test/echo, kind: echo}
   - {name: test/files, kind: echo, options: {files: true}}
@@ -57,14 +59,15 @@ def traces(folder: Path, text: str) -> list[str]:
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as found:
-        yield found
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.close()
 
 
 @pytest.fixture
-def appliance(tmp_path: Path) -> Iterator[Appliance]:
-    (tmp_path / "models.yaml").write_text(CONFIG)
+def appliance(tmp_path: Path, collector: Collector) -> Iterator[Appliance]:
+    (tmp_path / "models.yaml").write_text(f"{CONFIG}telemetry: {{otlp_endpoint: '{collector.url}'}}\n")
     appliance = Appliance(tmp_path / "home", tmp_path / "models.yaml")
     appliance.start()
     yield appliance
@@ -89,11 +92,21 @@ def predict(client: httpx.Client, model: str, webhook: str | None = None, **inpu
     return done
 
 
-def use(client: httpx.Client, receiver: Receiver) -> None:
+def use(client: httpx.Client, receiver: Receiver, origin: Origin) -> None:
     """Send requests of each kind, right and wrong ones."""
+    origin.answers[f"/{MARKER}.txt"] = Answer(MARKER.encode())
+    origin.answers[f"/{MARKER}-missing"] = Answer(MARKER.encode(), status=404)
+    for name, status in ((f"{MARKER}.txt?key={MARKER}", "succeeded"), (f"{MARKER}-missing", "failed")):
+        done = predict(client, "files", text=MARKER, file=f"{origin.url}/{name}")
+        assert done["status"] == status, done
+    webhook = f"{receiver.url}/{MARKER}?key={MARKER}"
+    receiver.answer = lambda received: 500  # it is tried again later
+    assert predict(client, "echo", webhook, text=MARKER, print=MARKER)["logs"] == f"{MARKER}\n"
+    crashed = predict(client, "slow", text=f"{MARKER} {MARKER}", print=MARKER, after=1, crash=True)
+    assert crashed["status"] == "failed"
     upload = client.post("/v1/files", files={"content": (f"{MARKER}.txt", MARKER.encode(), "text/plain")})
     assert upload.status_code == 201, upload.text
-    assert predict(client, "echo", receiver.url, text=MARKER)["output"] == MARKER
+    assert predict(client, "echo", text=MARKER)["output"] == MARKER
     assert predict(client, "files", text=MARKER)["status"] == "succeeded"
     assert predict(client, "echo", text=MARKER, fail=f"{MARKER} broke")["status"] == "failed"
     assert predict(client, "slow", text=f"{MARKER} {MARKER}")["status"] == "succeeded"
@@ -109,22 +122,29 @@ def use(client: httpx.Client, receiver: Receiver) -> None:
     assert client.get("/admin/predictions", params={"search": MARKER}).status_code == 200
 
 
-def test_no_input_is_in_a_log_and_an_erasure_leaves_nothing(appliance: Appliance, receiver: Receiver) -> None:
-    with client_of(appliance, "ada") as ada:
-        use(ada, receiver)
+def test_no_input_is_in_a_log_and_an_erasure_leaves_nothing(
+    appliance: Appliance, collector: Collector
+) -> None:
+    with client_of(appliance, "ada") as ada, receiving() as receiver, serving() as origin:
+        use(ada, receiver, origin)
+        wait_for(lambda: any(MARKER in each.path for each in receiver.received), "the webhook")
     assert traces(appliance.home, MARKER)
     logs = [*(appliance.home / "logs").rglob("*"), appliance.output]
     lines = [path for path in logs if path.is_file() and MARKER in path.read_text(errors="replace")]
     assert lines == []
-    assert "slow" in appliance.output.read_text()  # the log of slow predictions was written
+    written = "".join(path.read_text(errors="replace") for path in logs if path.is_file())
+    assert " DEBUG " in written
+    assert "other 0." in written  # from the log of slow predictions
+    wait_for(lambda: len(collector.spans) > 20, "the traces")
+    assert [span.name for span in collector.spans if MARKER in str(span)] == []
     audit = [json.dumps(each) for each in json.loads(command(appliance, "audit", "list", "--json"))]
     assert [each for each in audit if MARKER in each and "token.create" not in each] == []
 
-    assert "4  predictions" in command(appliance, "erase", "ada", "--dry-run")
+    assert "8  predictions" in command(appliance, "erase", "ada", "--dry-run")
     with client_of(appliance, "ben") as ben:
         kept = predict(ben, "echo", text="of ben")
         running = json.loads(command(appliance, "erase", "ada", "--yes", "--json"))
-        assert (running["predictions"], running["uploads"], running["conversations"]) == (4, 1, 1)
+        assert (running["predictions"], running["uploads"], running["conversations"]) == (8, 1, 1)
         assert ben.get(f"/v1/predictions/{kept['id']}").json()["output"] == "of ben"
     assert traces(appliance.home, MARKER) == []
     assert appliance.stop() == 0
