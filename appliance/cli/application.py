@@ -16,6 +16,7 @@ from appliance.cli import (
     bench,
     bundle,
     demo,
+    encryption,
     erase,
     files,
     local,
@@ -90,6 +91,7 @@ for _name, _group in {
     "file": files.group,
     "audit": audit.group,
     "monitoring": monitoring.group,
+    "encryption": encryption.group,
 }.items():
     app.add_typer(_group, name=_name)
 

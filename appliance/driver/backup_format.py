@@ -17,11 +17,13 @@ MANIFEST: Final = "manifest.json"
 CHECKSUMS: Final = "SHA256SUMS"
 DATABASE: Final = "appliance.db"
 UI_KEY: Final = "ui.key"
+#: The key of an encrypted database, encrypted with the operator's key.
+ENCRYPTION: Final = "encryption.json"
 #: Folder of models.yaml and of the config in force.
 CONFIG: Final = "config"
 BUILDS: Final = "cog"
 #: First parts of the paths of members.
-TOP: Final = frozenset({MANIFEST, CHECKSUMS, DATABASE, UI_KEY, CONFIG, "files", BUILDS})
+TOP: Final = frozenset({MANIFEST, CHECKSUMS, DATABASE, ENCRYPTION, UI_KEY, CONFIG, "files", BUILDS})
 CHUNK: Final = 1024 * 1024  # bytes read at a time
 
 

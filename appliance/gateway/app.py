@@ -9,6 +9,7 @@ import secrets
 import ssl
 import time
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 import uvicorn
@@ -55,6 +56,9 @@ from appliance.observability.slow_predictions import SlowPredictions
 from appliance.scheduler import Event, Scheduler
 from appliance.store import Store
 
+if TYPE_CHECKING:
+    from appliance.gateway.files.sealed import FileCipher
+
 _log = logging.getLogger(__name__)
 
 OWN_PATIENCE = 30.0  # seconds to wait for a gateway that is just dying
@@ -70,7 +74,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
     models = await catalogue_of(found, store)
     fetch_guard = FetchGuard(config.egress.allow)
     webhooks = Webhooks(store, fetch_guard, config.server.account)
-    files = FileStore(store.files, home / "files", config.files)
+    files = FileStore(store.files, home / "files", config.files, _file_cipher(store))
     trainings = Trainings(models, store, files)
     run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))
     sign_on_key = await store.files.secret("sign-on-key", Fernet.generate_key().decode())
@@ -173,6 +177,14 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         additions=Additions(home, reload),
         started_at=now,
     )
+
+
+def _file_cipher(store: Store) -> FileCipher | None:
+    if store.data_key is None:
+        return None
+    from appliance.gateway.files.sealed import FileCipher  # imports a large library
+
+    return FileCipher(store.data_key)
 
 
 class Gateway:

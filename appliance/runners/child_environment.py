@@ -8,6 +8,7 @@ from typing import Final
 #: Secrets of the appliance and its operator. A Cog project gets only those in its option ``environment``.
 _SECRETS: Final = frozenset(
     {
+        "APPLIANCE_ENCRYPTION_KEY",
         "APPLIANCE_TOKEN",
         "REPLICATE_API_TOKEN",  # a project gets its own token for each prediction
         "RAY_AUTH_TOKEN",  # allows its holder to run code in every process of Ray

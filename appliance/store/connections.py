@@ -15,6 +15,7 @@ from appliance.domain.audit import Act
 from appliance.domain.errors import StoreError
 from appliance.store import audit_chain, rows
 from appliance.store.database import Durability, connect, connect_reader, store_error, upgrade
+from appliance.store.encryption import data_key
 from appliance.store.owner import OwnerLock
 from appliance.store.queries import QUERIES
 from appliance.store.writer import Action, Writer
@@ -42,6 +43,7 @@ class Connections:
     def __init__(self, path: Path, *, durability: Durability) -> None:
         self._path = path
         self._durability: Durability = durability
+        self._key: bytes | None = None  # of an encrypted database
         self._lock = OwnerLock(path)
         self._writer: Writer | None = None
         self._inline: sqlite3.Connection | None = None
@@ -61,10 +63,13 @@ class Connections:
     def _prepare(self) -> sqlite3.Connection:
         with contextlib.ExitStack() as opened:  # closes the connections if a later one fails
             try:
-                writing = opened.enter_context(contextlib.closing(connect(self._path, self._durability)))
+                self._key = data_key(self._path)
+                writing = opened.enter_context(
+                    contextlib.closing(connect(self._path, self._durability, self._key))
+                )
                 upgrade(writing, self._path)
                 inline, *readers = (
-                    opened.enter_context(contextlib.closing(connect_reader(self._path)))
+                    opened.enter_context(contextlib.closing(connect_reader(self._path, self._key)))
                     for _ in range(1 + _READERS)
                 )
             except sqlite3.Error as exc:
@@ -74,6 +79,11 @@ class Connections:
         for reader in readers:
             self._readers.put(reader)
         return writing
+
+    @property
+    def data_key(self) -> bytes | None:
+        """The key of the encrypted database; None if it is not encrypted."""
+        return self._key
 
     async def own(self, patience: float = 0.0) -> None:
         """Make this the only process that may run predictions from this database, until ``close`` or death.

@@ -13,6 +13,7 @@ from typing import Final, Literal
 from appliance.domain import usage
 from appliance.domain.errors import DiskFull, StoreError
 from appliance.store import rows
+from appliance.store.encryption import open_database
 from appliance.store.owner import lock_file
 from appliance.store.queries import STEPS
 
@@ -49,8 +50,10 @@ def store_error(error: sqlite3.Error, path: Path) -> StoreError:
     return StoreError(f"{path}: {remedy} ({error})" if remedy else f"{path}: {error}")
 
 
-def connect(path: Path, durability: Durability) -> sqlite3.Connection:
+def connect(path: Path, durability: Durability, key: bytes | None = None) -> sqlite3.Connection:
     """Return a connection that can write, for use by one thread at a time. The caller begins transactions.
+
+    ``key`` is that of an encrypted database.
 
     Raises:
         StoreError: the file cannot be opened, is not a database, is truncated, or is on a file system
@@ -63,7 +66,7 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as exc:
         raise StoreError(f"{path}: cannot open the database: {exc.strerror}") from exc
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    connection = open_database(path, key, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
         # Lets `shrink` return free pages to the disk in small steps. It only affects a new file.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -126,9 +129,10 @@ def _refuse_foreign(connection: sqlite3.Connection, path: Path, found: int) -> N
         )
 
 
-def connect_reader(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(
+def connect_reader(path: Path, key: bytes | None = None) -> sqlite3.Connection:
+    return open_database(
         f"{path.absolute().as_uri()}?mode=ro",
+        key,
         uri=True,
         timeout=BUSY_TIMEOUT,
         isolation_level=None,
@@ -181,7 +185,7 @@ def overwriting(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("PRAGMA secure_delete = FAST")
 
 
-def checkpoint(path: Path) -> bool:
+def checkpoint(path: Path, key: bytes | None = None) -> bool:
     """Copy the WAL file into the database and empty the file, which has old content of changed pages.
 
     Returns whether that was possible: it is not while another connection reads or writes.
@@ -190,7 +194,7 @@ def checkpoint(path: Path) -> bool:
         StoreError: the database cannot be opened or written.
     """
     try:
-        with contextlib.closing(sqlite3.connect(path, timeout=_CHECKPOINT_PATIENCE)) as connection:
+        with contextlib.closing(open_database(path, key, timeout=_CHECKPOINT_PATIENCE)) as connection:
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except sqlite3.Error as exc:
         raise store_error(exc, path) from exc

@@ -97,7 +97,7 @@ class Deletions(Unindexed):
         """
         while await self.write(_shrink, alone=True):
             pass
-        return await asyncio.to_thread(checkpoint, self._path)
+        return await asyncio.to_thread(checkpoint, self._path, self._key)
 
     def remove_version(self, id: str, model: str, act: Act | None = None) -> asyncio.Future[list[str]]:
         """Delete a version and its predictions; return the ids of the predictions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from appliance.domain.errors import StoreError
 from appliance.domain.model import Adapter, Project
 from appliance.store import rows
 from appliance.store.database import connect_reader, store_error
+from appliance.store.encryption import data_key, key_file, open_database
 from appliance.store.queries import QUERIES, STEPS
 
 #: The format of databases that this code writes: the number of their migrations.
@@ -40,12 +42,15 @@ def copy(source: Path, target: Path, progress: Callable[[int, int], None]) -> No
     if not source.is_file():
         raise StoreError(f"{source}: there is no database: no appliance has used this data folder yet")
     target.unlink(missing_ok=True)
+    key, wrapped = data_key(source), key_file(source)
+    if key is not None:
+        shutil.copyfile(wrapped, key_file(target))
     with _reading(source) as reader:
         _refuse_newer(reader, source)
         # A transaction of the reader's own: otherwise each write of another process restarts the copy.
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        with _errors(target), contextlib.closing(sqlite3.connect(target, isolation_level=None)) as copied:
+        with _errors(target), contextlib.closing(open_database(target, key, isolation_level=None)) as copied:
             copied.execute("PRAGMA synchronous = OFF")
             reader.backup(copied, pages=_PAGES, progress=lambda _, left, total: progress(total - left, total))
             copied.execute("PRAGMA journal_mode = DELETE")  # one file, also when it is read
@@ -95,7 +100,7 @@ def _refuse_newer(reader: sqlite3.Connection, path: Path) -> int:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    with _errors(path), contextlib.closing(connect_reader(path)) as reader:
+    with _errors(path), contextlib.closing(connect_reader(path, data_key(path))) as reader:
         yield reader
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,3 +205,54 @@ def test_data_of_some_accounts_and_models_is_removed_at_once(tmp_path: Path) -> 
             assert httpx.get(made[ben, "files"]["output"][0], trust_env=False).status_code == 404
     finally:
         appliance.kill()
+
+
+def test_an_encrypted_appliance_stores_nothing_in_clear(tmp_path: Path, collector: Collector) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(CONFIG)
+    key = tmp_path / "key"
+    key.write_text(b64encode(os.urandom(32)).decode())
+    home = tmp_path / "home"
+    clear = Appliance(home, config)
+    clear.start()
+    with client_of(clear, "ada") as ada, receiving() as receiver, serving() as origin:
+        use(ada, receiver, origin)
+    assert traces(home, MARKER)
+    assert clear.stop() == 0
+
+    encrypted = Appliance(home, config, variables={"APPLIANCE_ENCRYPTION_KEY_FILE": str(key)})
+    assert "is encrypted with the key" in command(encrypted, "encryption", "enable")
+    earlier = traces(home, MARKER)  # names of output files only
+    assert [path for path in earlier if MARKER.encode() in Path(path).read_bytes()] == []
+    encrypted.start()
+    try:
+        with client_of(encrypted, "ada") as ada, receiving() as receiver, serving() as origin:
+            use(ada, receiver, origin)
+            found = ada.get("/admin/predictions", params={"search": MARKER}).json()["results"]
+            assert len(found) == 16
+            file = next(each for each in found if each["model"] == "test/files" and each["preview"]["output"])
+            record = ada.get(f"/v1/predictions/{file['id']}").json()
+            assert MARKER.encode() in ada.get(record["output"][0]).content
+        assert [path for path in traces(home, MARKER) if path not in earlier] == []
+        backup = tmp_path / "backup.tar.gz"
+        command(encrypted, "backup", str(backup))
+        assert encrypted.stop() == 0
+        wrong = {**encrypted.variables, "APPLIANCE_ENCRYPTION_KEY_FILE": ""}
+        refused = subprocess.run(
+            [str(Path(sys.executable).parent / "appliance"), "serve", "--config", str(config)],
+            env={**encrypted.environment, **wrong},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert refused.returncode == 1
+        assert "the database is encrypted with the key" in " ".join(refused.stderr.split())
+        restored = Appliance(tmp_path / "restored", config, variables=encrypted.variables)
+        restored.output.unlink(missing_ok=True)
+        command(restored, "restore", str(backup))
+        restored.start()
+        with restored.client() as client:
+            assert MARKER.encode() in client.get(f"/admin/predictions/{file['id']}").content
+        restored.kill()
+    finally:
+        encrypted.kill()

@@ -25,6 +25,7 @@ PLACES = {
     "joserfc": ("gateway.sign_on",),
     "ray": ("cluster",),
     "sqlite3": ("store",),
+    "sqlcipher3": ("store",),
     "gradio": ("ui",),
     "fastapi": ("ui",),  # what Gradio mounts its applications on
     "torch": ("runners", "weights.gguf"),

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -216,6 +217,13 @@ class ProjectBuilds:
         Raises:
             WeightsError: the build failed.
         """
+        with tempfile.TemporaryDirectory(prefix="archive-") as folder:
+            copied = Path(folder) / "archive"
+            if await asyncio.to_thread(self._files.decrypted, archive, copied):
+                archive = copied
+            return await self._built(build, archive)
+
+    async def _built(self, build: Build, archive: Path) -> Path:
         mark = f"{secrets.token_hex(8)} "  # output of the project cannot imitate the result line
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "appliance.builds.build_project"),

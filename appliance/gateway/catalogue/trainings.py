@@ -60,7 +60,7 @@ class Trainings:
         content = await asyncio.to_thread(fingerprint, made)
         version = version_of_adapter(card.name, record.version, content)
         folder = self._files.folder / "versions" / version
-        await asyncio.to_thread(_copy, made, folder)
+        await asyncio.to_thread(_copy, self._files, made, folder)
         adapter = Adapter(
             version=version,
             model=card.name,
@@ -101,7 +101,7 @@ class Trainings:
             catalogue.add_version(trained(entry, adapter, str(self._files.folder / adapter.path)))
 
 
-def _copy(made: Path, target: Path) -> None:
+def _copy(files: FileStore, made: Path, target: Path) -> None:
     """Copy the file or folder ``made`` into the folder ``target``, completely or not at all."""
     if target.exists():
         return
@@ -111,5 +111,6 @@ def _copy(made: Path, target: Path) -> None:
         shutil.copytree(made, unfinished)
     else:
         unfinished.mkdir()
-        shutil.copy(made, unfinished)
+        if not files.decrypted(made, unfinished / made.name):
+            shutil.copy(made, unfinished)
     unfinished.rename(target)

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from appliance.config import FilesConfig
 from appliance.domain.errors import FileQuotaExceeded, StoreError, UnstorableValue
@@ -30,6 +30,9 @@ from appliance.domain.file import File, OutputFile
 from appliance.domain.prediction import Prediction, new_id
 from appliance.store import RETRY_STORE
 from appliance.store.files import FileTable
+
+if TYPE_CHECKING:
+    from appliance.gateway.files.sealed import FileCipher
 
 _log = logging.getLogger(__name__)
 
@@ -57,8 +60,11 @@ async def signing_secret(table: FileTable) -> str:
 class Incoming:
     """An unfinished upload; ``FileStore.incoming`` creates it."""
 
-    def __init__(self, path: Path, expected: int) -> None:
-        """Create the file ``path``, which must not exist. ``expected`` is its size in bytes."""
+    def __init__(self, path: Path, expected: int, cipher: FileCipher | None = None) -> None:
+        """Create the file ``path``, which must not exist. ``expected`` is its size in bytes.
+
+        With ``cipher`` the file is encrypted.
+        """
         self.path = path
         self.expected = expected
         self.done = False  # whether the upload is stored or discarded
@@ -67,6 +73,7 @@ class Incoming:
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._buffer = bytearray()
         self._file: BinaryIO = path.open("xb")
+        self._sealed = None if cipher is None else cipher.write(self._file)
 
     async def write(self, data: bytes) -> None:
         self.size += len(data)
@@ -81,6 +88,8 @@ class Incoming:
 
     def _finish(self) -> None:
         self._flush()
+        if self._sealed is not None:
+            self._sealed.close()
         self._file.flush()
         os.fsync(self._file.fileno())  # the row survives a power cut, so the bytes must too
         self._file.close()
@@ -95,16 +104,22 @@ class Incoming:
     def _flush(self) -> None:
         self._sha256.update(self._buffer)
         self._md5.update(self._buffer)
-        self._file.write(self._buffer)
+        (self._sealed or self._file).write(self._buffer)
         self._buffer.clear()
 
 
 class FileStore:
     """Stores uploads and output files; used on the gateway's event loop only."""
 
-    def __init__(self, table: FileTable, folder: Path, config: FilesConfig) -> None:
-        """Keep all bytes in ``folder``; nothing is created before ``start``."""
+    def __init__(
+        self, table: FileTable, folder: Path, config: FilesConfig, cipher: FileCipher | None = None
+    ) -> None:
+        """Keep all bytes in ``folder``; nothing is created before ``start``.
+
+        ``cipher`` encrypts uploads and output files, except the weights that trainings output.
+        """
         self.config = config
+        self.cipher = cipher
         self.folder = folder
         self.table = table
         self._secret = ""
@@ -154,7 +169,7 @@ class FileStore:
                 f"Uploads use {used:,} of {self.config.quota:,} bytes (files.quota in models.yaml): "
                 "delete some, or wait until they expire"
             )
-        incoming = Incoming(self.folder / "uploads" / new_id(), expected)
+        incoming = Incoming(self.folder / "uploads" / new_id(), expected, self.cipher)
         self._arriving.append(incoming)
         return incoming
 
@@ -188,6 +203,36 @@ class FileStore:
             return None
         return None if file.expires_at is not None and file.expires_at <= time.time() else file
 
+    async def content(self, path: Path) -> bytes:
+        """Return the content of a stored file, decrypted.
+
+        Raises:
+            OSError: the file cannot be read.
+            StoreError: the encrypted file is damaged.
+        """
+
+        def read() -> bytes:
+            reader = None if self.cipher is None else self.cipher.open(path)
+            if reader is None:
+                return path.read_bytes()
+            with contextlib.closing(reader):
+                return b"".join(reader.pieces(0, reader.size))
+
+        return await asyncio.to_thread(read)
+
+    def decrypted(self, path: Path, target: Path) -> bool:
+        """Write the content of an encrypted file to ``target``; return False if it is not encrypted.
+
+        Raises:
+            OSError: a file cannot be read or written.
+            StoreError: the encrypted file is damaged.
+        """
+        if self.cipher is None or not self.cipher.is_sealed(path):
+            return False
+        target.unlink(missing_ok=True)
+        self.cipher.unseal(path, target)
+        return True
+
     async def remove(self, file: File) -> None:
         await self.table.remove(file.id)
         await asyncio.to_thread(self.path(file).unlink, missing_ok=True)
@@ -219,7 +264,9 @@ class FileStore:
     def _registered(self, record: Prediction, value: Any) -> Any:
         match value:
             case OutputFile():
-                value.path = str(Path(value.path).relative_to(self.folder))
+                encrypts = self.cipher is not None and record.destination is None
+                path = Path(value.path)
+                value.path = str((_anonymous(path, value.id) if encrypts else path).relative_to(self.folder))
                 file = File(
                     id=value.id,
                     owner=record.owner,
@@ -233,13 +280,34 @@ class FileStore:
                     path=value.path,
                 )
                 self._unsaved[file.id] = file
-                self._save(file)
+                if self.cipher is not None and encrypts:
+                    self._seal(self.cipher, file)
+                else:
+                    self._save(file)
                 return value
             case list():
                 return [self._registered(record, each) for each in value]
             case dict():
                 return {key: self._registered(record, each) for key, each in value.items()}
         return value
+
+    def _seal(self, cipher: FileCipher, file: File) -> None:
+        """Encrypt an output file, then store its row."""
+        if file.id not in self._unsaved:  # the prediction was deleted, or the gateway stops
+            return
+        sealing = asyncio.ensure_future(asyncio.to_thread(cipher.seal, self.path(file)))
+        sealing.add_done_callback(partial(self._sealed, cipher, file))
+
+    def _sealed(self, cipher: FileCipher, file: File, sealing: asyncio.Future[None]) -> None:
+        error = None if sealing.cancelled() else sealing.exception()
+        if isinstance(error, FileNotFoundError):  # its prediction was deleted meanwhile
+            self._unsaved.pop(file.id, None)
+        elif error is not None:
+            text = "a file of prediction %s is not encrypted yet, retrying: %s"
+            _log.error(text, file.prediction, error)
+            asyncio.get_running_loop().call_later(RETRY_STORE, self._seal, cipher, file)
+        else:
+            self._save(file)
 
     def _save(self, file: File) -> None:
         if file.id in self._unsaved:
@@ -293,3 +361,14 @@ class FileStore:
         for folder in (self.folder / "outputs").iterdir():
             if folder.name not in made:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _anonymous(path: Path, id: str) -> Path:
+    """Rename a file, whose name may be that of an input, and return its path.
+
+    After a crash the same file is registered again, and has been renamed before.
+    """
+    renamed = path.with_name(hashlib.sha256(id.encode()).hexdigest()[:32])
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(renamed)
+    return renamed

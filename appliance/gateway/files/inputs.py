@@ -134,7 +134,9 @@ class Inputs:
             ours = await self._ours(url, record.owner)
             if ours is not None:
                 path = folder / safe_name(ours.name)
-                await asyncio.to_thread(_link, self._files.path(ours), path)
+                stored = self._files.path(ours)
+                if not await asyncio.to_thread(self._files.decrypted, stored, path):
+                    await asyncio.to_thread(_link, stored, path)
                 return str(path)
             return await self._download(url, folder)
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, UrlRefused) as error:

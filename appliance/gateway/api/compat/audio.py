@@ -12,14 +12,14 @@ from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.file import OutputFile
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import Scope
-from appliance.gateway.api import requests, responses
+from appliance.gateway.api import requests, responses, stored_file
 from appliance.gateway.api.compat import calls
 from appliance.gateway.api.compat.calls import DATA, ApiFormat
 from appliance.gateway.api.compat.forms import Form, received
@@ -85,8 +85,9 @@ async def speak(request: Request) -> Response:
         return record
     headers = calls.id_headers(record)
     if isinstance(record.output, OutputFile):
-        path = services_of(request).files.folder / record.output.path
-        return FileResponse(path, headers=headers, media_type=CONTENT_TYPES[input["output_format"]])
+        files = services_of(request).files
+        path, kind = files.folder / record.output.path, CONTENT_TYPES[input["output_format"]]
+        return await stored_file.respond(request, files, path, media_type=kind, headers=headers)
     _, audio = from_data(record.output)  # with `files.outputs: data`
     return Response(audio, 200, headers, CONTENT_TYPES[input["output_format"]])
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +20,7 @@ from appliance.gateway.api.compat.forms import received
 from appliance.gateway.api.errors import OPENAI
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import ServedVersion
+from appliance.gateway.files.file_store import FileStore
 from appliance.protocols.compat_types import GeneratedImage, ImageRequest, ImagesResponse
 from appliance.runners import kinds_with_operation, operations
 
@@ -86,18 +85,17 @@ async def _generated(
     data = [
         GeneratedImage(url=_url(file, base))
         if plain
-        else GeneratedImage(b64_json=await _base64(file, services_of(request).files.folder))
+        else GeneratedImage(b64_json=await _base64(file, services_of(request).files))
         for file in record.output
     ]
     found = ImagesResponse(created=int(record.created_at), data=data)
     return responses.json(found, 200, calls.id_headers(record))
 
 
-async def _base64(file: OutputFile | str, folder: Path) -> str:
+async def _base64(file: OutputFile | str, files: FileStore) -> str:
     if isinstance(file, str):  # a `data:` URL already
         return file.partition(",")[2]
-    path = folder / file.path
-    return base64.b64encode(await asyncio.to_thread(path.read_bytes)).decode()
+    return base64.b64encode(await files.content(files.folder / file.path)).decode()
 
 
 def inputs(given: dict[str, Any], entry: ServedVersion) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain import input_schema
 from appliance.domain.errors import FieldProblem, FileTooLarge, InvalidInput, NotFound, PermissionDenied
 from appliance.domain.file import File
 from appliance.domain.token import Scope
-from appliance.gateway.api import paging, requests, responses
+from appliance.gateway.api import paging, requests, responses, stored_file
 from appliance.gateway.api.multipart import FIELDS, Piece, parts, too_long
 from appliance.gateway.api.services import services_of
 from appliance.gateway.files.file_store import FileStore, Incoming
@@ -108,13 +108,13 @@ async def download_file(request: Request) -> Response:
     if "signature" not in asked and "authorization" in request.headers:
         if (await requests.caller(request, Scope.READ)).prediction is not None:
             raise PermissionDenied("The token of a running prediction cannot download uploads.")
-        return _bytes(request, await _file(request, Scope.READ), "attachment")
+        return await _bytes(request, await _file(request, Scope.READ), "attachment")
     id, owner = request.path_params["id"], asked.get("owner", "")
     file = await files.upload(id, owner)
     valid = files.signed(id, owner, asked.get("expiry", ""), asked.get("signature", ""))
     if file is None or not valid:
         raise NotFound("File not found")
-    return _bytes(request, file, "attachment")
+    return await _bytes(request, file, "attachment")
 
 
 async def get_output_file(request: Request) -> Response:
@@ -122,19 +122,22 @@ async def get_output_file(request: Request) -> Response:
     file = await services_of(request).files.output(request.path_params["id"])
     if file is None:
         raise NotFound("File not found")
-    return _bytes(request, file, "inline")
+    return await _bytes(request, file, "inline")
 
 
-def _bytes(request: Request, file: File, disposition: str) -> Response:
-    path = services_of(request).files.path(file)
+async def _bytes(request: Request, file: File, disposition: str) -> Response:
+    files = services_of(request).files
+    path = files.path(file)
     if not path.exists():
         raise NotFound("File not found")
-    return FileResponse(
+    return await stored_file.respond(
+        request,
+        files,
         path,
-        headers=_INERT,
         media_type=file.content_type,
+        headers=_INERT,
         filename=file.name,
-        content_disposition_type=disposition,
+        disposition=disposition,
     )
 
 

@@ -1,0 +1,85 @@
+"""Responses with stored files, which may be encrypted."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response, StreamingResponse
+
+from appliance.gateway.files.file_store import FileStore
+
+if TYPE_CHECKING:
+    from appliance.gateway.files.sealed import SealedReader
+
+_RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+async def respond(
+    request: Request,
+    files: FileStore,
+    path: Path,
+    *,
+    media_type: str,
+    headers: Mapping[str, str],
+    filename: str | None = None,
+    disposition: str = "attachment",
+) -> Response:
+    """Return the response for a GET or HEAD of a stored file, whole or a range of it.
+
+    Of an encrypted file only one range is sent; a request for several gets the whole file.
+    """
+    reader = None if files.cipher is None else await asyncio.to_thread(files.cipher.open, path)
+    if reader is None:
+        return FileResponse(
+            path,
+            headers=headers,
+            media_type=media_type,
+            filename=filename,
+            content_disposition_type=disposition,
+        )
+    sent = {**headers, "accept-ranges": "bytes"}
+    if filename is not None:
+        sent["content-disposition"] = f"{disposition}; filename*=utf-8''{quote(filename, safe='')}"
+    asked = _range(request.headers.get("range", ""), reader.size)
+    if asked == ():
+        reader.close()
+        return Response(status_code=416, headers={**sent, "content-range": f"bytes */{reader.size}"})
+    start, end = asked or (0, reader.size)
+    if asked:
+        sent["content-range"] = f"bytes {start}-{end - 1}/{reader.size}"
+    sent["content-length"] = str(end - start)
+    status = 206 if asked else 200
+    if request.method == "HEAD":
+        reader.close()
+        return Response(status_code=status, headers=sent, media_type=media_type)
+    return StreamingResponse(_pieces(reader, start, end), status, sent, media_type)
+
+
+async def _pieces(reader: SealedReader, start: int, end: int) -> AsyncIterator[bytes]:
+    pieces = reader.pieces(start, end)
+    try:
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            yield piece
+    finally:
+        reader.close()
+
+
+def _range(header: str, size: int) -> tuple[int, int] | tuple[()] | None:
+    """Return the first byte of a range and the byte after its last; None for the whole file.
+
+    An empty tuple stands for a range that the file does not have.
+    """
+    found = _RANGE.fullmatch(header.strip())
+    if found is None or found[1] == found[2] == "":
+        return None
+    if found[1] == "":
+        start, end = max(size - int(found[2]), 0), size
+    else:
+        start, end = int(found[1]), min(int(found[2]) + 1 if found[2] else size, size)
+    return (start, end) if start < end else ()
