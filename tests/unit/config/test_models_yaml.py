@@ -95,7 +95,14 @@ def test_it_loads_with_the_default_models() -> None:
 def test_it_loads_with_every_key_set(tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     file.write_text(uncommented())
-    files = ("large-language-model.md", "certificate.pem", "key.pem", "client.secret", "authorities.pem", "revoked.pem")
+    files = (
+        "large-language-model.md",
+        "certificate.pem",
+        "key.pem",
+        "client.secret",
+        "authorities.pem",
+        "revoked.pem",
+    )
     for name in files:
         (tmp_path / name).touch()
     config = load(file)
