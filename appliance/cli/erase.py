@@ -27,6 +27,8 @@ _LINES: Final = {
     "builds": "records of builds",
     "examples": "examples of models",
     "tokens": "tokens",
+    "sessions": "sessions",
+    "users": "users",
     "webhook_keys": "webhook keys",
     "usage": "rows of usage (kept without the account)",
 }
@@ -39,11 +41,11 @@ def erase(
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Erase all data of an account: predictions, files, conversations, deployments, tokens.
+    """Erase all data of an account: predictions, files, conversations, deployments, tokens, user.
 
-    Its tokens are revoked and its unfinished predictions are cancelled first. The appliance must run, and the
-    token must have the scope admin. If the command or the appliance is interrupted, the appliance continues.
-    The audit log and earlier backups are not changed.
+    First its tokens are revoked, its sessions end, and its unfinished predictions are cancelled. The appliance
+    must run, and the token must have the scope admin. If the command or the appliance is interrupted, the
+    appliance continues. The audit log and earlier backups are not changed.
     """
     from appliance.protocols.admin_types import AccountDataResponse
 

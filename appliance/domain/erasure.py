@@ -21,6 +21,8 @@ class AccountData(msgspec.Struct, frozen=True, kw_only=True):
     builds: int = 0  # records and logs of builds; the versions that they created stay
     examples: int = 0  # predictions of the account that were examples of a model
     tokens: int = 0
+    sessions: int = 0  # of the account's user, also ended ones
+    users: int = 0  # 1 if somebody signs in as this account
     webhook_keys: int = 0
     usage: int = 0  # rows of usage, which stay without the account and the token
 

@@ -127,6 +127,8 @@ class AccountDataResponse(Struct, kw_only=True):
     builds: Annotated[int, Meta(description="Records and logs of builds; the built versions stay")]
     examples: Annotated[int, Meta(description="Predictions of the account that are examples of a model")]
     tokens: int
+    sessions: Annotated[int, Meta(description="Sessions of the account's user, also ended ones")]
+    users: Annotated[int, Meta(description="1 if somebody signs in as this account, else 0")]
     webhook_keys: int
     usage: Annotated[int, Meta(description="Rows of usage, which stay without the account and the token")]
     kept_models: Annotated[

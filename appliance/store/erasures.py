@@ -29,8 +29,10 @@ ERASED: Final = {
     "files.owner": "deleted",
     "predictions.owner": "deleted",
     "releases.owner": "deleted",
+    "sessions.user": "deleted",
     "tokens.owner": "deleted",
     "unindexed_predictions.owner": "moved to predictions before",
+    "users.subject": "deleted",
     "usage.owner": "added to the rows without an account",
     "webhook_keys.owner": "deleted",
     "audit.owner": "kept, because every record is part of the chain of hashes",
@@ -38,6 +40,7 @@ ERASED: Final = {
 
 _DELETIONS: Final = (
     *("delete_conversations_of", "delete_releases_of", "delete_files_of", "delete_tokens_of"),
+    *("delete_sessions_of", "delete_user_of"),
     *("delete_webhook_keys_of", "keep_usage_without_account", "delete_usage_of"),
 )
 
@@ -53,9 +56,11 @@ class ErasureTable:
         await self._connections.indexed()
         return await self._connections.read(lambda connection: _count(connection, account))
 
-    async def token_ids(self, account: str) -> list[str]:
+    async def credential_ids(self, account: str) -> list[str]:
+        """Return the ids of the tokens and sessions of an account."""
+
         def action(connection: sqlite3.Connection) -> list[str]:
-            found = connection.execute(QUERIES["token_ids_of"], {"account": account})
+            found = connection.execute(QUERIES["credential_ids_of"], {"account": account})
             return [row[0] for row in found]
 
         return await self._connections.read(action)
@@ -70,12 +75,14 @@ class ErasureTable:
         return await self._connections.read(action)
 
     def begin(self, account: str, act: Act) -> asyncio.Future[None]:
-        """Store that an erasure has begun, revoke the account's tokens, and record ``act``."""
+        """Store that an erasure has begun, revoke tokens and end sessions, and record ``act``."""
+        now = time.time()
         columns = {"account": account, "body": rows.pack(Erasure(account=account, act=act))}
 
         def action(connection: sqlite3.Connection) -> None:
             connection.execute(QUERIES["insert_erasure"], columns)
-            connection.execute(QUERIES["revoke_tokens_of"], {"account": account, "now": time.time()})
+            connection.execute(QUERIES["revoke_tokens_of"], {"account": account, "now": now})
+            connection.execute(QUERIES["end_sessions"], {"user": account, "now": now})
 
         return self._connections.audited(action, act)
 
@@ -207,6 +214,8 @@ def _count(connection: sqlite3.Connection, account: str) -> AccountData:
         builds=len(_builds(connection, account)),
         examples=row("count_examples_of")[0],
         tokens=row("count_tokens_of")[0],
+        sessions=row("count_sessions_of")[0],
+        users=row("count_users_of")[0],
         webhook_keys=row("count_webhook_keys_of")[0],
         usage=row("count_usage_of")[0],
     )

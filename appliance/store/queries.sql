@@ -643,9 +643,9 @@ DELETE FROM erasures WHERE account = :account;
 -- Revoke the tokens of an account.
 UPDATE tokens SET revoked_at = :now WHERE owner = :account AND revoked_at IS NULL;
 
--- query: token_ids_of
--- The ids of the tokens of an account.
-SELECT id FROM tokens WHERE owner = :account;
+-- query: credential_ids_of
+-- The ids of the tokens and sessions of an account.
+SELECT id FROM tokens WHERE owner = :account UNION ALL SELECT id FROM sessions WHERE user = :account;
 
 -- query: count_predictions_of
 -- The numbers of predictions and of trainings of an account.
@@ -675,6 +675,14 @@ SELECT count(*) FROM examples AS e JOIN predictions AS p ON p.id = e.prediction 
 -- query: count_tokens_of
 -- The number of an account's tokens.
 SELECT count(*) FROM tokens WHERE owner = :account;
+
+-- query: count_sessions_of
+-- The number of sessions of an account's user, also of ended ones.
+SELECT count(*) FROM sessions WHERE user = :account;
+
+-- query: count_users_of
+-- 1 if the account has a user, else 0.
+SELECT count(*) FROM users WHERE name = :account;
 
 -- query: count_webhook_keys_of
 -- The number of an account's webhook keys.
@@ -728,6 +736,14 @@ DELETE FROM builds WHERE id = :id;
 -- query: delete_tokens_of
 -- Delete the tokens of an account.
 DELETE FROM tokens WHERE owner = :account;
+
+-- query: delete_sessions_of
+-- Delete the sessions of an account's user.
+DELETE FROM sessions WHERE user = :account;
+
+-- query: delete_user_of
+-- Delete the user of an account.
+DELETE FROM users WHERE name = :account;
 
 -- query: delete_webhook_keys_of
 -- Delete the webhook keys of an account.

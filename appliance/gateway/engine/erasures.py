@@ -41,7 +41,7 @@ class Erasures:
         builds: ProjectBuilds,
         forget_token: Callable[[str], None],
     ) -> None:
-        """``forget_token`` gets the id of each token that was revoked."""
+        """``forget_token`` gets the id of each token and session that was ended."""
         self._store = store
         self._engine = engine
         self._catalogue = catalogue
@@ -101,7 +101,7 @@ class Erasures:
 
     async def _erase(self, account: str) -> AccountData:
         erasures = self._store.erasures
-        for id in await erasures.token_ids(account):
+        for id in await erasures.credential_ids(account):
             self._forget_token(id)
         while True:
             await self._cancel(account)

@@ -378,7 +378,7 @@ def test_every_query_is_described_and_uses_an_index(path: Path, name: str) -> No
         "erasures": ["SCAN erasures"],  # those under way
         "builds_of_all": ["SCAN builds"],
         "count_tokens_of": ["SCAN tokens"],  # erasures of accounts, and before them, are rare
-        "token_ids_of": ["SCAN tokens"],
+        "credential_ids_of": ["SCAN tokens"],
         "revoke_tokens_of": ["SCAN tokens"],
         "delete_tokens_of": ["SCAN tokens"],
         "count_webhook_keys_of": ["SCAN webhook_keys"],

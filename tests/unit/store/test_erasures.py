@@ -15,6 +15,7 @@ from appliance.domain.file import File
 from appliance.domain.model import Adapter, Build
 from appliance.domain.prediction import Prediction, Status, Webhook
 from appliance.domain.token import Scope, Token
+from appliance.domain.user import Session, User
 from appliance.store import Store, VersionRow, erasures
 from tests.support.store_files import created
 
@@ -97,6 +98,17 @@ async def fill(store: Store, owner: str, marker: str) -> None:
             scope=Scope.RUN,
         )
     )
+    user = User(name=owner, created_at=1.0, issuer="https://id.example", subject=f"{marker} subject")
+    session = Session(
+        id=f"{owner}-session",
+        user=owner,
+        digest=f"{owner}-session",
+        created_at=1.0,
+        expires_at=9e9,
+        address="192.0.2.1",
+        browser=f"{marker} browser",
+    )
+    await store.users.sign_in(user, session, lambda signed_in: ACT)
 
 
 async def erase(store: Store, account: str) -> AccountData:
@@ -138,6 +150,8 @@ async def test_nothing_of_the_account_is_left_and_everything_of_others(tmp_path:
         builds=1,
         examples=1,
         tokens=1,
+        sessions=1,
+        users=1,
         webhook_keys=1,
         usage=2,
     )
