@@ -13,7 +13,7 @@ from appliance.cli.remote import UrlOption, connected
 from appliance.domain.units import readable_bytes
 
 if TYPE_CHECKING:
-    from appliance.protocols.admin_types import AccountDataResponse
+    from appliance.protocols.account_types import AccountDataResponse
 
 #: Field of the response -> what it counts.
 _LINES: Final = {
@@ -43,11 +43,11 @@ def erase(
 ) -> None:
     """Erase all data of an account: predictions, files, conversations, deployments, tokens, user.
 
-    First its tokens are revoked, its sessions end, and its unfinished predictions are cancelled. The appliance
-    must run, and the token must have the scope admin. If the command or the appliance is interrupted, the
-    appliance continues. The audit log and earlier backups are not changed.
+    First its tokens are revoked, its sessions end, and its unfinished predictions are cancelled. The
+    appliance must run, and the token must have the scope admin. If the command or the appliance is
+    interrupted, the appliance continues. The audit log and earlier backups are not changed.
     """
-    from appliance.protocols.admin_types import AccountDataResponse
+    from appliance.protocols.account_types import AccountDataResponse
 
     client, path = connected(url), f"/admin/accounts/{quote(account, safe='')}/data"
     found = client.get_as(AccountDataResponse, path)

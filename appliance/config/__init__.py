@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from appliance.config import includes, runtime, yaml_source
+from appliance.config.account_sections import OidcConfig, SignOnConfig
 from appliance.config.changes import Changes, Report, compare
 from appliance.config.problems import Problem, config_error, conflicts, from_pydantic
 from appliance.config.redact import redact, secrets
@@ -20,8 +21,6 @@ from appliance.config.sections import (
     HardwareConfig,
     LimitsConfig,
     LoggingConfig,
-    OidcConfig,
-    SignOnConfig,
     TelemetryConfig,
     TlsConfig,
 )

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from appliance.config import text_file
-from appliance.config.sections import MODELS, BudgetConfig, Config, DeviceConfig, HardwareConfig, TlsConfig
+from appliance.config.account_sections import BudgetConfig
+from appliance.config.sections import MODELS, Config, DeviceConfig, HardwareConfig, TlsConfig
 from appliance.config.yaml_source import Document, Place
 from appliance.domain.errors import ConfigError
 from appliance.domain.local_url import is_loopback

@@ -29,7 +29,7 @@ from appliance.domain.errors import (
     Throttled,
     Unauthenticated,
 )
-from appliance.protocols.admin_types import SignInMethodsResponse
+from appliance.protocols.account_types import SignInMethodsResponse
 from appliance.ui import api_proxy, languages, layout, session, template_pages
 from appliance.ui.client import Api
 from appliance.ui.manual import FOLDER as MANUAL_FOLDER

@@ -17,7 +17,7 @@ from starlette.responses import RedirectResponse, Response
 
 from appliance.domain.errors import ApplianceError, Throttled, Unauthenticated
 from appliance.protocols import api_client
-from appliance.protocols.admin_types import MeResponse, SignInMethodsResponse, SignOutResponse
+from appliance.protocols.account_types import MeResponse, SignInMethodsResponse, SignOutResponse
 from appliance.ui.client import BROWSER, Api, Caller
 from appliance.ui.languages import gettext as _
 

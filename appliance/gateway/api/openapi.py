@@ -12,6 +12,7 @@ from appliance.domain import usage
 from appliance.domain.prediction import Status
 from appliance.gateway.api.openapi_operations import ANY_JSON, CREATED, OPEN, OPERATIONS, Operation
 from appliance.protocols import (
+    account_types,
     adding_types,
     admin_types,
     audit_types,
@@ -28,6 +29,7 @@ Schema = dict[str, Any]
 _BODIES: Final = (
     *request_types.REQUESTS,
     *response_types.RESPONSES,
+    *account_types.RESPONSES,
     *admin_types.RESPONSES,
     *audit_types.RESPONSES,
     *limit_types.RESPONSES,

@@ -16,7 +16,8 @@ from starlette.routing import Route
 
 from appliance.domain.errors import NotFound
 from appliance.protocols import api_client
-from appliance.protocols.admin_types import ApplianceStatusResponse, TokenPage
+from appliance.protocols.account_types import TokenPage
+from appliance.protocols.admin_types import ApplianceStatusResponse
 from appliance.ui import markup, session, template_pages
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import translatable

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from appliance.protocols.admin_types import SessionPage
+from appliance.protocols.account_types import SessionPage
 from appliance.ui import session, template_pages
 from appliance.ui.languages import gettext as _
 

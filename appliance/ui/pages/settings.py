@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from appliance.protocols.admin_types import ApplianceStatusResponse, TokenPage, TokenResponse
+from appliance.protocols.account_types import TokenPage, TokenResponse
+from appliance.protocols.admin_types import ApplianceStatusResponse
 from appliance.ui import markup, session, template_pages
 from appliance.ui.client import Caller
 from appliance.ui.languages import gettext as _

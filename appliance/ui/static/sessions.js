@@ -1,7 +1,7 @@
 // Revokes sessions, without a reload of the page.
 
 import { confirmed } from "./confirm.js";
-import { api, toast } from "./frame.js";
+import { api, toast } from "./common.js";
 import { _ } from "./texts.js";
 
 document.getElementById("session-list").addEventListener("click", async ({ target }) => {

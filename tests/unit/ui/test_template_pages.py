@@ -103,3 +103,17 @@ def test_libraries_of_others_are_unchanged() -> None:
     for name, digest in listed.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
     assert set(listed) == {file.name for file in folder.iterdir()} - {"README.md"}
+
+
+def test_every_script_that_a_script_imports_exists() -> None:
+    folder = Path(static_files.__file__).parent / "static"
+    scripts = {file.name: file.read_text() for file in folder.glob("*.js")}
+    pattern = r'(?:from|import|import\()\s*"\./([^"]+)"'
+    missing = [
+        f"{name}: {imported}"
+        for name, text in scripts.items()
+        for imported in re.findall(pattern, text)
+        if not (folder / imported).is_file()
+    ]
+    assert "common.js" in re.findall(pattern, scripts["model.js"])
+    assert missing == []

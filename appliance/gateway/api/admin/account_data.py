@@ -14,7 +14,7 @@ from appliance.domain.errors import Conflict
 from appliance.domain.token import Scope
 from appliance.gateway.api import audit, requests, responses
 from appliance.gateway.api.services import services_of
-from appliance.protocols.admin_types import AccountDataResponse
+from appliance.protocols.account_types import AccountDataResponse
 
 
 async def get_account_data(request: Request) -> Response:

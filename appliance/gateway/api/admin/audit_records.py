@@ -17,7 +17,7 @@ from appliance.domain.token import Scope
 from appliance.gateway.api import audit, paging, requests, responses
 from appliance.gateway.api.services import services_of
 from appliance.protocols import serializers
-from appliance.protocols.admin_types import SignOutResponse
+from appliance.protocols.account_types import SignOutResponse
 from appliance.protocols.audit_types import AuditRecordResponse
 from appliance.store import AuditFilter
 

@@ -20,11 +20,7 @@ from appliance.gateway.api import audit, client_address, requests, responses
 from appliance.gateway.api.services import services_of
 from appliance.gateway.sign_on import Answer, Client
 from appliance.protocols import serializers
-from appliance.protocols.admin_types import (
-    ProviderSignInResponse,
-    SessionResponse,
-    SignInMethodsResponse,
-)
+from appliance.protocols.account_types import ProviderSignInResponse, SessionResponse, SignInMethodsResponse
 from appliance.protocols.request_types import ProviderCallbackRequest, SignInRequest
 
 

@@ -20,6 +20,7 @@ from appliance.gateway.webhooks import sender
 from appliance.machine import Device
 from appliance.observability import history
 from appliance.protocols import serializers
+from appliance.protocols.account_types import NewWebhookSecretResponse
 from appliance.protocols.admin_types import (
     DeviceHistory,
     Disk,
@@ -28,7 +29,6 @@ from appliance.protocols.admin_types import (
     MainMemory,
     ModelHistory,
     ModelLoad,
-    NewWebhookSecretResponse,
 )
 from appliance.protocols.request_types import WebhookSecretRequest
 

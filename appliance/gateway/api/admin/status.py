@@ -19,11 +19,11 @@ from appliance.gateway.api.replicate.account import account_response
 from appliance.gateway.api.services import Services, services_of
 from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.machine import Device
+from appliance.protocols.account_types import MeResponse
 from appliance.protocols.admin_types import (
     ApplianceStatusResponse,
     DeviceMemoryUse,
     DeviceStatus,
-    MeResponse,
     ModelNotServed,
     ModelStateResponse,
     ReloadResponse,

@@ -18,7 +18,7 @@ from appliance.domain.token import Scope, Token
 from appliance.gateway.api import audit, requests, responses
 from appliance.gateway.api.services import services_of
 from appliance.protocols import serializers
-from appliance.protocols.admin_types import TokenResponse
+from appliance.protocols.account_types import TokenResponse
 from appliance.protocols.request_types import TokenRequest
 
 LONGEST_NAME: Final = 100  # characters

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from appliance.protocols.admin_types import TokenResponse
+from appliance.protocols.account_types import TokenResponse
 from appliance.ui import markup
 from appliance.ui.pages import prediction, predictions, settings
 from tests.support.response_examples import completed
