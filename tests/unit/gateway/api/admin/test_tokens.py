@@ -26,6 +26,7 @@ async def test_a_token_with_limits_is_shown_with_them(api: Api) -> None:
     assert made["state"] == "valid"
     async with Api(api.services, made["token"]) as robot:
         assert (await robot.get("/v1/models/test/echo")).status_code == 200
+    await api.services.store.check()  # commits after the last use, for which the request does not wait
     listed = (await api.get("/admin/tokens")).json()["results"]
     (found,) = [each for each in listed if each["id"] == made["id"]]
     assert found["last_used_from"] == "127.0.0.1"
