@@ -53,7 +53,7 @@ def erase(
     found = client.get_as(AccountDataResponse, path)
     if not as_json:
         _show(found)
-    if not dry_run:
+    if not dry_run and (found.erasing or any(getattr(found, name) for name in _LINES)):
         if not yes:
             typer.confirm(f"Erase this data of the account {account}?", abort=True, err=True)
         found = client.send_as(AccountDataResponse, "DELETE", path)
