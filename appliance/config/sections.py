@@ -410,17 +410,10 @@ class Config(Section):
             Budget(period=each.per, **each.model_dump(exclude={"per"})) for each in self.limits.budgets
         )
 
-    @property
-    def retention_rules(self) -> RetentionRules:
-        """Return how long data is kept, with the groups replaced by their members."""
-        kept, groups = self.retention, {} if self.access is None else self.access.groups
-        times = list(kept.accounts.items())
-        for name, seconds in kept.groups.items():
-            times += [(member, seconds) for member in groups[name].members]
-        accounts: dict[str, float] = {}
-        for account, seconds in times:
-            accounts[account] = min(seconds, accounts.get(account, seconds))
-        return RetentionRules(kept.predictions, kept.models, accounts)
+    def retention_rules(self, policy: Policy) -> RetentionRules:
+        """Return how long data is kept. ``policy`` has the members of groups."""
+        kept = self.retention
+        return RetentionRules(kept.predictions, kept.models, kept.accounts, kept.groups, policy)
 
     @model_validator(mode="before")
     @classmethod

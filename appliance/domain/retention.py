@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from appliance.domain.access import matches
+from appliance.domain.access import Policy, matches
 
 
 class RetentionRules(msgspec.Struct, frozen=True):
@@ -18,6 +18,8 @@ class RetentionRules(msgspec.Struct, frozen=True):
     everything: float | None = None  # None: no time for everything
     models: Mapping[str, float] = {}  # by pattern of model names
     accounts: Mapping[str, float] = {}  # by account
+    groups: Mapping[str, float] = {}  # by name of a group of ``policy``
+    policy: Policy | None = None  # has the members of the groups
 
     def of(self, model: str, account: str) -> float | None:
         """Return the time for data of the account that the model got or made; None: it is kept forever."""
@@ -26,10 +28,14 @@ class RetentionRules(msgspec.Struct, frozen=True):
             times.append(self.everything)
         if account in self.accounts:
             times.append(self.accounts[account])
+        if self.policy is not None:
+            names = (group.name for group in self.policy.groups_of(account))
+            times += [self.groups[name] for name in names if name in self.groups]
         return min(times, default=None)
 
     @property
     def times(self) -> list[float]:
         """Return all different times, shortest first."""
         everything = () if self.everything is None else (self.everything,)
-        return sorted({*everything, *self.models.values(), *self.accounts.values()})
+        limited = (self.models, self.accounts, self.groups)
+        return sorted({*everything, *(seconds for times in limited for seconds in times.values())})

@@ -154,7 +154,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         ),
         fetch_guard=fetch_guard,
         webhooks=webhooks,
-        retention=Retention(store, files, config.retention_rules, config.retention.outputs),
+        retention=Retention(store, files, config.retention_rules(policy), config.retention.outputs),
         erasures=Erasures(
             store=store,
             engine=engine,

@@ -77,7 +77,7 @@ class Services(msgspec.Struct, kw_only=True):
         self.rate_limits.limit(requests=limits.requests_per_minute, predictions=limits.predictions_per_minute)
         self.fetch_guard.allow(config.egress.allow)
         self.files.config = config.files
-        self.retention.change(config.retention_rules, config.retention.outputs)
+        self.retention.change(config.retention_rules(policy), config.retention.outputs)
 
 
 def services_of(request: Request) -> Services:

@@ -652,10 +652,13 @@ def test_the_shortest_time_of_an_account_and_its_groups_counts(write: Write) -> 
     kept = "{predictions: 7d, models: {'appliance/*': 24h}, accounts: {ben: 0}, groups: {a: 2h, b: 1h}}"
     groups = "{a: {members: [anna, ben]}, b: {members: [anna]}}"
     config = load(write(f"retention: {kept}\naccess: {{groups: {groups}}}\n" + ECHO))
-    rules = config.retention_rules
-    assert rules.everything == 7 * 86400
-    assert rules.models == {"appliance/*": 86400}
-    assert rules.accounts == {"anna": 3600, "ben": 0}
+    policy = config.access_policy
+    rules = config.retention_rules(policy)
+    assert rules.times == [0, 3600, 7200, 86400, 7 * 86400]
+    assert [rules.of("a/b", account) for account in ("anna", "ben", "carol")] == [3600, 0, 7 * 86400]
+    assert rules.of("appliance/echo", "carol") == 86400
+    policy.claimed["carol"] = frozenset({"a"})  # an identity provider named the group
+    assert rules.of("a/b", "carol") == 7200
 
 
 @pytest.mark.parametrize(
