@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from appliance.cli.acts import command
+from appliance.cli.audit_events import command
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, print_json
 from appliance.cli.tokens import with_store
 from appliance.domain.audit import AuditRecord
@@ -103,12 +103,12 @@ def export(
 @group.command()
 def verify(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Check that no record was changed, removed or moved. The exit status is 1 if one was."""
-    first, last, hash, finding = with_store(config, home, lambda store: store.audit.verify())
+    first, last, hash, fault = with_store(config, home, lambda store: store.audit.verify())
     if as_json:
-        problem = None if finding is None else {"number": finding.number, "problem": finding.problem}
-        print_json({"first": first, "last": last, "hash": hash, "finding": problem})
-    if finding is not None:
-        raise ApplianceError(f"the audit log is not intact: record {finding.number} {finding.problem}")
+        problem = None if fault is None else {"number": fault.number, "problem": fault.problem}
+        print_json({"first": first, "last": last, "hash": hash, "fault": problem})
+    if fault is not None:
+        raise ApplianceError(f"the audit log is not intact: record {fault.number} {fault.problem}")
     if not as_json and first == 0:
         typer.echo("the audit log has no records")
     elif not as_json:

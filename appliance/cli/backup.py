@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appliance.cli.acts import command
+from appliance.cli.audit_events import command
 from appliance.cli.options import ConfigOption, HomeOption, config_path, home_folder, load_config
 from appliance.cli.tokens import with_store_of
 from appliance.domain.errors import ApplianceError
@@ -86,9 +86,9 @@ def restore(
 
 def _record(folder: Path, action: str, file: Path) -> None:
     """Record what is done already; so a failure is only printed."""
-    act = command(action, str(file.absolute()))
+    event = command(action, str(file.absolute()))
     try:
-        with_store_of(folder, lambda store: store.audit.record(act))
+        with_store_of(folder, lambda store: store.audit.record(event))
     except (ApplianceError, OSError) as error:
         typer.secho(f"not recorded in the audit log: {error}", fg="yellow", err=True)
 

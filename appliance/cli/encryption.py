@@ -9,7 +9,7 @@ from typing import Final
 
 import typer
 
-from appliance.cli.acts import command
+from appliance.cli.audit_events import command
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config, print_json
 from appliance.cli.tokens import with_store_of
 from appliance.domain.errors import ApplianceError

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import typer
 
-from appliance.cli.acts import command
+from appliance.cli.audit_events import command
 from appliance.cli.options import ConfigOption, HomeOption, finite, load_config, port
 from appliance.cli.tokens import with_store
 from appliance.domain.errors import NotFound

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from appliance.cli.acts import command
+from appliance.cli.audit_events import command
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config, print_json
 from appliance.domain import access, token
 from appliance.domain.errors import ApplianceError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.cli.acts import command
+from appliance.cli.audit_events import command
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, print_json
 from appliance.cli.tokens import with_store
 from appliance.domain.errors import ApplianceError
@@ -43,8 +43,8 @@ def add(
             f'{name!r} is no username: use lowercase letters, digits, and "-" or "_" between them'
         )
     user = User(name=name, scope=scope, created_at=time.time(), password=make_hash(_password(name)))
-    act = command("user.add", name, {"scope": scope.value})
-    if not with_store(config, home, lambda store: store.users.add(user, act)):
+    event = command("user.add", name, {"scope": scope.value})
+    if not with_store(config, home, lambda store: store.users.add(user, event)):
         raise ApplianceError(
             f"there is a user {name} already: `appliance users password {name}` sets a password"
         )
@@ -69,8 +69,8 @@ def password(name: NameArgument, config: ConfigOption = None, home: HomeOption =
     """Set another password, and end the sessions of the person."""
     from appliance.gateway.sign_on.passwords import make_hash
 
-    hash, act = make_hash(_password(name)), command("user.password", name)
-    if not with_store(config, home, lambda store: store.users.set_password(name, hash, time.time(), act)):
+    hash, event = make_hash(_password(name)), command("user.password", name)
+    if not with_store(config, home, lambda store: store.users.set_password(name, hash, time.time(), event)):
         raise ApplianceError(
             f"there is no user {name} with a password: `appliance users list` shows the users"
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appliance.cli.acts import command
+from appliance.cli.audit_events import command
 from appliance.cli.options import ConfigOption, HomeOption, finite, load_config
 from appliance.cli.tokens import with_store
 

@@ -40,7 +40,7 @@ _SECRET_TEXT: Final = re.compile(
 Outcome = Literal["succeeded", "failed", "denied"]
 
 
-class Act(msgspec.Struct, frozen=True, kw_only=True):
+class AuditEvent(msgspec.Struct, frozen=True, kw_only=True):
     """What somebody did, or was refused to do."""
 
     action: str  # such as "token.create"
@@ -58,8 +58,8 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 1  # number of refused requests that the record stands for
 
 
-class AuditRecord(Act, frozen=True, kw_only=True):
-    """A stored act. ``body`` is its canonical JSON, of which ``hash`` is made."""
+class AuditRecord(AuditEvent, frozen=True, kw_only=True):
+    """A stored event. ``body`` is its canonical JSON, of which ``hash`` is made."""
 
     number: int  # from 1, without gaps
     at: str  # ISO 8601, in UTC
@@ -68,37 +68,37 @@ class AuditRecord(Act, frozen=True, kw_only=True):
     body: str
 
 
-class Finding(NamedTuple):
+class ChainFault(NamedTuple):
     """The first record that does not fit the chain."""
 
     number: int
     problem: str
 
 
-class Verdict(NamedTuple):
+class Verification(NamedTuple):
     """The result of a verification."""
 
     first: int  # number of the oldest record that was checked; 0 if there are none
     last: int
     hash: str  # of the last record
-    finding: Finding | None
+    fault: ChainFault | None
 
 
-class End(NamedTuple):
+class ChainPosition(NamedTuple):
     """A position in the chain: the number and the hash of a record."""
 
     number: int
     hash: str
 
 
-START: Final = End(0, GENESIS)
+START: Final = ChainPosition(0, GENESIS)
 
 
-def make(act: Act, previous: End, at: float) -> AuditRecord:
-    """Return the record of ``act`` that follows ``previous``; secrets in it are masked."""
+def make(event: AuditEvent, previous: ChainPosition, at: float) -> AuditRecord:
+    """Return the record of ``event`` that follows ``previous``; secrets in it are masked."""
     number = previous.number + 1
     time = datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    fields = {key: masked(value) for key, value in msgspec.to_builtins(act).items()}
+    fields = {key: masked(value) for key, value in msgspec.to_builtins(event).items()}
     body = canonical({"number": number, "at": time, **fields})
     return parse(body, previous.hash, chained(previous.hash, body))
 
@@ -188,20 +188,20 @@ def _name(value: Any, number: int) -> str:
 class Chain:
     """Checks records, which must come in the order of their numbers."""
 
-    def __init__(self, start: End) -> None:
+    def __init__(self, start: ChainPosition) -> None:
         """``start`` is the record before the first one: the last that was deleted because of its age."""
         self.first = 0
         self.end = start
-        self.finding: Finding | None = None
+        self.fault: ChainFault | None = None
 
-    def check(self, number: int, body: str, previous: str, hash: str) -> Finding | None:
+    def check(self, number: int, body: str, previous: str, hash: str) -> ChainFault | None:
         """Check the next record; return the first problem of all records so far."""
-        if self.finding is None:
+        if self.fault is None:
             problem = self._problem(number, body, previous, hash)
-            self.finding = None if problem is None else Finding(*problem)
+            self.fault = None if problem is None else ChainFault(*problem)
         self.first = self.first or number
-        self.end = End(number, hash)
-        return self.finding
+        self.end = ChainPosition(number, hash)
+        return self.fault
 
     def _problem(self, number: int, body: str, previous: str, hash: str) -> tuple[int, str] | None:
         expected = self.end.number + 1

@@ -31,7 +31,7 @@ SUBJECT_KEYS: Final = ("account", "group", "token", "model")
 
 _DAY: Final = 86400
 _RETRY: Final = 1  # seconds after which a request that exceeded `concurrent` may be repeated
-_MOST_CACHED: Final = 10_000  # combinations of account, token and model
+_MAX_CACHED: Final = 10_000  # combinations of account, token and model
 
 
 class Subject(NamedTuple):
@@ -304,7 +304,7 @@ class Budgets:
             for number, budget, subject in subjects
             if not any(other.replaces(budget) for _, other, _ in subjects)
         )
-        if len(self._cache) >= _MOST_CACHED:
+        if len(self._cache) >= _MAX_CACHED:
             self._cache.clear()
         self._cache[owner, token, model] = found
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 
 
 class AccountData(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,5 +36,5 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
     """An erasure that has begun."""
 
     account: str
-    act: Act  # who requested it
+    event: AuditEvent  # who requested it
     erased: AccountData = AccountData()

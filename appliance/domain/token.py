@@ -19,7 +19,7 @@ from appliance.domain.errors import FieldProblem
 
 PREFIX: Final = "apl_"
 LONGEST_DESCRIPTION: Final = 500  # characters
-MOST_LIMITS: Final = 50  # networks, and patterns of models
+MAX_LIMITS: Final = 50  # networks, and patterns of models
 _LATEST: Final = 253402300799.0  # the year 9999, in Unix seconds
 _SECRET_LENGTH: Final = 40
 _RUN: Final = re.compile(r"apl_run_([0-9a-z]{26})_([0-9]{1,6})_([A-Za-z0-9_-]{43})")
@@ -122,8 +122,8 @@ def limits_problems(made: Token) -> list[FieldProblem]:
             problems.append(FieldProblem("format", f"models.{index}", text))
     for field in ("networks", "models"):
         count = len(getattr(made, field) or ())
-        if count > MOST_LIMITS or (count == 0 and getattr(made, field) is not None):
-            text = f"Must have 1 to {MOST_LIMITS} items; leave it out for no limit"
+        if count > MAX_LIMITS or (count == 0 and getattr(made, field) is not None):
+            text = f"Must have 1 to {MAX_LIMITS} items; leave it out for no limit"
             problems.append(FieldProblem("number_lte", field, text))
     if made.models is not None and made.may(Scope.ADMIN):
         text = "A token with the scope admin can make tokens without limits: choose the scope run or read"

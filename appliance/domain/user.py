@@ -17,7 +17,7 @@ LONGEST_NAME: Final = 100  # characters
 SHORTEST_PASSWORD: Final = 12  # characters
 LONGEST_PASSWORD: Final = 1000
 #: Values of the groups claim that are kept, and characters of each.
-MOST_CLAIMS: Final = 500
+MAX_CLAIMS: Final = 500
 LONGEST_CLAIM: Final = 200
 _LONGEST_BROWSER: Final = 300  # characters of a User-Agent header
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
@@ -88,7 +88,7 @@ def claim_values(value: object) -> tuple[str, ...]:
     """Return the values of a groups claim: a list of texts, or one text. Anything else is ignored."""
     values: Iterable[object] = value if isinstance(value, list) else [value]
     kept = (each for each in values if isinstance(each, str) and 0 < len(each) <= LONGEST_CLAIM)
-    return tuple(dict.fromkeys(kept))[:MOST_CLAIMS]
+    return tuple(dict.fromkeys(kept))[:MAX_CLAIMS]
 
 
 def password_problem(password: str, name: str) -> str | None:

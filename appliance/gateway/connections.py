@@ -24,9 +24,9 @@ PATIENCE: Final = 30.0
 PROGRESS: Final = 16 * 1024
 LONGEST_HEADERS: Final = 64 * 1024  # bytes
 #: A request that has not fully arrived after ``SLOW`` seconds is slow. One client address may have
-#: ``MOST_SLOW`` of them.
+#: ``MAX_SLOW`` of them.
 SLOW: Final = 10.0
-MOST_SLOW: Final = 64
+MAX_SLOW: Final = 64
 _EVERY: Final = 1.0  # seconds between checks
 
 _PHRASES: Final = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
@@ -197,10 +197,10 @@ def end_slow(connections: Iterable[Any], now: float, trusted: Callable[[str], bo
         if rate is not None and connection.client is not None:
             slow.setdefault(connection.client[0], []).append((rate, connection))
     for client, found in slow.items():
-        if len(found) > MOST_SLOW and not trusted(client):
+        if len(found) > MAX_SLOW and not trusted(client):
             found.sort(key=lambda pair: pair[0])
-            why = f"Over {MOST_SLOW} requests from {client} arrive slowly: send fewer at once"
-            for _, connection in found[:-MOST_SLOW]:
+            why = f"Over {MAX_SLOW} requests from {client} arrive slowly: send fewer at once"
+            for _, connection in found[:-MAX_SLOW]:
                 connection.end(why)
 
 

@@ -20,7 +20,7 @@ import msgspec
 
 from appliance.config import AuditConfig
 from appliance.domain import access
-from appliance.domain.audit import Act, AuditRecord, canonical
+from appliance.domain.audit import AuditEvent, AuditRecord, canonical
 from appliance.domain.errors import StoreError
 from appliance.store import Store
 from appliance.store.audit import Sink
@@ -28,15 +28,15 @@ from appliance.store.audit import Sink
 _log = logging.getLogger(__name__)
 
 #: Who sent the request that is handled now, also for tasks that the request has started.
-CALLER: Final[ContextVar[Act | None]] = ContextVar("caller", default=None)
+CALLER: Final[ContextVar[AuditEvent | None]] = ContextVar("caller", default=None)
 
 #: Refused requests that are recorded each minute: of one address, and in all. Others are only counted.
-MOST_OF_ADDRESS: Final = 10
+MAX_OF_ADDRESS: Final = 10
 MOST: Final = 30
 MINUTE: Final = 60.0
 #: Every token may ask for these, as often as it likes: each is recorded once a minute for an address.
 REPEATED: Final = frozenset({"session.sign_in", "session.sign_out"})
-MOST_KNOWN: Final = 1000
+MAX_KNOWN: Final = 1000
 _COUNTED: Final = 10  # addresses with a count of their own
 _DAY: Final = 86400.0
 _POLL: Final = 2.0  # seconds between searches for new records; commands write records too
@@ -53,32 +53,34 @@ class RefusedLimit:
         self._recorded: Counter[str] = Counter()
         self._left_out: Counter[str] = Counter()
 
-    def take(self, address: str | None, now: float) -> tuple[bool, list[Act]]:
+    def take(self, address: str | None, now: float) -> tuple[bool, list[AuditEvent]]:
         """Return whether to record a request of ``address`` at ``now``.
 
         Also return records that count the requests that were left out in the minute before.
         """
         before = self.expired(now)
         key = network(address)
-        if self._recorded[key] < MOST_OF_ADDRESS and self._recorded.total() < MOST:
+        if self._recorded[key] < MAX_OF_ADDRESS and self._recorded.total() < MOST:
             self._recorded[key] += 1
             return True, before
         known = key in self._left_out or len(self._left_out) < _COUNTED
         self._left_out[key if known else "others"] += 1
         return False, before
 
-    def expired(self, now: float) -> list[Act]:
+    def expired(self, now: float) -> list[AuditEvent]:
         """Begin another minute if this one is over; return records of the requests that were only counted."""
         if now - self._began < MINUTE:
             return []
         left_out = self._left_out
         self._began, self._recorded, self._left_out = now, Counter(), Counter()
         return [
-            Act(action="request", object="more refused requests", outcome="denied", address=key, count=count)
+            AuditEvent(
+                action="request", object="more refused requests", outcome="denied", address=key, count=count
+            )
             for key, count in left_out.items()
         ]
 
-    def close(self) -> list[Act]:
+    def close(self) -> list[AuditEvent]:
         return self.expired(self._began + MINUTE)
 
 
@@ -88,7 +90,7 @@ def network(address: str | None) -> str:
 
 
 class Repeats:
-    """Finds what was asked already within the last minute, of the newest ``MOST_KNOWN``."""
+    """Finds what was asked already within the last minute, of the newest ``MAX_KNOWN``."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, ...], float] = {}  # when each was recorded, oldest first
@@ -98,7 +100,7 @@ class Repeats:
             return True
         self._known.pop(key, None)
         self._known[key] = now
-        if len(self._known) > MOST_KNOWN:
+        if len(self._known) > MAX_KNOWN:
             del self._known[next(iter(self._known))]
         return False
 
@@ -132,37 +134,37 @@ class AuditLog:
         await self._record_all(self._refused.close())
         await self._ship()  # the next start sends what fails now
 
-    async def record(self, act: Act) -> None:
+    async def record(self, event: AuditEvent) -> None:
         """Store a record, except of a sign-in or sign-out that was recorded within the last minute.
 
         Raises:
             StoreError: the record is not stored.
         """
-        key = (act.token or "", act.action, network(act.address))
-        if act.action in REPEATED and self._repeats.seen(key, time.monotonic()):
+        key = (event.token or "", event.action, network(event.address))
+        if event.action in REPEATED and self._repeats.seen(key, time.monotonic()):
             return
         try:
-            await self._store.audit.record(act)
+            await self._store.audit.record(event)
         except StoreError:
             self._repeats.forget(key)
             raise
 
-    async def refuse(self, act: Act) -> None:
+    async def record_refusal(self, event: AuditEvent) -> None:
         """Store the record of a refused request, or count it if there are too many. Failures are logged."""
-        recorded, before = self._refused.take(act.address, time.monotonic())
-        await self._record_all([*before, act] if recorded else before)
+        recorded, before = self._refused.take(event.address, time.monotonic())
+        await self._record_all([*before, event] if recorded else before)
 
-    def applied(self, before: dict[str, object], after: dict[str, object]) -> None:
+    def record_config_change(self, before: dict[str, object], after: dict[str, object]) -> None:
         """Record a change of the config in effect, by the caller of the request that caused it."""
-        caller = CALLER.get() or Act(action="", owner="appliance")
-        act = msgspec.structs.replace(caller, action="config.apply", object="models.yaml")
-        act = msgspec.structs.replace(act, before=before, after=after)
-        self._store.audit.record(act)
+        caller = CALLER.get() or AuditEvent(action="", owner="appliance")
+        event = msgspec.structs.replace(caller, action="config.apply", object="models.yaml")
+        event = msgspec.structs.replace(event, before=before, after=after)
+        self._store.audit.record(event)
 
-    async def _record_all(self, acts: list[Act]) -> None:
-        for act in acts:
+    async def _record_all(self, events: list[AuditEvent]) -> None:
+        for event in events:
             try:
-                await self._store.audit.record(act)
+                await self._store.audit.record(event)
             except StoreError as error:
                 _log.error("a refused request could not be recorded in the audit log: %s", error)
                 return

@@ -18,7 +18,7 @@ from appliance.protocols.request_types import Request
 from appliance.protocols.response_types import Page, Time
 
 #: Messages of one conversation, in all of its branches.
-MOST_MESSAGES: Final = 5000
+MAX_MESSAGES: Final = 5000
 
 
 class ConversationRequest(Request, kw_only=True):
@@ -26,7 +26,7 @@ class ConversationRequest(Request, kw_only=True):
 
     title: ConversationTitle
     model: ConversationModel
-    messages: Annotated[list[ConversationMessage], Meta(max_length=MOST_MESSAGES)]
+    messages: Annotated[list[ConversationMessage], Meta(max_length=MAX_MESSAGES)]
     settings: ConversationSettings
     leaf: Annotated[MessageId | None, Meta(description="Last message of the branch that the page shows")] = (
         None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from appliance.domain import audit
-from appliance.domain.audit import Act, AuditRecord, Chain, End, Finding, Verdict
+from appliance.domain.audit import AuditEvent, AuditRecord, Chain, ChainFault, ChainPosition, Verification
 from appliance.store import audit_chain
 from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES
@@ -37,12 +37,12 @@ class AuditTable:
         self._connections = connections
         self._path = path
 
-    def record(self, act: Act) -> asyncio.Future[None]:
-        """Store the record of an act.
+    def record(self, event: AuditEvent) -> asyncio.Future[None]:
+        """Store the record of an event.
 
         A change of the database that needs its record in the same transaction uses ``Connections.audited``.
         """
-        return self._connections.audited(lambda connection: None, act)
+        return self._connections.audited(lambda connection: None, event)
 
     async def newest(
         self, *, before: int | None = None, limit: int, filters: AuditFilter
@@ -60,21 +60,21 @@ class AuditTable:
         """Return up to ``limit`` records with higher numbers, oldest first."""
         return await self._records("audit_after", {"number": number, "limit": limit})
 
-    async def verify(self) -> Verdict:
+    async def verify(self) -> Verification:
         """Check all records, and that the newest one in the file beside the database is among them."""
         head = await asyncio.to_thread(audit_chain.read_head, self._path)
 
-        def action(connection: sqlite3.Connection) -> Verdict:
+        def action(connection: sqlite3.Connection) -> Verification:
             chain = Chain(audit_chain.position(connection, "deleted"))
             for row in connection.execute(QUERIES["audit_rows"]):
                 if chain.check(*row) is not None:
                     break
-            finding = chain.finding or _compare(connection, chain.end, head, self._path)
-            return Verdict(chain.first, chain.end.number, chain.end.hash, finding)
+            fault = chain.fault or _compare(connection, chain.end, head, self._path)
+            return Verification(chain.first, chain.end.number, chain.end.hash, fault)
 
         return await self._connections.read(action)
 
-    async def shipped(self, sink: Sink) -> End:
+    async def shipped(self, sink: Sink) -> ChainPosition:
         """Return the last record that was sent to the file or to syslog."""
         return await self._connections.read(
             lambda connection: audit_chain.position(connection, f"shipped_{sink}")
@@ -95,8 +95,8 @@ class AuditTable:
             if last is None:
                 return 0
             first = audit_chain.position(connection, "deleted").number + 1
-            act = Act(action="audit.expire", object=f"{first}-{last[0]}", owner="appliance")
-            audit_chain.append(connection, act)
+            event = AuditEvent(action="audit.expire", object=f"{first}-{last[0]}", owner="appliance")
+            audit_chain.append(connection, event)
             connection.execute(
                 QUERIES["put_audit_position"], {"name": "deleted", "number": last[0], "hash": last[1]}
             )
@@ -110,14 +110,18 @@ class AuditTable:
         )
 
 
-def _compare(connection: sqlite3.Connection, end: End, head: End | None, path: Path) -> Finding | None:
+def _compare(
+    connection: sqlite3.Connection, end: ChainPosition, head: ChainPosition | None, path: Path
+) -> ChainFault | None:
     file = audit_chain.head_file(path)
     if head is None:
-        return Finding(end.number, f"cannot be compared: the file {file} is missing") if end.number else None
+        return (
+            ChainFault(end.number, f"cannot be compared: the file {file} is missing") if end.number else None
+        )
     if head.number > end.number:
-        return Finding(
+        return ChainFault(
             end.number + 1, f"is missing: according to {file} there were records up to {head.number}"
         )
     if not audit_chain.contains(connection, head):
-        return Finding(head.number, f"was replaced: {file} has another hash")
+        return ChainFault(head.number, f"was replaced: {file} has another hash")
     return None

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from appliance.domain import audit
-from appliance.domain.audit import START, Act, AuditRecord, End
+from appliance.domain.audit import START, AuditEvent, AuditRecord, ChainPosition
 from appliance.domain.errors import StoreError
 from appliance.store.queries import QUERIES
 
@@ -22,26 +22,26 @@ def head_file(database: Path) -> Path:
     return database.with_name("audit.head")
 
 
-def append(connection: sqlite3.Connection, act: Act) -> AuditRecord:
-    """Insert the record of ``act`` in the open transaction."""
-    record = audit.make(act, end_of(connection), time.time())
+def append(connection: sqlite3.Connection, event: AuditEvent) -> AuditRecord:
+    """Insert the record of ``event`` in the open transaction."""
+    record = audit.make(event, end_of(connection), time.time())
     columns = {"number": record.number, "body": record.body, "previous": record.previous, "hash": record.hash}
     connection.execute(QUERIES["insert_audit"], columns)
     return record
 
 
-def end_of(connection: sqlite3.Connection) -> End:
+def end_of(connection: sqlite3.Connection) -> ChainPosition:
     """Return the newest record, or the last deleted one if there are no others."""
     row = connection.execute(QUERIES["audit_end"]).fetchone()
-    return position(connection, "deleted") if row is None else End(*row)
+    return position(connection, "deleted") if row is None else ChainPosition(*row)
 
 
-def position(connection: sqlite3.Connection, name: str) -> End:
+def position(connection: sqlite3.Connection, name: str) -> ChainPosition:
     row = connection.execute(QUERIES["audit_position"], {"name": name}).fetchone()
-    return START if row is None else End(*row)
+    return START if row is None else ChainPosition(*row)
 
 
-def contains(connection: sqlite3.Connection, end: End) -> bool:
+def contains(connection: sqlite3.Connection, end: ChainPosition) -> bool:
     """Return whether the chain has this record, or had it before it was deleted because of its age."""
     deleted = position(connection, "deleted")
     if end.number <= deleted.number:
@@ -50,7 +50,7 @@ def contains(connection: sqlite3.Connection, end: End) -> bool:
     return row is not None and row[0] == end.hash
 
 
-def read_head(database: Path) -> End | None:
+def read_head(database: Path) -> ChainPosition | None:
     """Return the newest record that the file knows; None if there is no file.
 
     Raises:
@@ -94,6 +94,6 @@ def write_head(database: Path, connection: sqlite3.Connection) -> None:
         _log.error("%s: the hash of the newest audit record cannot be written: %s", file, error)
 
 
-def _parsed(content: bytes) -> End:
+def _parsed(content: bytes) -> ChainPosition:
     number, hash = content.decode("ascii").split()
-    return End(int(number), hash)
+    return ChainPosition(int(number), hash)

@@ -11,7 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.errors import StoreError
 from appliance.store import audit_chain, rows
 from appliance.store.database import Durability, connect, connect_reader, store_error, upgrade
@@ -124,18 +124,18 @@ class Connections:
             raise StoreError(f"{self._path}: the store is not open")
         return self._writer.put(action, short=short, alone=alone)
 
-    def audited(self, action: Action[T], act: Act | None) -> asyncio.Future[T]:
-        """Queue a write, and store the record of ``act`` in the same transaction.
+    def audited(self, action: Action[T], event: AuditEvent | None) -> asyncio.Future[T]:
+        """Queue a write, and store the record of ``event`` in the same transaction.
 
-        If ``action`` raises StoreError, there is no record. ``act`` is None for a write that is not in the
+        If ``action`` raises StoreError, there is no record. ``event`` is None for a write that is not in the
         audit log.
         """
-        if act is None:
+        if event is None:
             return self.write(action)
 
         def both(connection: sqlite3.Connection) -> T:
             value = action(connection)
-            audit_chain.append(connection, act)
+            audit_chain.append(connection, event)
             return value
 
         return self.with_head(self.write(both))

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Final
 
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.store import rows
 from appliance.store.database import checkpoint, free_pages, shrink
 from appliance.store.queries import QUERIES
@@ -58,7 +58,7 @@ class Deletions(Unindexed):
         self.index()
         return self.write(action)
 
-    def remove_data_of(self, id: str, act: Act | None = None) -> asyncio.Future[list[str]]:
+    def remove_data_of(self, id: str, event: AuditEvent | None = None) -> asyncio.Future[list[str]]:
         """Delete the same as ``remove_data``, of one prediction that has ended, even if it is an example."""
 
         def action(connection: sqlite3.Connection) -> list[str]:
@@ -66,7 +66,7 @@ class Deletions(Unindexed):
             return _empty(connection, found.fetchall())
 
         self.index()
-        return self.audited(action, act)
+        return self.audited(action, event)
 
     def remove_files_over(self, limit: int, batch: int) -> asyncio.Future[list[str]]:
         """Delete data of the oldest predictions until output files take at most ``limit`` bytes.
@@ -99,7 +99,9 @@ class Deletions(Unindexed):
             pass
         return await asyncio.to_thread(checkpoint, self._path, self._key)
 
-    def remove_version(self, id: str, model: str, act: Act | None = None) -> asyncio.Future[list[str]]:
+    def remove_version(
+        self, id: str, model: str, event: AuditEvent | None = None
+    ) -> asyncio.Future[list[str]]:
         """Delete a version and its predictions; return the ids of the predictions."""
 
         def action(connection: sqlite3.Connection) -> list[str]:
@@ -112,7 +114,7 @@ class Deletions(Unindexed):
             return removed
 
         self.index()
-        return self.audited(action, act)
+        return self.audited(action, event)
 
 
 def _shrink(connection: sqlite3.Connection) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.erasure import AccountData, Erasure
 from appliance.domain.model import Adapter, Build
 from appliance.store import audit_chain, rows
@@ -74,17 +74,17 @@ class ErasureTable:
 
         return await self._connections.read(action)
 
-    def begin(self, account: str, act: Act) -> asyncio.Future[None]:
-        """Store that an erasure has begun, revoke tokens and end sessions, and record ``act``."""
+    def begin(self, account: str, event: AuditEvent) -> asyncio.Future[None]:
+        """Store that an erasure has begun, revoke tokens and end sessions, and record ``event``."""
         now = time.time()
-        columns = {"account": account, "body": rows.pack(Erasure(account=account, act=act))}
+        columns = {"account": account, "body": rows.pack(Erasure(account=account, event=event))}
 
         def action(connection: sqlite3.Connection) -> None:
             connection.execute(QUERIES["insert_erasure"], columns)
             connection.execute(QUERIES["revoke_tokens_of"], {"account": account, "now": now})
             connection.execute(QUERIES["end_sessions"], {"user": account, "now": now})
 
-        return self._connections.audited(action, act)
+        return self._connections.audited(action, event)
 
     async def trained_versions(self, account: str) -> list[Adapter]:
         """Return the versions that trainings of the account created."""
@@ -176,7 +176,7 @@ class ErasureTable:
             (body,) = connection.execute(QUERIES["erasures"], {"account": account}).fetchone()
             erasure: Erasure = rows.unpack(body, Erasure)
             counts = msgspec.to_builtins(erasure.erased)
-            done = msgspec.structs.replace(erasure.act, action="account.erased", after=counts)
+            done = msgspec.structs.replace(erasure.event, action="account.erased", after=counts)
             connection.execute(QUERIES["delete_erasure"], {"account": account})
             audit_chain.append(connection, done)
             return erasure.erased

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 from typing import Any, TypeVar
 
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.deployment import Release
 from appliance.domain.errors import StoreError
 from appliance.domain.model import Adapter, Build, Model, Project
@@ -27,17 +27,17 @@ class Registry:
         """Return every model created through the API, oldest first."""
         return await self._bodies("all_models", {}, Model)
 
-    def add_model(self, model: Model, act: Act | None = None) -> asyncio.Future[None]:
+    def add_model(self, model: Model, event: AuditEvent | None = None) -> asyncio.Future[None]:
         """Store a new model; the future fails with ``StoreError`` if there is a model with its name."""
         columns = {"name": model.name, "created_at": model.created_at, "body": rows.pack(model)}
-        return self._insert("insert_model", columns, f"model {model.name}", act)
+        return self._insert("insert_model", columns, f"model {model.name}", event)
 
-    def update_model(self, model: Model, act: Act | None = None) -> asyncio.Future[None]:
-        return self._change("update_model", {"name": model.name, "body": rows.pack(model)}, act)
+    def update_model(self, model: Model, event: AuditEvent | None = None) -> asyncio.Future[None]:
+        return self._change("update_model", {"name": model.name, "body": rows.pack(model)}, event)
 
-    def remove_model(self, name: str, act: Act | None = None) -> asyncio.Future[None]:
+    def remove_model(self, name: str, event: AuditEvent | None = None) -> asyncio.Future[None]:
         """Delete a model that has no versions."""
-        return self._change("delete_model", {"name": name}, act)
+        return self._change("delete_model", {"name": name}, event)
 
     async def adapters(self) -> list[Adapter]:
         """Return every trained version, oldest first."""
@@ -74,16 +74,18 @@ class Registry:
         row = self._connections.row("deployment", {"owner": owner, "name": name})
         return None if row is None else rows.unpack(row[0], Release)
 
-    def add_release(self, release: Release, act: Act | None = None) -> asyncio.Future[None]:
+    def add_release(self, release: Release, event: AuditEvent | None = None) -> asyncio.Future[None]:
         """Store a release; the future fails with ``StoreError`` if the release number exists."""
         key = {"owner": release.owner, "name": release.name, "number": release.number}
         columns = key | {"body": rows.pack(release)}
         return self._insert(
-            "insert_release", columns, f"release {release.number} of {release.deployment}", act
+            "insert_release", columns, f"release {release.number} of {release.deployment}", event
         )
 
-    def remove_deployment(self, owner: str, name: str, act: Act | None = None) -> asyncio.Future[None]:
-        return self._change("delete_deployment", {"owner": owner, "name": name}, act)
+    def remove_deployment(
+        self, owner: str, name: str, event: AuditEvent | None = None
+    ) -> asyncio.Future[None]:
+        return self._change("delete_deployment", {"owner": owner, "name": name}, event)
 
     async def last_use(self, deployment: str) -> float | None:
         """Return the Unix time of the last prediction made through a deployment; None if there was none."""
@@ -100,21 +102,27 @@ class Registry:
 
         return await self._connections.read(action)
 
-    def add_example(self, model: str, prediction: str, act: Act | None = None) -> asyncio.Future[None]:
+    def add_example(
+        self, model: str, prediction: str, event: AuditEvent | None = None
+    ) -> asyncio.Future[None]:
         """Make a prediction an example of its model, so that its data is never deleted because of its age."""
-        return self._change("insert_example", {"model": model, "prediction": prediction}, act)
+        return self._change("insert_example", {"model": model, "prediction": prediction}, event)
 
-    def remove_example(self, model: str, prediction: str, act: Act | None = None) -> asyncio.Future[None]:
-        return self._change("delete_example", {"model": model, "prediction": prediction}, act)
+    def remove_example(
+        self, model: str, prediction: str, event: AuditEvent | None = None
+    ) -> asyncio.Future[None]:
+        return self._change("delete_example", {"model": model, "prediction": prediction}, event)
 
-    def _change(self, query: str, parameters: dict[str, Any], act: Act | None) -> asyncio.Future[None]:
+    def _change(
+        self, query: str, parameters: dict[str, Any], event: AuditEvent | None
+    ) -> asyncio.Future[None]:
         def action(connection: sqlite3.Connection) -> None:
             connection.execute(QUERIES[query], parameters)
 
-        return self._connections.audited(action, act)
+        return self._connections.audited(action, event)
 
     def _insert(
-        self, query: str, columns: dict[str, Any], subject: str, act: Act | None
+        self, query: str, columns: dict[str, Any], subject: str, event: AuditEvent | None
     ) -> asyncio.Future[None]:
         def action(connection: sqlite3.Connection) -> None:
             try:
@@ -122,7 +130,7 @@ class Registry:
             except sqlite3.IntegrityError as exc:
                 raise StoreError(f"{subject} exists already ({exc})") from exc
 
-        return self._connections.audited(action, act)
+        return self._connections.audited(action, event)
 
     async def _bodies(self, query: str, parameters: dict[str, Any], type: type[T]) -> list[T]:
         def action(connection: sqlite3.Connection) -> list[T]:

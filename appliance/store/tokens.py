@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import time
 
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.errors import StoreError
 from appliance.domain.token import Token
 from appliance.store import audit_chain, rows
@@ -17,14 +17,14 @@ from appliance.store.queries import QUERIES
 class TokenTable(Connections):
     """Methods of ``Store`` for API tokens. Only digests of the secrets are stored."""
 
-    def add_token(self, token: Token, act: Act | None = None) -> asyncio.Future[None]:
+    def add_token(self, token: Token, event: AuditEvent | None = None) -> asyncio.Future[None]:
         def action(connection: sqlite3.Connection) -> None:
             try:
                 connection.execute(QUERIES["insert_token"], rows.token_columns(token))
             except sqlite3.IntegrityError as exc:
                 raise StoreError(f"token {token.id} exists already ({exc})") from exc
 
-        return self.audited(action, act)
+        return self.audited(action, event)
 
     async def find_token(self, digest: str) -> Token | None:
         """Return the token whose secret has this digest; None if there is none or the token is revoked."""
@@ -50,18 +50,18 @@ class TokenTable(Connections):
             lambda connection: [rows.token(row) for row in connection.execute(QUERIES["all_tokens"])]
         )
 
-    def revoke_token(self, id: str, act: Act | None = None) -> asyncio.Future[Token | None]:
+    def revoke_token(self, id: str, event: AuditEvent | None = None) -> asyncio.Future[Token | None]:
         """Revoke a token and return it; None if there is no such token. A revoked token is not changed.
 
-        ``act`` is recorded in the same transaction, if there is such a token.
+        ``event`` is recorded in the same transaction, if there is such a token.
         """
         now = time.time()
 
         def action(connection: sqlite3.Connection) -> Token | None:
             connection.execute(QUERIES["revoke_token"], {"id": id, "revoked_at": now})
             row = connection.execute(QUERIES["token_by_id"], {"id": id}).fetchone()
-            if row is not None and act is not None:
-                audit_chain.append(connection, act)
+            if row is not None and event is not None:
+                audit_chain.append(connection, event)
             return None if row is None else rows.token(row)
 
         return self.with_head(self.write(action))

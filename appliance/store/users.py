@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any, Final
 
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.token import Scope
 from appliance.domain.user import Session, User
 from appliance.store import audit_chain
@@ -18,7 +18,7 @@ from appliance.store.queries import QUERIES, SESSION_COLUMNS, USER_COLUMNS
 #: Seconds for which a session is kept after it has expired, because the audit log refers to it.
 _KEPT: Final = 30 * 86400.0
 #: Returns the record of a sign-in of this user.
-SignInAct = Callable[[User], Act]
+SignInEvent = Callable[[User], AuditEvent]
 
 
 class UserTable:
@@ -38,19 +38,19 @@ class UserTable:
             lambda connection: [_user(row) for row in connection.execute(QUERIES["users"])]
         )
 
-    def add(self, user: User, act: Act) -> asyncio.Future[bool]:
+    def add(self, user: User, event: AuditEvent) -> asyncio.Future[bool]:
         """Add a user; return False, and change nothing, if the account has one already."""
 
         def action(connection: sqlite3.Connection) -> bool:
             if connection.execute(QUERIES["user"], {"name": user.name}).fetchone() is not None:
                 return False
             connection.execute(QUERIES["insert_user"], _user_columns(user))
-            audit_chain.append(connection, act)
+            audit_chain.append(connection, event)
             return True
 
         return self._connections.with_head(self._connections.write(action))
 
-    def set_password(self, name: str, password: str, now: float, act: Act) -> asyncio.Future[bool]:
+    def set_password(self, name: str, password: str, now: float, event: AuditEvent) -> asyncio.Future[bool]:
         """Replace the hash of a password, and end all sessions of the user.
 
         Return False, and change nothing, if there is no such user, or the user signs in at a provider.
@@ -61,7 +61,7 @@ class UserTable:
             if not changed.rowcount:
                 return False
             connection.execute(QUERIES["end_sessions"], {"user": name, "now": now})
-            audit_chain.append(connection, act)
+            audit_chain.append(connection, event)
             return True
 
         return self._connections.with_head(self._connections.write(action))
@@ -70,21 +70,21 @@ class UserTable:
         """Replace the hash of a password by a hash of the same password."""
         return self._connections.change("set_password", {"name": name, "password": password})
 
-    def remove(self, name: str, act: Act) -> asyncio.Future[bool]:
+    def remove(self, name: str, event: AuditEvent) -> asyncio.Future[bool]:
         """Remove a user and all sessions of the user; return False if there is no such user."""
 
         def action(connection: sqlite3.Connection) -> bool:
             if not connection.execute(QUERIES["delete_user"], {"name": name}).rowcount:
                 return False
             connection.execute(QUERIES["delete_sessions_of_user"], {"user": name})
-            audit_chain.append(connection, act)
+            audit_chain.append(connection, event)
             return True
 
         return self._connections.with_head(self._connections.write(action))
 
     # -- sessions
 
-    def sign_in(self, user: User, session: Session, act: SignInAct) -> asyncio.Future[User | None]:
+    def sign_in(self, user: User, session: Session, event: SignInEvent) -> asyncio.Future[User | None]:
         """Store a session, and the claims of the user; add the user if the provider names a new person.
 
         A person of a provider keeps the account of the first sign-in. Returns the stored user, or None if
@@ -104,7 +104,7 @@ class UserTable:
             connection.execute(QUERIES["delete_old_sessions"], {"before": session.created_at - _KEPT})
             columns = {name: getattr(session, name) for name in SESSION_COLUMNS} | {"user": known.name}
             connection.execute(QUERIES["insert_session"], columns)
-            audit_chain.append(connection, act(known))
+            audit_chain.append(connection, event(known))
             return known
 
         return self._connections.with_head(self._connections.write(action))
@@ -126,14 +126,16 @@ class UserTable:
             lambda connection: [_session(row) for row in connection.execute(query, parameters)]
         )
 
-    def end_session(self, id: str, user: str | None, now: float, act: Act) -> asyncio.Future[Session | None]:
+    def end_session(
+        self, id: str, user: str | None, now: float, event: AuditEvent
+    ) -> asyncio.Future[Session | None]:
         """End a session of a user, or of any user; None if there is no such session, or it has ended."""
 
         def action(connection: sqlite3.Connection) -> Session | None:
             found = {"id": id, "user": user, "now": now}
             if not connection.execute(QUERIES["end_session"], found).rowcount:
                 return None
-            audit_chain.append(connection, act)
+            audit_chain.append(connection, event)
             return _session(connection.execute(QUERIES["session_by_id"], {"id": id}).fetchone())
 
         return self._connections.with_head(self._connections.write(action))

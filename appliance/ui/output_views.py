@@ -19,8 +19,8 @@ from appliance.ui.languages import gettext as _
 from appliance.ui.media import MediaFile, media_file
 
 #: Vectors that are compared with each other; more would make the table too wide.
-MOST_VECTORS: Final = 12
-_MOST_ROWS: Final = 500
+MAX_VECTORS: Final = 12
+_MAX_ROWS: Final = 500
 _IMAGE_INPUTS: Final = ("image", "input_image", "query_image", "image_input")
 _AUDIO_INPUTS: Final = ("audio", "audio_file", "file")
 _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
@@ -103,7 +103,7 @@ def _transcript(output: Mapping[str, Any], segments: Sequence[Any], files: Mappi
             "end": float(each.get("end", each["start"])),
             "text": str(each["text"]),
         }
-        for each in segments[:_MOST_ROWS]
+        for each in segments[:_MAX_ROWS]
     ]
     return markup.render(
         "output_transcript.html",
@@ -117,7 +117,7 @@ def _transcript(output: Mapping[str, Any], segments: Sequence[Any], files: Mappi
 
 def _spans(output: Sequence[Mapping[str, Any]], files: Mapping[str, MediaFile]) -> Markup:
     rows = [
-        {"start": float(each["start"]), "end": float(each["end"]), "text": ""} for each in output[:_MOST_ROWS]
+        {"start": float(each["start"]), "end": float(each["end"]), "text": ""} for each in output[:_MAX_ROWS]
     ]
     audio = _first(files, _AUDIO_INPUTS, "audio/")
     return markup.render(
@@ -149,12 +149,12 @@ def _on_image(boxes: Sequence[Box], files: Mapping[str, MediaFile], drawn: str |
     image = _first(files, _IMAGE_INPUTS, "image/")
     rows = [
         (each.label, _percent(each.score), " ".join(f"{round(x)},{round(y)}" for x, y in each.points[:3:2]))
-        for each in boxes[:_MOST_ROWS]
+        for each in boxes[:_MAX_ROWS]
     ]
     return markup.render(
         "output_boxes.html",
         image=image,
-        boxes=boxes[:_MOST_ROWS] if image else (),
+        boxes=boxes[:_MAX_ROWS] if image else (),
         drawn=markup.figure(drawn) if drawn and image is None else Markup(),
         table=markup.table((_("Label"), _("Score"), _("Corners in pixels")), rows),
     )
@@ -172,7 +172,7 @@ def _overlay(layers: Sequence[tuple[str, str]], files: Mapping[str, MediaFile]) 
 
 
 def _bars(rows: Sequence[tuple[str, float]], *, ordered: bool = False) -> Markup:
-    shown = rows[:_MOST_ROWS]
+    shown = rows[:_MAX_ROWS]
     low, high = min(0.0, *(score for _, score in shown)), max(score for _, score in shown)
     width = (high - low) or 1.0
     return markup.render(
@@ -184,7 +184,7 @@ def _bars(rows: Sequence[tuple[str, float]], *, ordered: bool = False) -> Markup
 
 def _vectors(names: Sequence[str], vectors: Sequence[Sequence[float]]) -> Markup:
     """Return a table of the similarities (cosines) of the first vectors."""
-    some = [[float(number) for number in vector] for vector in vectors[:MOST_VECTORS]]
+    some = [[float(number) for number in vector] for vector in vectors[:MAX_VECTORS]]
     dimensions = len(some[0])
     table = [[_cosine(one, other) for other in some] for one in some]
     return markup.render(

@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import Scope
 
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.errors import PermissionDenied, SignInRefused, Unauthenticated
 from appliance.domain.token import Token
 from appliance.gateway.api import client_address
@@ -85,7 +85,7 @@ NOT_RECORDED: Final = frozenset(
 NOT_RECORDED_PREFIXES: Final = ("/openai/", "/anthropic/")
 
 # Keys in an ASGI scope:
-_STORED: Final = "appliance.audit.stored"  # act that the store records in the transaction of the change
+_STORED: Final = "appliance.audit.stored"  # event that the store records in the transaction of the change
 _DETAILS: Final = "appliance.audit.details"  # object, before and after
 _DONE: Final = "appliance.audit.done"  # whether the request is recorded
 _ID: Final = "appliance.request_id"  # id of the request
@@ -96,7 +96,7 @@ _ROUTE: Final = "appliance.route"  # path of the route
 def identify(request: Request, token: Token) -> None:
     """Note who sent the request, for its record and for those of tasks that it starts."""
     request.scope[CALLER] = token
-    audit_log.CALLER.set(_act(services_of(request), request.scope, ""))
+    audit_log.CALLER.set(_audit_event(services_of(request), request.scope, ""))
 
 
 def describe(request: Request, *, object: str | None = None, before: Any = None, after: Any = None) -> None:
@@ -104,11 +104,13 @@ def describe(request: Request, *, object: str | None = None, before: Any = None,
     request.scope[_DETAILS] = {"object": object, "before": before, "after": after}
 
 
-def act(request: Request, *, object: str | None = None, before: Any = None, after: Any = None) -> Act:
-    """Return the act of this request, for a method of the store that records it with the change."""
+def event(
+    request: Request, *, object: str | None = None, before: Any = None, after: Any = None
+) -> AuditEvent:
+    """Return the event of this request, for a method of the store that records it with the change."""
     describe(request, object=object, before=before, after=after)
     action = RECORDED[request.method, request.scope[_ROUTE]]
-    made = _detailed(_act(services_of(request), request.scope, action), request.scope)
+    made = _detailed(_audit_event(services_of(request), request.scope, action), request.scope)
     request.scope[_STORED] = made
     return made
 
@@ -130,26 +132,26 @@ async def respond(services: Services, scope: Scope, status: int, error: Exceptio
     scope[_DONE] = True
     if isinstance(error, (Unauthenticated, PermissionDenied)):
         object = scope.get(_ROUTE, scope["path"])
-        denied = _act(services, scope, f"request.{scope['method'].lower()}")
+        denied = _audit_event(services, scope, f"request.{scope['method'].lower()}")
         if isinstance(error, SignInRefused):
             denied = msgspec.structs.replace(denied, action="session.sign_in", owner=error.account)
-        await services.audit.refuse(
+        await services.audit.record_refusal(
             msgspec.structs.replace(denied, object=object, outcome="denied", status=status)
         )
         return
     action = RECORDED.get((scope["method"], scope.get(_ROUTE, "")))
     if action is None or (CALLER not in scope and action != "session.sign_in"):
         return
-    made = _detailed(_act(services, scope, action), scope)
+    made = _detailed(_audit_event(services, scope, action), scope)
     if status >= 400:
-        await services.audit.refuse(msgspec.structs.replace(made, outcome="failed", status=status))
+        await services.audit.record_refusal(msgspec.structs.replace(made, outcome="failed", status=status))
     elif _STORED not in scope:
         await services.audit.record(msgspec.structs.replace(made, status=status))
 
 
-def _act(services: Services, scope: Scope, action: str) -> Act:
+def _audit_event(services: Services, scope: Scope, action: str) -> AuditEvent:
     token: Token | None = scope.get(CALLER)
-    return Act(
+    return AuditEvent(
         action=action,
         token=None if token is None else token.session or token.id,
         owner=None if token is None else token.owner,
@@ -158,7 +160,7 @@ def _act(services: Services, scope: Scope, action: str) -> Act:
     )
 
 
-def _detailed(made: Act, scope: Scope) -> Act:
+def _detailed(made: AuditEvent, scope: Scope) -> AuditEvent:
     details = scope.get(_DETAILS, {})
     named = details.get("object")
     parameters = scope.get("path_params", {})

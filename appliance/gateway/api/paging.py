@@ -21,7 +21,7 @@ from appliance.protocols import serializers
 from appliance.store import Cursor, Filter
 
 PAGE: Final = 100
-_MOST_PLACES: Final = 10**9
+_MAX_PLACES: Final = 10**9
 
 
 def encode(cursor: Cursor) -> str:
@@ -59,7 +59,7 @@ def window(cursor: Cursor | None, names: Sequence[str], size: int) -> tuple[int,
         at = names.index(cursor.id)
         behind = at + 1
     except ValueError:
-        if not 0 <= cursor.created_at <= _MOST_PLACES:
+        if not 0 <= cursor.created_at <= _MAX_PLACES:
             raise NotFound("Invalid cursor") from None
         at = behind = int(cursor.created_at)
     return (max(0, at - size), at) if cursor.backwards else (behind, behind + size)

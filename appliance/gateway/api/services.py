@@ -64,7 +64,7 @@ class Services(msgspec.Struct, kw_only=True):
         limits = config.limits
         before, after = difference(redact(self.config), redact(config))
         if before or after:
-            self.audit.applied(before, after)
+            self.audit.record_config_change(before, after)
         self.audit.change(config.audit)
         self.config = config
         policy = config.access_policy  # one for all: groups that an identity provider names are added to it

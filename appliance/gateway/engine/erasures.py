@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.erasure import AccountData
 from appliance.domain.errors import NotFound, StoreError
 from appliance.domain.model import Adapter
@@ -71,7 +71,7 @@ class Erasures:
         """Return the names of the models whose owner is the account. They and their pushed versions stay."""
         return sorted(name for name in self._catalogue.cards if name.partition("/")[0] == account)
 
-    async def erase(self, account: str, act: Act) -> AccountData:
+    async def erase(self, account: str, event: AuditEvent) -> AccountData:
         """Erase the data of the account and return what was erased.
 
         If that has begun already, wait for it. It goes on if the caller is cancelled.
@@ -80,9 +80,9 @@ class Erasures:
             StoreError: the beginning could not be stored.
         """
         if account in self._tasks:
-            await self._store.audit.record(act)
+            await self._store.audit.record(event)
         else:
-            await self._store.erasures.begin(account, act)
+            await self._store.erasures.begin(account, event)
         return await asyncio.shield(self._tasks.get(account) or self._start(account))
 
     def _start(self, account: str) -> asyncio.Task[AccountData]:

@@ -9,7 +9,7 @@ import logging
 import time
 from typing import Final
 
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.errors import StoreError
 from appliance.domain.retention import RetentionRules
 from appliance.gateway.files.file_store import FileStore
@@ -56,9 +56,9 @@ class Retention:
         self._positions.clear()
         self._changed.set()
 
-    async def remove(self, prediction: str, act: Act | None = None) -> None:
-        """Delete the data of one prediction that has ended, and its output files; record ``act``."""
-        removed = await self._store.remove_data_of(prediction, act)
+    async def remove(self, prediction: str, event: AuditEvent | None = None) -> None:
+        """Delete the data of one prediction that has ended, and its output files; record ``event``."""
+        removed = await self._store.remove_data_of(prediction, event)
         await self._files.remove_outputs(removed)
 
     async def close(self) -> None:

@@ -16,7 +16,7 @@ from appliance.domain.errors import SignInRefused
 
 #: Seconds within which a person must sign in at the provider.
 LIFETIME: Final = 600
-_MOST_USED: Final = 100_000  # used handshakes that are remembered
+_MAX_USED: Final = 100_000  # used handshakes that are remembered
 
 
 class Handshake(msgspec.Struct, frozen=True):
@@ -67,7 +67,7 @@ class Handshakes:
             raise SignInRefused("The provider answered another sign-in of this browser: try again.")
         while self._used:
             oldest, at = next(iter(self._used.items()))
-            if now - at <= LIFETIME and len(self._used) < _MOST_USED:
+            if now - at <= LIFETIME and len(self._used) < _MAX_USED:
                 break
             del self._used[oldest]
         if found.state in self._used:

@@ -12,7 +12,7 @@ from msgspec import structs
 from appliance.config import Config, OidcConfig
 from appliance.domain import token
 from appliance.domain.access import client_network
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.errors import NotFound, SignInRefused, Throttled
 from appliance.domain.failed_attempts import FailedAttempts
 from appliance.domain.user import (
@@ -31,8 +31,8 @@ from appliance.gateway.sign_on.provider import Claims, Provider
 from appliance.store.users import UserTable
 
 #: Failed passwords of one account within ``_WINDOW`` seconds: from one address, and from all together.
-MOST_FROM_ADDRESS: Final = 5
-MOST_OF_ACCOUNT: Final = 30
+MAX_FROM_ADDRESS: Final = 5
+MAX_OF_ACCOUNT: Final = 30
 _WINDOW: Final = 300.0
 #: The same message for all reasons: it must not reveal which users exist.
 _WRONG: Final = "The username or the password is wrong."
@@ -70,8 +70,8 @@ class SignOn:
         self._transport = transport
         self._passwords = Passwords()
         self._by_address = FailedAttempts()
-        self._by_pair = FailedAttempts(MOST_FROM_ADDRESS, _WINDOW)
-        self._by_account = FailedAttempts(MOST_OF_ACCOUNT, _WINDOW)
+        self._by_pair = FailedAttempts(MAX_FROM_ADDRESS, _WINDOW)
+        self._by_account = FailedAttempts(MAX_OF_ACCOUNT, _WINDOW)
         self._provider: Provider | None = None
         self.apply(config)
 
@@ -94,9 +94,9 @@ class SignOn:
         return self._config.passwords and any(user.password for user in await self._users.all())
 
     async def with_password(
-        self, name: str, password: str, client: Client, act: Callable[[User, Session], Act]
+        self, name: str, password: str, client: Client, event: Callable[[User, Session], AuditEvent]
     ) -> tuple[str, Session]:
-        """Return the secret of a new session, and the session. ``act`` returns the record of the sign-in.
+        """Return the secret of a new session, and the session. ``event`` returns the record of the sign-in.
 
         Raises:
             SignInRefused: the password is wrong, or there is no such user.
@@ -127,7 +127,7 @@ class SignOn:
         if (renewed := await self._passwords.renewed(known, password)) is not None:
             await self._users.rehash(name, renewed)
             user = structs.replace(user, password=renewed)
-        return await self._store(user, client, act)
+        return await self._store(user, client, event)
 
     async def begin_at_provider(self) -> tuple[str, str]:
         """Return the URL at which the person signs in, and the sealed handshake for the browser.
@@ -140,7 +140,7 @@ class SignOn:
         return await self._found_provider().authorization_url(handshake), sealed
 
     async def finish_at_provider(
-        self, answer: Answer, client: Client, act: Callable[[User, Session], Act]
+        self, answer: Answer, client: Client, event: Callable[[User, Session], AuditEvent]
     ) -> tuple[str, Session]:
         """Return the secret of a new session, and the session, for the answer of the provider.
 
@@ -155,7 +155,7 @@ class SignOn:
             raise Throttled(f"Too many sign-ins failed: try again in {wait} s.", retry_after=wait)
         handshake = self._handshakes.finish(answer.handshake, answer.state)
         claims = await provider.claims(handshake, answer.code, answer.issuer)
-        made = await self._store(self._person(provider.config, claims), client, act)
+        made = await self._store(self._person(provider.config, claims), client, event)
         self._by_address.withdraw(network)
         return made
 
@@ -201,7 +201,7 @@ class SignOn:
         )
 
     async def _store(
-        self, user: User, client: Client, act: Callable[[User, Session], Act]
+        self, user: User, client: Client, event: Callable[[User, Session], AuditEvent]
     ) -> tuple[str, Session]:
         secret, now = new_secret(), time.time()
         made = Session(
@@ -213,7 +213,7 @@ class SignOn:
             address=client.address,
             browser=browser_name(client.browser),
         )
-        stored = await self._users.sign_in(user, made, lambda known: act(known, made))
+        stored = await self._users.sign_in(user, made, lambda known: event(known, made))
         if stored is None:
             raise SignInRefused(
                 f'The account "{user.name}" belongs to another person: ask your administrator.', user.name

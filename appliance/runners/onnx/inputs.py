@@ -205,7 +205,7 @@ def _image_reader(name: str, spec: ImageInput, tensor: Any) -> _Reader:
 
 
 #: An image may be scaled to this many times the size of the tensor, before its edges are cut off.
-_MOST_CUT: Final = 16
+_MAX_CUT: Final = 16
 
 
 def _placed(
@@ -228,10 +228,10 @@ def _placed(
     ratios = (width / image.width, height / image.height)
     ratio = 1.0 if own_size else max(ratios) if spec.resize == "crop" else min(ratios)
     scaled = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
-    if scaled[0] * scaled[1] > _MOST_CUT * width * height:
+    if scaled[0] * scaled[1] > _MAX_CUT * width * height:
         raise PredictionFailed(
             f"input.{name}: of this image of {image.width} x {image.height} pixels, the model would use less "
-            f"than one part in {_MOST_CUT}; crop it, or set resize to fit in options.inputs"
+            f"than one part in {_MAX_CUT}; crop it, or set resize to fit in options.inputs"
         )
     left, top = (width - scaled[0]) // 2, (height - scaled[1]) // 2
     canvas = Pillow.new("RGB", (width, height), (spec.padding,) * 3)

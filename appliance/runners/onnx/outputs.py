@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-_MOST_NUMBERS: Final = 1_000_000  # in an output tensor as JSON
+_MAX_NUMBERS: Final = 1_000_000  # in an output tensor as JSON
 _NUMBER: Final[dict[str, Any]] = {"type": "number"}
 _INTEGER: Final[dict[str, Any]] = {"type": "integer"}
 _LABEL: Final[dict[str, Any]] = {"label": {"type": "string"}, "score": _NUMBER}
@@ -319,9 +319,9 @@ def _vector(name: str, spec: VectorOutput, tensor: Array, mask: Array | None) ->
 def _numbers(name: str, tensor: Array) -> Any:
     import numpy as np
 
-    if tensor.size > _MOST_NUMBERS:
+    if tensor.size > _MAX_NUMBERS:
         raise PredictionFailed(
-            f"the output {name} has {tensor.size} numbers; at most {_MOST_NUMBERS} can be returned as JSON"
+            f"the output {name} has {tensor.size} numbers; at most {_MAX_NUMBERS} can be returned as JSON"
         )
     if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
         raise PredictionFailed(

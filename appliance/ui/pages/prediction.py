@@ -23,7 +23,7 @@ from appliance.ui.state_names import state_name
 from appliance.ui.watcher import ENDED
 
 #: Input files whose type and name the page asks the API for.
-_MOST_FILES: Final = 8
+_MAX_FILES: Final = 8
 _FILES: Final = "/v1/files/"
 
 
@@ -118,7 +118,7 @@ async def _input_files(given: Mapping[str, Any], caller: Caller) -> dict[str, Me
         for name, url in given.items()
         if isinstance(url, str) and found[name] is None and (id := _upload_id(url))
     }
-    asked = list(uploads.items())[:_MOST_FILES]
+    asked = list(uploads.items())[:_MAX_FILES]
     described = await asyncio.gather(*(_uploaded(id, caller) for _, id in asked))
     found |= {name: file for (name, _), file in zip(asked, described, strict=True)}
     return {name: file for name, file in found.items() if file is not None}

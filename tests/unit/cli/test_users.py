@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.cli import main
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.user import Session, User
 from appliance.store import Store
 
@@ -97,7 +97,7 @@ def test_check_explains_the_groups_of_the_last_sign_in(
     async def sign_in() -> None:
         store = Store(home / "appliance.db")
         await store.open()
-        await store.users.sign_in(user, session, lambda known: Act(action="session.sign_in"))
+        await store.users.sign_in(user, session, lambda known: AuditEvent(action="session.sign_in"))
         await store.close()
 
     asyncio.run(sign_in())

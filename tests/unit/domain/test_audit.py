@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from appliance.domain import audit
-from appliance.domain.audit import HIDDEN, Act
+from appliance.domain.audit import HIDDEN, AuditEvent
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,12 @@ def test_secrets_in_urls_are_hidden(url: str, hidden: str) -> None:
 
 
 def test_the_id_of_the_token_is_kept() -> None:
-    assert audit.make(Act(action="a", token="0a1b"), audit.START, 0.0).token == "0a1b"
+    assert audit.make(AuditEvent(action="a", token="0a1b"), audit.START, 0.0).token == "0a1b"
 
 
 def test_a_file_name_that_is_not_utf_8_is_recorded() -> None:
     name = os.fsdecode(b"/tmp/\xff.tar")
-    record = audit.make(Act(action="backup.create", object=name, after={name: name}), audit.START, 0.0)
+    record = audit.make(AuditEvent(action="backup.create", object=name, after={name: name}), audit.START, 0.0)
     assert record.object == "/tmp/\\udcff.tar"
     assert record.after == {record.object: record.object}
     assert audit.parse(record.body, record.previous, record.hash) == record

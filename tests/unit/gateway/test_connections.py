@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from appliance.gateway import connections
-from appliance.gateway.connections import LONGEST_HEADERS, MOST_SLOW, PATIENCE, PROGRESS, SLOW
+from appliance.gateway.connections import LONGEST_HEADERS, MAX_SLOW, PATIENCE, PROGRESS, SLOW
 from tests.support.appliance_process import until
 
 Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -202,12 +202,12 @@ async def test_answers_may_take_as_long_as_they_like(running: Running) -> None:
 
 
 async def test_one_client_has_few_slow_requests(running: Running) -> None:
-    lines = [await running.opened(UPLOAD) for _ in range(MOST_SLOW + 3)]
+    lines = [await running.opened(UPLOAD) for _ in range(MAX_SLOW + 3)]
     await running.sent(lines[0], b"x" * 1000)  # the fastest
     running.after(SLOW + 1, trusted=True)
     assert len(running.connections) == len(lines)
     running.after(SLOW + 1)
-    await until(lambda: len(running.connections) == MOST_SLOW)
+    await until(lambda: len(running.connections) == MAX_SLOW)
     ended = [line for line in lines if line[0].at_eof() or line[0]._buffer]  # type: ignore[attr-defined]
     await until(lambda: running.left == 3)
     assert len(ended) == 3

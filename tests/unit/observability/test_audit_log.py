@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.config import AuditConfig
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.observability.audit_log import AuditLog
 from appliance.store import Store
 from tests.support.store_files import created
@@ -28,7 +28,7 @@ async def test_each_record_is_appended_to_the_file_once(store: Store, tmp_path: 
     file = tmp_path / "audit.jsonl"
     for number in range(3):
         log = AuditLog(store, AuditConfig(file=file))
-        await log.record(Act(action="model.load", object=f"m{number}", owner="me"))
+        await log.record(AuditEvent(action="model.load", object=f"m{number}", owner="me"))
         await log.close()  # sends what is left
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["object"] for line in lines] == ["m0", "m1", "m2"]
@@ -47,7 +47,7 @@ async def test_records_are_sent_to_syslog(store: Store, tmp_path: Path) -> None:
         for server, address in ((unix, path), (udp, f"udp://127.0.0.1:{udp.getsockname()[1]}")):
             server.settimeout(30)
             log = AuditLog(store, AuditConfig(syslog=address))
-            await log.record(Act(action="model.load", object="m", owner="me"))
+            await log.record(AuditEvent(action="model.load", object="m", owner="me"))
             await log.close()
             message = (await asyncio.to_thread(server.recv, 9000)).decode()
             head, _, body = message.partition(" - {")
@@ -59,7 +59,7 @@ async def test_records_are_sent_to_syslog(store: Store, tmp_path: Path) -> None:
 async def test_an_unreachable_file_loses_no_record(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "later" / "audit.jsonl"
     log = AuditLog(store, AuditConfig(file=file))
-    await log.record(Act(action="model.load", object="m"))
+    await log.record(AuditEvent(action="model.load", object="m"))
     await log.close()
     file.parent.mkdir()
     await AuditLog(store, AuditConfig(file=file)).close()
@@ -72,7 +72,7 @@ async def test_an_unreachable_syslog_does_not_repeat_records_in_the_file(
     file, path = tmp_path / "audit.jsonl", str(tmp_path / "log")
     for number in range(3):
         log = AuditLog(store, AuditConfig(file=file, syslog=path))
-        await log.record(Act(action="model.load", object=f"m{number}"))
+        await log.record(AuditEvent(action="model.load", object=f"m{number}"))
         await log.close()
     assert [json.loads(line)["object"] for line in file.read_text().splitlines()] == ["m0", "m1", "m2"]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
@@ -98,8 +98,8 @@ async def test_a_record_that_is_too_long_for_syslog_is_sent_without_its_values(
         for server, address in ((unix, path), (udp, f"udp://127.0.0.1:{udp.getsockname()[1]}")):
             server.settimeout(30)
             log = AuditLog(store, AuditConfig(syslog=address))
-            await log.record(Act(action="config.apply", object="long", after=long))
-            await log.record(Act(action="config.apply", object="short", after={"a": 1}))
+            await log.record(AuditEvent(action="config.apply", object="long", after=long))
+            await log.record(AuditEvent(action="config.apply", object="short", after={"a": 1}))
             await log.close()
             received = [(await asyncio.to_thread(server.recv, 9000)).decode() for _ in range(2)]
             first, second = (json.loads("{" + each.partition(" - {")[2]) for each in received)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from appliance.domain import audit
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.errors import StoreError
 from appliance.domain.token import Scope, Token
 from appliance.store import Store
@@ -27,14 +27,14 @@ TOKEN = Token(id="key", name="key", owner="me", digest="0" * 64, created_at=1.0,
 _WRITER = """
 import asyncio, sys
 from pathlib import Path
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.store import Store
 
 async def main(path, name, most):
     store = Store(Path(path))
     await store.open()
     for number in range(int(most)):
-        await store.audit.record(Act(action="test.write", object=f"{name}-{number}"))
+        await store.audit.record(AuditEvent(action="test.write", object=f"{name}-{number}"))
         print(number, flush=True)
     await store.close()
 
@@ -51,7 +51,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 async def filled(store: Store, records: int = 5) -> None:
     for number in range(records):
-        await store.audit.record(Act(action="model.load", object=f"acme/m{number}", owner="me"))
+        await store.audit.record(AuditEvent(action="model.load", object=f"acme/m{number}", owner="me"))
 
 
 def damage(path: Path, *statements: str) -> None:
@@ -66,9 +66,11 @@ def damage(path: Path, *statements: str) -> None:
 
 async def test_records_are_chained_and_filtered(store: Store) -> None:
     await filled(store)
-    await store.audit.record(Act(action="token.create", object="x", owner="you", token="t", address="::1"))
-    verdict = await store.audit.verify()
-    assert (verdict.first, verdict.last, verdict.finding) == (1, 6, None)
+    await store.audit.record(
+        AuditEvent(action="token.create", object="x", owner="you", token="t", address="::1")
+    )
+    verification = await store.audit.verify()
+    assert (verification.first, verification.last, verification.fault) == (1, 6, None)
     newest = await store.audit.newest(limit=2, filters={})
     assert [each.number for each in newest] == [6, 5]
     assert newest[0].previous == newest[1].hash
@@ -104,27 +106,27 @@ async def test_a_changed_removed_or_moved_record_is_found(
 ) -> None:
     await filled(store)
     damage(tmp_path / "appliance.db", *statements)
-    finding = (await store.audit.verify()).finding
-    assert finding is not None
-    assert finding.number == number
-    assert finding.problem.startswith(problem)
+    fault = (await store.audit.verify()).fault
+    assert fault is not None
+    assert fault.number == number
+    assert fault.problem.startswith(problem)
 
 
 async def test_records_after_removed_ones_hide_nothing(store: Store, tmp_path: Path) -> None:
     await filled(store)
     damage(tmp_path / "appliance.db", "DELETE FROM audit WHERE number >= 4")
     await filled(store, 6)
-    finding = (await store.audit.verify()).finding
-    assert finding is not None
-    assert (finding.number, finding.problem.partition(":")[0]) == (5, "was replaced")
+    fault = (await store.audit.verify()).fault
+    assert fault is not None
+    assert (fault.number, fault.problem.partition(":")[0]) == (5, "was replaced")
 
 
 async def test_a_missing_file_of_the_newest_hash_is_found(store: Store, tmp_path: Path) -> None:
     await filled(store)
     head_file(tmp_path / "appliance.db").unlink()
-    finding = (await store.audit.verify()).finding
-    assert finding is not None
-    assert "is missing" in finding.problem
+    fault = (await store.audit.verify()).fault
+    assert fault is not None
+    assert "is missing" in fault.problem
 
 
 async def test_sql_cannot_change_or_delete_records(store: Store, tmp_path: Path) -> None:
@@ -143,8 +145,8 @@ async def test_the_chain_continues_over_deleted_records(store: Store) -> None:
     await filled(store, 2)
     assert await store.audit.remove_before(now) == 5
     assert await store.audit.remove_before(now) == 0
-    verdict = await store.audit.verify()
-    assert (verdict.first, verdict.last, verdict.finding) == (6, 8, None)
+    verification = await store.audit.verify()
+    assert (verification.first, verification.last, verification.fault) == (6, 8, None)
     (newest,) = await store.audit.newest(limit=1, filters={})
     assert (newest.action, newest.object) == ("audit.expire", "1-5")
 
@@ -158,11 +160,11 @@ async def test_each_sink_has_a_position_of_its_own(store: Store) -> None:
 
 
 async def test_a_change_and_its_record_are_one_transaction(store: Store) -> None:
-    await store.add_token(TOKEN, Act(action="token.create", object="key"))
+    await store.add_token(TOKEN, AuditEvent(action="token.create", object="key"))
     with pytest.raises(StoreError, match="exists already"):
-        await store.add_token(TOKEN, Act(action="token.create", object="key"))
-    assert await store.revoke_token("other", Act(action="token.revoke", object="other")) is None
-    await store.revoke_token("key", Act(action="token.revoke", object="key"))
+        await store.add_token(TOKEN, AuditEvent(action="token.create", object="key"))
+    assert await store.revoke_token("other", AuditEvent(action="token.revoke", object="other")) is None
+    await store.revoke_token("key", AuditEvent(action="token.revoke", object="key"))
     actions = [each.action for each in await store.audit.newest(limit=9, filters={})]
     assert actions == ["token.revoke", "token.create"]
 
@@ -170,7 +172,7 @@ async def test_a_change_and_its_record_are_one_transaction(store: Store) -> None
 async def test_secrets_are_not_stored(store: Store, tmp_path: Path) -> None:
     secret = "apl_" + "x" * 40
     after = {"models": [{"environment": {"HF_TOKEN": "hf_abcdefghijk"}}], "url": "https://me:pw@example.org/"}
-    await store.audit.record(Act(action="a", object=f"/admin/tokens/{secret}", after=after))
+    await store.audit.record(AuditEvent(action="a", object=f"/admin/tokens/{secret}", after=after))
     (record,) = await store.audit.newest(limit=1, filters={})
     assert record.object == f"/admin/tokens/{audit.HIDDEN}"
     for text in (secret, "hf_abcdefghijk", "me:pw"):
@@ -185,13 +187,13 @@ async def test_concurrent_processes_write_one_chain(tmp_path: Path) -> None:
         subprocess.Popen([*command, name, "20"], stdout=subprocess.DEVNULL) for name in ("first", "second")
     ]
     await asyncio.gather(
-        *(store.audit.record(Act(action="test.write", object=f"own-{number}")) for number in range(20))
+        *(store.audit.record(AuditEvent(action="test.write", object=f"own-{number}")) for number in range(20))
     )
     for writer in writers:
         assert await asyncio.to_thread(writer.wait) == 0
-    verdict = await store.audit.verify()
+    verification = await store.audit.verify()
     await store.close()
-    assert (verdict.first, verdict.last, verdict.finding) == (1, 60, None)
+    assert (verification.first, verification.last, verification.fault) == (1, 60, None)
 
 
 async def test_a_killed_process_leaves_a_valid_chain(tmp_path: Path) -> None:
@@ -209,8 +211,8 @@ async def test_a_killed_process_leaves_a_valid_chain(tmp_path: Path) -> None:
         rest = await asyncio.to_thread(writer.stdout.read)
     writer.wait()
     store = await created(path)
-    verdict = await store.audit.verify()
+    verification = await store.audit.verify()
     await store.close()
     written = [int(line) for line in rest.splitlines() if line.strip()]
-    assert verdict.finding is None
-    assert verdict.last >= max([confirmed, *written]) + 1
+    assert verification.fault is None
+    assert verification.last >= max([confirmed, *written]) + 1

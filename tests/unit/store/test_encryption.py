@@ -99,7 +99,7 @@ async def test_a_key_encrypts_no_existing_database_by_itself(
     assert traces(tmp_path, MARKER) == {}
     store = await created(tmp_path / "db")
     assert await store.erasures.data_of("ada") == before
-    assert (await store.audit.verify()).finding is None
+    assert (await store.audit.verify()).fault is None
     assert (await erase(store, "ada")).predictions == 30
     await store.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.conversation import ConversationContent, ConversationSettings, new_conversation
 from appliance.domain.erasure import AccountData
 from appliance.domain.file import File
@@ -19,7 +19,7 @@ from appliance.domain.user import Session, User
 from appliance.store import Store, VersionRow, erasures
 from tests.support.store_files import created
 
-ACT = Act(action="account.erase", object="ada", owner="me")
+ACT = AuditEvent(action="account.erase", object="ada", owner="me")
 WEBHOOK = Webhook(url="https://x.example/hook", events=("completed",), origin="https://y.example")
 MARKER = "Marker-of-ada"
 

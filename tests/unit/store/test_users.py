@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.token import Scope
 from appliance.domain.user import Session, User
 from appliance.store import AuditFilter, Store
@@ -25,8 +25,8 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     await store.close()
 
 
-def act(action: str) -> Act:
-    return Act(action=action)
+def event(action: str) -> AuditEvent:
+    return AuditEvent(action=action)
 
 
 def session(id: str, at: float = 100.0, *, lasts: float = 50.0) -> Session:
@@ -36,7 +36,7 @@ def session(id: str, at: float = 100.0, *, lasts: float = 50.0) -> Session:
 
 
 async def sign_in(store: Store, user: User, made: Session) -> User | None:
-    return await store.users.sign_in(user, made, lambda known: Act(action="in", object=known.name))
+    return await store.users.sign_in(user, made, lambda known: AuditEvent(action="in", object=known.name))
 
 
 async def actions(store: Store) -> list[str]:
@@ -45,8 +45,8 @@ async def actions(store: Store) -> list[str]:
 
 
 async def test_an_account_has_one_user(store: Store) -> None:
-    assert await store.users.add(ANNA, act("add"))
-    assert not await store.users.add(structs.replace(ANNA, password="other"), act("add"))
+    assert await store.users.add(ANNA, event("add"))
+    assert not await store.users.add(structs.replace(ANNA, password="other"), event("add"))
     assert await store.users.find("anna") == ANNA
     assert await store.users.find("ben") is None
     assert await store.users.all() == [ANNA]
@@ -54,7 +54,7 @@ async def test_an_account_has_one_user(store: Store) -> None:
 
 
 async def test_a_session_is_found_by_its_digest_and_listed_until_it_ends(store: Store) -> None:
-    await store.users.add(ANNA, act("add"))
+    await store.users.add(ANNA, event("add"))
     assert await sign_in(store, ANNA, session("s1")) == ANNA
     await sign_in(store, ANNA, session("s2", 110.0))
     await sign_in(store, BEN, session("s3", 120.0))
@@ -64,12 +64,12 @@ async def test_a_session_is_found_by_its_digest_and_listed_until_it_ends(store: 
     assert [each.id for each in await store.users.sessions(None, 130.0)] == ["s3", "s2", "s1"]
     assert [each.id for each in await store.users.sessions("anna", 130.0)] == ["s2", "s1"]
     assert [each.id for each in await store.users.sessions("anna", 155.0)] == ["s2"]
-    assert await store.users.end_session("s2", "ben", 130.0, act("end")) is None
-    ended = await store.users.end_session("s2", "anna", 130.0, act("end"))
+    assert await store.users.end_session("s2", "ben", 130.0, event("end")) is None
+    ended = await store.users.end_session("s2", "anna", 130.0, event("end"))
     assert ended is not None
     assert ended.ended_at == 130.0
     assert not ended.active(130.0)
-    assert await store.users.end_session("s2", None, 131.0, act("end")) is None
+    assert await store.users.end_session("s2", None, 131.0, event("end")) is None
     assert [each.id for each in await store.users.sessions("anna", 130.0)] == ["s1"]
     assert await actions(store) == ["add", "in anna", "in anna", "in ben", "end"]
 
@@ -86,34 +86,34 @@ async def test_a_person_of_a_provider_keeps_the_account_of_the_first_sign_in(sto
     assert await sign_in(store, impostor, session("s3")) is None
     elsewhere = structs.replace(BEN, issuer="https://other.example.org")
     assert await sign_in(store, elsewhere, session("s4")) is None
-    await store.users.add(ANNA, act("add"))
+    await store.users.add(ANNA, event("add"))
     assert await sign_in(store, structs.replace(BEN, name="anna", subject="b3"), session("s5")) is None
     assert {each.id for each in await store.users.sessions(None, 100.0)} == {"s1", "s2"}
 
 
 async def test_another_password_ends_all_sessions(store: Store) -> None:
-    await store.users.add(ANNA, act("add"))
+    await store.users.add(ANNA, event("add"))
     await sign_in(store, ANNA, session("s1"))
-    assert await store.users.set_password("anna", "new", 120.0, act("password"))
+    assert await store.users.set_password("anna", "new", 120.0, event("password"))
     assert await store.users.sessions("anna", 120.0) == []
     assert await sign_in(store, ANNA, session("s2")) is None, "checked with the old password"
     await sign_in(store, BEN, session("s3"))
-    assert not await store.users.set_password("ben", "new", 120.0, act("password"))
-    assert not await store.users.set_password("nobody", "new", 120.0, act("password"))
+    assert not await store.users.set_password("ben", "new", 120.0, event("password"))
+    assert not await store.users.set_password("nobody", "new", 120.0, event("password"))
 
 
 async def test_a_removed_user_has_no_sessions_and_is_not_added_by_a_late_sign_in(store: Store) -> None:
-    await store.users.add(ANNA, act("add"))
+    await store.users.add(ANNA, event("add"))
     await sign_in(store, ANNA, session("s1"))
-    assert await store.users.remove("anna", act("remove"))
-    assert not await store.users.remove("anna", act("remove"))
+    assert await store.users.remove("anna", event("remove"))
+    assert not await store.users.remove("anna", event("remove"))
     assert await store.users.find_session("digest s1") is None
     assert await sign_in(store, ANNA, session("s2")) is None
     assert await store.users.all() == []
 
 
 async def test_old_sessions_are_deleted_at_a_sign_in(store: Store) -> None:
-    await store.users.add(ANNA, act("add"))
+    await store.users.add(ANNA, event("add"))
     await sign_in(store, ANNA, session("s1", 0.0))
     await sign_in(store, ANNA, session("s2", 29 * 86400.0))
     assert await store.users.find_session("digest s1") is not None

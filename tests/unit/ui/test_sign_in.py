@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.token import Scope
 from appliance.domain.user import User
 from appliance.gateway.api import auth
@@ -37,7 +37,7 @@ async def pages(
 
 async def add(bench: Bench, name: str, scope: Scope = Scope.RUN) -> None:
     user = User(name=name, scope=scope, created_at=0.0, password=make_hash(FORM["password"]))
-    await bench.store.users.add(user, Act(action="user.add"))
+    await bench.store.users.add(user, AuditEvent(action="user.add"))
 
 
 async def test_passwords_are_offered_once_there_are_users(pages: Pages, bench: Bench) -> None:
@@ -77,7 +77,7 @@ async def test_a_wrong_password_is_refused_and_the_username_stays(pages: Pages, 
     await add(bench, "anna")
     async with pages.browser() as browser:
         browser.headers.update(HERE)
-        for _ in range(sign_on.MOST_FROM_ADDRESS):
+        for _ in range(sign_on.MAX_FROM_ADDRESS):
             wrong = await browser.post("/signin", data=FORM | {"password": "wrong horse"})
             assert (wrong.status_code, wrong.headers.get("set-cookie")) == (401, None)
         assert "The username or the password is wrong." in wrong.text

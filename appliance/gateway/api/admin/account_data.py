@@ -41,7 +41,7 @@ async def erase_account_data(request: Request) -> Response:
         raise Conflict(
             f'The account "{account}" is that of the token of this request: use a token of another account.'
         )
-    erased = await services.erasures.erase(account, audit.act(request, object=account))
+    erased = await services.erasures.erase(account, audit.event(request, object=account))
     return responses.json(_response(request, erased))
 
 

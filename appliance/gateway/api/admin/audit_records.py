@@ -68,7 +68,7 @@ async def sign_out(request: Request) -> Response:
     caller = await requests.caller(request, Scope.READ)
     if caller.session is None:
         return await record_session(request)
-    ended = audit.act(request, object=caller.session)
+    ended = audit.event(request, object=caller.session)
     await services.store.users.end_session(caller.session, caller.owner, time.time(), ended)
     services.auth.forget(caller.session)
     url = await services.sign_on.end_session_url() if caller.signed_in_with == "provider" else None

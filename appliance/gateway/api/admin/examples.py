@@ -26,7 +26,7 @@ async def add_example(request: Request) -> Response:
     if record.status is not Status.SUCCEEDED or record.data_removed:
         reason = "its output was removed" if record.data_removed else f"it is {record.status}"
         raise BadRequest(f"Prediction {record.id} cannot be an example: {reason}.")
-    await services.store.registry.add_example(card.name, record.id, audit.act(request))
+    await services.store.registry.add_example(card.name, record.id, audit.event(request))
     return Response(status_code=204)
 
 
@@ -34,7 +34,7 @@ async def remove_example(request: Request) -> Response:
     """``DELETE /admin/models/{owner}/{name}/examples/{id}``: no effect unless it is an example."""
     card = await _card(request)
     await services_of(request).store.registry.remove_example(
-        card.name, request.path_params["id"], audit.act(request)
+        card.name, request.path_params["id"], audit.event(request)
     )
     return Response(status_code=204)
 

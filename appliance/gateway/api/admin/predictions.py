@@ -148,7 +148,7 @@ async def delete_history_item(request: Request) -> Response:
     record = await services.engine.get(request.path_params["id"], _changeable_by(caller))
     if not record.status.terminal:
         raise Conflict(f"The prediction {record.id} has not ended: cancel it first.")
-    await services.retention.remove(record.id, audit.act(request, before={"owner": record.owner}))
+    await services.retention.remove(record.id, audit.event(request, before={"owner": record.owner}))
     return Response(status_code=204)
 
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain.access import Right
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.errors import NotFound, PermissionDenied
 from appliance.domain.token import Scope, Token
 from appliance.domain.user import Session, User
@@ -39,7 +39,7 @@ async def create_session(request: Request) -> Response:
     _check_sender(request)
     given = await requests.parse(request, SignInRequest)
     sign_on, client = services_of(request).sign_on, _client(request, given.browser)
-    made = await sign_on.with_password(given.username, given.password, client, partial(_act, request))
+    made = await sign_on.with_password(given.username, given.password, client, partial(_audit_event, request))
     return responses.json(_response(made[1], None, made[0]), 201)
 
 
@@ -56,7 +56,7 @@ async def finish_at_provider(request: Request) -> Response:
     given = await requests.parse(request, ProviderCallbackRequest)
     answer = Answer(given.handshake, given.state, given.code, given.iss)
     secret, made = await services_of(request).sign_on.finish_at_provider(
-        answer, _client(request, given.browser), partial(_act, request)
+        answer, _client(request, given.browser), partial(_audit_event, request)
     )
     return responses.json(_response(made, None, secret), 201)
 
@@ -70,9 +70,9 @@ def _client(request: Request, browser: str | None) -> Client:
     return Client(requests.address_of(request), browser or "")
 
 
-def _act(request: Request, user: User, session: Session) -> Act:
+def _audit_event(request: Request, user: User, session: Session) -> AuditEvent:
     after = {"signed_in_with": user.method} | ({"groups_claim": user.claims} if user.claims else {})
-    made = audit.act(request, object=session.id, after=after)
+    made = audit.event(request, object=session.id, after=after)
     return structs.replace(made, owner=user.name, token=session.id)
 
 
@@ -93,7 +93,7 @@ async def revoke_session(request: Request) -> Response:
         raise PermissionDenied('A token with the scope "read" cannot revoke sessions: use another token.')
     services, id = services_of(request), request.path_params["id"]
     user = None if _is_operator(caller) else caller.owner
-    ended = await services.store.users.end_session(id, user, time.time(), audit.act(request))
+    ended = await services.store.users.end_session(id, user, time.time(), audit.event(request))
     if ended is None:
         raise NotFound
     services.auth.forget(id)

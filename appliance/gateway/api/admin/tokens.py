@@ -56,14 +56,14 @@ async def create_token(request: Request) -> Response:
     )
     if problems := [*_problems(made.name, owner), *token.limits_problems(made)]:
         raise InvalidInput(problems)
-    await services.store.add_token(made, audit.act(request, object=made.id, after=token.recorded(made)))
+    await services.store.add_token(made, audit.event(request, object=made.id, after=token.recorded(made)))
     return responses.json(_response(made, secret), 201)
 
 
 async def revoke_token(request: Request) -> Response:
     """``DELETE /admin/tokens/{id}``: requests with the token fail from now on."""
     await requests.caller(request, Scope.ADMIN)
-    revoked = await services_of(request).store.revoke_token(request.path_params["id"], audit.act(request))
+    revoked = await services_of(request).store.revoke_token(request.path_params["id"], audit.event(request))
     if revoked is None:
         raise NotFound
     services_of(request).auth.forget(revoked.id)

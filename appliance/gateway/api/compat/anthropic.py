@@ -27,7 +27,7 @@ from appliance.runners import kinds_with_operation, operations
 KINDS: Final = kinds_with_operation(operations.MESSAGES)
 
 _MODELS: Final = 20  # in one page, unless the request has `limit`
-_MOST_MODELS: Final = 1000
+_MAX_MODELS: Final = 1000
 
 
 async def create_message(request: Request) -> Response:
@@ -44,7 +44,7 @@ async def count_tokens(request: Request) -> Response:
 async def list_models(request: Request) -> Response:
     """``GET /models``: one page of models, by name and by each alias without a slash."""
     caller = await calls.find_caller(request, Scope.READ)
-    limit = requests.limit(request, _MODELS, _MOST_MODELS)
+    limit = requests.limit(request, _MODELS, _MAX_MODELS)
     found = calls.list_models(request, caller, KINDS)
     names = [name for name, _ in found]
     after, before = (_position(request, key, names) for key in ("after_id", "before_id"))

@@ -47,7 +47,7 @@ CONTENT_TYPES: Final = {
     "wav": "audio/wav",
     "pcm": "audio/pcm",
 }
-_MOST_STREAMED: Final = 4096  # characters, as in OpenAI's API, because the gateway keeps the audio in memory
+_MAX_STREAMED: Final = 4096  # characters, as in OpenAI's API, because the gateway keeps the audio in memory
 
 _PLAIN: Final = "plain text"  # a choice of the input ``transcription`` of whisper models
 
@@ -73,9 +73,9 @@ async def speak(request: Request) -> Response:
     if asked.speed is not None:
         input["speed"] = asked.speed
     if asked.stream_format is not None:
-        if len(asked.input) > _MOST_STREAMED:
+        if len(asked.input) > _MAX_STREAMED:
             raise calls.invalid(
-                "input", f"a text of over {_MOST_STREAMED} characters cannot be streamed; omit stream_format"
+                "input", f"a text of over {_MAX_STREAMED} characters cannot be streamed; omit stream_format"
             )
         raw = ApiFormat(_audio, _broken, idle=b"", content_type=CONTENT_TYPES[input["output_format"]])
         format = raw if asked.stream_format == "audio" else DATA

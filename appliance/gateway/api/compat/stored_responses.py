@@ -42,7 +42,7 @@ _STATUS: Final[dict[Status, ResponseStatus]] = {
     Status.ABORTED: "cancelled",
 }
 _ITEMS: Final = 20  # input items in one page, unless the request has `limit`
-_MOST_ITEMS: Final = 100
+_MAX_ITEMS: Final = 100
 
 
 async def create_response(request: Request) -> Response:
@@ -104,7 +104,7 @@ async def delete_response(request: Request) -> Response:
 async def list_input_items(request: Request) -> Response:
     """``GET /responses/{id}/input_items``: last first, unless ``order`` is ``asc``."""
     caller = await calls.find_caller(request, Scope.READ)
-    limit = requests.limit(request, _ITEMS, _MOST_ITEMS)
+    limit = requests.limit(request, _ITEMS, _MAX_ITEMS)
     ascending = requests.one_of(request, "order", ("asc", "desc")) == "asc"
     record = await _find(request, request.path_params["id"], caller.owner)
     items = _listed_items(record) if ascending else _listed_items(record)[::-1]

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain.access import Right
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.deployment import Release
 from appliance.domain.errors import BadRequest, FieldProblem, InvalidInput, NotFound
 from appliance.domain.token import Scope, Token
@@ -87,7 +87,7 @@ async def delete_deployment(request: Request) -> Response:
     if used is not None and time.time() - used < UNUSED:
         raise BadRequest(f"Deployment {name} was used less than {UNUSED // 60} minutes ago; delete it later.")
     await services.store.registry.remove_deployment(
-        release.owner, release.name, audit.act(request, object=name, before=msgspec.to_builtins(release))
+        release.owner, release.name, audit.event(request, object=name, before=msgspec.to_builtins(release))
     )
     await services.engine.deployed()
     return Response(status_code=204)
@@ -118,13 +118,13 @@ async def _add_release(release: Release, request: Request, caller: Token) -> Res
         described = f"Must be greater than or equal to min_instances, {release.min_instances}"
         raise InvalidInput([FieldProblem("number_gte", "max_instances", described)])
     _entry(release, request, caller)
-    await services.store.registry.add_release(release, _act(request, release))
+    await services.store.registry.add_release(release, _audit_event(request, release))
     await services.engine.deployed()
     return responses.json(_shown(release, request))
 
 
-def _act(request: Request, release: Release) -> Act:
-    return audit.act(request, object=release.deployment, after=msgspec.to_builtins(release))
+def _audit_event(request: Request, release: Release) -> AuditEvent:
+    return audit.event(request, object=release.deployment, after=msgspec.to_builtins(release))
 
 
 def _entry(release: Release, request: Request, caller: Token) -> ServedVersion:

@@ -77,7 +77,7 @@ async def create_model(request: Request) -> Response:
     card = services.catalogue.put(model)
     try:
         await services.store.registry.add_model(
-            model, audit.act(request, object=model.name, after=msgspec.to_builtins(model))
+            model, audit.event(request, object=model.name, after=msgspec.to_builtins(model))
         )
     except BaseException:
         services.catalogue.remove(name)
@@ -99,7 +99,9 @@ async def update_model(request: Request) -> Response:
     given = await requests.parse(request, ModelUpdateRequest)
     changes = {key: value for key, value in msgspec.structs.asdict(given).items() if value is not UNSET}
     model = msgspec.structs.replace(await _stored(card.name, services.store), **changes)
-    await services.store.registry.update_model(model, audit.act(request, after=msgspec.to_builtins(changes)))
+    await services.store.registry.update_model(
+        model, audit.event(request, after=msgspec.to_builtins(changes))
+    )
     return responses.json(await _shown(services.catalogue.put(model), request))
 
 
@@ -111,7 +113,7 @@ async def delete_model(request: Request) -> Response:
         raise BadRequest(f"Model {card.name} is public; only private models can be deleted.")
     if await services.store.versions(card.name):
         raise BadRequest(f"Model {card.name} has versions; delete them first.")
-    await services.store.registry.remove_model(card.name, audit.act(request))
+    await services.store.registry.remove_model(card.name, audit.event(request))
     services.catalogue.remove(card.name)
     return Response(status_code=204)
 

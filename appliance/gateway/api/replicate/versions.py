@@ -54,7 +54,7 @@ async def delete_version(request: Request) -> Response:
         services.catalogue.remove_version(entry)
         if entry.kind == "cog":  # a Cog model is loaded for one version only
             await services.engine.unload(entry)
-    removed = await services.store.remove_version(version, card.name, audit.act(request))
+    removed = await services.store.remove_version(version, card.name, audit.event(request))
     await services.files.remove_outputs(removed)
     await services.trainings.remove(version)
     for entry in gone:

@@ -11,7 +11,7 @@ import pytest
 
 from appliance.domain import token
 from appliance.domain.access import Group, Policy, Right
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.token import Scope, Token
 from appliance.domain.user import PREFIX, Session, User
 from appliance.gateway.api import application, create_api
@@ -279,7 +279,7 @@ async def add_callers(api: Api, bench: Bench) -> dict[str, str | None]:
         address="",
         browser="",
     )
-    await bench.store.users.sign_in(user, ended, lambda known: Act(action="session.sign_in"))
+    await bench.store.users.sign_in(user, ended, lambda known: AuditEvent(action="session.sign_in"))
     everything = frozenset(Right)
     all_models = Group("all", frozenset({"other"}), ("*",), everything)
     others = Group("others", frozenset({"outsider"}), ("another/*",), everything)

@@ -60,7 +60,7 @@ async def test_tokens_are_recorded_without_their_secrets(api: Api) -> None:
     assert before["address"] == "127.0.0.1"
     assert newest["request"] == revoked.headers["x-request-id"]
     assert made.json()["token"] not in str(await records(api))
-    assert (await api.services.store.audit.verify()).finding is None
+    assert (await api.services.store.audit.verify()).fault is None
 
 
 async def test_models_and_predictions_are_recorded(api: Api) -> None:
@@ -98,7 +98,7 @@ async def test_refused_requests_are_recorded_in_limited_numbers(api: Api) -> Non
         for _ in range(5):
             assert (await impostor.delete("/admin/tokens/x")).status_code == 429
     found = await records(api)
-    assert len(found) == audit_log.MOST_OF_ADDRESS
+    assert len(found) == audit_log.MAX_OF_ADDRESS
     assert {(each["action"], each["object"], each["outcome"], each["status"]) for each in found} == {
         ("request.delete", "/admin/tokens/{id}", "denied", 401)
     }
@@ -108,7 +108,7 @@ async def test_refused_requests_are_recorded_in_limited_numbers(api: Api) -> Non
     (newest, *_) = await records(api)
     assert (newest["object"], newest["count"], newest["address"]) == (
         "more refused requests",
-        failed_attempts.MOST - audit_log.MOST_OF_ADDRESS,
+        failed_attempts.MOST - audit_log.MAX_OF_ADDRESS,
         "127.0.0.1",
     )
 
@@ -166,7 +166,7 @@ async def test_the_code_of_a_running_prediction_cannot_sign_in(api: Api, bench: 
 
 def test_known_repetitions_are_bounded() -> None:
     known = Repeats()
-    for number in range(3 * audit_log.MOST_KNOWN):
+    for number in range(3 * audit_log.MAX_KNOWN):
         assert not known.seen((str(number),), 100.0)
         assert known.seen((str(number),), 159.0)
     assert not known.seen(("0",), 159.0)
@@ -203,7 +203,7 @@ def test_a_flood_from_many_addresses_is_bounded() -> None:
     assert sum(recorded) == audit_log.MOST
     left = limit.expired(160.0)
     assert len(left) <= 11
-    assert sum(act.count for act in left) + sum(recorded) == 5000
+    assert sum(event.count for event in left) + sum(recorded) == 5000
     assert audit_log.network("2001:db8::1") == audit_log.network("2001:db8::2")
 
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from appliance.domain.access import Group, Policy, Right
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.token import Scope
 from appliance.domain.user import User
 from appliance.gateway.api import auth
@@ -30,7 +30,7 @@ async def people(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "MEMORY", 0.0)
     for name, scope in {"anna": Scope.RUN, "carol": Scope.ADMIN}.items():
         user = User(name=name, scope=scope, created_at=0.0, password=HASH)
-        await bench.store.users.add(user, Act(action="user.add"))
+        await bench.store.users.add(user, AuditEvent(action="user.add"))
 
 
 async def sign_in(
@@ -93,7 +93,7 @@ async def test_only_the_ui_may_sign_people_in(api: Api) -> None:
 async def test_many_wrong_passwords_must_wait_even_with_the_right_one(
     api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(sign_on.MOST_FROM_ADDRESS):
+    for _ in range(sign_on.MAX_FROM_ADDRESS):
         assert (await sign_in(api, "anna", "wrong")).status_code == 401
     refused = await sign_in(api, "anna")
     assert refused.status_code == 429
@@ -113,14 +113,14 @@ async def test_many_addresses_cannot_guess_one_password(api: Api, monkeypatch: p
         return False
 
     monkeypatch.setattr("appliance.gateway.sign_on.passwords.Passwords.matches", never)
-    for number in range(sign_on.MOST_OF_ACCOUNT):
+    for number in range(sign_on.MAX_OF_ACCOUNT):
         address = {HEADER: signed(f"2001:db8:{number}::1")}
         assert (await sign_in(api, "anna", headers=address)).status_code == 401
     assert (await sign_in(api, "anna", headers={HEADER: signed("2001:db8:99::1")})).status_code == 429
 
 
 async def test_right_passwords_are_not_counted(api: Api) -> None:
-    for _ in range(sign_on.MOST_FROM_ADDRESS + 1):
+    for _ in range(sign_on.MAX_FROM_ADDRESS + 1):
         assert (await sign_in(api, "anna")).status_code == 201
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain import token
-from appliance.domain.audit import Act
+from appliance.domain.audit import AuditEvent
 from appliance.domain.token import Scope, Token
 from tests.support.api_client import Api, services_of
 from tests.support.engine_bench import Bench
@@ -88,7 +88,7 @@ async def test_the_accounts_that_operate_the_appliance_cannot_be_erased(api: Api
 async def test_the_next_gateway_continues(api: Api, bench: Bench) -> None:
     async with await client_of(api, bench, "ada") as ada:
         await create_files(ada)
-    await bench.store.erasures.begin("ada", Act(action="account.erase", object="ada"))
+    await bench.store.erasures.begin("ada", AuditEvent(action="account.erase", object="ada"))
     erasures = services_of(bench).erasures
     await erasures.resume()
     assert erasures.erases("ada")
