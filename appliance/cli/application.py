@@ -39,7 +39,7 @@ _EPILOGUE = (
     "130 stopped by Ctrl-C. "
     "Environment: APPLIANCE_TOKEN or REPLICATE_API_TOKEN, the token; APPLIANCE_URL or REPLICATE_BASE_URL, "
     "the URL of a running appliance; APPLIANCE_CLIENT_CERTIFICATE, a PEM file with the client certificate "
-    "and key that it demands; APPLIANCE_HOME, the data folder; APPLIANCE_PORT, the port."
+    "and key that the appliance demands; APPLIANCE_HOME, the data folder; APPLIANCE_PORT, the port."
 )
 
 app = typer.Typer(

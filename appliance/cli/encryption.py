@@ -16,7 +16,7 @@ from appliance.domain.errors import ApplianceError
 
 group = typer.Typer(no_args_is_help=True, help="Encrypt the database, and replace the operator's key.")
 
-#: Environment variables with the next operator's key.
+#: Environment variables with the new key, and with the path of a file that has it.
 NEW: Final = "APPLIANCE_NEW_ENCRYPTION_KEY"
 NEW_FILE: Final = "APPLIANCE_NEW_ENCRYPTION_KEY_FILE"
 
@@ -25,7 +25,7 @@ NEW_FILE: Final = "APPLIANCE_NEW_ENCRYPTION_KEY_FILE"
 def enable(config: ConfigOption = None, home: HomeOption = None) -> None:
     """Encrypt the database and stored files with the key in APPLIANCE_ENCRYPTION_KEY.
 
-    Or with that in the file that APPLIANCE_ENCRYPTION_KEY_FILE names. The disk needs space for a second copy
+    APPLIANCE_ENCRYPTION_KEY_FILE may name a file with the key instead. The disk needs space for a second copy
     of the database. If the command is interrupted, run it again.
     """
     from appliance.gateway.files.sealed import FileCipher
@@ -53,10 +53,10 @@ def enable(config: ConfigOption = None, home: HomeOption = None) -> None:
 
 @group.command()
 def rotate(config: ConfigOption = None, home: HomeOption = None) -> None:
-    """Replace the operator's key by the one in APPLIANCE_NEW_ENCRYPTION_KEY.
+    """Replace the operator's key with the key in APPLIANCE_NEW_ENCRYPTION_KEY.
 
-    Or by that in the file that APPLIANCE_NEW_ENCRYPTION_KEY_FILE names.
-    Only the data key is encrypted anew, so this takes no time. Backups made before need the old key.
+    APPLIANCE_NEW_ENCRYPTION_KEY_FILE may name a file with the new key instead.
+    Only the data key is encrypted again, so this takes no time. Backups made before need the old key.
     """
     from appliance.store import encryption
 

@@ -75,4 +75,4 @@ def _show(data: AccountDataResponse) -> None:
     if data.bytes:
         typer.echo(f"{readable_bytes(data.bytes):>8}  in files")
     for name in data.kept_models:
-        typer.echo(f"   keeps  the model {name} with its pushed versions: delete them through the API")
+        typer.echo(f"kept: the model {name} with its pushed versions: delete them through the API")

@@ -38,7 +38,7 @@ def connected(url: str | None, config: Config | None = None) -> Client:
 
 
 class Address(NamedTuple):
-    """Where an appliance is, and the files that a client of it needs."""
+    """The URL of an appliance, and the certificate files for requests to it."""
 
     url: str
     certificate: Path | None  # the certificate in models.yaml, to be trusted
@@ -146,7 +146,7 @@ def predictions(
     status: Annotated[str | None, typer.Option(help="Only predictions with this status.")] = None,
     slower_than: Annotated[
         str | None,
-        typer.Option(help="Only predictions that took longer from creation to end, such as 2s or 10m."),
+        typer.Option(help="Only predictions that took longer than this, from creation to end: 2s, 10m."),
     ] = None,
     url: UrlOption = None,
     as_json: JsonOption = False,

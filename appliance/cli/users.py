@@ -74,7 +74,7 @@ def password(name: NameArgument, config: ConfigOption = None, home: HomeOption =
         raise ApplianceError(
             f"there is no user {name} with a password: `appliance users list` shows the users"
         )
-    typer.echo(f"{name} has another password, and must sign in again", err=True)
+    typer.echo(f"replaced the password of {name}, who must sign in again", err=True)
 
 
 @group.command()

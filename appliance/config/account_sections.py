@@ -43,8 +43,8 @@ class GroupConfig(RightsConfig):
         default=0,
         ge=-5,
         le=5,
-        description="Where accounts wait for the same model, each step up doubles the share of the members' "
-        "predictions that start. An account has the highest priority of its groups.",
+        description="When accounts wait for the same model, each step up doubles the share of started "
+        "predictions that a member gets. An account has the highest priority of its groups.",
     )
 
 
@@ -170,7 +170,7 @@ class BudgetConfig(Section):
     )
     seconds: Seconds | None = Field(
         default=None,
-        description="Maximum run time per period: seconds, or text such as 10h. Then status 402.",
+        description="Maximum run time per period: seconds, or text such as 10h; more gets status 402.",
     )
     tokens: int | None = Field(
         default=None, ge=0, description="Maximum tokens, in and out, per period. Then status 402."
@@ -180,5 +180,6 @@ class BudgetConfig(Section):
     )
     warn_at: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.8,
-        description="Share of a limit of a period from which responses have the header X-Budget-Warning.",
+        description="Used share of a daily or monthly limit from which responses have the header "
+        "X-Budget-Warning.",
     )

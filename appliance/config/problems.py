@@ -225,7 +225,7 @@ def conflicts(config: Config) -> Iterator[Problem]:
 
 
 def _sign_on(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the keys of ``sign_on.oidc`` that do not fit to other keys."""
+    """Yield the keys of ``sign_on.oidc`` that conflict with other keys, each with a message."""
     oidc = config.sign_on.oidc
     if oidc is None:
         return

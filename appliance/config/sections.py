@@ -205,15 +205,18 @@ class RetentionConfig(Section):
     )
     models: dict[ModelPattern, Annotated[Seconds, Field(ge=0)]] = Field(
         default={},
-        description="The same time for some models, by name or pattern such as owner/*. The shortest of all "
-        "times that apply to a prediction counts. 0 removes the data within seconds. Default: none.",
+        description="Time after which data of single models is removed, by name or pattern such as owner/*. "
+        "The shortest of all times that apply to a prediction counts. 0 removes the data within seconds. "
+        "Default: none.",
     )
     accounts: dict[str, Annotated[Seconds, Field(ge=0)]] = Field(
-        default={}, description="The same time for some accounts, by username. Default: none."
+        default={},
+        description="Time after which data of single accounts is removed, by username. Default: none.",
     )
     groups: dict[str, Annotated[Seconds, Field(ge=0)]] = Field(
         default={},
-        description="The same time for the members of some groups in `access.groups`. Default: none.",
+        description="Time after which data of the members of a group is removed, by name of the group in "
+        "`access.groups`. Default: none.",
     )
     outputs: Bytes | None = Field(
         default=None,

@@ -21,7 +21,7 @@ from appliance.domain.errors import BudgetSpent, Throttled
 from appliance.domain.prediction import Prediction
 from appliance.domain.usage import Usage
 
-#: In place of a name: each account or token that no other budget with the same keys names.
+#: Pattern for every account or token that no other budget with the same keys names.
 EACH: Final = "*"
 AmountName = Literal["cost", "seconds", "tokens", "predictions", "concurrent"]
 #: The limited amounts of a period, in the order in which they are checked.
@@ -78,7 +78,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def replaces(self, other: Budget) -> bool:
-        """Return whether ``other`` has the same keys with patterns in place of names of this budget."""
+        """Return whether ``other`` has the same keys, but patterns where this budget has names."""
         own, others = self._named(), other._named()
         return (
             self.group == other.group
@@ -370,7 +370,7 @@ class Budgets:
         ]
 
     def reports(self, owner: str | None, token: str | None, now: float) -> list[BudgetReport]:
-        """Return the counts of the budgets of an account and one of its tokens; of all if ``owner`` is None.
+        """Return the counts of the budgets of an account and its token; without ``owner``, of all budgets.
 
         A budget with a pattern has a report for each account, token or model that has asked for predictions.
         """

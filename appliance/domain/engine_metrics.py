@@ -35,7 +35,7 @@ class Durations(msgspec.Struct):
 
     @classmethod
     def within(cls, bounds: tuple[float, ...]) -> Durations:
-        """Return no durations, for buckets with these upper bounds."""
+        """Return an empty histogram with these upper bounds of the buckets."""
         return cls([0] * (len(bounds) + 1))
 
     def observe(self, durations: Iterable[float], bounds: tuple[float, ...]) -> None:

@@ -112,7 +112,7 @@ class PermissionDenied(RequestError):
 
 
 class ProviderFailed(ApplianceError):
-    """The identity provider does not answer, or not as expected; the message gives the reason."""
+    """The identity provider is unreachable, or its response is unusable; the message gives the reason."""
 
     status = 502
     title = "Identity provider failed"

@@ -1,4 +1,4 @@
-"""Counts failed attempts to sign in, by IP address or account, and slows down those with many. Pure."""
+"""Counts failed sign-ins by IP address or account; those with too many must wait. Pure."""
 
 from __future__ import annotations
 

@@ -15,14 +15,14 @@ class RetentionRules(msgspec.Struct, frozen=True):
     The shortest of all times that apply to a model and an account counts.
     """
 
-    everything: float | None = None  # None: no time for everything
+    everything: float | None = None  # for all models and accounts; None: no such time
     models: Mapping[str, float] = {}  # by pattern of model names
     accounts: Mapping[str, float] = {}  # by account
     groups: Mapping[str, float] = {}  # by name of a group of ``policy``
     policy: Policy | None = None  # has the members of the groups
 
     def of(self, model: str, account: str) -> float | None:
-        """Return the time for data of the account that the model got or made; None: it is kept forever."""
+        """Return the time for data of this model and account; None: the data is kept forever."""
         times = [seconds for pattern, seconds in self.models.items() if matches(model, (pattern,))]
         if self.everything is not None:
             times.append(self.everything)

@@ -11,7 +11,7 @@ import msgspec
 
 from appliance.domain.token import Scope
 
-#: Secrets of sessions begin with this, so that no session is searched for the secret of another token.
+#: Prefix of the secrets of sessions: secrets without it are looked up only among the API tokens.
 PREFIX: Final = "apl_session_"
 LONGEST_NAME: Final = 100  # characters
 SHORTEST_PASSWORD: Final = 12  # characters

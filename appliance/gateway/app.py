@@ -103,7 +103,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         metrics.count_engine(model, measured)
         sampler.count_engine(model, measured)
 
-    policy = config.access_policy  # one for all: groups that an identity provider names are added to it
+    policy = config.access_policy  # shared, because groups that an identity provider names are added to it
     dependencies = Dependencies(
         limits=config.limits,
         policy=policy,

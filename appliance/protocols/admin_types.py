@@ -253,7 +253,7 @@ class ModelHistory(Struct, kw_only=True):
     tokens_per_second: Annotated[
         list[float],
         Meta(
-            description="Output tokens; if the model's inference engine does not measure itself, those of a "
+            description="Output tokens; if the model's inference engine reports no metrics, the tokens of a "
             "prediction are added when it ends"
         ),
     ]

@@ -117,7 +117,7 @@ class Sleeper(Protocol):
 
 @runtime_checkable
 class Measured(Protocol):
-    """A runner whose inference engine measures itself."""
+    """A runner whose inference engine reports metrics."""
 
     def take_metrics(self) -> EngineMetrics | None:
         """Return the measurements since the previous call; None if nothing has changed.

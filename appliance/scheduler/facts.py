@@ -93,9 +93,7 @@ class Owner(NamedTuple):
     """The account that a prediction belongs to."""
 
     account: str = ""
-    priority: int = (
-        0  # each step doubles the account's share of the starts, where accounts wait for one model
-    )
+    priority: int = 0  # when accounts wait for one model, each step doubles the account's share of the starts
 
 
 class Start(msgspec.Struct, frozen=True):

@@ -1,8 +1,8 @@
 """Encryption of the database: its key, and connections with SQLCipher.
 
 The database is encrypted with a random data key. The file ``encryption.json`` beside the database has the
-data key, encrypted with AES-256-GCM by the operator's key. So a new operator's key needs no new copy of the
-database.
+data key, encrypted with AES-256-GCM by the operator's key. So the operator's key can be replaced without
+writing the database again.
 """
 
 from __future__ import annotations

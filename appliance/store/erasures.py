@@ -148,7 +148,7 @@ class ErasureTable:
         return self._connections.write(action)
 
     def remove_others(self, account: str) -> asyncio.Future[bool]:
-        """Delete what is stored of an account beside predictions and files, and its name in the usage.
+        """Delete the rest of an account's data after predictions and uploads, and its name in the usage.
 
         Returns False, and changes nothing, if there are predictions or uploads: they were created meanwhile.
         """

@@ -571,7 +571,7 @@ SELECT {user_columns} FROM users ORDER BY name;
 UPDATE users SET password = :password WHERE name = :name AND password IS NOT NULL;
 
 -- query: record_sign_in
--- Store what a sign-in tells of a user.
+-- Store the time of a user's last sign-in, and the values of the groups claim.
 UPDATE users SET last_sign_in_at = :last_sign_in_at, claims = :claims WHERE name = :name;
 
 -- query: delete_user

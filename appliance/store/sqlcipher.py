@@ -89,5 +89,5 @@ def export(source: Path, target: Path, key: bytes) -> None:
 
 
 def _literal(key: bytes) -> str:
-    """Return a raw key, from which SQLCipher derives no other key."""
+    """Return the key in SQLCipher's syntax for raw keys, which are used without key derivation."""
     return f"x'{key.hex()}'"

@@ -172,8 +172,8 @@ class Server:
     ) -> Response:
         """Return the page with the forms to sign in.
 
-        ``username`` is what a refused person has given. ``sign_out_url`` is the URL at which somebody who has
-        signed out can also sign out of the identity provider.
+        ``username`` is the one that a refused person entered. ``sign_out_url`` is the URL at which somebody
+        who has signed out can also sign out of the identity provider.
         """
         page = layout.page_without_navigation(
             "sign_in.html",

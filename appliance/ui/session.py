@@ -1,4 +1,4 @@
-"""Sessions of users: an API token, or the secret of a session, encrypted in a cookie."""
+"""Signed-in browsers: a cookie with an API token, or with the secret of a session, encrypted."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ class Sessions:
             if before is not None and before.signed_in_with != "token":
                 await before.caller.post("/admin/signouts")
         except ApplianceError as error:
-            _log.error("the earlier session of a browser has not ended: %s", error)
+            _log.error("could not end the previous session of a browser: %s", error)
         response.set_cookie(
             self.cookie,
             self._fernet.encrypt(secret.encode()).decode(),

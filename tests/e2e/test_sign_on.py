@@ -248,7 +248,7 @@ def test_a_token_for_another_audience_is_refused(site: Site, context: BrowserCon
     site.control(audience="other", anna=["/ml"])
     sign_in(page, "anna")
     alert = page.get_by_role("alert")
-    expect(alert).to_contain_text("it is for another client than appliance")
+    expect(alert).to_contain_text("its audience (aud) does not include the client appliance")
     site.control(anna=["/ml"])
     page.goto("/usage")
     expect(page).to_have_url(f"{site.appliance.url}/signin?next=%2Fusage")

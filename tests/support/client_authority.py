@@ -42,7 +42,7 @@ class Authority:
         return file
 
     def revoke(self, name: str) -> Path:
-        """Return a file with a list that has only this certificate."""
+        """Return a file with a certificate revocation list that has only this certificate."""
         revoked = x509.RevokedCertificateBuilder().serial_number(self._serials[name])
         listed = (
             x509.CertificateRevocationListBuilder()

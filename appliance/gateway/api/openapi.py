@@ -136,7 +136,7 @@ _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
     "slower_than": (
         "query",
         _TEXT,
-        "Only predictions that took longer from creation to end: a duration such as 2s, or seconds",
+        "Only predictions that took longer than this from creation to end: a duration such as 2s, or seconds",
     ),
     "type": (
         "query",

@@ -350,8 +350,8 @@ COMPAT: Final = (
 )  # fmt: skip
 
 OPERATIONS: Final = (*REPLICATE, *ADMIN, *COMPAT)
-#: Ids of operations that need no token: a search finds only public models, a download URL is signed, and a
-#: session is created for who has no token.
+#: Ids of operations that need no token: a search finds only public models, a download URL is signed, and
+#: people who sign in have no token yet.
 OPEN: Final = frozenset(
     {
         *("search", "files.download", "monitoring.health", "monitoring.readiness"),

@@ -38,7 +38,7 @@ EARLY: Final = 1.0
 SHORTEST_DEADLINE: Final = 5  # seconds
 #: Key in an ASGI scope of the caller's ``RateLimitState``, which the response headers show.
 RATE_LIMIT: Final = "appliance.rate_limit"
-#: Key in an ASGI scope of the value of the header X-Budget-Warning; absent if no budget is nearly spent.
+#: Key in the ASGI scope: value of the header X-Budget-Warning; absent if no budget is nearly spent.
 BUDGETS: Final = "appliance.budgets"
 #: Key in an ASGI scope of the path template of the matched route.
 ROUTE: Final = "appliance.route"

@@ -36,7 +36,7 @@ class Sampler:
         # Shares of the KV caches in use, by key of the scheduler
         self._kv_cache: dict[str, float] = {}  # now
         self._kv_cache_peaks: dict[str, float] = {}  # the highest since the last sample
-        #: Models whose engine measures itself -> tokens generated since the last sample.
+        #: Models whose inference engine reports metrics -> tokens generated since the last sample.
         self._tokens: dict[str, float] = {}
 
     def start(self, status: Callable[[], SchedulerStatus]) -> None:
@@ -59,7 +59,7 @@ class Sampler:
     def count_prediction(self, record: Prediction) -> None:
         """Count the output tokens of a prediction that has ended; ignore other changes of ``record``.
 
-        If the engine of the model measures itself, its tokens are counted by ``count_engine``.
+        If the engine of the model reports metrics, ``count_engine`` counts its tokens.
         """
         if record.model in self._tokens:
             return

@@ -21,7 +21,7 @@ BATCH: Final = 200  # predictions in one transaction, so that other writes wait 
 _SHORTEST, _LONGEST = 1.0, 60.0  # seconds between deletions
 #: Seconds after the end of a prediction until its end is certainly stored, unless the disk is full.
 _STORED: Final = 60.0
-#: Seconds until all predictions are looked at again: some were imported, or their webhooks are delivered.
+#: Seconds between two searches in all predictions. They find what was imported or delivered by webhook since.
 _AGAIN: Final = 3600.0
 _OFTEN: Final = 5.0  # seconds between deletions if output files have a limit
 

@@ -64,7 +64,7 @@ class Handshakes:
             ) from error
         found = msgspec.json.decode(opened, type=Handshake)
         if not hmac.compare_digest(found.state.encode(), state.encode(errors="replace")):
-            raise SignInRefused("The provider answered another sign-in of this browser: try again.")
+            raise SignInRefused("The response of the provider belongs to another sign-in: try again.")
         while self._used:
             oldest, at = next(iter(self._used.items()))
             if now - at <= LIFETIME and len(self._used) < _MAX_USED:

@@ -21,15 +21,15 @@ from appliance.domain.errors import ProviderFailed, SignInRefused
 from appliance.domain.local_url import is_loopback
 from appliance.gateway.sign_on.handshake import Handshake
 
-#: Algorithms of ID tokens: only those with public keys. So nobody can sign with a key that is public.
+#: Accepted signatures of ID tokens: only asymmetric ones, so that no public key serves as an HMAC secret.
 ALGORITHMS: Final = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     *("ES256", "ES384", "ES512", "EdDSA", "Ed25519"),
 )
 #: Seconds by which the clocks of the provider and of this machine may differ.
 CLOCK_SKEW: Final = 60
-#: Seconds after which a new ID token is too old.
-_OLDEST: Final = 600
+#: Seconds after its time of issue (iat) in which an ID token is accepted.
+_MAX_AGE: Final = 600
 _KEPT: Final = 3600.0  # seconds for which the discovery document and the keys are kept
 _TIMEOUT: Final = 10.0
 _LARGEST: Final = 1024 * 1024  # bytes of a response
@@ -205,21 +205,21 @@ class Provider:
         issued, expires, valid_from = claims.get("iat"), claims.get("exp"), claims.get("nbf", 0)
         subject = claims.get("sub")
         if claims.get("iss") != self.config.issuer:
-            raise self._refused("it is of another issuer")
+            raise self._refused("its issuer (iss) is another one")
         if client not in audiences:
-            raise self._refused(f"it is for another client than {client}")
+            raise self._refused(f"its audience (aud) does not include the client {client}")
         if claims.get("azp", client if len(audiences) == 1 else None) != client:
-            raise self._refused(f"it was issued to another client than {client}")
+            raise self._refused(f"its authorized party (azp) is not the client {client}")
         if not isinstance(expires, int | float) or now >= expires + CLOCK_SKEW:
             raise self._refused("it has expired: check the clocks of both machines")
-        if not isinstance(issued, int | float) or not -CLOCK_SKEW <= now - issued <= _OLDEST + CLOCK_SKEW:
-            raise self._refused("it was not issued now: check the clocks of both machines")
+        if not isinstance(issued, int | float) or not -CLOCK_SKEW <= now - issued <= _MAX_AGE + CLOCK_SKEW:
+            raise self._refused("its time of issue (iat) is too old or in the future: check both clocks")
         if not isinstance(valid_from, int | float) or now < valid_from - CLOCK_SKEW:
             raise self._refused("it is not valid yet: check the clocks of both machines")
         if claims.get("nonce") != handshake.nonce:
-            raise self._refused("it is of another sign-in")
+            raise self._refused("its nonce is that of another sign-in")
         if not isinstance(subject, str) or not 0 < len(subject) <= _LONGEST_SUBJECT:
-            raise self._refused("it names no person")
+            raise self._refused("it has no subject (sub)")
 
     async def _json(self, method: str, url: str, **request: Any) -> dict[str, Any]:
         """Return the JSON object at a URL of the provider.
@@ -247,7 +247,7 @@ class Provider:
         if not isinstance(found, dict):
             raise self._failed(f"{url}: status {reply.status_code}, and the response is no JSON object")
         if reply.status_code == 400 and found.get("error") == "invalid_grant":
-            raise SignInRefused("The provider does not accept this code, or not again: sign in again.")
+            raise SignInRefused("The provider does not accept the authorization code: sign in again.")
         if not reply.is_success:
             reason = found.get("error_description") or found.get("error") or "no reason given"
             raise self._failed(f"{url}: status {reply.status_code}: {str(reason)[:200]}")

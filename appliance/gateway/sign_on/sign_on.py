@@ -1,4 +1,4 @@
-"""Signs people in: checks what they know, and stores a session."""
+"""Signs people in: checks a password or the response of the identity provider, and stores a session."""
 
 from __future__ import annotations
 
@@ -181,8 +181,8 @@ class SignOn:
         name = name_from(value) if isinstance(value, str) else None
         if name is None:
             raise SignInRefused(
-                f"The provider gave no claim {claim}, which names the account: ask your administrator to set "
-                "sign_on.oidc.account_claim, or the scopes that it needs."
+                f"The provider sent no usable claim {claim}, which names the account: ask your administrator "
+                "to correct sign_on.oidc.account_claim or sign_on.oidc.scopes."
             )
         if claim == "email" and claims.get("email_verified") is not True:
             raise SignInRefused("The provider has not verified your e-mail address.")

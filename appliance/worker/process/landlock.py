@@ -31,7 +31,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def supported() -> bool:
-    """Return whether the kernel can create such a domain."""
+    """Return whether the kernel has Landlock, in a version that this module can use."""
     return _version() >= _OLDEST
 
 

@@ -89,7 +89,7 @@ class WorkerProcess(asyncio.Protocol):
             msgspec.msgpack.Decoder(WorkerCommand)
         )
         self._runner: Runner | None = None
-        self._measured: Measured | None = None  # the runner, if its engine measures itself
+        self._measured: Measured | None = None  # the runner, if its engine reports metrics
         self._waiting: deque[Job] = deque()
         self._running: dict[tuple[str, int], asyncio.Task[None]] = {}  # by id and attempt
         self._attempts: dict[str, int] = {}  # the latest attempt of each id that waits or runs
@@ -370,8 +370,9 @@ def run(sock: socket.socket, request: Fork, loaded: Callable[[], object] | None 
         logs.configure()
         if not isolated:
             _log.warning(
-                "the kernel does not support Landlock (Linux 5.19 or later does): the code of model %s could "
-                "read the environment and the memory of the other processes of this user",
+                "Landlock is not available: the code of model %s can read the environment and the memory of "
+                "the other processes of this user: use Linux 5.19 or later, with landlock in the kernel "
+                "parameter lsm",
                 spec.model,
             )
         gc.enable()

@@ -142,7 +142,7 @@ async def test_a_callback_works_once_and_only_in_the_browser_that_began(site: Si
         await site.begin(other)
         crossed = await other.get("/signin/callback", params=query)
         assert crossed.status_code == 401
-        assert "answered another sign-in" in crossed.text
+        assert "belongs to another sign-in" in crossed.text
         cookies = dict(browser.cookies)
         assert (await browser.get("/signin/callback", params=query)).status_code == 303
         again = await browser.get("/signin/callback", params=query)
@@ -166,7 +166,7 @@ async def test_refusals_of_the_provider_are_shown(site: Site) -> None:
         site.provider.claims = {"aud": "other"}
         refused = await site.sign_in(browser)
         assert refused.status_code == 401
-        assert "for another client than appliance" in refused.text
+        assert "does not include the client appliance" in refused.text
         site.provider.claims = {}
         site.provider.metadata = {"token_endpoint": f"{ISSUER}/nothing"}
         site.configure()
@@ -180,8 +180,8 @@ async def test_refusals_of_the_provider_are_shown(site: Site) -> None:
 @pytest.mark.parametrize(
     ("person", "reason"),
     [
-        ({"preferred_username": None}, "gave no claim preferred_username"),
-        ({"preferred_username": "../.."}, "gave no claim preferred_username"),
+        ({"preferred_username": None}, "sent no usable claim preferred_username"),
+        ({"preferred_username": "../.."}, "sent no usable claim preferred_username"),
         ({"preferred_username": "Me"}, "is that of the administrator"),
         ({"sub": "s-ben"}, "belongs to another person"),
     ],

@@ -60,7 +60,7 @@ async def record_session(request: Request) -> Response:
 
 
 async def sign_out(request: Request) -> Response:
-    """``POST /admin/signouts``: end the session of the caller; of a token, only record the sign-out.
+    """``POST /admin/signouts``: end the session of the caller; for a token, only record the sign-out.
 
     The response has a body if the person can also sign out of the identity provider.
     """

@@ -37,7 +37,7 @@ async def get_limits(request: Request) -> Response:
 
 
 def _may_see(services: Services, caller: Token, model: str | None) -> bool:
-    """Return whether the caller may know the model of a budget; None and patterns are no names."""
+    """Return whether the caller may know the name of a budget's model; None: the budget has no model."""
     if model is None or caller.sees_all:
         return True
     card = services.catalogue.cards.get(model)

@@ -32,7 +32,7 @@ async def list_methods(request: Request) -> Response:
 
 
 async def create_session(request: Request) -> Response:
-    """``POST /admin/sign-in/password``: only this response contains the secret, as ``token``.
+    """``POST /admin/sign-in/password``: create a session; only this response has its secret, as ``token``.
 
     Only the UI process may send it. So the secret reaches the browser only encrypted, in a cookie.
     """
@@ -51,7 +51,7 @@ async def begin_at_provider(request: Request) -> Response:
 
 
 async def finish_at_provider(request: Request) -> Response:
-    """``POST /admin/sign-in/provider/callback``: as ``create_session``, for the answer of the provider."""
+    """``POST /admin/sign-in/provider/callback``: create a session from the provider's response."""
     _check_sender(request)
     given = await requests.parse(request, ProviderCallbackRequest)
     answer = Answer(given.handshake, given.state, given.code, given.iss)
@@ -85,7 +85,7 @@ async def list_sessions(request: Request) -> Response:
 
 
 async def revoke_session(request: Request) -> Response:
-    """``DELETE /admin/sessions/{id}``: requests of the session fail from now on."""
+    """``DELETE /admin/sessions/{id}``: revoke a session; its next requests get status 401."""
     caller = await requests.caller(request, Scope.READ)
     if caller.prediction is not None:
         raise PermissionDenied("The token of a running prediction cannot revoke sessions: use another token.")

@@ -67,25 +67,25 @@ async def test_claims_of_the_id_token_and_missing_ones_of_the_user_info() -> Non
 @pytest.mark.parametrize(
     ("claims", "reason"),
     [
-        ({"iss": "https://evil.example.org"}, "of another issuer"),
-        ({"aud": "other"}, "for another client than appliance"),
-        ({"aud": ["other"]}, "for another client than appliance"),
-        ({"aud": None}, "for another client than appliance"),
-        ({"aud": ["appliance", "other"]}, "issued to another client"),
-        ({"aud": ["appliance", "other"], "azp": "other"}, "issued to another client"),
-        ({"azp": "other"}, "issued to another client"),
+        ({"iss": "https://evil.example.org"}, "its issuer"),
+        ({"aud": "other"}, "does not include the client appliance"),
+        ({"aud": ["other"]}, "does not include the client appliance"),
+        ({"aud": None}, "does not include the client appliance"),
+        ({"aud": ["appliance", "other"]}, "is not the client appliance"),
+        ({"aud": ["appliance", "other"], "azp": "other"}, "is not the client appliance"),
+        ({"azp": "other"}, "is not the client appliance"),
         ({"exp": time.time() - 3600}, "has expired"),
         ({"exp": None}, "has expired"),
         ({"exp": "tomorrow"}, "has expired"),
-        ({"iat": time.time() - 3600}, "not issued now"),
-        ({"iat": time.time() + 3600}, "not issued now"),
-        ({"iat": None}, "not issued now"),
+        ({"iat": time.time() - 3600}, "time of issue"),
+        ({"iat": time.time() + 3600}, "time of issue"),
+        ({"iat": None}, "time of issue"),
         ({"nbf": time.time() + 3600}, "not valid yet"),
-        ({"nonce": "replayed"}, "of another sign-in"),
-        ({"nonce": None}, "of another sign-in"),
-        ({"sub": None}, "names no person"),
-        ({"sub": ""}, "names no person"),
-        ({"sub": 7}, "names no person"),
+        ({"nonce": "replayed"}, "nonce is that of another sign-in"),
+        ({"nonce": None}, "nonce is that of another sign-in"),
+        ({"sub": None}, "has no subject"),
+        ({"sub": ""}, "has no subject"),
+        ({"sub": 7}, "has no subject"),
     ],
 )
 async def test_wrong_id_tokens_are_refused(claims: dict[str, Any], reason: str) -> None:
@@ -140,11 +140,11 @@ async def test_a_code_works_once_and_only_with_its_verifier() -> None:
     begun, _ = Handshakes(Fernet.generate_key()).begin()
     code = provider.sign_in(await found.authorization_url(begun))["code"]
     other, _ = Handshakes(Fernet.generate_key()).begin()
-    with pytest.raises(SignInRefused, match="does not accept this code"):
+    with pytest.raises(SignInRefused, match="does not accept the authorization code"):
         await found.claims(other, code, ISSUER)
     code = provider.sign_in(await found.authorization_url(begun))["code"]
     await found.claims(begun, code, ISSUER)
-    with pytest.raises(SignInRefused, match="does not accept this code"):
+    with pytest.raises(SignInRefused, match="does not accept the authorization code"):
         await found.claims(begun, code, ISSUER)
 
 
