@@ -69,15 +69,15 @@ def bench(
             await api.close()
 
     test, interrupted = asyncio.run(measure())
-    if test.figures.warm_up is None:
+    if test.results.warm_up is None:
         typer.echo("nothing was measured: the first prediction had not ended", err=True)
         raise typer.Exit(128 + signal.SIGINT)
     if as_json:
         import msgspec
 
-        print_json(msgspec.to_builtins(test.figures))
+        print_json(msgspec.to_builtins(test.results))
     else:
-        _print(test.figures)
+        _print(test.results)
     if interrupted:
         raise typer.Exit(128 + signal.SIGINT)
 
@@ -94,7 +94,7 @@ async def _run(test: LoadTest, seconds: float, *, shown: bool) -> bool:
         async def draw() -> None:
             while True:
                 if test.elapsed > 0:
-                    count = test.figures.requests
+                    count = test.results.requests
                     done = min(test.elapsed, seconds)
                     bar.update(shown_test, description=f"{count} requests", completed=done, total=seconds)
                 await asyncio.sleep(0.2)
@@ -113,51 +113,51 @@ async def _run(test: LoadTest, seconds: float, *, shown: bool) -> bool:
     return False
 
 
-def _print(figures: LoadTestResults) -> None:
+def _print(results: LoadTestResults) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
     console.print(
-        f"{figures.model}, {figures.clients} clients, {figures.seconds:.1f} s "
-        f"(after a first prediction of {figures.warm_up or 0:.2f} s)",
+        f"{results.model}, {results.clients} clients, {results.seconds:.1f} s "
+        f"(after a first prediction of {results.warm_up or 0:.2f} s)",
         markup=False,
     )
     facts = Table(box=None, show_header=False)
     facts.add_column()
     facts.add_column(justify="right")
-    for name, value in _facts(figures):
+    for name, value in _facts(results):
         facts.add_row(name, value)
     console.print(facts)
-    spreads = Table("seconds", box=None)
+    percentiles = Table("seconds", box=None)
     for column in ("p50", "p90", "p99"):
-        spreads.add_column(column, justify="right")
-    for name, spread in _spreads(figures):
-        spreads.add_row(name, f"{spread.p50:.3f}", f"{spread.p90:.3f}", f"{spread.p99:.3f}")
-    if spreads.row_count:
+        percentiles.add_column(column, justify="right")
+    for name, spread in _percentiles(results):
+        percentiles.add_row(name, f"{spread.p50:.3f}", f"{spread.p90:.3f}", f"{spread.p99:.3f}")
+    if percentiles.row_count:
         console.print()
-        console.print(spreads)
-    for message, count in figures.errors.items():
+        console.print(percentiles)
+    for message, count in results.errors.items():
         console.print(f"{count} x {message}", style="red", markup=False, soft_wrap=True)
 
 
-def _facts(figures: LoadTestResults) -> list[tuple[str, Any]]:
+def _facts(results: LoadTestResults) -> list[tuple[str, Any]]:
     facts = [
-        ("requests", str(figures.requests)),
-        ("succeeded", str(figures.succeeded)),
-        ("error rate", f"{100 * figures.error_rate:.1f} %"),
-        ("requests/s", f"{figures.requests_per_second:.2f}"),
+        ("requests", str(results.requests)),
+        ("succeeded", str(results.succeeded)),
+        ("error rate", f"{100 * results.error_rate:.1f} %"),
+        ("requests/s", f"{results.requests_per_second:.2f}"),
     ]
-    if figures.tokens_per_second is not None:
-        facts.append(("output tokens", str(figures.output_tokens)))
-        facts.append(("output tokens/s", f"{figures.tokens_per_second:.1f}"))
+    if results.tokens_per_second is not None:
+        facts.append(("output tokens", str(results.output_tokens)))
+        facts.append(("output tokens/s", f"{results.tokens_per_second:.1f}"))
     return facts
 
 
-def _spreads(figures: LoadTestResults) -> list[tuple[str, Percentiles]]:
+def _percentiles(results: LoadTestResults) -> list[tuple[str, Percentiles]]:
     named = {
-        "duration": figures.duration,
-        "time to first token": figures.time_to_first_token,
-        "inter-token latency": figures.inter_token_latency,
+        "duration": results.duration,
+        "time to first token": results.time_to_first_token,
+        "inter-token latency": results.inter_token_latency,
     }
     return [(name, spread) for name, spread in named.items() if spread is not None]

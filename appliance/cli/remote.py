@@ -37,7 +37,7 @@ def connected(url: str | None, config: Config | None = None) -> Client:
     return connect(*appliance_url(url, config))
 
 
-class Address(NamedTuple):
+class Endpoint(NamedTuple):
     """The URL of an appliance, and the certificate files for requests to it."""
 
     url: str
@@ -45,7 +45,7 @@ class Address(NamedTuple):
     client_certificate: Path | None  # file with a certificate and its key
 
 
-def appliance_url(url: str | None, config: Config | None = None) -> Address:
+def appliance_url(url: str | None, config: Config | None = None) -> Endpoint:
     """Return the appliance's URL, and the certificates for its clients.
 
     ``config`` is the content of models.yaml if it has been read already.
@@ -54,17 +54,17 @@ def appliance_url(url: str | None, config: Config | None = None) -> Address:
     presented = None if not given else Path(given)
     known = url or os.environ.get("APPLIANCE_URL") or os.environ.get("REPLICATE_BASE_URL")
     if known:
-        return Address(known, None, presented)
+        return Endpoint(known, None, presented)
     config = config or load_config(None)
     tls = config.server.tls
     url = local_url(config.server.host, port(None, config), tls=tls is not None)
     if tls is None:
-        return Address(url, None, None)
+        return Endpoint(url, None, None)
     from appliance.gateway.settings import client_files
 
     if presented is None and tls.client_ca is not None:
         presented = client_files(home_folder(None, config) / "run").own
-    return Address(url, tls.certificate, presented)
+    return Endpoint(url, tls.certificate, presented)
 
 
 def run(
@@ -170,10 +170,10 @@ def predictions(
         print_json(found)
         return
     from appliance.protocols import api_client
-    from appliance.protocols.admin_types import HistoryItemResponse
+    from appliance.protocols.admin_types import AdminPredictionResponse
     from appliance.protocols.response_types import PredictionResponse
 
-    type: Any = list[HistoryItemResponse] if filters else list[PredictionResponse]
+    type: Any = list[AdminPredictionResponse] if filters else list[PredictionResponse]
     for record in api_client.convert(found, type):
         seconds = record.metrics.get("total_time") if isinstance(record.metrics, dict) else None
         duration = f"{seconds:.2f} s" if seconds is not None else ""

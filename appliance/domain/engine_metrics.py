@@ -27,14 +27,14 @@ _COUNTERS: Final = (
 )
 
 
-class Durations(msgspec.Struct):
+class Histogram(msgspec.Struct):
     """Durations, counted in buckets."""
 
     counts: list[int]  # of each bucket, not cumulative; the last one is for durations above all bounds
     sum: float = 0.0  # seconds
 
     @classmethod
-    def within(cls, bounds: tuple[float, ...]) -> Durations:
+    def empty(cls, bounds: tuple[float, ...]) -> Histogram:
         """Return an empty histogram with these upper bounds of the buckets."""
         return cls([0] * (len(bounds) + 1))
 
@@ -44,7 +44,7 @@ class Durations(msgspec.Struct):
             self.counts[bisect.bisect_left(bounds, seconds)] += 1
             self.sum += seconds
 
-    def add(self, more: Durations) -> None:
+    def add(self, more: Histogram) -> None:
         self.counts = [one + other for one, other in zip(self.counts, more.counts, strict=True)]
         self.sum += more.sum
 
@@ -65,11 +65,11 @@ class EngineMetrics(msgspec.Struct, kw_only=True, omit_defaults=True, tag="engin
     prefix_cache_queries: int = 0  # prompt tokens that were looked up in the prefix cache
     prefix_cache_hits: int = 0  # prompt tokens that were found there
     preemptions: int = 0  # requests that lost their place because the KV cache was full
-    time_to_first_token: Durations = msgspec.field(
-        default_factory=lambda: Durations.within(FIRST_TOKEN_BOUNDS)
+    time_to_first_token: Histogram = msgspec.field(
+        default_factory=lambda: Histogram.empty(FIRST_TOKEN_BOUNDS)
     )
-    inter_token_latency: Durations = msgspec.field(
-        default_factory=lambda: Durations.within(INTER_TOKEN_BOUNDS)
+    inter_token_latency: Histogram = msgspec.field(
+        default_factory=lambda: Histogram.empty(INTER_TOKEN_BOUNDS)
     )
 
     def state(self) -> EngineMetrics:

@@ -87,7 +87,7 @@ class Collector:
         known = shown in self._errors or len(self._errors) < _MAX_ERRORS
         self._errors[shown if known else _OTHER_ERRORS] += 1
 
-    def figures(self) -> LoadTestResults:
+    def results(self) -> LoadTestResults:
         """Return the results until now."""
         succeeded, failed = len(self._durations), self._errors.total()
         seconds = max(self.seconds, 1e-6)

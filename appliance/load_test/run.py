@@ -41,9 +41,9 @@ class LoadTest:
         self._began: float | None = None
 
     @property
-    def figures(self) -> LoadTestResults:
+    def results(self) -> LoadTestResults:
         """The results until now."""
-        return self._collector.figures()
+        return self._collector.results()
 
     @property
     def elapsed(self) -> float:

@@ -16,8 +16,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from appliance.domain.engine_metrics import (
     FIRST_TOKEN_BOUNDS,
     INTER_TOKEN_BOUNDS,
-    Durations,
     EngineMetrics,
+    Histogram,
 )
 
 _PREFIX: Final = "appliance_engine_"
@@ -85,7 +85,7 @@ class EngineTotals:
         for name, (bounds, text) in _HISTOGRAMS.items():
             family = HistogramMetricFamily(f"{_PREFIX}{name}_seconds", text, labels=("model",))
             for model, total in self._totals.items():
-                durations: Durations = getattr(total, name)
+                durations: Histogram = getattr(total, name)
                 cumulative = itertools.accumulate(durations.counts)
                 names = [*map(str, bounds), "+Inf"]
                 family.add_metric([model], [*zip(names, cumulative, strict=True)], durations.sum)

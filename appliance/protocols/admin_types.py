@@ -369,7 +369,7 @@ class Preview(Struct, kw_only=True):
     output: str
 
 
-class HistoryItemResponse(PredictionResponse, kw_only=True):
+class AdminPredictionResponse(PredictionResponse, kw_only=True):
     """A prediction or training with details for operators. Lists omit the fields that may be long."""
 
     input: dict[str, Any] | UnsetType = UNSET  # type: ignore[assignment]  # absent from lists
@@ -397,7 +397,7 @@ class HistoryItemResponse(PredictionResponse, kw_only=True):
     currency: str | UnsetType | None = UNSET
 
 
-class HistoryPage(Page[HistoryItemResponse], kw_only=True):
+class AdminPredictionPage(Page[AdminPredictionResponse], kw_only=True):
     """A page of predictions and trainings."""
 
 
@@ -413,6 +413,6 @@ RESPONSES: Final = (
     HistoryResponse,
     ModelLogsResponse,
     UsageResponse,
-    HistoryItemResponse,
-    HistoryPage,
+    AdminPredictionResponse,
+    AdminPredictionPage,
 )

@@ -116,7 +116,7 @@ class Sleeper(Protocol):
 
 
 @runtime_checkable
-class Measured(Protocol):
+class ReportsMetrics(Protocol):
     """A runner whose inference engine reports metrics."""
 
     def take_metrics(self) -> EngineMetrics | None:

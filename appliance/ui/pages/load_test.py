@@ -37,9 +37,9 @@ async def run(request: Request) -> Response:
         raise
     except ApplianceError as error:
         return template_pages.fragment("wrong.html", problem=error.detail)
-    figures = test.figures
+    results = test.results
     return template_pages.fragment(
-        "load_test.html", figures=figures, facts=_facts(figures), spreads=_spreads(figures)
+        "load_test.html", results=results, facts=_facts(results), percentiles=_percentiles(results)
     )
 
 
@@ -79,22 +79,22 @@ def _input(text: str) -> dict[str, Any]:
     return given
 
 
-def _facts(figures: LoadTestResults) -> str:
+def _facts(results: LoadTestResults) -> str:
     rows = [
-        (_("Succeeded"), str(figures.succeeded)),
-        (_("Error rate"), f"{100 * figures.error_rate:.1f} %"),
-        (_("Requests per second"), f"{figures.requests_per_second:.2f}"),
+        (_("Succeeded"), str(results.succeeded)),
+        (_("Error rate"), f"{100 * results.error_rate:.1f} %"),
+        (_("Requests per second"), f"{results.requests_per_second:.2f}"),
     ]
-    if figures.tokens_per_second is not None:
-        rows.append((_("Output tokens per second"), f"{figures.tokens_per_second:.1f}"))
+    if results.tokens_per_second is not None:
+        rows.append((_("Output tokens per second"), f"{results.tokens_per_second:.1f}"))
     return markup.table((_("Measured"), _("Value")), rows)
 
 
-def _spreads(figures: LoadTestResults) -> str:
+def _percentiles(results: LoadTestResults) -> str:
     named = {
-        _("Duration"): figures.duration,
-        _("Time to first token"): figures.time_to_first_token,
-        _("Inter-token latency"): figures.inter_token_latency,
+        _("Duration"): results.duration,
+        _("Time to first token"): results.time_to_first_token,
+        _("Inter-token latency"): results.inter_token_latency,
     }
     rows = [
         (name, *(f"{value:.3f}" for value in (spread.p50, spread.p90, spread.p99)))

@@ -30,7 +30,7 @@ from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.prediction import Done, Job, Log, Metric, Output
 from appliance.observability import logs
 from appliance.runners import runner_class
-from appliance.runners.base import LoadSpec, Measured, Runner, Sleeper
+from appliance.runners.base import LoadSpec, ReportsMetrics, Runner, Sleeper
 from appliance.worker import cleanup, protocol
 from appliance.worker.process import capture, landlock, output_files
 from appliance.worker.process.event_sender import EventSender, EventStream
@@ -89,7 +89,7 @@ class WorkerProcess(asyncio.Protocol):
             msgspec.msgpack.Decoder(WorkerCommand)
         )
         self._runner: Runner | None = None
-        self._measured: Measured | None = None  # the runner, if its engine reports metrics
+        self._measured: ReportsMetrics | None = None  # the runner, if its engine reports metrics
         self._waiting: deque[Job] = deque()
         self._running: dict[tuple[str, int], asyncio.Task[None]] = {}  # by id and attempt
         self._attempts: dict[str, int] = {}  # the latest attempt of each id that waits or runs
@@ -135,7 +135,7 @@ class WorkerProcess(asyncio.Protocol):
 
     def ready(self, runner: Runner, message: WorkerReady) -> None:
         self._runner = runner
-        self._measured = runner if isinstance(runner, Measured) else None
+        self._measured = runner if isinstance(runner, ReportsMetrics) else None
         self._send(message)
         self._start_waiting()
 

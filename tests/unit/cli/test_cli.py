@@ -24,7 +24,7 @@ from appliance.cli import main, options
 from appliance.domain import token
 from appliance.gateway.catalogue.catalogue import Catalogue
 from appliance.gateway.catalogue.servable import servable
-from appliance.protocols.admin_types import ApplianceStatusResponse, HistoryItemResponse, UsageResponse
+from appliance.protocols.admin_types import AdminPredictionResponse, ApplianceStatusResponse, UsageResponse
 from appliance.protocols.response_types import (
     BuildResponse,
     FileResponse,
@@ -355,7 +355,7 @@ def test_predictions(command: Command, server: Server) -> None:
     ]
     assert json.loads(command("predictions", "id1").out) == records[1]
     assert json.loads(command("predictions", "id1", "--cancel").out)["status"] == "canceled"
-    item = filled(HistoryItemResponse, {**records[2], "data_removed": False})
+    item = filled(AdminPredictionResponse, {**records[2], "data_removed": False})
     for left_out in ("input", "output", "logs"):  # the list has previews of these
         item.pop(left_out, None)
     server.answer("GET", "/admin/predictions", {"results": [item]})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from appliance.domain.engine_metrics import FIRST_TOKEN_BOUNDS, Durations, EngineMetrics
+from appliance.domain.engine_metrics import FIRST_TOKEN_BOUNDS, EngineMetrics, Histogram
 
 
 def test_a_duration_on_a_bound_is_in_the_bucket_of_that_bound() -> None:
-    durations = Durations.within((0.1, 1.0))
+    durations = Histogram.empty((0.1, 1.0))
     durations.observe([0.1, 0.11, 1.0, 7.0], (0.1, 1.0))
     assert durations.counts == [1, 2, 1]
     assert durations.sum == 0.1 + 0.11 + 1.0 + 7.0

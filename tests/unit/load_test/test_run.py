@@ -55,13 +55,13 @@ async def test_predictions_are_measured_but_not_the_first() -> None:
     api = Scripted()
     test = load_test(api)
     await test.run()
-    figures = test.figures
-    assert figures.warm_up is not None
-    assert figures.requests == figures.succeeded == api.created - 1 >= 3
-    assert figures.output_tokens == 2 * figures.succeeded
-    assert figures.duration is not None
-    assert figures.time_to_first_token is not None
-    assert figures.inter_token_latency is not None
+    results = test.results
+    assert results.warm_up is not None
+    assert results.requests == results.succeeded == api.created - 1 >= 3
+    assert results.output_tokens == 2 * results.succeeded
+    assert results.duration is not None
+    assert results.time_to_first_token is not None
+    assert results.inter_token_latency is not None
     assert api.canceled == []
 
 
@@ -70,8 +70,8 @@ async def test_failed_predictions_are_errors() -> None:
     api.statuses = ["succeeded", "failed"]
     test = load_test(api)
     await test.run()
-    assert set(test.figures.errors) == {"out of luck"}
-    assert 0 < test.figures.error_rate < 1
+    assert set(test.results.errors) == {"out of luck"}
+    assert 0 < test.results.error_rate < 1
 
 
 async def test_the_test_ends_if_its_first_prediction_fails() -> None:

@@ -33,14 +33,14 @@ from appliance.gateway.api.admin.tokens import token_names
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion
 from appliance.protocols import serializers
-from appliance.protocols.admin_types import DeliveryResponse, HistoryItemResponse, Preview
+from appliance.protocols.admin_types import AdminPredictionResponse, DeliveryResponse, Preview
 from appliance.protocols.preview import preview
 from appliance.store import Cursor, Delivery, Filter
 
 _LONGEST_SEARCH: Final = 200  # characters
 
 
-async def list_history(request: Request) -> Response:
+async def list_predictions(request: Request) -> Response:
     """``GET /admin/predictions``: newest first, without the fields that may be long.
 
     ``limit`` is the size of a page, a hundred by default. ``model``, ``status``, ``owner``,
@@ -60,13 +60,13 @@ async def list_history(request: Request) -> Response:
     )
 
 
-async def get_history_csv(request: Request) -> Response:
+async def get_predictions_csv(request: Request) -> Response:
     """``GET /admin/predictions.csv``: all predictions that match the filters, a line for each."""
     items = await _all_items(request)
     return _download(predictions_export.csv_lines(items), "predictions.csv", "text/csv; charset=utf-8")
 
 
-async def get_history_jsonl(request: Request) -> Response:
+async def get_predictions_jsonl(request: Request) -> Response:
     """``GET /admin/predictions.jsonl``: all predictions that match the filters, with inputs and outputs."""
     items = await _all_items(request)
     return _download(predictions_export.json_lines(items), "predictions.jsonl", "application/jsonl")
@@ -77,14 +77,14 @@ def _download(lines: AsyncIterator[bytes], name: str, kind: str) -> Response:
     return StreamingResponse(lines, 200, headers, kind)
 
 
-async def _all_items(request: Request) -> AsyncIterator[HistoryItemResponse]:
+async def _all_items(request: Request) -> AsyncIterator[AdminPredictionResponse]:
     """Check the request, and return an iterator over the predictions that match it, newest first."""
     caller = await _caller(request, Scope.READ)
     owner, search, base = _owner(request, caller), _search(request), requests.base_url(request)
     filters = paging.narrowed_by(request, _filters(request))
     names = await token_names(request, caller)
 
-    async def items() -> AsyncIterator[HistoryItemResponse]:
+    async def items() -> AsyncIterator[AdminPredictionResponse]:
         cursor: Cursor | None = None
         while True:
             if search is None:
@@ -127,7 +127,7 @@ def _search(request: Request) -> str | None:
     return text or None
 
 
-async def get_history_item(request: Request) -> Response:
+async def get_prediction(request: Request) -> Response:
     caller = await _caller(request, Scope.READ)
     record = await services_of(request).engine.get(request.path_params["id"], _all_of(caller))
     return await _response(record, request, caller)
@@ -218,8 +218,8 @@ def _owner(request: Request, caller: Token) -> str | None:
     return asked
 
 
-def _item(token_names: dict[str, str], record: Prediction, base: str) -> HistoryItemResponse:
-    return HistoryItemResponse(
+def _item(token_names: dict[str, str], record: Prediction, base: str) -> AdminPredictionResponse:
+    return AdminPredictionResponse(
         **msgspec.structs.asdict(serializers.prediction_or_training(record, base)),
         type="prediction" if record.destination is None else "training",
         owner=record.owner,
@@ -230,7 +230,7 @@ def _item(token_names: dict[str, str], record: Prediction, base: str) -> History
     )
 
 
-def _list_item(token_names: dict[str, str], record: Prediction, base: str) -> HistoryItemResponse:
+def _list_item(token_names: dict[str, str], record: Prediction, base: str) -> AdminPredictionResponse:
     item = _item(token_names, record, base)
     output = None if item.output is UNSET else item.output
     item.preview = Preview(input=preview(item.input), output=preview(output))
@@ -252,10 +252,10 @@ def _delivery(delivery: Delivery) -> DeliveryResponse:
 
 
 ROUTES: Final = (
-    Route("/admin/predictions", list_history, methods=["GET"]),
-    Route("/admin/predictions.csv", get_history_csv, methods=["GET"]),
-    Route("/admin/predictions.jsonl", get_history_jsonl, methods=["GET"]),
-    Route("/admin/predictions/{id}", get_history_item, methods=["GET"]),
+    Route("/admin/predictions", list_predictions, methods=["GET"]),
+    Route("/admin/predictions.csv", get_predictions_csv, methods=["GET"]),
+    Route("/admin/predictions.jsonl", get_predictions_jsonl, methods=["GET"]),
+    Route("/admin/predictions/{id}", get_prediction, methods=["GET"]),
     Route("/admin/predictions/{id}", delete_history_item, methods=["DELETE"]),
     Route("/admin/predictions/{id}/cancel", cancel_history_item, methods=["POST"]),
 )

@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from appliance.gateway.api.admin.usage import cell
 from appliance.protocols import serializers
-from appliance.protocols.admin_types import HistoryItemResponse
+from appliance.protocols.admin_types import AdminPredictionResponse
 from appliance.protocols.preview import preview
 
 #: Characters of inputs and outputs in a CSV; JSON lines have them whole.
@@ -29,12 +29,12 @@ _METRICS: Final = {
 }
 
 
-async def json_lines(items: AsyncIterator[HistoryItemResponse]) -> AsyncIterator[bytes]:
+async def json_lines(items: AsyncIterator[AdminPredictionResponse]) -> AsyncIterator[bytes]:
     async for item in items:
         yield serializers.encode(item) + b"\n"
 
 
-async def csv_lines(items: AsyncIterator[HistoryItemResponse]) -> AsyncIterator[bytes]:
+async def csv_lines(items: AsyncIterator[AdminPredictionResponse]) -> AsyncIterator[bytes]:
     written = io.StringIO()
     lines = csv.writer(written, lineterminator="\r\n")
     lines.writerow(_COLUMNS)
@@ -46,7 +46,7 @@ async def csv_lines(items: AsyncIterator[HistoryItemResponse]) -> AsyncIterator[
     yield written.getvalue().encode(errors="replace")  # the header, if there is no prediction
 
 
-def _value(item: HistoryItemResponse, column: str) -> Any:
+def _value(item: AdminPredictionResponse, column: str) -> Any:
     if column in _METRICS:
         found = item.metrics.get(_METRICS[column]) if isinstance(item.metrics, dict) else None
     else:
