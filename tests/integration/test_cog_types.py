@@ -30,7 +30,7 @@ from tests.support.worker_processes import Caller
 pytestmark = pytest.mark.integration
 
 TYPED = ROOT / "tests" / "projects" / "typed"
-DESCRIBE = ROOT / "appliance" / "weights"
+DESCRIBE = ROOT / "appliance" / "builds"
 #: Runs in the project's environment: describes each function named in its arguments.
 EACH = """
 import json, sys
