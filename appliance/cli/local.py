@@ -82,10 +82,10 @@ def _rights(config: Config, account: str, claimed: frozenset[str]) -> dict[str, 
     ``claimed`` are groups that the identity provider named.
     """
     from appliance.domain.access import Right, matches
-    from appliance.domain.budgets import of_account
+    from appliance.domain.budget_rules import of_account
 
     policy = config.access_policy
-    policy.claimed[account] = claimed
+    policy.claim(account, claimed)
     found = policy.of(account)
     groups = policy.groups_of(account)
     everything = ["all accounts"] if config.access is None else ["server.account"]
@@ -119,7 +119,7 @@ def _rights(config: Config, account: str, claimed: frozenset[str]) -> dict[str, 
 
 
 def _show_rights(found: dict[str, Any]) -> None:
-    from appliance.domain.budgets import PERIOD_AMOUNTS, SUBJECT_KEYS
+    from appliance.domain.budget_rules import PERIOD_AMOUNTS, SUBJECT_KEYS
 
     for title in ("rights", "models"):
         typer.echo(f"{title} of the account {found['account']}:" if found[title] else f"{title}: none")

@@ -14,7 +14,7 @@ from appliance.config.account_sections import (
     SignOnConfig,
 )
 from appliance.domain.access import Group, Policy, Right
-from appliance.domain.budgets import Budget
+from appliance.domain.budget_rules import Budget
 from appliance.domain.retention import RetentionRules
 from appliance.domain.section import Section, size, subsection
 from appliance.domain.values import (

@@ -78,11 +78,28 @@ class Policy:
 
         ``everybody`` has the rights that all accounts have. The account ``administrator`` has all rights.
         """
-        #: Names of groups by account, which an identity provider named at the last sign-in.
-        self.claimed: dict[str, frozenset[str]] = {}
+        self._claimed: dict[str, frozenset[str]] = {}  # names of groups, by account
+        self._priorities: dict[str, int] = {}  # found before, by account
         self._groups = None if groups is None else tuple(groups)
         self._everybody = everybody
         self._administrator = administrator
+
+    @property
+    def has_claims(self) -> bool:
+        """Return whether an account is in a group that an identity provider named."""
+        return bool(self._claimed)
+
+    def claim(self, account: str, groups: frozenset[str]) -> frozenset[str]:
+        """Set the names of an account's groups that an identity provider named at the last sign-in.
+
+        Return the names of the groups that the account has joined or left.
+        """
+        changed = groups ^ self._claimed.pop(account, frozenset())
+        if groups:
+            self._claimed[account] = groups
+        if changed:
+            self._priorities.pop(account, None)
+        return changed
 
     def groups_of(self, account: str | None) -> list[Group]:
         """Return the groups of an account; None is a request without a token."""
@@ -90,12 +107,16 @@ class Policy:
         return [*shared, *self._own_groups(account)]
 
     def _own_groups(self, account: str | None) -> list[Group]:
-        claimed = self.claimed.get(account, frozenset()) if account is not None else frozenset()
+        claimed = self._claimed.get(account, frozenset()) if account is not None else frozenset()
         return [each for each in self._groups or () if account in each.members or each.name in claimed]
 
     def priority(self, account: str) -> int:
         """Return the highest priority of the account's groups; 0 if it is in no group."""
-        return max((group.priority for group in self._own_groups(account)), default=0)
+        found = self._priorities.get(account)
+        if found is None:
+            found = max((group.priority for group in self._own_groups(account)), default=0)
+            self._priorities[account] = found
+        return found
 
     def unlimited(self, account: str | None) -> bool:
         """Return whether the account has all rights: it is the administrator's, or there are no groups."""

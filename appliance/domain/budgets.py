@@ -6,89 +6,37 @@ unfinished prediction counts as one prediction of the current day and month, wit
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import groupby
+from operator import itemgetter
 from typing import Final, Literal, NamedTuple
 
 import msgspec
 
 from appliance.domain import usage
-from appliance.domain.access import Policy, matches
+from appliance.domain.access import Policy
+from appliance.domain.budget_rules import (
+    EACH,
+    PERIOD_AMOUNTS,
+    AmountName,
+    Budget,
+    Numbered,
+    Subject,
+    is_pattern,
+    of_prediction,
+    replacements,
+)
 from appliance.domain.errors import BudgetSpent, Throttled
 from appliance.domain.prediction import Prediction
 from appliance.domain.usage import Usage
 
-#: Pattern for every account or token that no other budget with the same keys names.
-EACH: Final = "*"
-AmountName = Literal["cost", "seconds", "tokens", "predictions", "concurrent"]
-#: The limited amounts of a period, in the order in which they are checked.
-PERIOD_AMOUNTS: Final[tuple[AmountName, ...]] = ("cost", "seconds", "tokens", "predictions")
-#: The keys that say what a budget counts for.
-SUBJECT_KEYS: Final = ("account", "group", "token", "model")
-
 _DAY: Final = 86400
 _RETRY: Final = 1  # seconds after which a request that exceeded `concurrent` may be repeated
-_MAX_CACHED: Final = 10_000  # combinations of account, token and model
-
-
-class Subject(NamedTuple):
-    """What a budget counts for. A key that the budget does not have is None."""
-
-    account: str | None = None
-    group: str | None = None
-    token: str | None = None  # id
-    model: str | None = None
-
-    def __str__(self) -> str:
-        named = (f"{key} {json.dumps(value)}" for key, value in self._asdict().items() if value is not None)
-        return ", ".join(named)
-
-
-class Budget(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits on the predictions that match all given keys; None is no limit."""
-
-    account: str | None = None  # username or EACH
-    group: str | None = None
-    token: str | None = None  # id or EACH
-    model: str | None = None  # name or pattern; each model that matches has its own counts
-    period: Literal["day", "month"] = "day"
-    concurrent: int | None = None  # unfinished predictions
-    predictions: int | None = None
-    seconds: float | None = None
-    tokens: int | None = None
-    cost: float | None = None
-    warn_at: float = 0.8  # share of a limit
-
-    def subject(self, owner: str, groups: frozenset[str], token: str, model: str) -> Subject | None:
-        """Return what the budget counts a prediction for; None if it does not count the prediction."""
-        if self.account not in {None, EACH, owner} or (self.group is not None and self.group not in groups):
-            return None
-        if self.token is not None and (not token or self.token not in {EACH, token}):
-            return None
-        if self.model is not None and not matches(model, (self.model,)):
-            return None
-        return Subject(
-            None if self.account is None else owner,
-            self.group,
-            None if self.token is None else token,
-            None if self.model is None else model,
-        )
-
-    def replaces(self, other: Budget) -> bool:
-        """Return whether ``other`` has the same keys, but patterns where this budget has names."""
-        own, others = self._named(), other._named()
-        return (
-            self.group == other.group
-            and [each is None for each in own] == [each is None for each in others]
-            and own != others
-            and all(mine == its or not _is_pattern(mine) for mine, its in zip(own, others, strict=True))
-        )
-
-    def _named(self) -> tuple[str | None, ...]:
-        return self.account, self.token, self.model
+_MAX_CACHED: Final = 10_000  # combinations of account, token and model; a new count of all may exceed it
+_KEPT: Final = 3  # days and months whose usage is kept, because the clock may be set back
 
 
 class Amount(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,20 +58,28 @@ class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Sums:
-    """Usage of ended predictions with the same day, account, token, model and hardware."""
+    """Usage of ended predictions with the same period, account, token, model and hardware."""
 
     __slots__ = ("predict_us", "predictions", "tokens")
 
     def __init__(self) -> None:
         self.predictions = self.predict_us = self.tokens = 0
 
+    def add(self, predictions: int, predict_us: int, tokens: int) -> None:
+        self.predictions += predictions
+        self.predict_us += predict_us
+        self.tokens += tokens
+
 
 class _Ended(NamedTuple):
-    day: int  # days since 1970
     owner: str
     token: str
     model: str
     hardware: str
+
+
+#: Usage of ended predictions, by the first day of the period, in days since 1970.
+_Periods = dict[int, dict[_Ended, _Sums]]
 
 
 class _Unfinished(NamedTuple):
@@ -131,6 +87,7 @@ class _Unfinished(NamedTuple):
     token: str
     model: str
     child: bool
+    counters: tuple[_Counter, ...]  # that count the prediction
 
 
 class _Counter:
@@ -216,8 +173,10 @@ class Budgets:
     ) -> None:
         """``policy`` has the groups of accounts; ``prices`` are in ``currency`` per second, by hardware."""
         self._today = -1  # days since 1970; -1: not known yet
-        self._ended: dict[_Ended, _Sums] = {}  # of the current month
+        self._days: _Periods = {}
+        self._months: _Periods = {}
         self._unfinished: dict[str, _Unfinished] = {}  # by id
+        self._outdated = False  # whether the groups of accounts have changed since the last count
         self.configure(budgets, policy or Policy(), prices or {}, currency)
 
     def __bool__(self) -> bool:
@@ -228,6 +187,10 @@ class Budgets:
     ) -> None:
         """Replace the budgets; what was counted before counts for the new budgets too."""
         self._budgets = tuple(budgets)
+        self._replaced_by = replacements(self._budgets)
+        self._by_account: dict[str | None, list[Numbered]] = {}
+        for numbered in enumerate(self._budgets):
+            self._by_account.setdefault(numbered[1].account, []).append(numbered)
         self._policy = policy
         self._prices = prices
         self._currency = currency
@@ -238,31 +201,31 @@ class Budgets:
     def restore(self, rows: Iterable[Usage], now: float) -> None:
         """Set the usage of the current month: rows by day, owner, token, model and hardware."""
         self._today = int(now // _DAY)
-        self._ended.clear()
-        for row in rows:
-            day = int(datetime.fromisoformat(f"{row.day}T00:00:00Z").timestamp() // _DAY)
-            key = _Ended(day, row.owner or "", row.token or "", row.model or "", row.hardware or "")
-            sums = self._ended.setdefault(key, _Sums())
-            sums.predictions += row.predictions
-            sums.predict_us += row.predict_us
-            sums.tokens += row.input_tokens + row.output_tokens
+        self._days.clear()
+        self._months.clear()
+        for text, of_day in groupby(sorted(rows, key=_day_of), key=_day_of):
+            day = int(datetime.fromisoformat(f"{text}T00:00:00Z").timestamp() // _DAY)
+            days, months = _period(self._days, day), _period(self._months, _first_of_month(day))
+            for row in of_day:
+                key = _Ended(row.owner or "", row.token or "", row.model or "", row.hardware or "")
+                for sums in (days.setdefault(key, _Sums()), months.setdefault(key, _Sums())):
+                    sums.add(row.predictions, row.predict_us, row.input_tokens + row.output_tokens)
         self._rebuild()
 
     def add(self, prediction: Prediction) -> None:
         """Count an unfinished prediction."""
-        added = _Unfinished(
-            prediction.owner, prediction.token or "", prediction.model, prediction.parent is not None
-        )
+        owner, token, model = prediction.owner, prediction.token or "", prediction.model
+        counters = self._counters_of(owner, token, model)
+        added = _Unfinished(owner, token, model, prediction.parent is not None, counters)
         self._unfinished[prediction.id] = added
-        if self._budgets:
-            for counter in self._counters_of(added.owner, added.token, added.model):
-                counter.add(prediction.id, child=added.child)
+        for counter in counters:
+            counter.add(prediction.id, child=added.child)
 
     def remove(self, id: str) -> None:
         """Stop to count a prediction, because it could not be stored."""
         removed = self._unfinished.pop(id, None)
-        if removed is not None and self._budgets:
-            for counter in self._counters_of(removed.owner, removed.token, removed.model):
+        if removed is not None:
+            for counter in removed.counters:
                 counter.discard(id)
 
     def count(self, record: Prediction) -> None:
@@ -272,72 +235,97 @@ class Budgets:
         day, hardware = int(ended // _DAY), record.hardware or ""
         if day > self._today:
             self._roll(ended)
-        key = _Ended(day, record.owner, record.token or "", record.model, hardware)
+        key = _Ended(record.owner, record.token or "", record.model, hardware)
         metrics = record.metrics
         predict_us = usage.microseconds(metrics.get("predict_time"))
         tokens = usage.count(metrics.get("input_token_count"))
         tokens += usage.count(metrics.get("output_token_count"))
-        sums = self._ended.get(key)
-        if sums is None:
-            sums = self._ended[key] = _Sums()
-        sums.predictions += 1
-        sums.predict_us += predict_us
-        sums.tokens += tokens
-        if self._budgets:
-            for counter in self._counters_of(key.owner, key.token, key.model):
-                if self._is_current(day, counter.budget):
-                    counter.count(1, predict_us, tokens, usage.price(hardware, self._prices))
+        first = _first_of_month(day)
+        for period in (_period(self._days, day), _period(self._months, first)):
+            period.setdefault(key, _Sums()).add(1, predict_us, tokens)
+        current = {"day": day == self._today, "month": first == _first_of_month(self._today)}
+        for counter in self._counters_of(key.owner, key.token, key.model):
+            if current[counter.budget.period]:
+                counter.count(1, predict_us, tokens, usage.price(hardware, self._prices))
+
+    def groups_changed(self, changed: frozenset[str]) -> None:
+        """Count again before the next question, because an account has joined or left these groups."""
+        self._outdated = self._outdated or any(budget.group in changed for budget in self._budgets)
+
+    def erase_account(self, account: str) -> None:
+        """Count the usage of an account as usage of no account, as the usage table does after an erasure."""
+        for period in (*self._days.values(), *self._months.values()):
+            for key in [key for key in period if key.owner == account]:
+                sums = period.pop(key)
+                erased = period.setdefault(key._replace(owner="", token=""), _Sums())
+                erased.add(sums.predictions, sums.predict_us, sums.tokens)
+        self._rebuild()
 
     def _counters_of(self, owner: str, token: str, model: str) -> tuple[_Counter, ...]:
         """Return the counters of all budgets that count a prediction."""
+        if not self._budgets:
+            return ()
         found = self._cache.get((owner, token, model))
-        if found is not None:
-            return found
-        groups = frozenset(group.name for group in self._policy.groups_of(owner))
-        subjects = [
-            (number, budget, subject)
-            for number, budget in enumerate(self._budgets)
-            if (subject := budget.subject(owner, groups, token, model)) is not None
-        ]
-        found = tuple(
-            self._counters.setdefault((number, subject), _Counter(budget, subject))
-            for number, budget, subject in subjects
-            if not any(other.replaces(budget) for _, other, _ in subjects)
-        )
-        if len(self._cache) >= _MAX_CACHED:
-            self._cache.clear()
-        self._cache[owner, token, model] = found
+        if found is None:
+            if len(self._cache) >= self._max_cached:
+                self._cache.clear()
+                self._of_owner.clear()
+            counting, groups = self._budgets_of(owner)
+            chosen = of_prediction(counting, self._replaced_by, groups, owner, token, model)
+            found = self._cache[owner, token, model] = tuple(self._counter(*each) for each in chosen)
+        return found
+
+    def _counter(self, number: int, budget: Budget, subject: Subject) -> _Counter:
+        found = self._counters.get((number, subject))
+        if found is None:
+            found = self._counters[number, subject] = _Counter(budget, subject)
+        return found
+
+    def _budgets_of(self, owner: str) -> tuple[list[Numbered], frozenset[str]]:
+        """Return the numbered budgets that count predictions of an account, and the account's groups."""
+        found = self._of_owner.get(owner)
+        if found is None:
+            groups = frozenset(group.name for group in self._policy.groups_of(owner))
+            numbered = sorted(
+                (each for account in {None, EACH, owner} for each in self._by_account.get(account, ())),
+                key=itemgetter(0),
+            )
+            counting = [each for each in numbered if each[1].counts_account(owner, groups)]
+            found = self._of_owner[owner] = counting, groups
         return found
 
     def _rebuild(self) -> None:
-        """Compute all counters again, because the budgets or the period have changed."""
+        """Compute all counters again, because the budgets, the period or the groups have changed."""
+        self._outdated = False
         self._counters: dict[tuple[int, Subject], _Counter] = {}  # by number of the budget, and subject
         self._cache: dict[tuple[str, str, str], tuple[_Counter, ...]] = {}
+        self._of_owner: dict[str, tuple[list[Numbered], frozenset[str]]] = {}
+        of_day = self._days.get(self._today, {})
+        of_month = self._months.get(_first_of_month(self._today), {})
+        # All are looked up here, and the most active ones soon again.
+        self._max_cached = _MAX_CACHED + len(of_month) + len(self._unfinished)
+        for id, each in self._unfinished.items():
+            counters = self._counters_of(each.owner, each.token, each.model)
+            self._unfinished[id] = each._replace(counters=counters)
+            for counter in counters:
+                counter.add(id, child=each.child)
         if not self._budgets:
             return
-        for id, each in self._unfinished.items():
-            for counter in self._counters_of(each.owner, each.token, each.model):
-                counter.add(id, child=each.child)
-        for key, sums in self._ended.items():
+        for key, sums in of_month.items():
             price = usage.price(key.hardware, self._prices)
             for counter in self._counters_of(key.owner, key.token, key.model):
-                if self._is_current(key.day, counter.budget):
-                    counter.count(sums.predictions, sums.predict_us, sums.tokens, price)
+                counted = sums if counter.budget.period == "month" else of_day.get(key)
+                if counted is not None:
+                    counter.count(counted.predictions, counted.predict_us, counted.tokens, price)
 
     def _roll(self, now: float) -> None:
-        """Begin the day of ``now``, in Unix seconds, if it is not the current day."""
-        if (today := int(now // _DAY)) != self._today:
+        """Begin the day of ``now``, in Unix seconds, if it is not the current day; count again if needed.
+
+        The day may be earlier, because the clock was set back. Its usage is still known then.
+        """
+        if (today := int(now // _DAY)) != self._today or self._outdated:
             self._today = today
-            first = self._first_of_month()
-            self._ended = {key: sums for key, sums in self._ended.items() if key.day >= first}
             self._rebuild()
-
-    def _is_current(self, day: int, budget: Budget) -> bool:
-        first = self._today if budget.period == "day" else self._first_of_month()
-        return first <= day <= self._today
-
-    def _first_of_month(self) -> int:
-        return self._today - datetime.fromtimestamp(self._today * _DAY, UTC).day + 1
 
     # -- questions ---------------------------------------------------------------------------------------
 
@@ -397,9 +385,9 @@ class Budgets:
         """Create the counters of budgets whose keys are names, which may not have counted anything yet."""
         for number, budget in enumerate(self._budgets):
             named = (budget.account, budget.token, budget.model)
-            if not any(map(_is_pattern, named)):
+            if not any(map(is_pattern, named)):
                 subject = Subject(budget.account, budget.group, budget.token, budget.model)
-                self._counters.setdefault((number, subject), _Counter(budget, subject))
+                self._counter(number, budget, subject)
 
     def _refusal(self, counter: _Counter, amount: Amount, now: float) -> BudgetSpent | Throttled:
         if amount.name == "concurrent":
@@ -423,24 +411,27 @@ class Budgets:
         return f"{spent}; resets at {at:%Y-%m-%d %H:%M} UTC"
 
 
-def of_account(budgets: Iterable[Budget], policy: Policy, account: str) -> list[Budget]:
-    """Return the budgets that count predictions of the account, some only those of a token or a model."""
-    groups = {group.name for group in policy.groups_of(account)}
-    found = [
-        budget
-        for budget in budgets
-        if budget.account in {None, EACH, account} and (budget.group is None or budget.group in groups)
-    ]
-    return [budget for budget in found if not any(other.replaces(budget) for other in found)]
+def _period(periods: _Periods, first: int) -> dict[_Ended, _Sums]:
+    """Return the usage of the period that begins with the day ``first``; forget old periods."""
+    found = periods.get(first)
+    if found is None:
+        found = periods[first] = {}
+        for oldest in list(periods)[:-_KEPT]:
+            del periods[oldest]
+    return found
+
+
+def _first_of_month(day: int) -> int:
+    return day - datetime.fromtimestamp(day * _DAY, UTC).day + 1
+
+
+def _day_of(row: Usage) -> str:
+    return row.day or ""
 
 
 def _order(item: tuple[tuple[int, Subject], _Counter]) -> tuple[int, str]:
     (number, subject), _ = item
     return number, str(subject)
-
-
-def _is_pattern(name: str | None) -> bool:
-    return name is not None and "*" in name
 
 
 def _number(value: float, amount: str) -> str:

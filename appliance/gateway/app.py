@@ -140,7 +140,15 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         left_out=found.left_out,
         pull=settings.pull,
     )
-    auth = Auth(store, store.users, run_tokens, engine.running, policy, config.sign_on)
+    auth = Auth(
+        store,
+        store.users,
+        run_tokens,
+        engine.running,
+        policy,
+        config.sign_on,
+        engine.budgets.groups_changed,
+    )
     return Services(
         config=config,
         catalogue=models,
@@ -240,7 +248,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     await store.own(OWN_PATIENCE)
     cluster = RayCluster(settings.zygote_socket, settings.run_dir)
     services = await build_services(settings, store, cluster)
-    await services.auth.load_groups(await store.users.all())
+    services.auth.load_groups(await store.users.all())
     await services.files.start()
     await services.builds.load()
     await services.trainings.fill(services.catalogue)

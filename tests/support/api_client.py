@@ -46,6 +46,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         bench.engine.running,
         config.access_policy,
         config.sign_on,
+        bench.engine.budgets.groups_changed,
     )
     return Services(
         config=config,

@@ -67,8 +67,13 @@ class Auth:
         running: Callable[[str, int], Prediction | None],
         policy: Policy,
         sign_on: SignOnConfig,
+        groups_changed: Callable[[frozenset[str]], None],
     ) -> None:
-        """``running(id, attempt)`` returns the prediction with this id if it is running that attempt."""
+        """Create the authentication of one gateway.
+
+        ``running(id, attempt)`` returns the prediction with this id if it is running that attempt.
+        ``groups_changed`` gets the names of groups that an account has joined or left.
+        """
         self._tokens = tokens
         self._users = users
         self._run_tokens = run_tokens
@@ -77,13 +82,16 @@ class Auth:
         self._used: dict[str, float] = {}  # when the last use was written, by id of the token
         self._failures = FailedAttempts()
         self._sign_on = sign_on
+        self._groups_changed = groups_changed
+        self._people: dict[str, User] = {}  # of identity providers, by account, as they last signed in
         self.policy = policy
 
     def apply(self, policy: Policy, sign_on: SignOnConfig | None = None) -> None:
         """Use ``policy`` and ``sign_on`` from the next request on; None keeps the present ``sign_on``."""
-        policy.claimed.update(self.policy.claimed)
-        self.policy = policy
         self._sign_on = sign_on or self._sign_on
+        for account, user in self._people.items():
+            policy.claim(account, self._sign_on.groups_of(user))
+        self.policy = policy
         self._found.clear()
 
     async def caller(self, header: str | None, address: str) -> Token:
@@ -129,19 +137,24 @@ class Auth:
         self._found = dict(kept)
         self._used.pop(id, None)
 
-    async def load_groups(self, users: Iterable[User]) -> None:
-        """Learn the groups of all users, before the first requests of the users."""
+    def load_groups(self, users: Iterable[User]) -> None:
+        """Give all users their groups, before the first requests of the users."""
         for user in users:
-            await self._learn_groups(user.name)
+            self._set_groups(user.name, user)
 
     async def _learn_groups(self, account: str) -> None:
         """Give an account the groups that the provider of its user named at the last sign-in."""
-        user = await self._users.find(account)
-        groups = frozenset() if user is None else self._sign_on.groups_of(user)
-        if groups:
-            self.policy.claimed[account] = groups
+        if self._sign_on.oidc is not None or self.policy.has_claims:
+            self._set_groups(account, await self._users.find(account))
+
+    def _set_groups(self, account: str, user: User | None) -> None:
+        if user is None or user.issuer is None:
+            self._people.pop(account, None)
         else:
-            self.policy.claimed.pop(account, None)
+            self._people[account] = user
+        changed = self.policy.claim(account, frozenset() if user is None else self._sign_on.groups_of(user))
+        if changed:
+            self._groups_changed(changed)
 
     async def _find(self, header: str, secret: str) -> Token | None:
         """Return the token, with what it permits; None if it is unknown or revoked."""

@@ -118,6 +118,7 @@ class Erasures:
         while not await self._store.compact():
             await asyncio.sleep(RETRY_STORE)
         erased = await erasures.end(account)
+        self._engine.budgets.erase_account(account)
         _log.info("erased the data of the account %s: %d predictions", account, erased.predictions)
         return erased
 

@@ -439,12 +439,12 @@ class Predictions:
 
     def _start_run_timeout(self, active: ActivePrediction) -> None:
         limit, key = active.run_timeout(self._dependencies.limits)
-        error = f"Prediction ran longer than {key} ({limit:g} s)"
-        active.timers.append(asyncio.get_running_loop().call_later(limit, self._timed_out, active, error))
+        timer = asyncio.get_running_loop().call_later(limit, self._timed_out, active, limit, key)
+        active.timers.append(timer)
 
-    def _timed_out(self, active: ActivePrediction, error: str) -> None:
+    def _timed_out(self, active: ActivePrediction, limit: float, key: str) -> None:
         if not active.ending:
-            self.end(active, Status.FAILED, error)
+            self.end(active, Status.FAILED, f"Prediction ran longer than {key} ({limit:g} s)")
 
     # -- lost runs ---------------------------------------------------------------------------------------
 

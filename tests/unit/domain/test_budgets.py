@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from appliance.domain import usage
 from appliance.domain.access import Group, Policy
-from appliance.domain.budgets import Budget, Budgets
+from appliance.domain.budget_rules import Budget, of_account, of_prediction, replacements
+from appliance.domain.budgets import Budgets
 from appliance.domain.errors import BudgetSpent, Throttled
 from appliance.domain.prediction import Prediction, Status
 
@@ -258,3 +259,114 @@ def test_counts_equal_those_after_a_restart(runs: list[tuple[str, float, int, bo
     for owner in "ab":
         counted = [row.owner for row in rows] + [record.owner for record in unfinished]
         assert counted.count(owner) <= limit
+
+
+def shown(budgets: Budgets, at: float = NOON) -> dict[str, float]:
+    """Return the used amounts of all budgets by what they count for."""
+    return {
+        str(each.subject): amount.used for each in budgets.reports(None, None, at) for amount in each.amounts
+    }
+
+
+def test_an_account_that_joins_a_group_brings_its_counts() -> None:
+    policy = Policy([Group("vision", frozenset({"ben"}), ("*",), frozenset())])
+    budgets = Budgets([Budget(group="vision", predictions=3)], policy)
+    budgets.add(made(1))
+    budgets.add(made(2, owner="ben"))
+    budgets.count(ended(made(3)))
+    assert shown(budgets) == {'group "vision"': 1}
+    budgets.groups_changed(policy.claim("anna", frozenset({"vision"})))
+    with pytest.raises(Throttled, match="3 of 3"):
+        check(budgets, made(4))
+    budgets.remove("p1")
+    assert shown(budgets) == {'group "vision"': 2}
+    budgets.groups_changed(policy.claim("anna", frozenset()))
+    assert shown(budgets) == {'group "vision"': 1}
+    assert policy.claim("anna", frozenset()) == frozenset()
+
+
+def test_a_prediction_leaves_the_counters_that_it_was_added_to() -> None:
+    policy = Policy([Group("vision", frozenset(), ("*",), frozenset())])
+    budgets = Budgets([Budget(group="vision", concurrent=9)], policy)
+    policy.claim("anna", frozenset({"vision"}))
+    budgets.add(made(1))
+    policy.claim("anna", frozenset())
+    for number in range(25_000):  # more than are cached
+        budgets.warnings("anna", None, f"test/m{number}", NOON)
+    budgets.remove("p1")
+    assert shown(budgets) == {'group "vision"': 0}
+
+
+def test_the_usage_of_an_erased_account_counts_without_its_name() -> None:
+    rules = [
+        Budget(account="*", predictions=9),
+        Budget(token="*", predictions=9),
+        Budget(model="test/*", predictions=9, period="month"),
+    ]
+    budgets = Budgets(rules)
+    budgets.count(ended(made(1, token="t1"), seconds=2))
+    budgets.count(ended(made(2, owner="ben", token="t2")))
+    budgets.erase_account("anna")
+    expected = {'account "ben"': 1, 'token "t2"': 1, 'model "test/echo"': 2}
+    assert shown(budgets) == expected
+    restarted = Budgets(rules)
+    rows = [usage.of(ended(made(1, owner="", token=""))), usage.of(ended(made(2, owner="ben", token="t2")))]
+    restarted.restore(rows, NOON)
+    assert shown(restarted) == expected
+
+
+def test_a_clock_that_is_set_forward_and_back_loses_no_counts() -> None:
+    budgets = Budgets(
+        [Budget(account="*", predictions=3), Budget(account="*", period="month", predictions=4, seconds=60)]
+    )
+    budgets.count(ended(made(1), NOON - DAY, seconds=1))
+    budgets.count(ended(made(2), NOON, seconds=2))
+    for later in (1, 40):
+        budgets.count(ended(made(3), NOON + later * DAY, seconds=4))
+        assert [[each.used for each in report.amounts] for report in budgets.reports(None, None, NOON)] == [
+            [1],
+            [3, 2],
+        ]
+    budgets.count(ended(made(4), NOON, seconds=8))
+    budgets.count(ended(made(5), NOON, seconds=16))
+    with pytest.raises(Throttled, match="3 of 3 predictions of this day"):
+        check(budgets, made(6))
+
+
+ACCOUNTS, TOKENS, MODELS = ("anna", "ben"), ("", "t1", "t2", "other"), ("o/a", "o/b", "o/other", "p/x")
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> list[Budget]:
+    one = st.builds(
+        Budget,
+        account=st.sampled_from([None, "*", *ACCOUNTS]),
+        group=st.sampled_from([None, None, "vision", "other"]),
+        token=st.sampled_from([None, "*", "t1", "t2"]),
+        model=st.sampled_from([None, "*", "o/*", "o/a", "o/b"]),
+    )
+    return draw(st.lists(one, max_size=6))
+
+
+@given(rules())
+def test_the_budgets_of_an_account_are_those_that_count_one_of_its_predictions(budgets: list[Budget]) -> None:
+    policy = Policy([Group("vision", frozenset({"anna"}), ("*",), frozenset())])
+    numbered, replaced_by = list(enumerate(budgets)), replacements(budgets)
+    for account in ACCOUNTS:
+        groups = frozenset(group.name for group in policy.groups_of(account))
+        counting = {
+            number
+            for token in TOKENS
+            for model in MODELS
+            for number, _, _ in of_prediction(numbered, replaced_by, groups, account, token, model)
+        }
+        expected = [budget for number, budget in numbered if number in counting]
+        assert of_account(budgets, policy, account) == expected
+
+
+def test_budgets_of_different_models_do_not_replace_each_other() -> None:
+    budgets = [Budget(model="o/a", predictions=1), Budget(model="o/b", predictions=2)]
+    assert of_account(budgets, Policy(), "anna") == budgets
+    assert not any(one.replaces(other) for one in budgets for other in budgets)
+    assert budgets[0].replaces(Budget(model="o/*"))
+    assert not budgets[0].replaces(Budget(model="p/*"))

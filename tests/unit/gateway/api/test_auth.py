@@ -51,11 +51,16 @@ class Tokens:
         return self.known.get(digest)
 
 
-class NoUsers:
-    """Nobody signs in to the UI."""
+class Users:
+    """Users in memory, who do not sign in, and the names that were looked up."""
+
+    def __init__(self, *users: User) -> None:
+        self.known = {user.name: user for user in users}
+        self.asked: list[str] = []
 
     async def find(self, name: str) -> User | None:
-        return None
+        self.asked.append(name)
+        return self.known.get(name)
 
     async def find_session(self, digest: str) -> tuple[Session, User] | None:
         return None
@@ -66,18 +71,37 @@ class NoUsers:
 
 RUN_TOKENS = RunTokens("key")
 HERE = "10.0.0.7"
+ISSUER = "https://id.example.org"
 
 
-def checker(tokens: Tokens, *running: Prediction, policy: Policy | None = None) -> Auth:
+def checker(
+    tokens: Tokens,
+    *running: Prediction,
+    policy: Policy | None = None,
+    users: Users | None = None,
+    sign_on: SignOnConfig | None = None,
+    changes: list[frozenset[str]] | None = None,
+) -> Auth:
     known = {(record.id, record.attempt): record for record in running}
     return Auth(
         tokens,
-        NoUsers(),
+        users or Users(),
         RUN_TOKENS,
         lambda *attempt: known.get(attempt),
         policy or Policy(),
-        SignOnConfig(),
+        sign_on or SignOnConfig(),
+        ([] if changes is None else changes).append,
     )
+
+
+def provider(groups: dict[str, str]) -> SignOnConfig:
+    """Return the config of an identity provider whose claims give these groups."""
+    oidc = {"issuer": ISSUER, "client_id": "c", "groups": groups, "groups_claim": "groups"}
+    return SignOnConfig.model_validate({"oidc": oidc})
+
+
+def person(*claims: str) -> User:
+    return User(name="me", created_at=0.0, issuer=ISSUER, subject="s", claims=claims)
 
 
 @pytest.mark.parametrize("header", ["Bearer my secret", "token my secret"])
@@ -215,3 +239,42 @@ async def test_an_address_that_sends_many_unknown_tokens_is_slowed_down() -> Non
     assert (await checked.caller("Bearer mine", HERE)).id == "mine"
     with pytest.raises(Unauthenticated):
         await checked.caller("Bearer guess", "10.0.0.8")
+
+
+async def test_changed_groups_of_an_identity_provider_are_reported_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("appliance.gateway.api.auth.time.monotonic", lambda: now)
+    users, changes = Users(person("/a")), list[frozenset[str]]()
+    policy = Policy([Group(name, frozenset(), ("*",), frozenset()) for name in ("a", "b")])
+    sign_on = provider({"/a": "a", "/b": "b"})
+    checked = checker(Tokens("mine"), policy=policy, users=users, sign_on=sign_on, changes=changes)
+    for claims in (("/a",), ("/a",), ("/b",), ()):
+        users.known["me"] = person(*claims)
+        await checked.caller("Bearer mine", HERE)
+        now += auth.MEMORY
+    assert changes == [{"a"}, {"a", "b"}, {"b"}]
+
+
+async def test_a_reload_gives_everybody_the_groups_of_the_new_config() -> None:
+    def groups() -> Policy:
+        return Policy([Group(name, frozenset(), ("*",), frozenset()) for name in ("a", "b")])
+
+    checked = checker(Tokens(), policy=groups(), sign_on=provider({"/x": "a"}))
+    checked.load_groups([person("/x")])
+    assert [each.name for each in checked.policy.groups_of("me")] == ["a"]
+    checked.apply(groups(), provider({"/x": "b"}))
+    assert [each.name for each in checked.policy.groups_of("me")] == ["b"]
+    checked.apply(groups(), SignOnConfig())
+    assert checked.policy.groups_of("me") == []
+    checked.apply(groups(), provider({"/x": "a"}))
+    assert [each.name for each in checked.policy.groups_of("me")] == ["a"]
+
+
+async def test_without_an_identity_provider_no_user_is_looked_up() -> None:
+    users = Users(person("/a"))
+    await checker(Tokens("mine"), users=users).caller("Bearer mine", HERE)
+    assert users.asked == []
+    await checker(Tokens("mine"), users=users, sign_on=provider({})).caller("Bearer mine", HERE)
+    assert users.asked == ["me"]

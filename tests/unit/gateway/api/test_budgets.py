@@ -8,7 +8,7 @@ import pytest
 
 from appliance.config import Config
 from appliance.domain.access import Group, Policy
-from appliance.domain.budgets import Budget
+from appliance.domain.budget_rules import Budget
 from appliance.runners import KINDS
 from appliance.runners.base import Kind
 from tests.support.api_client import CONFIG, Api

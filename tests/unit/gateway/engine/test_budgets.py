@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.access import Group, Policy
-from appliance.domain.budgets import Budget
+from appliance.domain.budget_rules import Budget
 from appliance.domain.errors import BudgetSpent, StoreError, Throttled
 from appliance.domain.prediction import Prediction, Status
 from appliance.gateway.engine.active import ActivePrediction

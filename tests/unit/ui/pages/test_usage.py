@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.access import Policy
-from appliance.domain.budgets import Budget
+from appliance.domain.budget_rules import Budget
 from appliance.protocols.admin_types import UsageResponse
 from appliance.protocols.limit_types import LimitsResponse
 from appliance.ui import limits

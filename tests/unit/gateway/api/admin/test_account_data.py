@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain import token
+from appliance.domain.access import Policy
 from appliance.domain.audit import AuditEvent
+from appliance.domain.budget_rules import Budget
 from appliance.domain.token import Scope, Token
 from tests.support.api_client import Api, services_of
 from tests.support.engine_bench import Bench
@@ -56,8 +58,14 @@ async def test_data_is_counted_and_erased(api: Api, bench: Bench) -> None:
         assert counted["erasing"] is False
         assert stored_files(bench) == kept
 
+        bench.engine.budgets.configure([Budget(account="*", predictions=9)], Policy(), {}, "EUR")
+        budgets = (await api.get("/admin/limits")).json()["budgets"]
+        assert [each["account"] for each in budgets] == ["ada", "ben"]
+
         reply = await api.delete(DATA)
         assert reply.status_code == 200, reply.text
+        budgets = (await api.get("/admin/limits")).json()["budgets"]
+        assert [each["account"] for each in budgets] == ["ben"]
         assert {**reply.json(), "usage": 0} == {**counted, "usage": 0}
         assert (await ada.get("/v1/account")).status_code == 401
         for each in (hers, done, running):
