@@ -12,56 +12,59 @@ queued more. No prediction waits for ever, because only finitely many tags are b
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 
 class _Place(NamedTuple):
-    account: str
     tag: float
+    number: int  # counts the predictions of the queue: of equal tags, the earlier prediction starts first
+    id: str
+    account: str
 
 
 class FairQueue:
     """Ids of predictions, in the order in which they start."""
 
     def __init__(self) -> None:
-        self._ids: deque[str] = deque()
-        self._places: dict[str, _Place] = {}  # by id; without the predictions that ``insert`` has added
+        self._inserted: list[str] = []  # predictions without a place, which start before those with one
+        self._order: list[_Place] = []  # sorted
+        self._places: dict[str, _Place] = {}  # by id
         self._virtual_time = 0.0
-        self._last: dict[str, float] = {}  # by account with places: its highest tag
-        self._counts: Counter[str] = Counter()  # of places, by account
+        self._added = 0
+        self._of_account: dict[str, list[_Place]] = {}  # sorted
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._inserted) + len(self._order)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._ids)
+        return chain(self._inserted, (place.id for place in self._order))
 
     @property
     def first(self) -> str:
-        return self._ids[0]
+        return self._inserted[0] if self._inserted else self._order[0].id
 
     def index(self, id: str) -> int:
-        return self._ids.index(id)
+        place = self._places.get(id)
+        if place is None:
+            return self._inserted.index(id)
+        return len(self._inserted) + bisect_left(self._order, place)
 
     def add(self, id: str, account: str, priority: int) -> None:
         """Add a prediction at its fair place. Each step of ``priority`` doubles the weight of the account."""
-        tag = max(self._virtual_time, self._last.get(account, 0.0)) + 2.0**-priority
-        self._last[account] = tag
-        self._counts[account] += 1
-        self._places[id] = _Place(account, tag)
-        behind = 0  # predictions that start later; none if only one account has queued predictions
-        for other in reversed(self._ids):
-            place = self._places.get(other)
-            if place is None or place.tag <= tag:
-                break
-            behind += 1
-        self._ids.insert(len(self._ids) - behind, id)
+        queued = self._of_account.setdefault(account, [])
+        last = queued[-1].tag if queued else 0.0
+        self._added += 1
+        place = _Place(max(self._virtual_time, last) + 2.0**-priority, self._added, id, account)
+        self._places[id] = place
+        queued.append(place)
+        insort(self._order, place)
 
     def insert(self, position: int, id: str) -> None:
-        """Add a prediction at ``position``, such as 0 for the first to start, whoever has queued it."""
-        self._ids.insert(position, id)
+        """Add a prediction before all that have a fair place, at ``position`` of those that were inserted."""
+        self._inserted.insert(position, id)
 
     def start(self, id: str) -> None:
         """Remove a prediction because it starts, which advances the virtual time."""
@@ -71,12 +74,15 @@ class FairQueue:
         self.remove(id)
 
     def remove(self, id: str) -> None:
-        self._ids.remove(id)
+        """Remove a prediction; the account's next one comes after those that the account still has queued."""
         place = self._places.pop(id, None)
         if place is None:
+            self._inserted.remove(id)
             return
-        self._counts[place.account] -= 1
-        if not self._counts[place.account]:
-            del self._counts[place.account], self._last[place.account]
+        del self._order[bisect_left(self._order, place)]
+        queued = self._of_account[place.account]
+        del queued[bisect_left(queued, place)]
+        if not queued:
+            del self._of_account[place.account]
         if not self._places:
             self._virtual_time = 0.0

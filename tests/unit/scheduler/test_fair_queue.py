@@ -142,3 +142,25 @@ def test_the_scheduler_starts_predictions_of_accounts_in_turn() -> None:
         order.append(start.id)
         scheduler.finished(start.id, "a/a", float(now))
     assert order == ["child", "urgent", "bulk0", "other", "bulk1", "bulk2"]
+
+
+def test_canceled_predictions_of_an_account_do_not_delay_its_other_ones() -> None:
+    queue = FairQueue()
+    fill(queue, "a", 50)
+    fill(queue, "b", 4)
+    for number in range(1, 50):
+        queue.remove(f"a{number}")
+    queue.add("next", "a", 0)
+    assert drained(queue) == ["a0", "b0", "b1", "next", "b2", "b3"]
+
+
+def test_predictions_that_run_again_keep_their_positions_before_all_others() -> None:
+    queue = FairQueue()
+    fill(queue, "a", 2)
+    queue.insert(0, "again")
+    queue.insert(1, "child")
+    queue.insert(0, "first")
+    assert list(queue) == ["first", "again", "child", "a0", "a1"]
+    assert [queue.index(id) for id in queue] == [0, 1, 2, 3, 4]
+    queue.remove("again")
+    assert drained(queue) == ["first", "child", "a0", "a1"]
