@@ -8,10 +8,13 @@ started last.
 
 So accounts that always have queued predictions start predictions in proportion to their weights, whoever has
 queued more. No prediction waits for ever, because only finitely many tags are below its own.
+
+The queues of a model's instances share one virtual time, so that their tags can be compared.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from itertools import chain
@@ -25,6 +28,13 @@ class _Place(NamedTuple):
     account: str
 
 
+class _VirtualTime:
+    """The virtual time of queues whose tags can be compared."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+
 class FairQueue:
     """Ids of predictions, in the order in which they start."""
 
@@ -32,7 +42,7 @@ class FairQueue:
         self._inserted: list[str] = []  # predictions without a place, which start before those with one
         self._order: list[_Place] = []  # sorted
         self._places: dict[str, _Place] = {}  # by id
-        self._virtual_time = 0.0
+        self._virtual_time = _VirtualTime()
         self._added = 0
         self._of_account: dict[str, list[_Place]] = {}  # sorted
 
@@ -52,12 +62,23 @@ class FairQueue:
             return self._inserted.index(id)
         return len(self._inserted) + bisect_left(self._order, place)
 
+    def tag(self, id: str) -> float:
+        """Return the finish tag of a prediction; it is below all others if the prediction was inserted."""
+        place = self._places.get(id)
+        return -math.inf if place is None else place.tag
+
+    def share_virtual_time(self, other: FairQueue) -> None:
+        """Use one virtual time with ``other`` from now on: the later one of both."""
+        if self._virtual_time is not other._virtual_time:
+            other._virtual_time.now = max(self._virtual_time.now, other._virtual_time.now)
+            self._virtual_time = other._virtual_time
+
     def add(self, id: str, account: str, priority: int) -> None:
         """Add a prediction at its fair place. Each step of ``priority`` doubles the weight of the account."""
         queued = self._of_account.setdefault(account, [])
         last = queued[-1].tag if queued else 0.0
         self._added += 1
-        place = _Place(max(self._virtual_time, last) + 2.0**-priority, self._added, id, account)
+        place = _Place(max(self._virtual_time.now, last) + 2.0**-priority, self._added, id, account)
         self._places[id] = place
         queued.append(place)
         insort(self._order, place)
@@ -70,7 +91,7 @@ class FairQueue:
         """Remove a prediction because it starts, which advances the virtual time."""
         place = self._places.get(id)
         if place is not None:
-            self._virtual_time = max(self._virtual_time, place.tag)
+            self._virtual_time.now = max(self._virtual_time.now, place.tag)
         self.remove(id)
 
     def remove(self, id: str) -> None:
@@ -84,5 +105,3 @@ class FairQueue:
         del queued[bisect_left(queued, place)]
         if not queued:
             del self._of_account[place.account]
-        if not self._places:
-            self._virtual_time = 0.0

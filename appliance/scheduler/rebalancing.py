@@ -44,12 +44,14 @@ class Rebalancing:
     def fill_free_slots(self, now: float, children: Children, *, children_only: bool) -> Iterator[ModelState]:
         """Move queued predictions to instances with free slots; yield these instances.
 
-        Child predictions are moved first, then the longest waiting ones.
+        Child predictions are moved first, then those that are first in the fair order of all instances.
         """
         for receiver in self._receivers():
+            for other in self._others_of(receiver):
+                other.queue.share_virtual_time(receiver.queue)
             for _ in range(receiver.free_slots if receiver.state is Residency.READY else 0):
                 found = self._movable(receiver)
-                ranked = [(id not in children, self._queued[id].since, id) for id in found]
+                ranked = [(id not in children, self._tag(id), self._queued[id].since, id) for id in found]
                 if not ranked or (children_only and min(ranked)[0]):
                     break
                 self._move(min(ranked)[-1], receiver, now)
@@ -96,6 +98,9 @@ class Rebalancing:
         receiver.queue.add(id, *queued.owner)
         if receiver.waiting_since is None:
             receiver.waiting_since = now
+
+    def _tag(self, id: str) -> float:
+        return self._models[self._queued[id].model].queue.tag(id)
 
     def _receivers(self) -> Iterator[ModelState]:
         """Yield instances with an empty queue, except instances that a config change will replace."""

@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.scheduler import Capacity, Demand, Load, Residency, Scheduler, Start
+from appliance.scheduler import Capacity, Demand, Load, Owner, Residency, Scheduler, Start
 
 GIB = 1024**3
 FIRST, SECOND, THIRD = KEYS = ["m/m", "m/m#2", "m/m#3"]
@@ -212,3 +212,38 @@ def test_no_slot_is_free_while_something_waits(seed: int, used: int, concurrency
             if waiting and subject.residency(key) is Residency.READY:
                 assert len(subject.running(key)) == concurrency
     assert sorted(begun) == sorted(f"p{number}" for number in range(40))
+
+
+def test_a_free_instance_takes_the_first_prediction_in_the_fair_order_of_all_instances() -> None:
+    subject = scheduler(FIRST, SECOND, THIRD)
+    ask(subject, 0.0, a=FIRST, b=SECOND, c=THIRD)
+    subject.decide(0.0)
+    for number in range(3):
+        subject.queued(f"bulk{number}", FIRST, 1.0, owner=Owner("bulk"))
+    subject.queued("other", SECOND, 2.0, owner=Owner("other"))
+    subject.queued("urgent", SECOND, 3.0, owner=Owner("urgent", 2))
+    order, last = [], "c"
+    for now in range(4, 9):
+        subject.finished(last, THIRD, float(now))
+        (decision,) = subject.decide(float(now))
+        assert isinstance(decision, Start)
+        assert decision.model == THIRD
+        order.append(last := decision.id)
+    assert order == ["urgent", "bulk0", "other", "bulk1", "bulk2"]
+
+
+def test_a_prediction_moves_although_predictions_of_higher_priority_arrive_for_ever() -> None:
+    subject = scheduler(FIRST, SECOND, THIRD)
+    ask(subject, 0.0, a=FIRST, b=SECOND, c=THIRD)
+    subject.decide(0.0)
+    subject.queued("low", FIRST, 1.0, owner=Owner("low", -1))
+    last = "c"
+    for number in range(20):
+        subject.queued(f"urgent{number}", SECOND, 2.0 + number, owner=Owner("urgent", 2))
+        subject.finished(last, THIRD, 2.0 + number)
+        (decision,) = subject.decide(2.0 + number)
+        assert isinstance(decision, Start)
+        last = decision.id
+        if last == "low":
+            return
+    raise AssertionError("the prediction of low priority did not start")
