@@ -71,7 +71,7 @@ _CONDITIONS: Final = {
     "slower_than": "p.completed_at - p.created_at > :slower_than",
 }
 _ENDS: Final = ("failed", "canceled", "aborted")  # the rare statuses
-_SLOW: Final = 1.0  # seconds from creation to end of the predictions in the index predictions_slow
+_SLOW: Final = 1.0  # seconds from creation to end of predictions in the indexes predictions_slow*
 
 
 def narrowed(name: str, filters: Mapping[str, Any]) -> str:
@@ -94,8 +94,6 @@ def narrowed(name: str, filters: Mapping[str, Any]) -> str:
 def _index(filters: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the name and the WHERE condition of the best index; None to let SQLite choose."""
     owned = filters["owner"] is not None
-    if (filters["slower_than"] or 0.0) >= _SLOW:
-        return "predictions_slow", f"p.completed_at - p.created_at > {_SLOW}"
     if filters["token"] is not None:
         return "predictions_by_token", "p.token IS NOT NULL"
     if filters["parent"] is not None:
@@ -109,6 +107,9 @@ def _index(filters: Mapping[str, Any]) -> tuple[str, str] | None:
         return index, f"p.status IN {_ENDS}"
     if filters["status"] in {"starting", "processing"}:
         return "predictions_unfinished", "p.status IN ('starting', 'processing')"
+    if (filters["slower_than"] or 0.0) >= _SLOW:
+        index = "predictions_slow_by_owner" if owned else "predictions_slow"
+        return index, f"p.completed_at - p.created_at > {_SLOW}"
     if filters["model"] is not None:
         return "predictions_by_owner_and_model" if owned else "predictions_by_model", "TRUE"
     return ("predictions_by_owner", "TRUE") if owned and filters["training"] is None else None

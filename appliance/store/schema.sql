@@ -553,8 +553,9 @@ CREATE INDEX sessions_by_creation ON sessions (created_at);
 CREATE INDEX sessions_by_expiry ON sessions (expires_at);
 
 -- step: 20
--- For lists of predictions that took long. Most predictions take less than a second, and are not in the index.
+-- For lists of predictions that took long. Predictions of less than a second are not in the indexes.
 CREATE INDEX predictions_slow ON predictions (created_at, id) WHERE completed_at - created_at > 1.0;
+CREATE INDEX predictions_slow_by_owner ON predictions (owner, created_at, id) WHERE completed_at - created_at > 1.0;
 
 -- step: 21
 -- Erasures of the data of accounts that have begun and not ended. The body is msgpack.

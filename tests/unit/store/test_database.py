@@ -404,15 +404,23 @@ def test_every_query_is_described_and_uses_an_index(path: Path, name: str) -> No
         ({"status": "processing"}, "predictions_unfinished ("),
         ({"model": "a/b"}, "predictions_by_{}model ({}model=?"),
         ({"model": "a/b", "status": "succeeded"}, "predictions_by_{}model ({}model=?"),
-        ({"slower_than": 2.0}, "predictions_slow ("),
-        ({"slower_than": 1.0, "model": "a/b", "status": "failed"}, "predictions_slow ("),
+        ({"slower_than": 2.0}, "predictions_slow{slow}"),
+        ({"slower_than": 1.0, "model": "a/b", "status": "succeeded"}, "predictions_slow{slow}"),
+        ({"slower_than": 1.0, "status": "failed"}, "predictions_by_{}end ({}status=?"),
+        ({"slower_than": 1.0, "status": "processing"}, "predictions_unfinished ("),
+        ({"slower_than": 1.0, "token": "t"}, "predictions_by_token (token=?"),
+        ({"slower_than": 1.0, "parent": "p"}, "predictions_by_parent (parent=?"),
+        ({"slower_than": 1.0, "source": "web"}, "predictions_by_source (source=?"),
         ({"slower_than": 0.5, "model": "a/b"}, "predictions_by_{}model ({}model=?"),
     ],
 )
 def test_a_list_that_is_narrowed_looks_at_nothing_else(
     path: Path, direction: str, owner: str | None, filters: dict[str, str], index: str
 ) -> None:
-    owned = index.format("owner_and_", "owner=? AND ") if owner else index.format("", "")
+    if owner:
+        owned = index.format("owner_and_", "owner=? AND ", slow="_by_owner (owner=? AND ")
+    else:
+        owned = index.format("", "", slow=" (")
     training = {"training": False} if owner else {}
     for name in ("predictions", "all_predictions") if owner else ("all_predictions",):
         training_filter = training if name == "predictions" else {}
@@ -421,6 +429,8 @@ def test_a_list_that_is_narrowed_looks_at_nothing_else(
 
 def test_trainings_and_an_owner_s_lists_have_indexes(path: Path) -> None:
     assert "trainings_by_creation (" in plan_of(path, "all_predictions_older", {"training": True})
+    slow = {"training": True, "slower_than": 1.0}
+    assert "trainings_by_creation (" in plan_of(path, "all_predictions_older", slow)
     assert "predictions_by_owner (owner=?" in plan_of(path, "all_predictions_older", {"owner": "me"})
     mine = plan_of(path, "predictions_older", {"owner": "me", "training": True})
     assert "predictions_by_time (owner=? AND <expr>=?" in mine
