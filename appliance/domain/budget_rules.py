@@ -10,7 +10,7 @@ import msgspec
 
 from appliance.domain.access import Policy, matches
 
-#: In place of a name: each account or token that no other budget with the same keys names.
+#: Pattern for every account or token that no other budget with the same keys names.
 EACH: Final = "*"
 AmountName = Literal["cost", "seconds", "tokens", "predictions", "concurrent"]
 #: The limited amounts of a period, in the order in which they are checked.

@@ -9,12 +9,13 @@ from pathlib import Path
 from appliance.store.audit import AuditFilter, AuditTable
 from appliance.store.conversations import ConversationTable, ConversationWrite
 from appliance.store.database import Durability
-from appliance.store.deletions import FIRST, Deletions
+from appliance.store.deletions import Deletions
 from appliance.store.erasures import ErasureTable
 from appliance.store.files import FileTable
 from appliance.store.memory_profiles import MemoryProfileRow, MemoryProfileTable
 from appliance.store.predictions import PredictionTable
 from appliance.store.records import (
+    FIRST,
     RETRY_STORE,
     Cursor,
     Delivery,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
 from enum import StrEnum
-from itertools import islice
 from typing import Any
 
 from appliance.domain.conversation import (
@@ -16,12 +14,12 @@ from appliance.domain.conversation import (
     ConversationContent,
     ConversationSummary,
 )
-from appliance.store import rows
+from appliance.store import expired, rows
 from appliance.store.connections import Connections
 from appliance.store.database import shrink
+from appliance.store.expired import Applies
 from appliance.store.queries import QUERIES
-
-_VACUUM_PAGES = 2000  # returned to the disk after a deletion; 8 MB
+from appliance.store.records import FIRST, Position, Removal
 
 
 class ConversationWrite(StrEnum):
@@ -97,30 +95,32 @@ class ConversationTable:
 
         def action(connection: sqlite3.Connection) -> None:
             connection.execute(QUERIES["delete_conversation"], {"id": id, "owner": owner})
-            shrink(connection, _VACUUM_PAGES)
+            shrink(connection)
 
         return self._connections.write(action)
 
     async def remove_unchanged(
-        self, before: float, limit: int, expired: Callable[[str, str, float], bool]
-    ) -> int:
-        """Delete up to ``limit`` conversations that were last changed before a Unix time; return how many.
+        self, before: float, limit: int, *, applies: Applies, after: Position = FIRST
+    ) -> Removal:
+        """Delete up to ``limit`` conversations that were last changed before a Unix time.
 
-        ``expired(model, owner, updated_at)`` chooses the conversations.
+        ``applies(model, owner)`` chooses the conversations, of those after the position ``after``.
         """
+        found = await self._connections.read(
+            lambda connection: expired.find(connection, "old_conversations", before, limit, applies, after)
+        )
+        if not found.rows:
+            return Removal([], found.position)
 
-        def find(connection: sqlite3.Connection) -> list[dict[str, Any]]:
-            found = connection.execute(QUERIES["old_conversations"], {"before": before})
-            old = ((id, at) for id, model, owner, at in found if expired(model, owner, at))
-            return [{"id": id, "updated_at": at} for id, at in islice(old, limit)]
-
-        def remove(connection: sqlite3.Connection) -> int:
-            removed = connection.executemany(QUERIES["delete_unchanged_conversation"], old).rowcount
-            shrink(connection, _VACUUM_PAGES)
+        def remove(connection: sqlite3.Connection) -> list[str]:
+            query, removed = QUERIES["delete_unchanged_conversation"], []
+            for _, id, at in found.rows:
+                if connection.execute(query, {"id": id, "updated_at": at}).rowcount:
+                    removed.append(id)
+            shrink(connection)
             return removed
 
-        old = await self._connections.read(find)
-        return await self._connections.write(remove) if old else 0
+        return Removal(await self._connections.write(remove), found.position)
 
 
 def _limit_reached(connection: sqlite3.Connection, columns: dict[str, Any]) -> ConversationWrite | None:

@@ -24,6 +24,10 @@ BUSY_TIMEOUT: Final = 5.0
 
 #: Seconds that `checkpoint` waits for other connections. Meanwhile no connection can write.
 _CHECKPOINT_PATIENCE: Final = 0.2
+_GENTLE_PATIENCE: Final = 0.01  # the same for a gentle `checkpoint`: about the time of one transaction
+
+#: Free pages that `shrink` returns to the disk: 800 kB, about 5 ms, in which no connection can write.
+SHRINK_PAGES: Final = 200
 
 _REMEDIES: Final = {
     sqlite3.SQLITE_CORRUPT: "the file is damaged: restore it from a backup, or move it and its"
@@ -185,16 +189,23 @@ def overwriting(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("PRAGMA secure_delete = FAST")
 
 
-def checkpoint(path: Path, key: bytes | None = None) -> bool:
+def checkpoint(path: Path, key: bytes | None = None, *, gentle: bool = False) -> bool:
     """Copy the WAL file into the database and empty the file, which has old content of changed pages.
 
-    Returns whether that was possible: it is not while another connection reads or writes.
+    Most is copied while other connections can write. Emptying the file has to wait for other connections that
+    read, and meanwhile no connection can write. With ``gentle`` that takes no longer than a transaction.
+
+    Returns whether the file was emptied: it is not while another connection reads or writes for too long.
 
     Raises:
         StoreError: the database cannot be opened or written.
     """
+    patience = _GENTLE_PATIENCE if gentle else _CHECKPOINT_PATIENCE
     try:
-        with contextlib.closing(open_database(path, key, timeout=_CHECKPOINT_PATIENCE)) as connection:
+        with contextlib.closing(open_database(path, key, timeout=patience)) as connection:
+            busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if gentle and (busy or copied < frames):  # a connection reads an old state of the database
+                return False
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except sqlite3.Error as exc:
         raise store_error(exc, path) from exc
@@ -208,10 +219,10 @@ def free_pages(connection: sqlite3.Connection) -> int:
     return count if mode else 0
 
 
-def shrink(connection: sqlite3.Connection, pages: int) -> None:
-    """Return up to ``pages`` free pages to the disk. Has no effect on a file created without auto_vacuum."""
+def shrink(connection: sqlite3.Connection) -> None:
+    """Return up to ``SHRINK_PAGES`` free pages to the disk, if the file was created with auto_vacuum."""
     (empty,) = connection.execute("PRAGMA freelist_count").fetchone()
-    for _ in range(min(empty, pages)):
+    for _ in range(min(empty, SHRINK_PAGES)):
         # One at a time: Python's sqlite3 stops a statement without result columns after its first step.
         connection.execute("PRAGMA incremental_vacuum(1)")
 

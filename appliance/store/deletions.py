@@ -5,58 +5,59 @@ from __future__ import annotations
 import asyncio
 import math
 import sqlite3
-from collections.abc import Callable
 from typing import Final
 
 from appliance.domain.audit import AuditEvent
-from appliance.store import rows
-from appliance.store.database import checkpoint, free_pages, shrink
+from appliance.store import expired, rows
+from appliance.store.database import SHRINK_PAGES, checkpoint, free_pages, shrink
+from appliance.store.expired import Applies
 from appliance.store.queries import QUERIES
-from appliance.store.records import Position, Removal
+from appliance.store.records import FIRST, Position, Removal
 from appliance.store.unindexed import Unindexed
 
 _EMPTY: Final = rows.pack({})
-_SCANNED: Final = 2000  # predictions that one transaction looks at; a few milliseconds
-#: The position before all predictions.
-FIRST: Final = Position(-math.inf, 0)
-_VACUUM_PAGES: Final = 2000  # returned to the disk at a time; 8 MB
+_ATTEMPTS: Final = 5  # to find a moment in which the WAL file can be emptied
+_BETWEEN_ATTEMPTS: Final = 0.1  # seconds
+_BETWEEN_STEPS: Final = 0.05  # seconds for other writes after each return of ``SHRINK_PAGES``
 
 
 class Deletions(Unindexed):
     """Methods of ``Store`` that delete data of predictions, and versions."""
 
-    def remove_data(
+    async def remove_data(
         self,
         before: float,
         limit: int,
         *,
-        applies: Callable[[str, str], bool] = lambda model, owner: True,
+        applies: Applies = lambda model, owner: True,
         after: Position = FIRST,
-    ) -> asyncio.Future[Removal]:
+    ) -> Removal:
         """Delete input, output and logs of up to ``limit`` predictions that ended before a Unix time.
 
         ``applies(model, owner)`` chooses the predictions, of those that ended after the position ``after``.
         The rows of their files are deleted too; the caller deletes the files. Examples, and predictions with
-        a pending webhook, keep their data. Free pages of the database are returned to the disk.
+        a pending webhook, keep their data. Some free pages of the database are returned to the disk. Nothing
+        is written if there are no such predictions.
         """
-        start = {"after": after.completed_at, "after_number": after.number}
-        query = {"before": before, **start, "limit": _SCANNED}
+        await self.indexed()
+        found = await self.read(
+            lambda connection: expired.find(
+                connection, "predictions_with_data", before, limit, applies, after
+            )
+        )
+        if not found.rows:
+            return Removal([], found.position)
 
-        def action(connection: sqlite3.Connection) -> Removal:
-            removed: list[tuple[int, str]] = []
-            position, count = None, 0
-            found = connection.execute(QUERIES["predictions_with_data"], query)
-            for count, (number, id, model, owner, completed_at) in enumerate(found, 1):  # noqa: B007 - used below
-                position = Position(completed_at, number)
-                if applies(model, owner):
-                    removed.append((number, id))
-                if len(removed) == limit:
-                    break
-            more = len(removed) == limit or count == _SCANNED
-            return Removal(_empty(connection, removed), position if more else None)
+        def action(connection: sqlite3.Connection) -> list[str]:
+            query = QUERIES["prediction_may_be_emptied"]  # one may have become an example meanwhile
+            removed = [
+                (number, id)
+                for number, id, _ in found.rows
+                if connection.execute(query, {"number": number, "id": id}).fetchone()
+            ]
+            return _empty(connection, removed)
 
-        self.index()
-        return self.write(action)
+        return Removal(await self.write(action), found.position)
 
     def remove_data_of(self, id: str, event: AuditEvent | None = None) -> asyncio.Future[list[str]]:
         """Delete the same as ``remove_data``, of one prediction that has ended, even if it is an example."""
@@ -68,17 +69,19 @@ class Deletions(Unindexed):
         self.index()
         return self.audited(action, event)
 
-    def remove_files_over(self, limit: int, batch: int) -> asyncio.Future[list[str]]:
+    def remove_files_over(
+        self, limit: int, batch: int, *, before: float = math.inf
+    ) -> asyncio.Future[list[str]]:
         """Delete data of the oldest predictions until output files take at most ``limit`` bytes.
 
-        Stops after ``batch`` predictions. Deletes and returns the same as ``remove_data``.
+        Stops after ``batch`` predictions, and at those that ended after ``before``. Deletes the same as
+        ``remove_data``, and returns the ids.
         """
 
         def action(connection: sqlite3.Connection) -> list[str]:
             (taken,) = connection.execute(QUERIES["output_bytes"]).fetchone()
-            oldest = (
-                connection.execute(QUERIES["oldest_with_files"], {"limit": batch}) if taken > limit else ()
-            )
+            names = {"limit": batch, "before": before}
+            oldest = connection.execute(QUERIES["oldest_with_files"], names) if taken > limit else ()
             removed: list[tuple[int, str]] = []
             for number, id, size in oldest:
                 if taken <= limit:
@@ -90,14 +93,26 @@ class Deletions(Unindexed):
         self.index()
         return self.write(action)
 
-    async def compact(self) -> bool:
-        """Return all free pages to the disk, and empty the WAL file, so that no deleted data is in them.
+    async def compact(self, pages: int | None = None) -> bool:
+        """Return free pages to the disk, and empty the WAL file, so that no deleted data is in them.
 
-        Returns whether that was possible: it is not while another connection reads, such as that of a backup.
+        ``pages`` is the most that are returned; other writes wait only about as long as for any write. None:
+        all are returned, and other writes may have to wait for connections that read.
+
+        Returns whether nothing is left. Something is left while another connection reads, such as that of a
+        backup, or if there were more free pages.
         """
-        while await self.write(_shrink, alone=True):
-            pass
-        return await asyncio.to_thread(checkpoint, self._path, self._key)
+        gentle = pages is not None
+        rest = math.inf if pages is None else pages
+        while (left := await self.write(_shrink, alone=True)) and rest > SHRINK_PAGES:
+            rest -= SHRINK_PAGES
+            if gentle:
+                await asyncio.sleep(_BETWEEN_STEPS)
+        for _ in range(_ATTEMPTS if gentle else 1):
+            if await asyncio.to_thread(checkpoint, self._path, self._key, gentle=gentle):
+                return not left
+            await asyncio.sleep(_BETWEEN_ATTEMPTS)
+        return False
 
     def remove_version(
         self, id: str, model: str, event: AuditEvent | None = None
@@ -119,7 +134,7 @@ class Deletions(Unindexed):
 
 def _shrink(connection: sqlite3.Connection) -> int:
     """Return some free pages to the disk; return how many are left."""
-    shrink(connection, _VACUUM_PAGES)
+    shrink(connection)
     return free_pages(connection)
 
 
@@ -128,5 +143,5 @@ def _empty(connection: sqlite3.Connection, found: list[tuple[int, str]]) -> list
     for query in ("remove_data", "empty_input", "delete_files_of_prediction"):
         connection.executemany(QUERIES[query], emptied)
     if emptied:
-        shrink(connection, _VACUUM_PAGES)
+        shrink(connection)
     return [id for _, id in found]

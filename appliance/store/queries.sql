@@ -263,14 +263,22 @@ WHERE completed_at IS NOT NULL AND data_removed = 0
     AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.prediction = predictions.id AND ended_at IS NULL)
 ORDER BY completed_at, number LIMIT :limit;
 
+-- query: prediction_may_be_emptied
+-- Whether the data of a prediction found by `predictions_with_data` may still be removed.
+SELECT 1 FROM predictions
+WHERE number = :number AND id = :id AND data_removed = 0
+    AND NOT EXISTS (SELECT 1 FROM examples WHERE examples.prediction = predictions.id)
+    AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.prediction = predictions.id AND ended_at IS NULL);
+
 -- query: prediction_with_data
 -- A prediction, if it has ended and its data is not removed.
 SELECT number, id FROM predictions WHERE id = :id AND completed_at IS NOT NULL AND data_removed = 0;
 
 -- query: oldest_with_files
--- Finished predictions with output files, except examples, and the bytes of those files; earliest end first.
+-- Predictions with output files that ended before a time, except examples, and the bytes of those files; earliest
+-- end first.
 SELECT p.number, p.id, sum(f.size) FROM files AS f JOIN predictions AS p ON p.id = f.prediction
-WHERE f.prediction IS NOT NULL AND p.completed_at IS NOT NULL
+WHERE f.prediction IS NOT NULL AND p.completed_at < :before
     AND NOT EXISTS (SELECT 1 FROM examples WHERE examples.prediction = p.id)
 GROUP BY p.number ORDER BY p.completed_at LIMIT :limit;
 
@@ -491,8 +499,10 @@ WHERE id = :id AND owner = :owner;
 DELETE FROM conversations WHERE id = :id AND owner = :owner;
 
 -- query: old_conversations
--- Conversations that were last changed before a time.
-SELECT id, model, owner, updated_at FROM conversations WHERE updated_at < :before;
+-- Conversations that were last changed before a time and after a position; earliest change first.
+SELECT rowid, id, model, owner, updated_at FROM conversations
+WHERE updated_at < :before AND (updated_at, rowid) > (:after, :after_number)
+ORDER BY updated_at, rowid LIMIT :limit;
 
 -- query: delete_unchanged_conversation
 -- Delete a conversation, unless it has changed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, NamedTuple, TypedDict
 
 import msgspec
@@ -62,17 +63,21 @@ class Found(NamedTuple):
 
 
 class Position(NamedTuple):
-    """A place in the list of predictions sorted by their ends."""
+    """A place in the list of predictions sorted by their ends, or of conversations by their last changes."""
 
-    completed_at: float
+    at: float  # Unix seconds
     number: int  # of the row
 
 
+#: The position before everything.
+FIRST: Final = Position(-math.inf, 0)
+
+
 class Removal(NamedTuple):
-    """Predictions whose data was removed, and where to continue."""
+    """Predictions whose data was removed, or removed conversations, and where to continue."""
 
     ids: list[str]
-    position: Position | None  # of the last prediction that was looked at; None: there are no more
+    position: Position | None  # of the last row that was looked at; None: there are no more
 
 
 class VersionRow(msgspec.Struct, frozen=True, kw_only=True):

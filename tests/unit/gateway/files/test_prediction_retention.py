@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from appliance.gateway.files import prediction_retention
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.prediction_retention import Retention
 from appliance.protocols import serializers
-from appliance.store import Store, deletions
+from appliance.store import Position, Store, expired
+from appliance.store.database import SHRINK_PAGES, checkpoint, connect_reader
 
 
 def prediction(id: str, created_at: float, model: str = "a/b", owner: str = "me") -> Prediction:
@@ -79,6 +82,7 @@ async def test_space_is_given_back_to_the_disk(tmp_path: Path) -> None:
     full = file.stat().st_size
     await store.open()
     assert len((await store.remove_data(150.0, 100)).ids) == 20
+    assert await store.compact()
     await store.close()
     assert file.stat().st_size < full / 2
 
@@ -149,7 +153,7 @@ async def test_models_and_accounts_have_times_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prediction_retention, "BATCH", 3)
-    monkeypatch.setattr(deletions, "_SCANNED", 4)
+    monkeypatch.setattr(expired, "SCANNED", 4)
     store = Store(tmp_path / "db", durability="normal")
     await store.open()
     now = time.time()
@@ -171,7 +175,140 @@ async def test_models_and_accounts_have_times_of_their_own(
     await store.close()
 
 
-async def test_a_prediction_that_has_just_ended_is_not_passed_over(tmp_path: Path) -> None:
+async def test_everything_is_kept_for_some_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the response can be sent, and the client can fetch output files."""
+    assert prediction_retention._KEPT == 5.0
+    monkeypatch.setattr(prediction_retention, "_KEPT", 3600.0)
+    store = Store(tmp_path / "db", durability="normal")
+    await store.open()
+    content = ConversationContent(settings=ConversationSettings(), messages=[], leaf=None)
+    young = new_conversation("me", "young", "a/b", content, time.time() - 60)
+    for conversation in (young, new_conversation("me", "old", "a/b", content, time.time() - 7200)):
+        await store.conversations.add(conversation)
+    await ended(store, "young", time.time() - 60)
+    await ended(store, "old", time.time() - 7200)
+    removing = Retention(store, files_of(store, tmp_path), RetentionRules(None, {}, {"me": 0.0}))
+    assert await removing._remove() == (1, 1)
+    assert [each.id for each in await store.list(None) if each.data_removed] == ["old"]
+    assert [each.id for each in await store.conversations.list("me")] == [young.id]
+    await store.close()
+
+
+async def test_conversations_of_models_and_accounts_have_times_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction_retention, "BATCH", 3)
+    monkeypatch.setattr(expired, "SCANNED", 4)
+    store = Store(tmp_path / "db", durability="normal")
+    await store.open()
+    content = ConversationContent(settings=ConversationSettings(), messages=[], leaf=None)
+    now = time.time()
+    for number in range(20):
+        for owner, model in (("me", "a/b"), ("me", "short/model"), ("ada", "a/b")):
+            title = f"{model} {number}"
+            await store.conversations.add(
+                new_conversation(owner, title, model, content, now - 100.0 * number - 50)
+            )
+    rules = RetentionRules(1500.0, {"short/*": 500.0}, {"ada": 0.0})
+    removing = Retention(store, files_of(store, tmp_path), rules)
+    counts = [(await removing._remove())[1] for _ in range(20)]
+    assert (max(counts), sum(counts), counts[-1]) == (3, 20 + 15 + 5, 0)
+    left = {f"a/b {number}" for number in range(15)} | {f"short/model {number}" for number in range(5)}
+    assert {each.title for each in await store.conversations.list("me")} == left
+    assert await store.conversations.list("ada") == []
+    await store.close()
+
+
+async def test_a_search_continues_where_the_last_one_stopped(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db", durability="normal")
+    await store.open()
+    now = time.time()
+    content = ConversationContent(settings=ConversationSettings(), messages=[], leaf=None)
+    removing = Retention(store, files_of(store, tmp_path), RetentionRules(None, {}, {"ada": 0.0}))
+    for number in range(3):
+        await ended(store, f"p{number}", now - 1000)
+        await store.conversations.add(new_conversation("me", "kept", "a/b", content, now - 1000))
+    assert await removing._remove() == (0, 0)
+    # The searches are past these: only the next search of everything, after an hour, finds them.
+    await ended(store, "late", now - 900, owner="ada")
+    await store.conversations.add(new_conversation("ada", "late", "a/b", content, now - 900))
+    assert await removing._remove() == (0, 0)
+    removing._look_at_all()
+    assert await removing._remove() == (1, 1)
+    await store.close()
+
+
+async def test_nothing_is_written_if_nothing_is_old_enough(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db", durability="normal")
+    await store.open()
+    await store.own()
+    await ended(store, "kept", 100.0)
+    await store.indexed()
+    with closing(sqlite3.connect(tmp_path / "db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # a write of the store would fail
+        found = await store.remove_data(150.0, 10, applies=lambda model, owner: owner == "ada")
+        assert found == ([], None)
+        first, last = Position(-1.0, 0), Position(100.0, 1 << 40)
+        assert (await store.remove_data(50.0, 10, after=first)).ids == []
+        assert (await store.remove_data(150.0, 10, after=last)).ids == []
+    assert (await store.remove_data(150.0, 10)).ids == ["kept"]
+    await store.close()
+
+
+async def test_a_prediction_that_becomes_an_example_meanwhile_keeps_its_data(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db", durability="normal")
+    await store.open()
+    await ended(store, "shown", 100.0)
+    await ended(store, "other", 100.0)
+    loop = asyncio.get_running_loop()
+
+    def applies(model: str, owner: str) -> bool:  # runs in the thread of the search
+        loop.call_soon_threadsafe(store.registry.add_example, model, "shown")
+        return True
+
+    assert (await store.remove_data(150.0, 10, applies=applies)).ids == ["other"]
+    await store.close()
+
+
+async def test_pages_are_given_back_in_small_steps(tmp_path: Path) -> None:
+    file = tmp_path / "db"
+    store = Store(file, durability="normal")
+    await store.open()
+    for number in range(20):
+        await ended(store, f"p{number}", 100.0, "x" * 200_000)
+    assert await store.compact()
+    full = file.stat().st_size
+    assert len((await store.remove_data(150.0, 100)).ids) == 20  # gives back as many pages as one step
+    assert not await store.compact(SHRINK_PAGES)  # some are left
+    returned = (full - file.stat().st_size) / 4096
+    assert 2 * SHRINK_PAGES <= returned <= 2 * SHRINK_PAGES + 2  # and pages of SQLite's map of the file
+    assert await store.compact(10 * SHRINK_PAGES)
+    assert file.stat().st_size < full / 2
+    await store.close()
+
+
+async def test_a_gentle_checkpoint_leaves_the_file_while_an_old_state_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "db"
+    store = Store(file, durability="normal")
+    await store.open()
+    await ended(store, "first", 100.0)
+    with closing(connect_reader(file)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM predictions").fetchone()
+        await ended(store, "second", 100.0)
+        size = file.with_name("db-wal").stat().st_size
+        assert not checkpoint(file, gentle=True)
+        assert not await store.compact(SHRINK_PAGES)
+        assert file.with_name("db-wal").stat().st_size >= size > 0
+    assert checkpoint(file, gentle=True)
+    assert file.with_name("db-wal").stat().st_size == 0
+    await store.close()
+
+
+async def test_a_prediction_that_has_just_ended_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction_retention, "_KEPT", 0.0)
     store = Store(tmp_path / "db", durability="normal")
     await store.open()
     removing = Retention(store, files_of(store, tmp_path), RetentionRules(None, {}, {"me": 0.0}))
