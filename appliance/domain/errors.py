@@ -127,6 +127,16 @@ class NotFound(RequestError):
         super().__init__(message)
 
 
+class OutputRemoved(NotFound):
+    """The output of a prediction was deleted before the response was made."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The output of the prediction was removed before it could be sent: a time in `retention` of "
+            "models.yaml is too short, or the output was deleted by a request."
+        )
+
+
 class DestinationNotFound(NotFound):
     """The model that a training names as its destination does not exist."""
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
+from appliance.domain.errors import OutputRemoved
 from appliance.gateway.files.file_store import FileStore
 
 if TYPE_CHECKING:
@@ -33,14 +34,22 @@ async def respond(
     """Return the response for a GET or HEAD of a stored file, whole or a range of it.
 
     Of an encrypted file only one range is sent; a request for several gets the whole file.
+
+    Raises:
+        OutputRemoved: the file was deleted.
     """
-    reader = None if files.cipher is None else await asyncio.to_thread(files.cipher.open, path)
+    try:
+        reader = None if files.cipher is None else await asyncio.to_thread(files.cipher.open, path)
+        stat = await asyncio.to_thread(path.stat)
+    except FileNotFoundError as error:
+        raise OutputRemoved from error
     if reader is None:
         return FileResponse(
             path,
             headers=headers,
             media_type=media_type,
             filename=filename,
+            stat_result=stat,
             content_disposition_type=disposition,
         )
     sent = {**headers, "accept-ranges": "bytes"}

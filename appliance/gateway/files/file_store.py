@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from appliance.config import FilesConfig
-from appliance.domain.errors import FileQuotaExceeded, StoreError, UnstorableValue
+from appliance.domain.errors import FileQuotaExceeded, OutputRemoved, StoreError, UnstorableValue
 from appliance.domain.file import File, OutputFile
 from appliance.domain.prediction import Prediction, new_id
 from appliance.store import RETRY_STORE
@@ -207,6 +207,7 @@ class FileStore:
         """Return the content of a stored file, decrypted.
 
         Raises:
+            OutputRemoved: the file was deleted.
             OSError: the file cannot be read.
             StoreError: the encrypted file is damaged.
         """
@@ -218,7 +219,10 @@ class FileStore:
             with contextlib.closing(reader):
                 return b"".join(reader.pieces(0, reader.size))
 
-        return await asyncio.to_thread(read)
+        try:
+            return await asyncio.to_thread(read)
+        except FileNotFoundError as error:
+            raise OutputRemoved from error
 
     def decrypted(self, path: Path, target: Path) -> bool:
         """Write the content of an encrypted file to ``target``; return False if it is not encrypted.

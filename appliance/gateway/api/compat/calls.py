@@ -23,6 +23,7 @@ from appliance.domain.errors import (
     InvalidVersion,
     ModelNotFound,
     NotFound,
+    OutputRemoved,
 )
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.token import Scope, Token
@@ -226,7 +227,11 @@ async def _submit(
 async def predict(
     request: Request, caller: Token, entry: ServedVersion, input: dict[str, Any]
 ) -> Prediction | Response:
-    """Run a prediction. Return its record if it succeeded, else the error response."""
+    """Run a prediction. Return its record if it succeeded, else the error response.
+
+    Raises:
+        OutputRemoved: the output of the prediction was deleted meanwhile.
+    """
     record = await _submit(request, caller, entry, input)
     try:
         ended = await _wait_until_ended(request, record)
@@ -236,6 +241,8 @@ async def predict(
         return compat_response(
             CompatError.of_record(ended, otherwise=400), request.url.path, id_headers(record)
         )
+    if ended.data_removed:
+        raise OutputRemoved
     return ended
 
 

@@ -14,7 +14,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain import input_schema
-from appliance.domain.errors import FieldProblem, FileTooLarge, InvalidInput, NotFound, PermissionDenied
+from appliance.domain.errors import (
+    FieldProblem,
+    FileTooLarge,
+    InvalidInput,
+    NotFound,
+    OutputRemoved,
+    PermissionDenied,
+)
 from appliance.domain.file import File
 from appliance.domain.token import Scope
 from appliance.gateway.api import paging, requests, responses, stored_file
@@ -127,18 +134,18 @@ async def get_output_file(request: Request) -> Response:
 
 async def _bytes(request: Request, file: File, disposition: str) -> Response:
     files = services_of(request).files
-    path = files.path(file)
-    if not path.exists():
-        raise NotFound("File not found")
-    return await stored_file.respond(
-        request,
-        files,
-        path,
-        media_type=file.content_type,
-        headers=_INERT,
-        filename=file.name,
-        disposition=disposition,
-    )
+    try:
+        return await stored_file.respond(
+            request,
+            files,
+            files.path(file),
+            media_type=file.content_type,
+            headers=_INERT,
+            filename=file.name,
+            disposition=disposition,
+        )
+    except OutputRemoved as error:
+        raise NotFound("File not found") from error
 
 
 async def _file(request: Request, scope: Scope) -> File:

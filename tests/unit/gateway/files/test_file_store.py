@@ -15,12 +15,16 @@ from urllib.parse import quote
 import httpx
 import pytest
 from msgspec import structs
+from starlette.requests import Request
 
 from appliance.config import FilesConfig
-from appliance.domain.errors import StoreError, UnstorableValue
+from appliance.domain.errors import OutputRemoved, StoreError, UnstorableValue
 from appliance.domain.file import File
+from appliance.gateway.api import stored_file
+from appliance.gateway.api.errors import CompatError
 from appliance.gateway.files import file_store
 from appliance.gateway.files.file_store import signature
+from appliance.gateway.files.sealed import FileCipher
 from tests.support.api_client import Api
 from tests.support.appliance_process import until
 from tests.support.engine_bench import Bench, entry, refusal
@@ -437,9 +441,26 @@ async def test_files_go_with_the_data_of_their_prediction(api: Api, bench: Bench
     assert list((bench.folder / "files" / "outputs").iterdir()) == []
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_a_file_that_is_deleted_before_the_response_is_a_clear_error(
+    bench: Bench, encrypted: bool
+) -> None:
+    if encrypted:
+        bench.files.cipher = FileCipher(b"k" * 32)
+    path = bench.folder / "files" / "outputs" / "gone"
+    with pytest.raises(OutputRemoved, match="removed before it could be sent"):
+        await bench.files.content(path)
+    request = Request({"type": "http", "method": "GET", "headers": []})
+    with pytest.raises(OutputRemoved):
+        await stored_file.respond(request, bench.files, path, media_type="audio/mpeg", headers={})
+    error = CompatError.of(OutputRemoved())
+    assert (error.status, error.code) == (404, "not_found")
+
+
 async def test_the_oldest_files_go_when_all_take_too_much(api: Api, bench: Bench) -> None:
     records = [await run(api, text="x" * 1000) for _ in range(5)]
     await bench.store.registry.add_example("test/files", records[0]["id"])
+    assert await bench.store.remove_files_over(3500, 10, before=time.time() - 3600) == []  # all are too new
     removed = await bench.store.remove_files_over(3500, 10)
     assert removed == [records[1]["id"], records[2]["id"]]  # the example stays
     assert await bench.store.remove_files_over(3500, 10) == []

@@ -137,3 +137,21 @@ async def test_models_that_rank_are_listed_and_others_of_their_kind_are_not(api:
     assert [model["id"] for model in listed] == ["test/echo", ALIAS]
     assert (await api.get(f"/openai/v1/models/{ALIAS}")).status_code == 200
     assert (await api.get("/openai/v1/models/test/classifier")).status_code == 400
+
+
+async def test_an_output_that_is_removed_before_the_response_is_a_clear_error(
+    api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = bench.engine.wait
+
+    async def wait_and_remove(id: str, seconds: float) -> Any:
+        ended = await wait(id, seconds)
+        assert ended is not None
+        await bench.store.remove_data_of(id)
+        return await bench.store.get(id)
+
+    monkeypatch.setattr(bench.engine, "wait", wait_and_remove)
+    reply = await api.post(V1, json=ASKED)
+    assert reply.status_code == 404
+    assert reply.json()["error"]["code"] == "not_found"
+    assert "removed before it could be sent" in reply.json()["error"]["message"]
