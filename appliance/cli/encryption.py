@@ -80,6 +80,8 @@ def status(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOp
     key, encrypted = encryption.key_in_use(database), encryption.is_encrypted(database)
     if as_json:
         print_json({"encrypted": encrypted, "key": key})
+    elif encrypted and key is None:
+        typer.echo(f"the database is encrypted, but {encryption.key_file(database)} is missing")
     elif encrypted:
         typer.echo(f"the database is encrypted with the key {key}")
     elif key is not None and database.exists():

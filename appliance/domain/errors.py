@@ -271,6 +271,10 @@ class StoreError(ApplianceError):
     """A database operation failed."""
 
 
+class EncryptionError(StoreError):
+    """A key of the encrypted database is missing or wrong, or the database is not encrypted yet."""
+
+
 class DiskFull(StoreError):
     """A write failed because the disk of the data folder, or its disk quota, is full."""
 

@@ -24,7 +24,7 @@ import psutil
 from appliance import machine, weights
 from appliance.builds import environments
 from appliance.config import Config, ModelConfig
-from appliance.domain.errors import ApplianceError, WeightsError
+from appliance.domain.errors import ApplianceError, EncryptionError, WeightsError
 from appliance.domain.local_url import host_and_port, is_loopback
 from appliance.domain.units import readable_bytes
 from appliance.driver import home_lock, repair
@@ -182,6 +182,9 @@ def stored_files(home: Path) -> Iterator[Finding]:
         return
     try:
         lost, unknown = repair.missing(home), repair.unreferenced(home)
+    except EncryptionError as error:  # the data is intact, and the message says what to do
+        yield Finding("stored files", "failed", error.detail)
+        return
     except ApplianceError as error:
         yield Finding(
             "stored files", "failed", error.detail, "run `appliance restore` with a backup into a new folder"

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from appliance.domain.errors import StoreError
+from appliance.domain.errors import EncryptionError, StoreError
 
 #: Environment variables with the operator's key, and with the path of a file that has it.
 VARIABLE: Final = "APPLIANCE_ENCRYPTION_KEY"
@@ -28,6 +28,7 @@ FILE_VARIABLE: Final = "APPLIANCE_ENCRYPTION_KEY_FILE"
 _SIZE: Final = 32  # bytes of both keys
 _NONCE: Final = 12
 _MAGIC: Final = b"SQLite format 3\0"  # the beginning of a database that is not encrypted
+_SECTOR: Final = 512  # bytes; the size of each database is a multiple, that of other files rarely is
 _REMEDY: Final = f"set {VARIABLE}, or {FILE_VARIABLE} to the path of a file with the key"
 
 
@@ -58,7 +59,7 @@ def operator_key(variable: str = VARIABLE, file_variable: str = FILE_VARIABLE) -
     """Return the operator's key from the environment; None if there is none.
 
     Raises:
-        StoreError: the key is not 32 bytes in base64 or hex, or its file cannot be read.
+        EncryptionError: the key is not 32 bytes in base64 or hex, or its file cannot be read.
     """
     name, text = variable, os.environ.get(variable)
     if not text:
@@ -69,7 +70,7 @@ def operator_key(variable: str = VARIABLE, file_variable: str = FILE_VARIABLE) -
         try:
             text = Path(path).read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError) as error:
-            raise StoreError(f"{name}: the key cannot be read: {error}") from error
+            raise EncryptionError(f"{name}: the key cannot be read: {error}") from error
     text = text.strip()
     try:
         is_hex = re.fullmatch("[0-9a-fA-F]{64}", text) is not None
@@ -77,7 +78,9 @@ def operator_key(variable: str = VARIABLE, file_variable: str = FILE_VARIABLE) -
     except (binascii.Error, ValueError):
         key = b""
     if len(key) != _SIZE:
-        raise StoreError(f"{name}: a key is 32 bytes in base64 or hex: `openssl rand -base64 32` makes one")
+        raise EncryptionError(
+            f"{name}: a key is 32 bytes in base64 or hex: `openssl rand -base64 32` makes one"
+        )
     return key
 
 
@@ -92,9 +95,10 @@ def data_key(database: Path) -> bytes | None:
     If there is no database yet and an operator's key is set, create the data key.
 
     Raises:
-        StoreError: the operator's key is missing, wrong, or set although the database is not encrypted.
+        EncryptionError: a key is missing or wrong, or set although the database is not encrypted.
     """
     file = key_file(database)
+    _refuse_lost_key(database)
     if not file.exists():
         if not (os.environ.get(VARIABLE) or os.environ.get(FILE_VARIABLE)):
             return None
@@ -102,14 +106,14 @@ def data_key(database: Path) -> bytes | None:
         if key is None:
             return None
         if database.exists() and database.stat().st_size:
-            raise StoreError(
+            raise EncryptionError(
                 f"{database}: the database is not encrypted, although {VARIABLE} or {FILE_VARIABLE} is set: "
                 "stop the appliance and run `appliance encryption enable`, or remove the variable"
             )
         create(database, key)
     found = read(database)
     if database.exists() and database.stat().st_size and not is_encrypted(database):
-        raise StoreError(
+        raise EncryptionError(
             f"{database}: the database is not encrypted yet: run `appliance encryption enable` again"
         )
     return found
@@ -119,11 +123,11 @@ def read(database: Path) -> bytes:
     """Return the data key in the file beside the database, decrypted with the operator's key.
 
     Raises:
-        StoreError: the operator's key is missing or wrong, or the file is damaged.
+        EncryptionError: the operator's key is missing or wrong, or the file is damaged.
     """
     key = operator_key()
     if key is None:
-        raise StoreError(
+        raise EncryptionError(
             f"{database}: the database is encrypted with the key {_wrapped(database).key}: {_REMEDY}"
         )
     return _unwrapped(database, _wrapped(database), key)
@@ -133,9 +137,11 @@ def create(database: Path, key: bytes) -> None:
     """Create a data key, unless there is one.
 
     Raises:
+        EncryptionError: the database is encrypted with a data key whose file is missing.
         StoreError: the file cannot be written.
     """
     file = key_file(database)
+    _refuse_lost_key(database)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         new = _written(file, key, os.urandom(_SIZE))
@@ -153,11 +159,12 @@ def rewrap(database: Path, new: bytes) -> str:
     """Encrypt the data key with another operator's key; return the id of that key.
 
     Raises:
-        StoreError: the database is not encrypted, the present key is wrong, or the file cannot be written.
+        EncryptionError: the database is not encrypted, or the present key is wrong.
+        StoreError: the file cannot be written.
     """
     file = key_file(database)
     if not file.exists():
-        raise StoreError(f"{database}: the database is not encrypted")
+        raise EncryptionError(f"{database}: the database is not encrypted")
     found = read(database)
     try:
         _written(file, new, found).replace(file)
@@ -171,12 +178,24 @@ def key_in_use(database: Path) -> str | None:
     return _wrapped(database).key if key_file(database).exists() else None
 
 
+def _refuse_lost_key(database: Path) -> None:
+    """Raise EncryptionError if the database is encrypted, but the file with its data key is missing."""
+    file = key_file(database)
+    if file.exists() or not is_encrypted(database) or database.stat().st_size % _SECTOR:
+        return
+    if not file.exists():  # another process may have created both just now
+        raise EncryptionError(
+            f"{database}: the database is encrypted, but {file.name} is missing: restore that file from a "
+            "backup; if the database was never encrypted, it is damaged: restore the whole backup"
+        )
+
+
 def _wrapped(database: Path) -> _Wrapped:
     file = key_file(database)
     try:
         return msgspec.json.decode(file.read_bytes(), type=_Wrapped)
     except (OSError, msgspec.MsgspecError) as error:
-        raise StoreError(f"{file}: cannot be read: {error}: restore it from a backup") from error
+        raise EncryptionError(f"{file}: cannot be read: {error}: restore it from a backup") from error
 
 
 def _unwrapped(database: Path, wrapped: _Wrapped, key: bytes) -> bytes:
@@ -184,7 +203,7 @@ def _unwrapped(database: Path, wrapped: _Wrapped, key: bytes) -> bytes:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     if key_id(key) != wrapped.key:
-        raise StoreError(
+        raise EncryptionError(
             f"{database}: the database is encrypted with the key {wrapped.key}, not with the given key "
             f"{key_id(key)}: {_REMEDY}"
         )
@@ -193,7 +212,9 @@ def _unwrapped(database: Path, wrapped: _Wrapped, key: bytes) -> bytes:
         return AESGCM(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], wrapped.key.encode())
     except (InvalidTag, ValueError) as error:
         file = key_file(database)
-        raise StoreError(f"{file}: the data key in it is damaged: restore the file from a backup") from error
+        raise EncryptionError(
+            f"{file}: the data key in it is damaged: restore the file from a backup"
+        ) from error
 
 
 def _written(file: Path, key: bytes, data_key: bytes) -> Path:
@@ -233,7 +254,7 @@ def encrypt(database: Path) -> None:
     """Replace a database that no process uses by an encrypted copy. The data key exists already.
 
     Raises:
-        StoreError: the operator's key is missing or wrong.
+        EncryptionError: the operator's key is missing or wrong.
         sqlite3.Error: the copy cannot be written.
     """
     from appliance.store import sqlcipher

@@ -52,3 +52,27 @@ def test_a_data_folder_is_encrypted_and_its_key_is_replaced(
     monkeypatch.setenv(encryption.VARIABLE, OTHER)
     assert run(monkeypatch, "audit", "verify") == 0
     assert "are intact" in capsys.readouterr().out
+
+
+def test_a_missing_encryption_json_is_named_and_nothing_is_created(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(encryption.VARIABLE, KEY)
+    assert run(monkeypatch, "token", "create", "laptop") == 0
+    file = home / "encryption.json"
+    backup = file.read_bytes()
+    file.unlink()
+    capsys.readouterr()
+    says = "encrypted, but encryption.json is missing: restore that file from a backup"
+    assert run(monkeypatch, "encryption", "enable") == 1
+    assert says in capsys.readouterr().err
+    assert run(monkeypatch, "encryption", "status") == 0
+    assert f"is encrypted, but {file} is missing" in capsys.readouterr().out
+    monkeypatch.delenv(encryption.VARIABLE)
+    assert run(monkeypatch, "token", "list") == 1
+    assert says in capsys.readouterr().err
+    assert not file.exists()
+    file.write_bytes(backup)
+    monkeypatch.setenv(encryption.VARIABLE, KEY)
+    assert run(monkeypatch, "token", "list") == 0
+    assert "laptop" in capsys.readouterr().out

@@ -32,12 +32,13 @@ from appliance.driver import doctor, home_lock
 from appliance.driver.doctor import Finding
 from appliance.gateway.sign_on import discover
 from appliance.machine.proc import read_stat
+from appliance.store import encryption
 from appliance.store.queries import STEPS
 from appliance.worker.cleanup import PidFile, pid_folder
 from appliance.worker.process import landlock
 from tests.support.appliance_process import has_ipv6
 from tests.support.identity_provider import ISSUER, IdentityProvider
-from tests.support.store_files import opened
+from tests.support.store_files import created, opened
 
 ECHO = "models: [{name: test/echo, kind: echo}]"
 
@@ -263,6 +264,25 @@ def test_a_database_that_cannot_be_read_is_a_failure(tmp_path: Path) -> None:
     (found,) = doctor.stored_files(tmp_path)
     assert found.state == "failed"
     assert "restore" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [(None, "is encrypted with the key"), ("11" * 32, "not with the given key"), ("x", "a key is 32 bytes")],
+)
+async def test_a_missing_or_wrong_key_is_no_reason_to_restore_a_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None, says: str
+) -> None:
+    monkeypatch.setenv(encryption.VARIABLE, "00" * 32)
+    await (await created(tmp_path / "appliance.db")).close()
+    assert [each.state for each in doctor.stored_files(tmp_path)] == ["ok"]
+    monkeypatch.delenv(encryption.VARIABLE)
+    if key is not None:
+        monkeypatch.setenv(encryption.VARIABLE, key)
+    (found,) = doctor.stored_files(tmp_path)
+    assert (found.state, found.fix) == ("failed", "")
+    assert says in found.found
+    assert "restore" not in found.found
 
 
 @pytest.mark.parametrize(("answer", "left"), [("n", True), ("y", False)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.errors import StoreError
+from appliance.domain.errors import EncryptionError, StoreError
 from appliance.store import Store, encryption, snapshot
 from appliance.store.database import connect, upgrade
 from tests.support.store_files import created
@@ -64,7 +64,7 @@ async def test_without_the_key_it_cannot_be_opened(
     await (await created(tmp_path / "db")).close()
     before = (tmp_path / "db").read_bytes()
     use(monkeypatch, key)
-    with pytest.raises(StoreError, match=says):
+    with pytest.raises(EncryptionError, match=says):
         await created(tmp_path / "db")
     assert (tmp_path / "db").read_bytes() == before
 
@@ -131,6 +131,35 @@ async def test_a_changed_data_key_is_refused(tmp_path: Path, monkeypatch: pytest
     file.write_text(f"{text[:start]}{'A' if text[start] != 'A' else 'B'}{text[start + 1 :]}")
     with pytest.raises(StoreError, match="is damaged: restore the file from a backup"):
         await created(tmp_path / "db")
+
+
+@pytest.mark.parametrize("key", [None, KEY, OTHER])
+async def test_without_the_file_with_the_data_key_nothing_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes | None
+) -> None:
+    use(monkeypatch, KEY)
+    store = await created(tmp_path / "db")
+    await fill(store, "ada", MARKER)
+    await store.close()
+    file = encryption.key_file(tmp_path / "db")
+    backup = file.read_bytes()
+    file.unlink()
+    before = (tmp_path / "db").read_bytes()
+    use(monkeypatch, key)
+    says = "encrypted, but encryption.json is missing: restore that file from a backup"
+    with pytest.raises(EncryptionError, match=says):
+        await created(tmp_path / "db")
+    with pytest.raises(EncryptionError, match=says):
+        encryption.create(tmp_path / "db", KEY)
+    with pytest.raises(EncryptionError, match=says):
+        list(snapshot.references(tmp_path / "db"))
+    assert not file.exists()
+    assert (tmp_path / "db").read_bytes() == before
+    file.write_bytes(backup)
+    use(monkeypatch, KEY)
+    store = await created(tmp_path / "db")
+    assert await found_by_search(store) == 30
+    await store.close()
 
 
 async def test_a_copy_for_a_backup_is_encrypted_with_the_same_key(
