@@ -54,6 +54,12 @@ class FileTable:
             lambda connection: {row[0] for row in connection.execute(QUERIES["file_paths"])}
         )
 
+    async def output_paths(self) -> dict[str, str]:
+        """Return the ids of predictions by the paths of their output files, without those of trainings."""
+        return await self._connections.read(
+            lambda connection: dict(connection.execute(QUERIES["output_paths"]).fetchall())
+        )
+
     def remove(self, id: str) -> asyncio.Future[None]:
         return self._connections.change("delete_file", {"id": id})
 

@@ -338,6 +338,15 @@ SELECT coalesce(sum(size), 0) FROM files WHERE prediction IS NULL;
 -- The paths of all files.
 SELECT path FROM files;
 
+-- query: output_paths
+-- The paths of the output files of predictions, without those of trainings, and the ids of the predictions.
+SELECT path, prediction FROM files
+WHERE prediction IS NOT NULL
+    AND prediction NOT IN (
+        SELECT id FROM predictions WHERE destination IS NOT NULL
+        UNION ALL SELECT id FROM unindexed_predictions WHERE destination IS NOT NULL
+    );
+
 -- query: delete_file
 -- Delete one file.
 DELETE FROM files WHERE id = :id;

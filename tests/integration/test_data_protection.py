@@ -207,6 +207,12 @@ def test_data_of_some_accounts_and_models_is_removed_at_once(tmp_path: Path) -> 
         appliance.kill()
 
 
+def in_clear(outputs: Path) -> list[Path]:
+    """Return the output files that are not encrypted yet, or whose encrypted copy is being written."""
+    files = [path for path in outputs.rglob("*") if path.is_file()]
+    return [path for path in files if path.name.startswith(".") or MARKER.encode() in path.read_bytes()]
+
+
 def test_an_encrypted_appliance_stores_nothing_in_clear(tmp_path: Path, collector: Collector) -> None:
     config = tmp_path / "models.yaml"
     config.write_text(CONFIG)
@@ -233,6 +239,7 @@ def test_an_encrypted_appliance_stores_nothing_in_clear(tmp_path: Path, collecto
             file = next(each for each in found if each["model"] == "test/files" and each["preview"]["output"])
             record = ada.get(f"/v1/predictions/{file['id']}").json()
             assert MARKER.encode() in ada.get(record["output"][0]).content
+        wait_for(lambda: not in_clear(home / "files" / "outputs"), "all output files to be encrypted")
         assert [path for path in traces(home, MARKER) if path not in earlier] == []
         backup = tmp_path / "backup.tar.gz"
         command(encrypted, "backup", str(backup))

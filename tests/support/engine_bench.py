@@ -21,6 +21,7 @@ from appliance.gateway.engine.sampler import Sampler
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
+from appliance.gateway.files.sealed import FileCipher
 from appliance.machine import Device
 from appliance.observability.history import History
 from appliance.observability.metrics import Metrics
@@ -74,6 +75,7 @@ class Bench:
         self.observed: list[Prediction] = []
         self.tracing: Tracing | None = None
         self.files_config = FilesConfig.model_validate({"max_upload": "1MB", "max_input": "1MB"})
+        self.cipher: FileCipher | None = None  # encrypts uploads and output files
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -102,7 +104,7 @@ class Bench:
         self.store = await opened(self.folder / "appliance.db")
         await self.store.own()
         self.catalogue = catalogue_of(*entries)
-        self.files = FileStore(self.store.files, self.folder / "files", self.files_config)
+        self.files = FileStore(self.store.files, self.folder / "files", self.files_config, self.cipher)
         await self.files.start()
         self.trainings = Trainings(self.catalogue, self.store, self.files)
         self.run_tokens = RunTokens("key")

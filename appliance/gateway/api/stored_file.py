@@ -16,7 +16,7 @@ from appliance.domain.errors import OutputRemoved
 from appliance.gateway.files.file_store import FileStore
 
 if TYPE_CHECKING:
-    from appliance.gateway.files.sealed import SealedReader
+    from appliance.gateway.files.sealed import ContentReader
 
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)")
 
@@ -33,17 +33,16 @@ async def respond(
 ) -> Response:
     """Return the response for a GET or HEAD of a stored file, whole or a range of it.
 
-    Of an encrypted file only one range is sent; a request for several gets the whole file.
+    With encryption only one range is sent; a request for several gets the whole file.
 
     Raises:
         OutputRemoved: the file was deleted.
     """
-    try:
-        reader = None if files.cipher is None else await asyncio.to_thread(files.cipher.open, path)
-        stat = await asyncio.to_thread(path.stat)
-    except FileNotFoundError as error:
-        raise OutputRemoved from error
-    if reader is None:
+    if files.cipher is None:
+        try:
+            stat = await asyncio.to_thread(path.stat)
+        except FileNotFoundError as error:
+            raise OutputRemoved from error
         return FileResponse(
             path,
             headers=headers,
@@ -52,6 +51,10 @@ async def respond(
             stat_result=stat,
             content_disposition_type=disposition,
         )
+    try:
+        reader = await asyncio.to_thread(files.cipher.open, path)
+    except FileNotFoundError as error:
+        raise OutputRemoved from error
     sent = {**headers, "accept-ranges": "bytes"}
     if filename is not None:
         sent["content-disposition"] = f"{disposition}; filename*=utf-8''{quote(filename, safe='')}"
@@ -70,7 +73,7 @@ async def respond(
     return StreamingResponse(_pieces(reader, start, end), status, sent, media_type)
 
 
-async def _pieces(reader: SealedReader, start: int, end: int) -> AsyncIterator[bytes]:
+async def _pieces(reader: ContentReader, start: int, end: int) -> AsyncIterator[bytes]:
     pieces = reader.pieces(start, end)
     try:
         while (piece := await asyncio.to_thread(next, pieces, None)) is not None:

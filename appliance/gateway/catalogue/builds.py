@@ -219,7 +219,7 @@ class ProjectBuilds:
         """
         with tempfile.TemporaryDirectory(prefix="archive-") as folder:
             copied = Path(folder) / "archive"
-            if await asyncio.to_thread(self._files.decrypted, archive, copied):
+            if await asyncio.to_thread(self._files.copy_content, archive, copied):
                 archive = copied
             return await self._built(build, archive)
 

@@ -111,6 +111,6 @@ def _copy(files: FileStore, made: Path, target: Path) -> None:
         shutil.copytree(made, unfinished)
     else:
         unfinished.mkdir()
-        if not files.decrypted(made, unfinished / made.name):
+        if not files.copy_content(made, unfinished / made.name):
             shutil.copy(made, unfinished)
     unfinished.rename(target)

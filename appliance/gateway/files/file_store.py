@@ -1,7 +1,8 @@
 """Uploads and output files: bytes on the disk, with a row in the store.
 
 The bytes are written before the row, and the row is deleted before the bytes. So a crash can leave bytes
-without a row, which the next start deletes, but never a row without bytes.
+without a row, which the next start deletes, but never a row without bytes. Output files are encrypted after
+their rows are queued; readers see the same content before and after.
 
 The URL of an output file is published at once, so requests for it are answered from memory until its row is
 committed.
@@ -32,6 +33,7 @@ from appliance.store import RETRY_STORE
 from appliance.store.files import FileTable
 
 if TYPE_CHECKING:
+    from appliance.gateway.files.output_encryption import OutputEncryption
     from appliance.gateway.files.sealed import FileCipher
 
 _log = logging.getLogger(__name__)
@@ -126,18 +128,30 @@ class FileStore:
         self._task: asyncio.Task[None] | None = None
         self._unsaved: dict[str, File] = {}  # outputs by id, until their rows are committed
         self._arriving: list[Incoming] = []
+        self._encryption: OutputEncryption | None = None
 
     async def start(self) -> None:
-        """Create the folders, delete bytes that a crash left, and start deleting expired uploads."""
+        """Create the folders, and delete bytes that a crash left.
+
+        From then on, expired uploads are deleted, and output files are encrypted.
+        """
         for name in ("uploads", "outputs", "versions"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._secret = await signing_secret(self.table)
         await asyncio.to_thread(self._delete_unknown, await self.table.paths())
+        if self.cipher is not None:
+            from appliance.gateway.files.output_encryption import OutputEncryption  # imports a large library
+
+            self._encryption = OutputEncryption(self.cipher)
+            outputs = await self.table.output_paths()
+            self._encryption.start({self.folder / path: id for path, id in outputs.items()})
         self._task = asyncio.get_running_loop().create_task(self._expire_for_ever())
 
     async def close(self) -> None:
-        """Stop deleting expired uploads and retrying failed writes of rows."""
+        """Stop deleting expired uploads, retrying failed writes of rows, and encrypting output files."""
         self._unsaved.clear()
+        if self._encryption is not None:
+            await self._encryption.close()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -213,10 +227,9 @@ class FileStore:
         """
 
         def read() -> bytes:
-            reader = None if self.cipher is None else self.cipher.open(path)
-            if reader is None:
+            if self.cipher is None:
                 return path.read_bytes()
-            with contextlib.closing(reader):
+            with contextlib.closing(self.cipher.open(path)) as reader:
                 return b"".join(reader.pieces(0, reader.size))
 
         try:
@@ -224,17 +237,19 @@ class FileStore:
         except FileNotFoundError as error:
             raise OutputRemoved from error
 
-    def decrypted(self, path: Path, target: Path) -> bool:
-        """Write the content of an encrypted file to ``target``; return False if it is not encrypted.
+    def copy_content(self, path: Path, target: Path) -> bool:
+        """Write the content of a stored file to ``target``, decrypted.
+
+        Without encryption, do nothing and return False: the caller can link the file, or copy it.
 
         Raises:
             OSError: a file cannot be read or written.
             StoreError: the encrypted file is damaged.
         """
-        if self.cipher is None or not self.cipher.is_sealed(path):
+        if self.cipher is None:
             return False
         target.unlink(missing_ok=True)
-        self.cipher.unseal(path, target)
+        self.cipher.copy_content(path, target)
         return True
 
     async def remove(self, file: File) -> None:
@@ -268,9 +283,12 @@ class FileStore:
     def _registered(self, record: Prediction, value: Any) -> Any:
         match value:
             case OutputFile():
-                encrypts = self.cipher is not None and record.destination is None
-                path = Path(value.path)
-                value.path = str((_anonymous(path, value.id) if encrypts else path).relative_to(self.folder))
+                path, encryption = Path(value.path), self._encryption
+                if record.destination is not None:  # weights, which are not encrypted
+                    encryption = None
+                if encryption is not None:
+                    path = _anonymous(path, value.id)
+                value.path = str(path.relative_to(self.folder))
                 file = File(
                     id=value.id,
                     owner=record.owner,
@@ -284,34 +302,15 @@ class FileStore:
                     path=value.path,
                 )
                 self._unsaved[file.id] = file
-                if self.cipher is not None and encrypts:
-                    self._seal(self.cipher, file)
-                else:
-                    self._save(file)
+                self._save(file)
+                if encryption is not None:
+                    encryption.add(record.id, path)
                 return value
             case list():
                 return [self._registered(record, each) for each in value]
             case dict():
                 return {key: self._registered(record, each) for key, each in value.items()}
         return value
-
-    def _seal(self, cipher: FileCipher, file: File) -> None:
-        """Encrypt an output file, then store its row."""
-        if file.id not in self._unsaved:  # the prediction was deleted, or the gateway stops
-            return
-        sealing = asyncio.ensure_future(asyncio.to_thread(cipher.seal, self.path(file)))
-        sealing.add_done_callback(partial(self._sealed, cipher, file))
-
-    def _sealed(self, cipher: FileCipher, file: File, sealing: asyncio.Future[None]) -> None:
-        error = None if sealing.cancelled() else sealing.exception()
-        if isinstance(error, FileNotFoundError):  # its prediction was deleted meanwhile
-            self._unsaved.pop(file.id, None)
-        elif error is not None:
-            text = "a file of prediction %s is not encrypted yet, retrying: %s"
-            _log.error(text, file.prediction, error)
-            asyncio.get_running_loop().call_later(RETRY_STORE, self._seal, cipher, file)
-        else:
-            self._save(file)
 
     def _save(self, file: File) -> None:
         if file.id in self._unsaved:
@@ -339,6 +338,8 @@ class FileStore:
         """Delete the output files of predictions whose rows the store has already deleted."""
         removed = set(predictions)
         self._unsaved = {id: file for id, file in self._unsaved.items() if file.prediction not in removed}
+        if self._encryption is not None:
+            await self._encryption.forget(removed)
         for id in removed:
             await asyncio.to_thread(shutil.rmtree, self.folder / "outputs" / id, ignore_errors=True)
 

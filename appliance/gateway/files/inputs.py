@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import logging
 import mimetypes
 import os
 import re
@@ -23,7 +24,7 @@ import httpx
 import msgspec
 
 from appliance import weights
-from appliance.domain.errors import DiskFull, PredictionFailed, UrlRefused, WeightsError
+from appliance.domain.errors import DiskFull, PredictionFailed, StoreError, UrlRefused, WeightsError
 from appliance.domain.file import File
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Prediction
@@ -31,6 +32,8 @@ from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.protocols import content_encodings, media
 from appliance.runners.adapters import hub_adapter, may_redirect, remote
+
+_log = logging.getLogger(__name__)
 
 #: Paths of URLs of this appliance's files. The path of ``server.public_url`` may precede them.
 _OURS: Final = re.compile(r"(?:/.+)?(?:/files/([A-Za-z0-9]+)(?:/download)?/?|/outputs/([0-9a-f]{64})/[^/]+)")
@@ -134,9 +137,7 @@ class Inputs:
             ours = await self._ours(url, record.owner)
             if ours is not None:
                 path = folder / safe_name(ours.name)
-                stored = self._files.path(ours)
-                if not await asyncio.to_thread(self._files.decrypted, stored, path):
-                    await asyncio.to_thread(_link, stored, path)
+                await asyncio.to_thread(self._copy, ours, path)
                 return str(path)
             return await self._download(url, folder)
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, UrlRefused) as error:
@@ -144,6 +145,21 @@ class Inputs:
             reason = DiskFull().detail if full else str(error) or type(error).__name__
             short = url if len(url) < 200 else url[:200] + "..."
             raise PredictionFailed(f"{field}: {short} cannot be fetched: {reason}") from error
+
+    def _copy(self, file: File, target: Path) -> None:
+        """Make ``target`` a hard link to, or a decrypted copy of, a stored file.
+
+        Raises:
+            OSError: a file cannot be read or written.
+            ValueError: the stored file is damaged.
+        """
+        stored = self._files.path(file)
+        try:
+            if not self._files.copy_content(stored, target):
+                _link(stored, target)
+        except StoreError as error:  # its text has the path, which clients must not see
+            _log.error("an input file of a prediction cannot be read: %s", error.detail)
+            raise ValueError("the stored file is damaged: upload or create it again") from error
 
     async def _adapter(self, field: str, value: str, allowed: Sequence[str]) -> str:
         """Return the path of an adapter from a source that the model allows. It is downloaded once.

@@ -56,46 +56,51 @@ class FileCipher:
         Raises:
             OSError: a file cannot be read or written.
         """
-        if self.is_sealed(path):
-            return
-        new = path.with_name(f".sealed-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}")
-        try:
-            with path.open("rb") as source, new.open("wb") as target:
-                writer = self.write(target)
-                while piece := source.read(CHUNK):
-                    writer.write(piece)
-                writer.close()
-                target.flush()
-                os.fsync(target.fileno())
-                os.fchmod(target.fileno(), path.stat().st_mode & 0o777)
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)
+        with path.open("rb") as source:
+            if self._size(source.read(_HEADER)) is not None:
+                return
+            source.seek(0)
+            new = path.with_name(f".sealed-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}")
+            try:
+                with new.open("wb") as target:
+                    writer = self.write(target)
+                    while piece := source.read(CHUNK):
+                        writer.write(piece)
+                    writer.close()
+                    target.flush()
+                    os.fsync(target.fileno())
+                    os.fchmod(target.fileno(), os.fstat(source.fileno()).st_mode & 0o777)
+                new.replace(path)
+            finally:
+                new.unlink(missing_ok=True)
 
-    def open(self, path: Path) -> SealedReader | None:
-        """Return a reader of an encrypted file; None if the file is not encrypted.
+    def open(self, path: Path) -> ContentReader:
+        """Return a reader of the content of a file, which may be encrypted or not.
+
+        The file is opened once, so the reader is right even if ``seal`` replaces the file meanwhile.
 
         Raises:
             OSError: the file cannot be read.
         """
         file = path.open("rb")
-        header = file.read(_HEADER)
-        size = self._size(header)
-        if size is None:
+        try:
+            header = file.read(_HEADER)
+            size = self._size(header)
+            if size is None:
+                return ClearReader(file)
+            return SealedReader(path, file, size, self._of(header[len(_MAGIC) :][:_SALT]))
+        except BaseException:
             file.close()
-            return None
-        return SealedReader(path, file, size, self._of(header[len(_MAGIC) :][:_SALT]))
+            raise
 
-    def unseal(self, path: Path, target: Path) -> None:
-        """Write the content of an encrypted file to ``target``.
+    def copy_content(self, path: Path, target: Path) -> None:
+        """Write the content of a file, which may be encrypted or not, to ``target``.
 
         Raises:
             OSError: a file cannot be read or written.
-            StoreError: the file is damaged.
+            StoreError: the encrypted file is damaged.
         """
-        reader = self.open(path)
-        assert reader is not None, "the caller has checked it"
-        with contextlib.closing(reader), target.open("wb") as file:
+        with contextlib.closing(self.open(path)) as reader, target.open("wb") as file:
             for piece in reader.pieces(0, reader.size):
                 file.write(piece)
 
@@ -180,6 +185,32 @@ class SealedReader:
         except InvalidTag as error:
             text = f"{self._path}: the encrypted file is damaged: restore it from a backup"
             raise StoreError(text) from error
+
+
+class ClearReader:
+    """Reads a file that is not encrypted, like ``SealedReader``."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size = os.fstat(file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+
+    def pieces(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the content from byte ``start`` to before byte ``end``, in pieces of at most ``CHUNK`` bytes.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        self._file.seek(start)
+        left = end - start
+        while left > 0 and (piece := self._file.read(min(left, CHUNK))):
+            left -= len(piece)
+            yield piece
+
+
+ContentReader = SealedReader | ClearReader
 
 
 def _nonce(number: int) -> bytes:

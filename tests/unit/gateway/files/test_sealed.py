@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from appliance.domain.errors import StoreError
-from appliance.gateway.files.sealed import CHUNK, FileCipher
+from appliance.gateway.files.sealed import CHUNK, FileCipher, SealedReader
 from tests.support.api_client import Api
+from tests.support.appliance_process import until
 from tests.support.engine_bench import Bench
 
 KEY = os.urandom(32)
@@ -27,7 +29,7 @@ def sealed(folder: Path, content: bytes) -> Path:
 
 def content_of(path: Path, start: int, end: int) -> bytes:
     reader = FileCipher(KEY).open(path)
-    assert reader is not None
+    assert isinstance(reader, SealedReader)
     with contextlib.closing(reader):
         return b"".join(reader.pieces(start, end))
 
@@ -40,7 +42,7 @@ def test_every_part_can_be_read(tmp_path: Path, size: int) -> None:
         for end in (start, start + 1, CHUNK, CHUNK + 1, size):
             if start <= end <= size:
                 assert content_of(path, start, end) == content[start:end]
-    FileCipher(KEY).unseal(tmp_path / "file", tmp_path / "clear")
+    FileCipher(KEY).copy_content(tmp_path / "file", tmp_path / "clear")
     assert (tmp_path / "clear").read_bytes() == content
 
 
@@ -86,8 +88,33 @@ def test_changed_truncated_and_reordered_files_are_refused(tmp_path: Path) -> No
             content_of(path, 0, 3 * CHUNK)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_an_opened_file_is_read_as_before_while_it_is_encrypted(tmp_path: Path, size: int) -> None:
+    content, path = os.urandom(size), tmp_path / "file"
+    path.write_bytes(content)
+    cipher = FileCipher(KEY)
+    with contextlib.closing(cipher.open(path)) as reader:
+        cipher.seal(path)
+        assert cipher.is_sealed(path)
+        assert reader.size == size
+        assert b"".join(reader.pieces(0, size)) == content
+        assert b"".join(reader.pieces(size // 2, size)) == content[size // 2 :]
+    cipher.copy_content(path, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == content
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    bench.cipher = FileCipher(KEY)
+    await bench.start()
+    yield bench
+    await bench.stop()
+    await bench.cluster.close()
+
+
 async def test_uploads_and_outputs_are_encrypted_and_served(api: Api, bench: Bench) -> None:
-    bench.files.cipher = FileCipher(KEY)
+    cipher = FileCipher(KEY)
     content = bytes(range(256)) * 1000 + b"the end"
     upload = (await api.post("/v1/files", files={"content": ("a b.bin", content)})).json()
     (stored,) = (bench.folder / "files" / "uploads").iterdir()
@@ -110,9 +137,43 @@ async def test_uploads_and_outputs_are_encrypted_and_served(api: Api, bench: Ben
     assert ended["status"] == "succeeded", ended
     outputs = [(await api.get(url)).content for url in ended["output"]]
     assert content in outputs
-    files = [each for each in (bench.folder / "files" / "outputs").rglob("*") if each.is_file()]
-    while not all(bench.files.cipher.is_sealed(each) for each in files):
-        await bench.store.check()
-        files = [each for each in (bench.folder / "files" / "outputs").rglob("*") if each.is_file()]
+    folder = bench.folder / "files" / "outputs"
+    files = [each for each in folder.rglob("*") if each.is_file() and not each.name.startswith(".")]
+    await until(lambda: all(cipher.is_sealed(each) for each in files))
     assert [(await api.get(url)).content for url in ended["output"]] == outputs
     assert len(files) == len(outputs)
+
+
+async def test_files_that_are_not_encrypted_yet_are_served(api: Api, bench: Bench) -> None:
+    content = os.urandom(3 * CHUNK)
+    upload = (await api.post("/v1/files", files={"content": ("a.bin", content)})).json()
+    (stored,) = (bench.folder / "files" / "uploads").iterdir()
+    stored.unlink()
+    stored.write_bytes(content)
+    path = f"/v1/files/{upload['id']}/download"
+    assert (await api.get(path)).content == content
+    part = await api.get(path, headers={"Range": f"bytes=7-{CHUNK}"})
+    assert (part.status_code, part.content) == (206, content[7 : CHUNK + 1])
+    input = {"file": upload["urls"]["get"]}
+    made = await api.post("/v1/models/test/files/predictions", json={"input": input})
+    ended = await api.ended(made.json())
+    assert [(await api.get(url)).content for url in ended["output"]] == [content]
+    assert stored.read_bytes() == content
+    stored.unlink()
+    assert (await api.get(path)).status_code == 404
+
+
+async def test_a_damaged_input_fails_its_prediction_and_frees_its_slot(api: Api, bench: Bench) -> None:
+    upload = (await api.post("/v1/files", files={"content": ("a.bin", os.urandom(CHUNK))})).json()
+    (stored,) = (bench.folder / "files" / "uploads").iterdir()
+    stored.chmod(0o600)
+    stored.write_bytes(stored.read_bytes()[:-1])
+    url = upload["urls"]["get"]
+    for _ in range(5):  # more than can run at once
+        made = await api.post("/v1/models/test/files/predictions", json={"input": {"file": url}})
+        ended = await api.ended(made.json())
+        assert ended["status"] == "failed"
+        reason = "the stored file is damaged: upload or create it again"
+        assert ended["error"] == f"input.file: {url} cannot be fetched: {reason}"
+    made = await api.post("/v1/models/test/files/predictions", json={"input": {"text": "next"}})
+    assert (await api.ended(made.json()))["status"] == "succeeded"
