@@ -1,7 +1,7 @@
 """Program that downloads the weights of one model, so that the download can be stopped.
 
-``python -m appliance.adding.download_process HOME MARK`` reads a ``Pending`` as JSON from stdin, and prints
-each change of the progress as ``MARK`` and a ``Line`` in JSON. Other lines are output of libraries.
+``python -m appliance.adding.download_process HOME MARK`` reads a ``DownloadTask`` as JSON from stdin, and
+prints each change of the progress as ``MARK`` and a ``Line`` in JSON. Other lines are output of libraries.
 """
 
 from __future__ import annotations
@@ -21,6 +21,17 @@ from appliance.domain.errors import ApplianceError
 from appliance.runners.adapters import with_adapters
 
 _INTERVAL: Final = 0.2  # seconds between two lines about the same step
+
+
+class DownloadTask(msgspec.Struct):
+    """The input. ``secrets`` are environment variables.
+
+    The process is not started with them, because other processes of this user can read the variables that a
+    process was started with.
+    """
+
+    pending: Pending
+    secrets: dict[str, str]
 
 
 class Line(msgspec.Struct, omit_defaults=True):
@@ -75,5 +86,6 @@ def main(home: Path, pending: Pending, mark: str) -> Line:
 
 
 if __name__ == "__main__":
-    given = msgspec.json.decode(sys.stdin.buffer.read(), type=Pending)
-    show(main(Path(sys.argv[1]), given, sys.argv[2]), sys.argv[2])
+    task = msgspec.json.decode(sys.stdin.buffer.read(), type=DownloadTask)
+    os.environ.update(task.secrets)
+    show(main(Path(sys.argv[1]), task.pending, sys.argv[2]), sys.argv[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import select
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from appliance.domain.errors import WeightsError
+from appliance.machine import landlock
 from appliance.runners.child_environment import without_secrets
 from appliance.runners.cog.search_paths import with_programs
 
@@ -49,6 +51,12 @@ class BuildProcess:
         self.notes: list[str] = []
         self._environment = environment
         self._subject = subject
+        if not landlock.supported():
+            _log.warning(
+                "the kernel does not support Landlock (Linux 5.19 or later does): the build of model %s "
+                "could read the environment and the memory of the other processes of this user",
+                model,
+            )
 
     def step(self, text: str) -> None:
         self.say(f"{STEP}{text}")
@@ -68,24 +76,17 @@ class BuildProcess:
         variables.pop("VIRTUAL_ENV", None)  # the project has its own environment
         return with_programs(variables, self.folder)
 
-    def run(self, command: list[str], cwd: Path, what: str | None = None) -> None:
+    def run(self, command: list[str], cwd: Path, what: str | None = None, *, restricted: bool = True) -> None:
         """Run a command, log each line that it prints, and kill child processes that remain.
 
-        ``what`` is the name of the command in error messages.
+        ``what`` is the name of the command in error messages. A ``restricted`` command cannot read the
+        environment or the memory of other processes, if the kernel supports Landlock.
 
         Raises:
             WeightsError: the command failed or took too long; the message has the end of its output.
         """
         what = what or command[0]
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=self.variables(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-        )
+        process = self._restricted(command, cwd) if restricted else _start(command, cwd, self.variables())
         output: deque[str] = deque(maxlen=100)
         deadline = time.monotonic() + _TIMEOUT
         with process:
@@ -104,6 +105,33 @@ class BuildProcess:
             ended = f"{what} ended with code {code}"
             reason = text or ended if what == command[0] else f"{ended}: {text}"
             raise self.error(reason)
+
+    def _restricted(self, command: list[str], cwd: Path) -> subprocess.Popen[bytes]:
+        """Start a command in a Landlock domain."""
+        variables = os.memfd_create("variables")
+        try:
+            with open(variables, "w", encoding="utf-8", closefd=False) as file:
+                json.dump(self.variables(), file)
+            os.lseek(variables, 0, os.SEEK_SET)
+            line = [*landlock.launcher(variables), *command]
+            return _start(line, cwd, without_secrets(), pass_fds=(variables,))
+        finally:
+            os.close(variables)
+
+
+def _start(
+    command: list[str], cwd: Path, variables: dict[str, str], pass_fds: tuple[int, ...] = ()
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+        pass_fds=pass_fds,
+    )
 
 
 def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[str]:

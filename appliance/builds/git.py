@@ -12,6 +12,7 @@ from typing import Final
 
 from appliance.config import GitSource
 from appliance.domain.errors import WeightsError
+from appliance.runners.child_environment import without_secrets
 
 _TIMEOUT: Final = 1800.0  # seconds for one command
 _TAIL: Final = 500  # characters of the output of git in an error message
@@ -110,7 +111,7 @@ def _git(folder: Path, *arguments: str) -> str:
         result = subprocess.run(
             ["git", *_OPTIONS, *arguments],
             cwd=folder,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**without_secrets(), **_ENVIRONMENT},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -267,4 +267,7 @@ class _Image:
         self._call(command, what)
 
     def _call(self, arguments: list[str], what: str) -> None:
-        self._process.run([*self._buildah, *arguments], self._process.folder, what=what)
+        # Landlock, and the capabilities that go with it, would forbid the mounts of buildah. Its steps run in
+        # a user namespace or with fewer capabilities. Pushed projects are never built as images.
+        command = [*self._buildah, *arguments]
+        self._process.run(command, self._process.folder, what=what, restricted=False)

@@ -30,9 +30,9 @@ from appliance.domain.units import readable_bytes
 from appliance.driver import home_lock, repair
 from appliance.gateway.listener import socket_address
 from appliance.gateway.sign_on import discover
+from appliance.machine import landlock
 from appliance.runners import KINDS
 from appliance.runners.adapters import with_adapters
-from appliance.worker.process import landlock
 
 FILES: Final = 4096  # open files; each client and each replica needs several
 _FIX: Final = "appliance doctor --fix"

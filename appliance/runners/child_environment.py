@@ -18,6 +18,8 @@ _SECRETS: Final = frozenset(
         "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
     }
 )
+#: Those that downloads of weights need.
+_HUB: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def take_secrets() -> dict[str, str]:
@@ -32,3 +34,8 @@ def take_secrets() -> dict[str, str]:
 def without_secrets() -> dict[str, str]:
     """Return the environment variables of this process, except secrets."""
     return {name: value for name, value in os.environ.items() if name not in _SECRETS}
+
+
+def hub_secrets() -> dict[str, str]:
+    """Return the secrets in the environment of this process that downloads of weights need."""
+    return {name: os.environ[name] for name in _HUB if name in os.environ}

@@ -25,6 +25,7 @@ import msgspec
 from appliance.config import CogModel, ImageCogOptions, ImageSource
 from appliance.domain.errors import WeightsError
 from appliance.domain.interface import REF
+from appliance.runners.child_environment import without_secrets
 from appliance.runners.cog.image import DESCRIPTION, ROOT, ImageDescription, description
 from appliance.runners.cog.sandbox import DRIVER_FOLDER, NVIDIA_SMI
 
@@ -245,6 +246,7 @@ def _run(source: ImageSource, program: str, *arguments: str) -> str:
     try:
         result = subprocess.run(
             [program, *arguments],
+            env=without_secrets(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

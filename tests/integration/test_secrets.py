@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 
-from appliance.worker.process import landlock
+from appliance.machine import landlock
 from tests.support.appliance_process import TOKEN, Appliance
 
 pytestmark = pytest.mark.integration

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import secrets
 import shutil
 import sys
@@ -29,6 +28,7 @@ from appliance.gateway.catalogue.demands import demand, training_demand
 from appliance.gateway.files.file_store import FileStore
 from appliance.machine import Device
 from appliance.machine.processes import kill_marked
+from appliance.runners.child_environment import without_secrets
 from appliance.scheduler import Scheduler
 from appliance.store import Store, VersionRow
 
@@ -232,7 +232,7 @@ class ProjectBuilds:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=_LINE,
-            env={**os.environ, BUILD_MARK: build.id},
+            env={**without_secrets(), BUILD_MARK: build.id},
             start_new_session=True,
         )
         result = ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
 import sys
 import time
@@ -21,7 +20,7 @@ import msgspec
 
 from appliance import config as configuration
 from appliance.adding import Pending, pending
-from appliance.adding.download_process import Line
+from appliance.adding.download_process import DownloadTask, Line
 from appliance.config import Config, Report, includes
 from appliance.config.edit import add_entry, change_entry, remove_entry
 from appliance.config.edit_file import (
@@ -36,6 +35,7 @@ from appliance.domain.errors import ApplianceError, ConfigError, Conflict, NotFo
 from appliance.domain.prediction import new_id
 from appliance.gateway.engine.reload import Reload
 from appliance.machine.processes import kill_marked
+from appliance.runners.child_environment import hub_secrets, without_secrets
 
 _log = logging.getLogger(__name__)
 
@@ -282,14 +282,14 @@ class Additions:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=_LINE,
-            env={**os.environ, ADDITION_MARK: given.id},
+            env={**without_secrets(), ADDITION_MARK: given.id},
             start_new_session=True,
         )
         line, last = Line(), ""
         try:
             assert process.stdin is not None, "stdin is a pipe"
             assert process.stdout is not None, "stdout is a pipe"
-            process.stdin.write(msgspec.json.encode(given))
+            process.stdin.write(msgspec.json.encode(DownloadTask(given, hub_secrets())))
             process.stdin.close()
             async for output in _lines(process.stdout):
                 text = output.decode(errors="replace")

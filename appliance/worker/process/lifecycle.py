@@ -28,11 +28,12 @@ import uvloop
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.prediction import Done, Job, Log, Metric, Output
+from appliance.machine import landlock
 from appliance.observability import logs
 from appliance.runners import runner_class
 from appliance.runners.base import LoadSpec, ReportsMetrics, Runner, Sleeper
 from appliance.worker import cleanup, protocol
-from appliance.worker.process import capture, landlock, output_files
+from appliance.worker.process import capture, output_files
 from appliance.worker.process.event_sender import EventSender, EventStream
 from appliance.worker.process.gateway_connection import listen
 from appliance.worker.process.gpu_oom import out_of_memory

@@ -31,11 +31,11 @@ from appliance.domain.file import File
 from appliance.driver import doctor, home_lock
 from appliance.driver.doctor import Finding
 from appliance.gateway.sign_on import discover
+from appliance.machine import landlock
 from appliance.machine.proc import read_stat
 from appliance.store import encryption
 from appliance.store.queries import STEPS
 from appliance.worker.cleanup import PidFile, pid_folder
-from appliance.worker.process import landlock
 from tests.support.appliance_process import has_ipv6
 from tests.support.identity_provider import ISSUER, IdentityProvider
 from tests.support.store_files import created, opened

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.worker.process import landlock
+from appliance.machine import landlock
 
 pytestmark = pytest.mark.skipif(not landlock.supported(), reason="the kernel does not support Landlock")
 
@@ -18,7 +18,7 @@ PROGRAM = """
 import os, signal, subprocess, sys
 from pathlib import Path
 
-from appliance.worker.process import landlock
+from appliance.machine import landlock
 
 version, outside, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 assert Path(f"/proc/{outside}/environ").read_bytes()

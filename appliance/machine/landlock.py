@@ -1,4 +1,4 @@
-"""Keeps the code of a model from reading memory and environment of other processes, with Linux's Landlock.
+"""Keeps the code of models and builds from reading other processes' memory and environment, with Landlock.
 
 All processes of the appliance run as one user, so the kernel would let each of them read
 ``/proc/PID/environ`` and ``/proc/PID/mem`` of all others. Those of the gateway and of Ray contain secrets. A
@@ -10,8 +10,11 @@ else that a model needs: from Linux 6.12 only signals to other processes, before
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import struct
+import sys
+from pathlib import Path
 from typing import Final
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # system calls, the same on all processors
@@ -101,3 +104,25 @@ def _check(result: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
+
+
+def launcher(variables: int) -> list[str]:
+    """Return the beginning of a command line that runs the rest of the line in a domain, if that is possible.
+
+    ``variables`` is the descriptor that the module describes; the new process must inherit it.
+    """
+    return [sys.executable, "-I", "-S", str(Path(__file__)), str(variables)]
+
+
+def _main(variables: int, command: list[str]) -> None:
+    with open(variables, encoding="utf-8") as file:
+        environment = json.load(file)
+    restrict()
+    try:
+        os.execvpe(command[0], command, environment)  # noqa: S606  # a shell is not wanted
+    except OSError as error:
+        sys.exit(f"{command[0]}: {error.strerror}")
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), sys.argv[2:])
