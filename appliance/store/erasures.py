@@ -58,12 +58,7 @@ class ErasureTable:
 
     async def credential_ids(self, account: str) -> list[str]:
         """Return the ids of the tokens and sessions of an account."""
-
-        def action(connection: sqlite3.Connection) -> list[str]:
-            found = connection.execute(QUERIES["credential_ids_of"], {"account": account})
-            return [row[0] for row in found]
-
-        return await self._connections.read(action)
+        return await self._connections.read(lambda connection: _credential_ids(connection, account))
 
     async def pending(self, account: str | None = None) -> list[Erasure]:
         """Return the erasures that have not ended, or only the one of ``account``."""
@@ -147,24 +142,26 @@ class ErasureTable:
 
         return self._connections.write(action)
 
-    def remove_others(self, account: str) -> asyncio.Future[bool]:
+    def remove_others(self, account: str) -> asyncio.Future[list[str] | None]:
         """Delete the rest of an account's data after predictions and uploads, and its name in the usage.
 
-        Returns False, and changes nothing, if there are predictions or uploads: they were created meanwhile.
+        Returns the ids of the deleted tokens and sessions. Returns None, and changes nothing, if there are
+        predictions or uploads: they were created meanwhile.
         """
         names = {"account": account}
 
-        def action(connection: sqlite3.Connection) -> bool:
+        def action(connection: sqlite3.Connection) -> list[str] | None:
             before = _count(connection, account)
             if before.predictions or before.trainings or before.uploads:
-                return False
+                return None
+            credentials = _credential_ids(connection, account)
             with overwriting(connection):
                 for id in _builds(connection, account):
                     connection.execute(QUERIES["delete_build"], {"id": id})
                 for query in _DELETIONS:
                     connection.execute(QUERIES[query], names)
             _add(connection, account, before)
-            return True
+            return credentials
 
         self._connections.index()
         return self._connections.write(action)
@@ -182,6 +179,10 @@ class ErasureTable:
             return erasure.erased
 
         return self._connections.with_head(self._connections.write(action))
+
+
+def _credential_ids(connection: sqlite3.Connection, account: str) -> list[str]:
+    return [row[0] for row in connection.execute(QUERIES["credential_ids_of"], {"account": account})]
 
 
 def _add(connection: sqlite3.Connection, account: str, counts: AccountData) -> None:

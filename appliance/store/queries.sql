@@ -589,6 +589,10 @@ SELECT {user_columns} FROM users ORDER BY name;
 -- Replace the password of a user; a user of a provider has none.
 UPDATE users SET password = :password WHERE name = :name AND password IS NOT NULL;
 
+-- query: replace_password_hash
+-- Replace the hash of a password, unless it was replaced meanwhile.
+UPDATE users SET password = :new WHERE name = :name AND password = :old;
+
 -- query: record_sign_in
 -- Store the time of a user's last sign-in, and the values of the groups claim.
 UPDATE users SET last_sign_in_at = :last_sign_in_at, claims = :claims WHERE name = :name;

@@ -66,9 +66,17 @@ class UserTable:
 
         return self._connections.with_head(self._connections.write(action))
 
-    def rehash(self, name: str, password: str) -> asyncio.Future[None]:
-        """Replace the hash of a password by a hash of the same password."""
-        return self._connections.change("set_password", {"name": name, "password": password})
+    def rehash(self, name: str, old: str, new: str) -> asyncio.Future[bool]:
+        """Replace the hash of a password by another hash of the same password.
+
+        Return False, and change nothing, if the stored hash is no longer ``old``: the password was changed.
+        """
+        names = {"name": name, "old": old, "new": new}
+
+        def action(connection: sqlite3.Connection) -> bool:
+            return connection.execute(QUERIES["replace_password_hash"], names).rowcount == 1
+
+        return self._connections.write(action)
 
     def remove(self, name: str, event: AuditEvent) -> asyncio.Future[bool]:
         """Remove a user and all sessions of the user; return False if there is no such user."""
@@ -88,11 +96,14 @@ class UserTable:
         """Store a session, and the claims of the user; add the user if the provider names a new person.
 
         A person of a provider keeps the account of the first sign-in. Returns the stored user, or None if
-        the account belongs to another person, or the password was changed meanwhile; then nothing is stored.
+        the account belongs to another person, or its data is being erased, or the password was changed
+        meanwhile; then nothing is stored.
         """
 
         def action(connection: sqlite3.Connection) -> User | None:
             known = _known(connection, user)
+            if _is_erased(connection, user if known is None else known):
+                return None
             if known is None and user.method == "provider":
                 connection.execute(QUERIES["insert_user"], _user_columns(user))
                 known = user
@@ -108,6 +119,14 @@ class UserTable:
             return known
 
         return self._connections.with_head(self._connections.write(action))
+
+    async def is_erased(self, user: User) -> bool:
+        """Return whether the data of the account to which this person would sign in is being erased."""
+
+        def action(connection: sqlite3.Connection) -> bool:
+            return _is_erased(connection, _known(connection, user) or user)
+
+        return await self._connections.read(action)
 
     async def find_session(self, digest: str) -> tuple[Session, User] | None:
         """Return the session whose secret has this digest, also if it has ended, and its user."""
@@ -155,6 +174,10 @@ def _known(connection: sqlite3.Connection, user: User) -> User | None:
             return _user(row)
     row = connection.execute(QUERIES["user"], {"name": user.name}).fetchone()
     return None if row is None else _user(row)
+
+
+def _is_erased(connection: sqlite3.Connection, user: User) -> bool:
+    return connection.execute(QUERIES["erasures"], {"account": user.name}).fetchone() is not None
 
 
 def _user(row: tuple[Any, ...]) -> User:

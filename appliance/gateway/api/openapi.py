@@ -57,7 +57,8 @@ _REASONS: Final = {
     402: "A budget in models.yaml is spent until its day or month ends",
     403: "The token does not permit this",
     404: "The object does not exist, or belongs to another account",
-    409: "models.yaml, the source or the conversation does not permit it in its current state",
+    409: "models.yaml, the source or the conversation does not permit it in its current state, "
+    "or the data of the account is being erased",
     413: "The body is too large",
     422: "The request is not valid; invalid_fields names each wrong field",
     500: "The appliance failed to respond; the reason is in its log",

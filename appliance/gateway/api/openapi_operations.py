@@ -39,9 +39,10 @@ CREATED: Final[dict[int, str | None]] = {201: "Prediction", 202: "Prediction"}
 _MODEL: Final = "/models/{owner}/{name}"
 _VERSION: Final = f"{_MODEL}/versions/{{id}}"
 _DEPLOYMENT: Final = "/deployments/{owner}/{name}"
-_RUN: Final = (400, 401, 402, 403, 404, 413, 422, 429, 503)
+_RUN: Final = (400, 401, 402, 403, 404, 409, 413, 422, 429, 503)
 _READ: Final = (401, 403, 404, 429)
 _CHANGE: Final = (400, 401, 403, 404, 413, 422, 429)
+_ADDS: Final = (400, 401, 403, 404, 409, 413, 422, 429)
 
 REPLICATE: Final = (
     Operation("get", "/account", "account.get", "Get the account of the token", {200: "Account"},
@@ -60,10 +61,10 @@ REPLICATE: Final = (
     Operation("get", "/deployments", "deployments.list", "List your deployments", {200: "DeploymentPage"},
               errors=_READ),
     Operation("post", "/deployments", "deployments.create", "Create a deployment", {200: "Deployment"},
-              "DeploymentRequest", errors=_CHANGE),
+              "DeploymentRequest", errors=_ADDS),
     Operation("get", _DEPLOYMENT, "deployments.get", "Get a deployment", {200: "Deployment"}, errors=_READ),
     Operation("patch", _DEPLOYMENT, "deployments.update", "Create a new release of a deployment",
-              {200: "Deployment"}, "DeploymentUpdateRequest", errors=_CHANGE),
+              {200: "Deployment"}, "DeploymentUpdateRequest", errors=_ADDS),
     Operation("delete", _DEPLOYMENT, "deployments.delete",
               "Delete a deployment that is offline and was not used recently",
               {204: None}, errors=_CHANGE),
@@ -72,7 +73,7 @@ REPLICATE: Final = (
     Operation("get", "/files", "files.list", "List your uploads", {200: "FilePage"}, None, ("cursor",),
               errors=_READ),
     Operation("post", "/files", "files.create", "Upload a file", {201: "File"}, "FileRequest",
-              errors=_CHANGE),
+              errors=_ADDS),
     Operation("get", "/files/{id}", "files.get", "Get the metadata of an upload", {200: "File"},
               errors=_READ),
     Operation("delete", "/files/{id}", "files.delete", "Delete an upload", {204: None}, errors=_READ),
@@ -103,7 +104,7 @@ REPLICATE: Final = (
               {200: "VersionPage"}, errors=_READ),
     Operation("post", f"{_MODEL}/versions", "models.versions.create",
               "Build a version from the Cog project in an uploaded archive", {202: "Build"}, "VersionRequest",
-              errors=_CHANGE),
+              errors=_ADDS),
     Operation("get", _VERSION, "models.versions.get", "Get a version", {200: "Version"}, errors=_READ),
     Operation("delete", _VERSION, "models.versions.delete",
               "Delete a version of a private model, with its predictions", {202: None}, errors=_CHANGE),
@@ -132,7 +133,6 @@ REPLICATE: Final = (
 
 _ADMIN_MODEL: Final = "/admin/models/{owner}/{name}"
 _EDITS: Final = (400, 401, 403, 404, 409, 429)
-_ADDS: Final = (400, 401, 403, 404, 409, 413, 422, 429)
 _PERIOD: Final = ("from", "to", "by")
 _AUDIT: Final = ("cursor", "who", "action", "object", "since", "until", "limit")
 _HISTORY: Final = (*_LISTS, "limit", "model", "status", "owner", "token", "type", "slower_than", "search")
@@ -294,7 +294,7 @@ ADMIN: Final = (
               {200: "Limits"}, errors=(401, 403, 429)),
 )  # fmt: skip
 
-_COMPAT_RUN: Final = (400, 401, 402, 403, 404, 413, 429, 500, 503)
+_COMPAT_RUN: Final = (400, 401, 402, 403, 404, 409, 413, 429, 500, 503)
 _COMPAT_READ: Final = (400, 401, 403, 404, 429)
 _OPENAI_RUN: Final = ((), (), _COMPAT_RUN, "OpenAIError")
 _ANTHROPIC_RUN: Final = ((), (), _COMPAT_RUN, "AnthropicError")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 from appliance.domain.audit import AuditEvent
 from appliance.domain.erasure import AccountData
-from appliance.domain.errors import NotFound, StoreError
+from appliance.domain.errors import Conflict, NotFound, StoreError
 from appliance.domain.model import Adapter
 from appliance.domain.prediction import Status
 from appliance.gateway.catalogue.builds import ProjectBuilds
@@ -50,6 +51,7 @@ class Erasures:
         self._builds = builds
         self._forget_token = forget_token
         self._tasks: dict[str, asyncio.Task[AccountData]] = {}  # by account
+        self._beginning = Counter[str]()  # accounts whose erasure is being stored
 
     async def resume(self) -> None:
         """Continue the erasures that an earlier gateway has begun."""
@@ -65,7 +67,18 @@ class Erasures:
 
     def erases(self, account: str) -> bool:
         """Return whether the data of the account is being erased."""
-        return account in self._tasks
+        return account in self._tasks or self._beginning[account] > 0
+
+    def refuse_new_data(self, account: str) -> None:
+        """Do nothing, unless the data of the account is being erased. Call this just before storing data.
+
+        Raises:
+            Conflict: the data is being erased.
+        """
+        if self.erases(account):
+            raise Conflict(
+                f'The data of the account "{account}" is being erased: try again when the erasure has ended.'
+            )
 
     def owned_models(self, account: str) -> list[str]:
         """Return the names of the models whose owner is the account. They and their pushed versions stay."""
@@ -82,7 +95,11 @@ class Erasures:
         if account in self._tasks:
             await self._store.audit.record(event)
         else:
-            await self._store.erasures.begin(account, event)
+            self._beginning[account] += 1
+            try:
+                await self._store.erasures.begin(account, event)
+            finally:
+                self._beginning[account] -= 1
         return await asyncio.shield(self._tasks.get(account) or self._start(account))
 
     def _start(self, account: str) -> asyncio.Task[AccountData]:
@@ -111,9 +128,12 @@ class Erasures:
                 await self._files.remove_outputs(removed)
             while paths := await erasures.remove_uploads(account, BATCH):
                 await asyncio.to_thread(self._unlink, paths)
-            if await erasures.remove_others(account):
+            credentials = await erasures.remove_others(account)
+            if credentials is not None:
                 break
             await asyncio.sleep(0)  # a request that was accepted before has created something
+        for id in credentials:  # also those that were made after the beginning
+            self._forget_token(id)
         await self._engine.deployed()
         while not await self._store.compact():
             await asyncio.sleep(RETRY_STORE)

@@ -125,7 +125,8 @@ class SignOn:
         self._by_account.withdraw(name)
         self._by_address.withdraw(network)
         if (renewed := await self._passwords.renewed(known, password)) is not None:
-            await self._users.rehash(name, renewed)
+            if not await self._users.rehash(name, known, renewed):  # the password was changed meanwhile
+                raise SignInRefused(_WRONG, name)
             user = structs.replace(user, password=renewed)
         return await self._store(user, client, event)
 
@@ -214,6 +215,11 @@ class SignOn:
             browser=browser_name(client.browser),
         )
         stored = await self._users.sign_in(user, made, lambda known: event(known, made))
+        if stored is None and await self._users.is_erased(user):
+            raise SignInRefused(
+                "The data of your account is being erased: sign in again when the erasure has ended.",
+                user.name,
+            )
         if stored is None:
             raise SignInRefused(
                 f'The account "{user.name}" belongs to another person: ask your administrator.', user.name

@@ -120,3 +120,31 @@ async def test_old_sessions_are_deleted_at_a_sign_in(store: Store) -> None:
     await sign_in(store, ANNA, session("s3", 31 * 86400.0))
     assert await store.users.find_session("digest s1") is None
     assert await store.users.find_session("digest s2") is not None
+
+
+async def test_a_new_hash_of_the_same_password_does_not_replace_a_changed_password(store: Store) -> None:
+    await store.users.add(ANNA, event("add"))
+    await store.users.set_password("anna", "changed", 100.0, event("password"))
+    assert not await store.users.rehash("anna", "hash", "hash of the old password")
+    assert await store.users.find("anna") == structs.replace(ANNA, password="changed")
+    assert await store.users.rehash("anna", "changed", "new hash")
+    assert await store.users.find("anna") == structs.replace(ANNA, password="new hash")
+
+
+async def test_nobody_signs_in_to_an_account_that_is_erased(store: Store) -> None:
+    carl = structs.replace(BEN, name="carl", subject="c1")
+    await store.users.add(ANNA, event("add"))
+    assert await sign_in(store, BEN, session("s1")) == BEN
+    for account in ("anna", "ben", "carl"):
+        await store.erasures.begin(account, AuditEvent(action="erase", object=account))
+    renamed = structs.replace(BEN, name="benjamin")  # the account stays that of the first sign-in
+    for person in (ANNA, renamed, carl):
+        assert await sign_in(store, person, session("s2")) is None
+        assert await store.users.is_erased(person)
+    assert await store.users.find("carl") is None
+    assert [each.id for each in await store.users.sessions(None, 101.0)] == ["s1"]
+    for account in ("ben", "carl"):
+        assert await store.erasures.remove_others(account) is not None
+        await store.erasures.end(account)
+    assert await sign_in(store, renamed, session("s3")) == renamed
+    assert not await store.users.is_erased(renamed)

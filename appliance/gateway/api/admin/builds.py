@@ -42,6 +42,7 @@ async def create_version(request: Request) -> Response:
             "and models.yaml does not permit it: set code.cog to true there."
         )
     source = await _upload(given.source, caller, services.files)
+    services.erasures.refuse_new_data(caller.owner)
     build = await services.builds.start(card.name, source, _memory(given.memory))
     base = requests.base_url(request)
     return responses.json(serializers.build(build, base), 202, {"Location": f"{base}/v1/builds/{build.id}"})

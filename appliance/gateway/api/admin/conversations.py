@@ -56,6 +56,7 @@ async def create_conversation(request: Request) -> Response:
     caller = await _caller(request, Scope.RUN)
     given = await _parse(request, ConversationRequest)
     made = new_conversation(caller.owner, given.title, given.model, given.content, time.time())
+    services_of(request).erasures.refuse_new_data(caller.owner)
     _check(await services_of(request).store.conversations.add(made), made.id)
     return responses.json(_summary(made), 201)
 
@@ -77,6 +78,7 @@ async def replace_conversation(request: Request) -> Response:
         revision=given.revision + 1,
         content=given.content,
     )
+    services_of(request).erasures.refuse_new_data(caller.owner)
     _check(await services_of(request).store.conversations.replace(changed), stored.id)
     return responses.json(_summary(changed))
 

@@ -210,7 +210,9 @@ async def stream_translated(
 async def _submit(
     request: Request, caller: Token, entry: ServedVersion, input: dict[str, Any], operation: str | None = None
 ) -> Prediction:
-    record = await services_of(request).engine.submit(
+    services = services_of(request)
+    services.erasures.refuse_new_data(caller.owner)
+    record = await services.engine.submit(
         entry,
         input,
         owner=caller.owner,

@@ -97,5 +97,6 @@ async def _finish(
         return
     name = safe_name(part.filename or "")
     kind = part.content_type or mimetypes.guess_type(name)[0] or _OPAQUE
+    services.erasures.refuse_new_data(caller.owner)
     file = await services.files.keep(arriving, owner=caller.owner, name=name, content_type=kind, metadata={})
     form.files.setdefault(part.name.removesuffix("[]"), []).append(file)

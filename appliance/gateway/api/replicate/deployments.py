@@ -118,6 +118,7 @@ async def _add_release(release: Release, request: Request, caller: Token) -> Res
         described = f"Must be greater than or equal to min_instances, {release.min_instances}"
         raise InvalidInput([FieldProblem("number_gte", "max_instances", described)])
     _entry(release, request, caller)
+    services.erasures.refuse_new_data(caller.owner)
     await services.store.registry.add_release(release, _audit_event(request, release))
     await services.engine.deployed()
     return responses.json(_shown(release, request))

@@ -72,6 +72,7 @@ async def create_file(request: Request) -> Response:
             raise InvalidInput([FieldProblem("required", "", "content is required")])
         metadata = _metadata(form)
         name, content_type = _name(form), _content_type(form)
+        services_of(request).erasures.refuse_new_data(caller.owner)
         file = await files.keep(
             form.file, owner=caller.owner, name=name, content_type=content_type, metadata=metadata
         )

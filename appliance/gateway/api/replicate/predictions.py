@@ -91,6 +91,7 @@ async def create_prediction(
     services = services_of(request)
     wait = requests.wait(request)
     base = requests.base_url(request)
+    services.erasures.refuse_new_data(caller.owner)
     record = await services.engine.submit(
         entry,
         given.input,

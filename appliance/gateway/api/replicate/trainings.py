@@ -38,6 +38,7 @@ async def create_training(request: Request) -> Response:
         raise InvalidVersion
     destination = _destination(given.destination, caller, catalogue)
     origin = requests.base_url(request)
+    services.erasures.refuse_new_data(caller.owner)
     record = await services.engine.submit(
         trainer,
         given.input,

@@ -15,7 +15,7 @@ from appliance.domain.user import User
 from appliance.gateway.api import auth
 from appliance.gateway.api.client_address import HEADER, signed
 from appliance.gateway.sign_on import sign_on
-from appliance.gateway.sign_on.passwords import make_hash
+from appliance.gateway.sign_on.passwords import Passwords, make_hash
 from appliance.store import AuditFilter
 from tests.support.api_client import Api
 from tests.support.engine_bench import Bench
@@ -196,3 +196,36 @@ async def test_a_token_with_the_scope_read_revokes_no_session(api: Api, bench: B
     async with Api(api.services, secret["token"]) as reader:
         assert len((await reader.get("/admin/sessions")).json()["results"]) == 1
         assert (await reader.delete(f"/admin/sessions/{made['id']}")).status_code == 403
+
+
+async def test_nobody_signs_in_while_the_data_is_erased(api: Api, bench: Bench) -> None:
+    await bench.store.erasures.begin("anna", AuditEvent(action="account.erase", object="anna"))
+    reply = await sign_in(api, "anna")
+    assert (reply.status_code, reply.json()["detail"]) == (
+        401,
+        "The data of your account is being erased: sign in again when the erasure has ended.",
+    )
+    assert await bench.store.users.sessions("anna", time.time()) == []
+    wrong = await sign_in(api, "anna", "wrong horse")
+    assert wrong.json()["detail"] == "The username or the password is wrong."
+
+
+async def test_an_old_password_is_not_stored_again(
+    api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The password is changed after the old one was checked, before the hash of the old one is renewed."""
+    changed = make_hash("another horse")
+
+    async def renewed(_passwords: object, _known: str, password: str) -> str:
+        act = AuditEvent(action="user.password")
+        await bench.store.users.set_password("anna", changed, time.time(), act)
+        return make_hash(password)
+
+    monkeypatch.setattr(Passwords, "renewed", renewed)
+    reply = await sign_in(api, "anna")
+    assert (reply.status_code, reply.json()["detail"]) == (401, "The username or the password is wrong.")
+    monkeypatch.undo()
+    user = await bench.store.users.find("anna")
+    assert user is not None
+    assert user.password == changed
+    assert await bench.store.users.sessions("anna", time.time()) == []

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from appliance.domain import token
 from appliance.domain.access import Policy
 from appliance.domain.audit import AuditEvent
 from appliance.domain.budget_rules import Budget
 from appliance.domain.token import Scope, Token
+from appliance.gateway.api import auth
+from appliance.runners import KINDS
+from appliance.runners.base import Kind
 from tests.support.api_client import Api, services_of
 from tests.support.engine_bench import Bench
 
 DATA = "/admin/accounts/ada/data"
+_REFUSED = 'The data of the account "ada" is being erased: try again when the erasure has ended.'
 CONTENT: dict[str, Any] = {"settings": {}, "messages": [], "leaf": None}
 
 
@@ -106,3 +114,85 @@ async def test_the_next_gateway_continues(api: Api, bench: Bench) -> None:
     assert stored_files(bench) == []
     counted = (await api.get(DATA)).json()
     assert (counted["predictions"], counted["tokens"]) == (0, 0)
+
+
+@contextlib.asynccontextmanager
+async def erasing(api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Erase the data of ada, and hold the erasure before its last step."""
+    compacting, proceed = asyncio.Event(), asyncio.Event()
+
+    async def compact() -> bool:
+        compacting.set()
+        await proceed.wait()
+        return True
+
+    monkeypatch.setattr(bench.store, "compact", compact)
+    erased = asyncio.ensure_future(api.delete(DATA))
+    await compacting.wait()
+    try:
+        yield
+    finally:
+        proceed.set()
+        reply = await erased
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["erasing"] is False
+
+
+async def test_requests_of_an_account_store_nothing_while_it_is_erased(
+    api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = {"title": "c", "model": "test/echo", **CONTENT}
+    release = {"name": "x", "model": "test/echo", "version": bench.echo.version, "hardware": "cpu"}
+    files = {"content": ("a.txt", b"some text", "text/plain")}
+    chats = Kind(
+        name="echo", runner="tests.support.chat_kind:TalkingRunner", operations=KINDS["vllm"].operations
+    )
+    monkeypatch.setitem(KINDS, "echo", chats)
+    async with erasing(api, bench, monkeypatch), await client_of(api, bench, "ada") as ada:
+        refused = [
+            await ada.post("/v1/models/test/echo/predictions", json={"input": {"text": "x"}}),
+            await ada.post("/v1/predictions", json={"version": bench.echo.version, "input": {"text": "x"}}),
+            await ada.post("/v1/files", files=files),
+            await ada.post("/v1/deployments", json={**release, "min_instances": 0, "max_instances": 1}),
+            await ada.post("/admin/conversations", json=chat),
+        ]
+        asked = {"model": "test/echo", "messages": [{}]}
+        compat = await ada.post("/openai/v1/chat/completions", json=asked)
+        assert [each.status_code for each in refused] == [409] * 5, [each.text for each in refused]
+        for each in refused:
+            assert each.json()["detail"] == _REFUSED
+        assert (compat.status_code, compat.json()["error"]["message"]) == (409, _REFUSED)
+        assert (await ada.get("/v1/predictions")).status_code == 200
+    counted = (await api.get(DATA)).json()
+    assert {name for name, count in counted.items() if count and name != "account"} == {"tokens"}
+    assert stored_files(bench) == []
+    async with Api(api.services, "ada") as ada:
+        await ada.create(text="after the erasure")
+
+
+async def test_tokens_made_during_an_erasure_are_forgotten(
+    api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "MEMORY", 3600.0)
+    erasures = api.services.erasures
+    async with await client_of(api, bench, "ada") as ada:
+        cancel = erasures._cancel
+
+        async def cancelling(account: str) -> None:
+            async with await client_of_new(api, bench) as late:
+                assert (await late.get("/v1/account")).status_code == 200  # now it is cached
+            await cancel(account)
+
+        monkeypatch.setattr(erasures, "_cancel", cancelling)
+        assert (await ada.get("/v1/account")).status_code == 200
+        assert (await api.delete(DATA)).status_code == 200
+    async with Api(api.services, "late") as late:
+        assert (await late.get("/v1/account")).status_code == 401
+
+
+async def client_of_new(api: Api, bench: Bench) -> Api:
+    digest = token.digest("late")
+    await bench.store.add_token(
+        Token(id="late", name="late", owner="ada", digest=digest, created_at=0, scope=Scope.READ)
+    )
+    return Api(api.services, "late")
