@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from appliance.machine import landlock
+from tests.integration.test_push import begin, over
 from tests.support.appliance_process import TOKEN, Appliance
 
 pytestmark = pytest.mark.integration
@@ -127,6 +128,40 @@ def test_a_cog_project_cannot_read_the_environment_of_other_processes(secretive:
 
         assert found(names) == ""
         assert "/proc/" in found("PATH"), "it sees its own processes"
+
+
+#: A Cog project that searches the environment of all processes when it is imported, which its build does.
+BUILD_SPY = {
+    "cog.yaml": 'run: "run.py:run"\nbuild:\n  run:\n    - python run.py\n',
+    "run.py": """
+from pathlib import Path
+
+for file in Path("/proc").glob("[0-9]*/environ"):
+    try:
+        text = file.read_bytes()
+    except OSError:
+        continue
+    for name in ("APPLIANCE_TOKEN", "REPLICATE_API_TOKEN", "RAY_AUTH_TOKEN", "PATH"):
+        if f"{name}=".encode() in text:
+            print(f"found {name}", flush=True)
+
+
+def run(text: str) -> str:
+    return text
+""",
+}
+
+
+@pytest.mark.skipif(not landlock.supported(), reason="the kernel does not support Landlock")
+def test_the_build_of_a_pushed_project_cannot_read_the_environment_of_other_processes(
+    secretive: Appliance,
+) -> None:
+    with secretive.client() as client:
+        begun = begin(client, "build-spy", BUILD_SPY)
+        build = over(client, begun)
+    assert build["status"] == "succeeded", build
+    found = {line for line in build["logs"].splitlines() if line.startswith("found ")}
+    assert found == {"found PATH"}, "it sees its own processes only"
 
 
 def test_logs_and_backups_have_no_secret(secretive: Appliance, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class StubHub:
         self.gate.set()
         self.damaged = False  # LFS downloads have the right size and wrong content
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range
+        self.authorizations: set[str | None] = set()  # headers of the requests for files and their metadata
 
     def add(self, name: str, files: dict[str, bytes]) -> str:
         """Set the files of a repository in a new commit, and return the commit."""
@@ -68,6 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
+        self.hub.authorizations.add(self.headers.get("Authorization"))
         if found := re.fullmatch(r"/lfs/([^/]+/[^/]+)/(.+)", path):
             self._lfs(self.hub.repositories[found[1]][found[2]])
             return

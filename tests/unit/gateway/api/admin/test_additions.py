@@ -13,6 +13,7 @@ from typing import Any
 
 import jsonschema
 import msgspec
+import psutil
 import pytest
 from huggingface_hub import constants
 
@@ -274,6 +275,36 @@ async def test_a_download_is_cancelled(api: Api, hub: StubHub) -> None:
     assert (again.status_code, again.json()) == (200, reply.json())
     hub.gate.set()
     assert (await ended(api, await add(api)))["state"] == "succeeded"
+
+
+async def test_a_download_has_the_token_of_the_hub_but_is_not_started_with_it(
+    api: Api, hub: StubHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {"HF_TOKEN": "hf_secret-of-the-hub", "APPLIANCE_TOKEN": "secret-of-the-operator"}
+    hub.gate.clear()
+    addition = await add(api)
+    await until_downloading(api, addition)
+    assert hub.authorizations == {None}
+    await api.post(f"/admin/additions/{addition['id']}/cancel")
+
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    addition = await add(api)
+    await until_downloading(api, addition)
+    mark = f"{ADDITION_MARK}={addition['id']}".encode()
+    started = [text for each in psutil.process_iter() if mark in (text := environment(each))]
+    assert started
+    assert not [value for value in secrets.values() for text in started if value.encode() in text]
+    hub.gate.set()
+    assert (await ended(api, addition))["state"] == "succeeded"
+    assert f"Bearer {secrets['HF_TOKEN']}" in hub.authorizations
+
+
+def environment(process: psutil.Process) -> bytes:
+    try:
+        return Path(f"/proc/{process.pid}/environ").read_bytes()
+    except OSError:  # it has ended meanwhile, or is another user's
+        return b""
 
 
 async def test_the_next_gateway_continues_a_download(
