@@ -181,7 +181,10 @@ def key_in_use(database: Path) -> str | None:
 def _refuse_lost_key(database: Path) -> None:
     """Raise EncryptionError if the database is encrypted, but the file with its data key is missing."""
     file = key_file(database)
-    if file.exists() or not is_encrypted(database) or database.stat().st_size % _SECTOR:
+    try:
+        if file.exists() or not is_encrypted(database) or database.stat().st_size % _SECTOR:
+            return
+    except OSError:  # opening the database reports this
         return
     if not file.exists():  # another process may have created both just now
         raise EncryptionError(

@@ -350,6 +350,7 @@ def test_every_query_is_described_and_uses_an_index(path: Path, name: str) -> No
         "prediction_by_id": unindexed,
         "prediction_by_stream_token": unindexed,
         "index_predictions": unindexed,
+        "output_paths": unindexed,
         "index_inputs": ["SCAN u"],
         "run_counts": ["SCAN run_counts"],
         "usage": ["USE TEMP B-TREE FOR GROUP BY"],  # of the days asked for, a row a day and user
