@@ -82,7 +82,7 @@ def test_changed_truncated_and_reordered_files_are_refused(tmp_path: Path) -> No
     header = len(good) - 3 * step
     first, second, third = (good[header + number * step :][:step] for number in range(3))
     reordered = good[:header] + second + first + third
-    for bad in (good[:-1], good[:-step], good[:-20] + b"x" + good[-19:], reordered):
+    for bad in (good[:-1], good[:-step], good[:-20] + bytes([good[-20] ^ 1]) + good[-19:], reordered):
         path.write_bytes(bad)
         with pytest.raises(StoreError, match="is damaged"):
             content_of(path, 0, 3 * CHUNK)
