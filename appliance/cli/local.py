@@ -85,7 +85,7 @@ def _rights(config: Config, account: str, claimed: frozenset[str]) -> dict[str, 
     from appliance.domain.budget_rules import of_account
 
     policy = config.access_policy
-    policy.claim(account, claimed)
+    policy.set_provider_groups(account, claimed)
     found = policy.of(account)
     groups = policy.groups_of(account)
     everything = ["all accounts"] if config.access is None else ["server.account"]

@@ -121,5 +121,5 @@ def _shown(user: User) -> dict[str, Any]:
         "created_at": user.created_at,
         "last_sign_in_at": user.last_sign_in_at,
         "issuer": user.issuer,
-        "groups_claim": user.claims,
+        "groups_claim": user.groups_claim,
     }

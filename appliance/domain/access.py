@@ -78,25 +78,25 @@ class Policy:
 
         ``everybody`` has the rights that all accounts have. The account ``administrator`` has all rights.
         """
-        self._claimed: dict[str, frozenset[str]] = {}  # names of groups, by account
+        self._provider_groups: dict[str, frozenset[str]] = {}  # names of groups, by account
         self._priorities: dict[str, int] = {}  # found before, by account
         self._groups = None if groups is None else tuple(groups)
         self._everybody = everybody
         self._administrator = administrator
 
     @property
-    def has_claims(self) -> bool:
+    def has_provider_groups(self) -> bool:
         """Return whether an account is in a group that an identity provider named."""
-        return bool(self._claimed)
+        return bool(self._provider_groups)
 
-    def claim(self, account: str, groups: frozenset[str]) -> frozenset[str]:
+    def set_provider_groups(self, account: str, groups: frozenset[str]) -> frozenset[str]:
         """Set the names of an account's groups that an identity provider named at the last sign-in.
 
         Return the names of the groups that the account has joined or left.
         """
-        changed = groups ^ self._claimed.pop(account, frozenset())
+        changed = groups ^ self._provider_groups.pop(account, frozenset())
         if groups:
-            self._claimed[account] = groups
+            self._provider_groups[account] = groups
         if changed:
             self._priorities.pop(account, None)
         return changed
@@ -107,8 +107,8 @@ class Policy:
         return [*shared, *self._own_groups(account)]
 
     def _own_groups(self, account: str | None) -> list[Group]:
-        claimed = self._claimed.get(account, frozenset()) if account is not None else frozenset()
-        return [each for each in self._groups or () if account in each.members or each.name in claimed]
+        named = self._provider_groups.get(account, frozenset()) if account is not None else frozenset()
+        return [each for each in self._groups or () if account in each.members or each.name in named]
 
     def priority(self, account: str) -> int:
         """Return the highest priority of the account's groups; 0 if it is in no group."""

@@ -17,8 +17,8 @@ LONGEST_NAME: Final = 100  # characters
 SHORTEST_PASSWORD: Final = 12  # characters
 LONGEST_PASSWORD: Final = 1000
 #: Values of the groups claim that are kept, and characters of each.
-MAX_CLAIMS: Final = 500
-LONGEST_CLAIM: Final = 200
+MAX_GROUPS: Final = 500
+LONGEST_GROUP: Final = 200
 _LONGEST_BROWSER: Final = 300  # characters of a User-Agent header
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 
@@ -34,7 +34,7 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     password: str | None = None  # Argon2 hash; None: signs in at a provider
     issuer: str | None = None  # URL of the provider
     subject: str | None = None  # id of the person at the provider
-    claims: tuple[str, ...] = ()  # values of the groups claim at the last sign-in
+    groups_claim: tuple[str, ...] = ()  # values of the groups claim at the last sign-in
     last_sign_in_at: float | None = None
 
     @property
@@ -48,7 +48,7 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
 
     def groups(self, names: Mapping[str, str]) -> frozenset[str]:
         """Return the groups that the provider named. ``names`` maps values of the claim to groups."""
-        return frozenset(names[value] for value in self.claims if value in names)
+        return frozenset(names[value] for value in self.groups_claim if value in names)
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,8 +87,8 @@ def name_from(claim: str) -> str | None:
 def claim_values(value: object) -> tuple[str, ...]:
     """Return the values of a groups claim: a list of texts, or one text. Anything else is ignored."""
     values: Iterable[object] = value if isinstance(value, list) else [value]
-    kept = (each for each in values if isinstance(each, str) and 0 < len(each) <= LONGEST_CLAIM)
-    return tuple(dict.fromkeys(kept))[:MAX_CLAIMS]
+    kept = (each for each in values if isinstance(each, str) and 0 < len(each) <= LONGEST_GROUP)
+    return tuple(dict.fromkeys(kept))[:MAX_GROUPS]
 
 
 def password_problem(password: str, name: str) -> str | None:

@@ -28,7 +28,7 @@ TOKEN_COLUMNS: Final = (
 )
 #: Columns of a user, and of a session.
 USER_COLUMNS: Final = (
-    *("name", "scope", "created_at", "password", "issuer", "subject", "claims", "last_sign_in_at"),
+    *("name", "scope", "created_at", "password", "issuer", "subject", "groups_claim", "last_sign_in_at"),
 )
 SESSION_COLUMNS: Final = (
     *("id", "user", "digest", "created_at", "expires_at", "ended_at", "address", "browser"),

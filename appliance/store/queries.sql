@@ -595,7 +595,7 @@ UPDATE users SET password = :new WHERE name = :name AND password = :old;
 
 -- query: record_sign_in
 -- Store the time of a user's last sign-in, and the values of the groups claim.
-UPDATE users SET last_sign_in_at = :last_sign_in_at, claims = :claims WHERE name = :name;
+UPDATE users SET last_sign_in_at = :last_sign_in_at, groups_claim = :groups_claim WHERE name = :name;
 
 -- query: delete_user
 -- Remove a user.

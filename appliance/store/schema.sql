@@ -522,7 +522,7 @@ ALTER TABLE tokens ADD COLUMN last_used_from TEXT;
 -- People who sign in to the UI, and their sessions.
 
 -- `password` is an Argon2 hash. A person without one signs in at the provider `issuer`, which knows the person as
--- `subject`. `claims` is a JSON array: the values of the groups claim at the last sign-in.
+-- `subject`. `groups_claim` is a JSON array: the values of the groups claim at the last sign-in.
 CREATE TABLE users (
     name            TEXT PRIMARY KEY,
     scope           TEXT NOT NULL,
@@ -530,7 +530,7 @@ CREATE TABLE users (
     password        TEXT,
     issuer          TEXT,
     subject         TEXT,
-    claims          TEXT NOT NULL,
+    groups_claim    TEXT NOT NULL,
     last_sign_in_at REAL,
     UNIQUE (issuer, subject)
 );

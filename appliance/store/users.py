@@ -110,8 +110,8 @@ class UserTable:
             credentials = (user.issuer, user.subject, user.password)
             if known is None or (known.issuer, known.subject, known.password) != credentials:
                 return None
-            claims = {"claims": json.dumps(user.claims), "last_sign_in_at": session.created_at}
-            connection.execute(QUERIES["record_sign_in"], {"name": known.name, **claims})
+            changes = {"groups_claim": json.dumps(user.groups_claim), "last_sign_in_at": session.created_at}
+            connection.execute(QUERIES["record_sign_in"], {"name": known.name, **changes})
             connection.execute(QUERIES["delete_old_sessions"], {"before": session.created_at - _KEPT})
             columns = {name: getattr(session, name) for name in SESSION_COLUMNS} | {"user": known.name}
             connection.execute(QUERIES["insert_session"], columns)
@@ -182,13 +182,13 @@ def _is_erased(connection: sqlite3.Connection, user: User) -> bool:
 
 def _user(row: tuple[Any, ...]) -> User:
     columns = dict(zip(USER_COLUMNS, row, strict=True))
-    claims = tuple(json.loads(columns["claims"]))
-    return User(**columns | {"scope": Scope(columns["scope"]), "claims": claims})
+    groups = tuple(json.loads(columns["groups_claim"]))
+    return User(**columns | {"scope": Scope(columns["scope"]), "groups_claim": groups})
 
 
 def _user_columns(user: User) -> dict[str, Any]:
     columns = {name: getattr(user, name) for name in USER_COLUMNS}
-    return columns | {"scope": user.scope.value, "claims": json.dumps(user.claims)}
+    return columns | {"scope": user.scope.value, "groups_claim": json.dumps(user.groups_claim)}
 
 
 def _session(row: tuple[Any, ...]) -> Session:

@@ -90,7 +90,7 @@ class Auth:
         """Use ``policy`` and ``sign_on`` from the next request on; None keeps the present ``sign_on``."""
         self._sign_on = sign_on or self._sign_on
         for account, user in self._people.items():
-            policy.claim(account, self._sign_on.groups_of(user))
+            policy.set_provider_groups(account, self._sign_on.groups_of(user))
         self.policy = policy
         self._found.clear()
 
@@ -144,7 +144,7 @@ class Auth:
 
     async def _learn_groups(self, account: str) -> None:
         """Give an account the groups that the provider of its user named at the last sign-in."""
-        if self._sign_on.oidc is not None or self.policy.has_claims:
+        if self._sign_on.oidc is not None or self.policy.has_provider_groups:
             self._set_groups(account, await self._users.find(account))
 
     def _set_groups(self, account: str, user: User | None) -> None:
@@ -152,7 +152,9 @@ class Auth:
             self._people.pop(account, None)
         else:
             self._people[account] = user
-        changed = self.policy.claim(account, frozenset() if user is None else self._sign_on.groups_of(user))
+        changed = self.policy.set_provider_groups(
+            account, frozenset() if user is None else self._sign_on.groups_of(user)
+        )
         if changed:
             self._groups_changed(changed)
 

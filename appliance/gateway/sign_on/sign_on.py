@@ -198,7 +198,7 @@ class SignOn:
             created_at=time.time(),
             issuer=oidc.issuer,
             subject=claims["sub"],
-            claims=groups,
+            groups_claim=groups,
         )
 
     async def _store(

@@ -89,7 +89,9 @@ def test_check_explains_the_groups_of_the_last_sign_in(
         + "sign_on: {oidc: {issuer: https://id.example.org, client_id: x, groups_claim: groups,"
         + " groups: {/ml: vision}}}\n"
     )
-    user = User(name="anna", created_at=0.0, issuer="https://id.example.org", subject="s", claims=("/ml",))
+    user = User(
+        name="anna", created_at=0.0, issuer="https://id.example.org", subject="s", groups_claim=("/ml",)
+    )
     session = Session(
         id="s", user="anna", digest="d", created_at=0.0, expires_at=1.0, address="a", browser="b"
     )

@@ -119,7 +119,7 @@ def test_groups_from_claims_count_like_groups_of_members() -> None:
     operators = Group("operators", frozenset(), ("*",), frozenset({Right.OPERATE}))
     policy = Policy([vision, operators], None, "me")
     assert policy.of("anna") == Access("anna", (("vision/*",),), frozenset({Right.RUN}))
-    policy.claim("anna", frozenset({"operators", "no such group"}))
+    policy.set_provider_groups("anna", frozenset({"operators", "no such group"}))
     assert [group.name for group in policy.groups_of("anna")] == ["vision", "operators"]
     assert policy.of("anna") == Access("anna", (), frozenset({Right.RUN, Right.OPERATE}))
     assert policy.of("ben").rights == frozenset()
@@ -129,7 +129,7 @@ def test_a_group_that_an_identity_provider_names_counts_like_a_listed_one() -> N
     batch = Group("batch", frozenset({"ben"}), (), frozenset(), priority=-3)
     policy = Policy([batch], Group("everybody", frozenset(), (), frozenset()), "root")
     assert (policy.priority("anna"), policy.priority("ben")) == (0, -3)
-    assert policy.claim("anna", frozenset({"batch"})) == {"batch"}
+    assert policy.set_provider_groups("anna", frozenset({"batch"})) == {"batch"}
     assert batch in policy.groups_of("anna")
     assert policy.priority("anna") == -3
 
@@ -137,7 +137,7 @@ def test_a_group_that_an_identity_provider_names_counts_like_a_listed_one() -> N
 def test_the_priority_follows_the_claimed_groups() -> None:
     policy = Policy([Group("batch", frozenset(), ("*",), frozenset(), priority=-2)])
     assert policy.priority("anna") == 0
-    policy.claim("anna", frozenset({"batch"}))
+    policy.set_provider_groups("anna", frozenset({"batch"}))
     assert policy.priority("anna") == -2
-    assert policy.claim("anna", frozenset()) == {"batch"}
+    assert policy.set_provider_groups("anna", frozenset()) == {"batch"}
     assert policy.priority("anna") == 0

@@ -275,22 +275,22 @@ def test_an_account_that_joins_a_group_brings_its_counts() -> None:
     budgets.add(made(2, owner="ben"))
     budgets.count(ended(made(3)))
     assert shown(budgets) == {'group "vision"': 1}
-    budgets.groups_changed(policy.claim("anna", frozenset({"vision"})))
+    budgets.groups_changed(policy.set_provider_groups("anna", frozenset({"vision"})))
     with pytest.raises(Throttled, match="3 of 3"):
         check(budgets, made(4))
     budgets.remove("p1")
     assert shown(budgets) == {'group "vision"': 2}
-    budgets.groups_changed(policy.claim("anna", frozenset()))
+    budgets.groups_changed(policy.set_provider_groups("anna", frozenset()))
     assert shown(budgets) == {'group "vision"': 1}
-    assert policy.claim("anna", frozenset()) == frozenset()
+    assert policy.set_provider_groups("anna", frozenset()) == frozenset()
 
 
 def test_a_prediction_leaves_the_counters_that_it_was_added_to() -> None:
     policy = Policy([Group("vision", frozenset(), ("*",), frozenset())])
     budgets = Budgets([Budget(group="vision", concurrent=9)], policy)
-    policy.claim("anna", frozenset({"vision"}))
+    policy.set_provider_groups("anna", frozenset({"vision"}))
     budgets.add(made(1))
-    policy.claim("anna", frozenset())
+    policy.set_provider_groups("anna", frozenset())
     for number in range(25_000):  # more than are cached
         budgets.warnings("anna", None, f"test/m{number}", NOON)
     budgets.remove("p1")

@@ -50,11 +50,11 @@ def test_only_texts_of_a_groups_claim_count(monkeypatch: pytest.MonkeyPatch) -> 
     assert claim_values(["a", 1, None, "b", "a", {}, "", "x" * 201]) == ("a", "b")
     assert claim_values("a") == ("a",)
     assert claim_values(None) == claim_values({"a": 1}) == ()
-    monkeypatch.setattr(user, "MAX_CLAIMS", 2)
+    monkeypatch.setattr(user, "MAX_GROUPS", 2)
     assert claim_values(["a", "b", "c"]) == ("a", "b")
 
 
 def test_claims_become_the_groups_that_the_config_names() -> None:
-    anna = User(name="anna", created_at=0.0, claims=("/vision", "/other"))
+    anna = User(name="anna", created_at=0.0, groups_claim=("/vision", "/other"))
     assert anna.groups({"/vision": "vision", "/ops": "operators"}) == {"vision"}
     assert anna.groups({}) == frozenset()

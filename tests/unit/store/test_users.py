@@ -15,7 +15,7 @@ from appliance.store import AuditFilter, Store
 from tests.support.store_files import opened
 
 ANNA = User(name="anna", scope=Scope.ADMIN, created_at=1.0, password="hash")
-BEN = User(name="ben", created_at=1.0, issuer="https://id.example.org", subject="b1", claims=("x", "y"))
+BEN = User(name="ben", created_at=1.0, issuer="https://id.example.org", subject="b1", groups_claim=("x", "y"))
 
 
 @pytest.fixture
@@ -76,12 +76,12 @@ async def test_a_session_is_found_by_its_digest_and_listed_until_it_ends(store: 
 
 async def test_a_person_of_a_provider_keeps_the_account_of_the_first_sign_in(store: Store) -> None:
     assert await sign_in(store, BEN, session("s1")) == BEN
-    renamed = structs.replace(BEN, name="benjamin", claims=("z",))
+    renamed = structs.replace(BEN, name="benjamin", groups_claim=("z",))
     stored = await sign_in(store, renamed, session("s2"))
     assert stored is not None
     assert stored.name == "ben"
     (user,) = await store.users.all()
-    assert (user.name, user.claims) == ("ben", ("z",))
+    assert (user.name, user.groups_claim) == ("ben", ("z",))
     impostor = structs.replace(BEN, subject="b2")
     assert await sign_in(store, impostor, session("s3")) is None
     elsewhere = structs.replace(BEN, issuer="https://other.example.org")

@@ -71,7 +71,9 @@ def _client(request: Request, browser: str | None) -> Client:
 
 
 def _audit_event(request: Request, user: User, session: Session) -> AuditEvent:
-    after = {"signed_in_with": user.method} | ({"groups_claim": user.claims} if user.claims else {})
+    after = {"signed_in_with": user.method} | (
+        {"groups_claim": user.groups_claim} if user.groups_claim else {}
+    )
     made = audit.event(request, object=session.id, after=after)
     return structs.replace(made, owner=user.name, token=session.id)
 

@@ -101,7 +101,7 @@ def provider(groups: dict[str, str]) -> SignOnConfig:
 
 
 def person(*claims: str) -> User:
-    return User(name="me", created_at=0.0, issuer=ISSUER, subject="s", claims=claims)
+    return User(name="me", created_at=0.0, issuer=ISSUER, subject="s", groups_claim=claims)
 
 
 @pytest.mark.parametrize("header", ["Bearer my secret", "token my secret"])
