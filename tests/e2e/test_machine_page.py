@@ -40,7 +40,8 @@ def test_a_model_is_loaded_unloaded_and_pinned_in_its_row(machine: Page, client:
     row.get_by_role("button", name=f"Load {MODEL}").click()
     expect(row.locator(".badge.ready")).to_be_visible()
     expect(machine.get_by_role("status").filter(has_text=f"{MODEL} is loaded.")).to_be_visible()
-    expect(machine.locator("#devices .legend").filter(has_text=MODEL)).to_be_visible()  # one per device
+    # With more than six models it may be in the folded rest of the legend.
+    expect(machine.locator("#devices .legend").filter(has_text=MODEL).first).to_be_attached()
     row.get_by_role("button", name=f"Pin {MODEL}").click()
     expect(row).to_contain_text("pinned")
     assert state(client)["pinned"] is True

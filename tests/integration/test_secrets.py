@@ -178,7 +178,7 @@ def test_logs_and_backups_have_no_secret(secretive: Appliance, tmp_path: Path) -
     made = subprocess.run(command, env=secretive.environment, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     with tarfile.open(backup) as opened:
-        opened.extractall(tmp_path / "opened", filter="data")
+        opened.extractall(tmp_path / "opened", filter="tar")  # it has links to interpreters
     saved = [file for file in (tmp_path / "opened").rglob("*") if file.is_file()]
     assert saved
     for file in (*logs, secretive.output, *saved):
