@@ -18,7 +18,9 @@ from appliance.gateway.files.file_store import FileStore
 if TYPE_CHECKING:
     from appliance.gateway.files.sealed import ContentReader
 
-_RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE: Final = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
+_PART: Final = r"(\d{1,19}-\d{0,19}|-\d{1,19})"
+_RANGES: Final = re.compile(rf"bytes=\s*{_PART}(\s*,\s*{_PART})*\s*")
 
 
 async def respond(
@@ -38,6 +40,7 @@ async def respond(
     Raises:
         OutputRemoved: the file was deleted.
     """
+    header = _valid_range(request)
     if files.cipher is None:
         try:
             stat = await asyncio.to_thread(path.stat)
@@ -58,7 +61,7 @@ async def respond(
     sent = {**headers, "accept-ranges": "bytes"}
     if filename is not None:
         sent["content-disposition"] = f"{disposition}; filename*=utf-8''{quote(filename, safe='')}"
-    asked = _range(request.headers.get("range", ""), reader.size)
+    asked = _range(header, reader.size)
     if asked == ():
         reader.close()
         return Response(status_code=416, headers={**sent, "content-range": f"bytes */{reader.size}"})
@@ -71,6 +74,21 @@ async def respond(
         reader.close()
         return Response(status_code=status, headers=sent, media_type=media_type)
     return StreamingResponse(_pieces(reader, start, end), status, sent, media_type)
+
+
+def _valid_range(request: Request) -> str:
+    """Return the Range header; remove one that is not valid from the request, and return an empty text.
+
+    Then the whole file is sent, as RFC 9110, section 14.2, permits. Starlette's ``FileResponse`` would respond
+    with an error as plain text.
+    """
+    header = request.headers.get("range", "")
+    if _RANGES.fullmatch(header) is not None and all(
+        int(start) <= int(end) for start, end in re.findall(r"(\d+)-(\d+)", header)
+    ):
+        return header
+    request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
+    return ""
 
 
 async def _pieces(reader: ContentReader, start: int, end: int) -> AsyncIterator[bytes]:

@@ -1,0 +1,47 @@
+"""Ranges of stored files, with and without encryption."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from appliance.gateway.files.sealed import FileCipher
+from tests.support.api_client import Api
+from tests.support.engine_bench import Bench
+
+CONTENT = bytes(range(100))
+
+
+@pytest.fixture(params=["clear", "encrypted"])
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    if request.param == "encrypted":
+        bench.cipher = FileCipher(os.urandom(32))
+    await bench.start()
+    yield bench
+    await bench.stop()
+    await bench.cluster.close()
+
+
+async def download(api: Api, range: str) -> tuple[int, bytes]:
+    file = (await api.post("/v1/files", files={"content": ("a.bin", CONTENT)})).json()
+    reply = await api.get(f"/v1/files/{file['id']}/download", headers={"Range": range})
+    return reply.status_code, reply.content
+
+
+@pytest.mark.parametrize(
+    ("range", "part"),
+    [("bytes=10-19", CONTENT[10:20]), ("bytes=90-", CONTENT[90:]), ("bytes=-5", CONTENT[-5:])],
+)
+async def test_a_range_is_sent(api: Api, range: str, part: bytes) -> None:
+    assert await download(api, range) == (206, part)
+
+
+@pytest.mark.parametrize(
+    "range", ["", "bytes", "bytes=", "bytes=x-1", "bytes=9-2", "items=1-2", f"bytes={'9' * 5000}-"]
+)
+async def test_a_range_that_is_not_valid_is_ignored(api: Api, range: str) -> None:
+    assert await download(api, range) == (200, CONTENT)
