@@ -79,8 +79,8 @@ async def respond(
 def _valid_range(request: Request) -> str:
     """Return the Range header; remove one that is not valid from the request, and return an empty text.
 
-    Then the whole file is sent, as RFC 9110, section 14.2, permits. Starlette's ``FileResponse`` would respond
-    with an error as plain text.
+    Then the whole file is sent, as RFC 9110, section 14.2, permits. Starlette's ``FileResponse`` would
+    respond with an error as plain text.
     """
     header = request.headers.get("range", "")
     if _RANGES.fullmatch(header) is not None and all(
