@@ -6,8 +6,9 @@ queued: the virtual time, or the tag of the account's last queued prediction if 
 by the account's weight. The lowest tag starts first. The virtual time is the tag of the prediction that
 started last.
 
-So accounts that always have queued predictions start predictions in proportion to their weights, whoever has
-queued more. No prediction waits for ever, because only finitely many tags are below its own.
+So each account with queued predictions gets a share of the starts in proportion to its weight, however many
+predictions others have queued. No prediction waits for ever, because only finitely many tags are below its
+own.
 
 The queues of a model's instances share one virtual time, so that their tags can be compared.
 """

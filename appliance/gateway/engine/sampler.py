@@ -50,7 +50,7 @@ class Sampler:
                 await self._task
 
     def count_event(self, event: Event) -> None:
-        """Note loads, and models that are not loaded any more; ignore other events."""
+        """Record loads, and drop the KV-cache usage of models whose worker process has ended."""
         if event.kind in WORKER_ENDED:
             self._kv_cache.pop(event.model, None)
         if event.kind in _LOADED and event.seconds is not None:

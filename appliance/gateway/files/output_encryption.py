@@ -38,9 +38,9 @@ class OutputEncryption:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def forget(self, predictions: Collection[str]) -> None:
-        """Return when no file of these predictions is being encrypted, nor will be.
+        """Do not encrypt files of these predictions any more, and wait for one that is being encrypted.
 
-        Then their files can be deleted, and nothing writes a copy of one meanwhile.
+        Afterwards the files can be deleted: no encrypted copy of one appears later.
         """
         if self._searching is not None:
             await asyncio.wait({self._searching})

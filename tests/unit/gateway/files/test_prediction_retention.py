@@ -72,12 +72,18 @@ async def test_data_goes_and_the_record_stays(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_space_is_given_back_to_the_disk(tmp_path: Path) -> None:
-    file = tmp_path / "db"
+async def with_long_inputs(file: Path) -> Store:
+    """Return a database with 4 MB of inputs of old predictions."""
     store = Store(file, durability="normal")
     await store.open()
     for number in range(20):
         await ended(store, f"p{number}", 100.0, "x" * 200_000)
+    return store
+
+
+async def test_space_is_given_back_to_the_disk(tmp_path: Path) -> None:
+    file = tmp_path / "db"
+    store = await with_long_inputs(file)
     await store.close()
     full = file.stat().st_size
     await store.open()
@@ -272,10 +278,7 @@ async def test_a_prediction_that_becomes_an_example_meanwhile_keeps_its_data(tmp
 
 async def test_pages_are_given_back_in_small_steps(tmp_path: Path) -> None:
     file = tmp_path / "db"
-    store = Store(file, durability="normal")
-    await store.open()
-    for number in range(20):
-        await ended(store, f"p{number}", 100.0, "x" * 200_000)
+    store = await with_long_inputs(file)
     assert await store.compact()
     full = file.stat().st_size
     assert len((await store.remove_data(150.0, 100)).ids) == 20  # gives back as many pages as one step
