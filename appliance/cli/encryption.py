@@ -28,7 +28,7 @@ def enable(config: ConfigOption = None, home: HomeOption = None) -> None:
     APPLIANCE_ENCRYPTION_KEY_FILE may name a file with the key instead. The disk needs space for a second copy
     of the database. If the command is interrupted, run it again.
     """
-    from appliance.gateway.files.sealed import FileCipher
+    from appliance.gateway.files.encrypted_file import FileCipher
     from appliance.store import encryption, snapshot
 
     folder = home_folder(home, load_config(config))
@@ -46,7 +46,7 @@ def enable(config: ConfigOption = None, home: HomeOption = None) -> None:
         for reference in snapshot.references(database):
             if reference.path.startswith(("files/uploads/", "files/outputs/")):
                 with suppress(FileNotFoundError):  # lost before
-                    cipher.seal(folder / reference.path)
+                    cipher.encrypt(folder / reference.path)
     with_store_of(folder, lambda store: store.audit.record(command("encryption.enable")))
     typer.echo(f"the database in {folder} is encrypted with the key {encryption.key_id(key)}")
 

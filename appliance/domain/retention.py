@@ -21,7 +21,7 @@ class RetentionRules(msgspec.Struct, frozen=True):
     groups: Mapping[str, float] = {}  # by name of a group of ``policy``
     policy: Policy | None = None  # has the members of the groups
 
-    def of(self, model: str, account: str) -> float | None:
+    def seconds_for(self, model: str, account: str) -> float | None:
         """Return the time for data of this model and account; None: the data is kept forever."""
         times = [seconds for pattern, seconds in self.models.items() if matches(model, (pattern,))]
         if self.everything is not None:

@@ -57,7 +57,7 @@ from appliance.scheduler import Event, Scheduler
 from appliance.store import Store
 
 if TYPE_CHECKING:
-    from appliance.gateway.files.sealed import FileCipher
+    from appliance.gateway.files.encrypted_file import FileCipher
 
 _log = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
 def _file_cipher(store: Store) -> FileCipher | None:
     if store.data_key is None:
         return None
-    from appliance.gateway.files.sealed import FileCipher  # imports a large library
+    from appliance.gateway.files.encrypted_file import FileCipher  # imports a large library
 
     return FileCipher(store.data_key)
 

@@ -33,7 +33,9 @@ class ProviderSignInResponse(Struct, kw_only=True):
     """A sign-in that has begun at the identity provider."""
 
     url: Annotated[str, Meta(description="URL at which the person signs in")]
-    handshake: Annotated[str, Meta(description="To be returned with the code, by the same browser")]
+    authorization_request: Annotated[
+        str, Meta(description="To be returned with the code, by the same browser")
+    ]
 
 
 class SignOutResponse(Struct, kw_only=True):

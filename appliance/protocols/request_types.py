@@ -165,7 +165,7 @@ class SignInRequest(Request, kw_only=True):
 class ProviderCallbackRequest(Request, kw_only=True):
     """What the identity provider has sent to the browser."""
 
-    handshake: str
+    authorization_request: str
     state: str
     code: str
     iss: Annotated[str | None, Meta(description="Issuer (RFC 9207)")] = None

@@ -85,8 +85,8 @@ class ModelState:
         self.sleep_seconds: dict[SleepLevel, float] = {}  # the last duration of falling asleep
         self.wake_seconds: dict[SleepLevel, float] = {}  # the last duration of waking
         #: Duration of falling asleep, from then until READY, even if the sleeping model was unloaded.
-        self.fell_asleep_in = 0.0
-        self.became_ready_in = 0.0  # `fell_asleep_in` plus the duration of the load or of waking
+        self.seconds_to_sleep = 0.0
+        self.seconds_to_ready = 0.0  # `seconds_to_sleep` plus the duration of the load or of waking
 
     @property
     def name(self) -> str:

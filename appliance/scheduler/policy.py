@@ -79,11 +79,11 @@ def expected_gap(model: ModelState, now: float) -> float:
 
 def min_residency(model: ModelState) -> float:
     if model.state is Residency.LOADING:
-        return max(MIN_RESIDENCY, model.fell_asleep_in + expected_load(model))
+        return max(MIN_RESIDENCY, model.seconds_to_sleep + expected_load(model))
     level = model.sleep_level
     if level is not None:  # it sleeps or wakes
         return max(MIN_RESIDENCY, expected_sleep(model, level) + expected_wake(model, level))
-    return max(MIN_RESIDENCY, model.became_ready_in)
+    return max(MIN_RESIDENCY, model.seconds_to_ready)
 
 
 def residency_elapsed(model: ModelState, now: float) -> bool:

@@ -30,7 +30,7 @@ class Transitions:
 
     def loaded(self, entry: ModelState, levels: frozenset[SleepLevel], now: float) -> None:
         entry.load_seconds = entry.transition_to(Residency.READY, now)
-        entry.became_ready_in, entry.fell_asleep_in = entry.fell_asleep_in + entry.load_seconds, 0.0
+        entry.seconds_to_ready, entry.seconds_to_sleep = entry.seconds_to_sleep + entry.load_seconds, 0.0
         entry.ready_since = entry.last_used = now
         entry.sleep_levels = levels
         entry.failures = 0
@@ -47,7 +47,7 @@ class Transitions:
     ) -> None:
         entry.transition_to(Residency.READY, now)
         self._ledger.reserve(entry, devices, memory)
-        entry.became_ready_in = policy.expected_load(entry)
+        entry.seconds_to_ready = policy.expected_load(entry)
         entry.ready_since = entry.last_used = now
         entry.sleep_levels = levels
         entry.wanted = False
@@ -82,7 +82,7 @@ class Transitions:
         assert entry.sleep_level is not None
         assert entry.demand.sleep_footprint is not None
         seconds = entry.transition_to(Residency.ASLEEP, now)
-        entry.sleep_seconds[entry.sleep_level] = entry.fell_asleep_in = seconds
+        entry.sleep_seconds[entry.sleep_level] = entry.seconds_to_sleep = seconds
         before = entry.reserved
         residue = min(entry.demand.sleep_footprint.residue, entry.reserved)
         self._ledger.reserve(entry, entry.devices, residue)
@@ -103,7 +103,7 @@ class Transitions:
         assert entry.sleep_level is not None
         seconds = entry.transition_to(Residency.READY, now)
         entry.wake_seconds[entry.sleep_level] = seconds
-        entry.became_ready_in, entry.fell_asleep_in = entry.fell_asleep_in + seconds, 0.0
+        entry.seconds_to_ready, entry.seconds_to_sleep = entry.seconds_to_sleep + seconds, 0.0
         entry.ready_since = entry.last_used = now
         entry.sleep_level = None
         entry.wanted = entry.pinned

@@ -211,8 +211,8 @@ def _unwrapped(database: Path, wrapped: _Wrapped, key: bytes) -> bytes:
             f"{key_id(key)}: {_REMEDY}"
         )
     try:
-        sealed = base64.b64decode(wrapped.data_key, validate=True)
-        return AESGCM(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], wrapped.key.encode())
+        encrypted = base64.b64decode(wrapped.data_key, validate=True)
+        return AESGCM(key).decrypt(encrypted[:_NONCE], encrypted[_NONCE:], wrapped.key.encode())
     except (InvalidTag, ValueError) as error:
         file = key_file(database)
         raise EncryptionError(
@@ -225,8 +225,8 @@ def _written(file: Path, key: bytes, data_key: bytes) -> Path:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     nonce, id = os.urandom(_NONCE), key_id(key)
-    sealed = base64.b64encode(nonce + AESGCM(key).encrypt(nonce, data_key, id.encode())).decode()
-    content = msgspec.json.encode(_Wrapped(format=1, key=id, data_key=sealed, created_at=time.time()))
+    encrypted = base64.b64encode(nonce + AESGCM(key).encrypt(nonce, data_key, id.encode())).decode()
+    content = msgspec.json.encode(_Wrapped(format=1, key=id, data_key=encrypted, created_at=time.time()))
     new = file.with_name(f".{file.name}.{os.getpid()}")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as opened:

@@ -150,7 +150,9 @@ class Sessions:
             ApplianceError: there is no provider, or it does not answer.
         """
         begun = await self._anonymous(request).post("/admin/sign-in/provider")
-        kept = json.dumps({"handshake": begun["handshake"], "then": then[:_LONGEST_THEN]})
+        kept = json.dumps(
+            {"authorization_request": begun["authorization_request"], "then": then[:_LONGEST_THEN]}
+        )
         response = RedirectResponse(begun["url"], 303, {"cache-control": "no-store"})
         response.set_cookie(
             self._sign_in_cookie,
@@ -182,7 +184,11 @@ class Sessions:
             shown = re.sub(r"[^a-z_]", "", query.get("error", ""))[:50] or "no code"
             raise Unauthenticated(token_given=True, reason=reason.format(reason=shown))
         begun = json.loads(kept)
-        answer = {"handshake": begun["handshake"], "state": query.get("state", ""), "code": query["code"]}
+        answer = {
+            "authorization_request": begun["authorization_request"],
+            "state": query.get("state", ""),
+            "code": query["code"],
+        }
         answer |= {"iss": query.get("iss"), "browser": request.headers.get("user-agent", "")}
         made = await self._anonymous(request).post("/admin/sign-in/provider/callback", answer)
         response = RedirectResponse(begun["then"], 303)

@@ -18,10 +18,10 @@ from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Dependencies, Engine
 from appliance.gateway.engine.reload import Reload
 from appliance.gateway.engine.sampler import Sampler
+from appliance.gateway.files.encrypted_file import FileCipher
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
-from appliance.gateway.files.sealed import FileCipher
 from appliance.machine import Device
 from appliance.observability.history import History
 from appliance.observability.metrics import Metrics

@@ -16,7 +16,7 @@ from appliance.domain.errors import OutputRemoved
 from appliance.gateway.files.file_store import FileStore
 
 if TYPE_CHECKING:
-    from appliance.gateway.files.sealed import ContentReader
+    from appliance.gateway.files.encrypted_file import ContentReader
 
 _RANGE: Final = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 _PART: Final = r"(\d{1,19}-\d{0,19}|-\d{1,19})"

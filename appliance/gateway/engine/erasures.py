@@ -65,7 +65,7 @@ class Erasures:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    def erases(self, account: str) -> bool:
+    def is_erasing(self, account: str) -> bool:
         """Return whether the data of the account is being erased."""
         return account in self._tasks or self._beginning[account] > 0
 
@@ -75,7 +75,7 @@ class Erasures:
         Raises:
             Conflict: the data is being erased.
         """
-        if self.erases(account):
+        if self.is_erasing(account):
             raise Conflict(
                 f'The data of the account "{account}" is being erased: try again when the erasure has ended.'
             )

@@ -33,8 +33,8 @@ from appliance.store import RETRY_STORE
 from appliance.store.files import FileTable
 
 if TYPE_CHECKING:
+    from appliance.gateway.files.encrypted_file import FileCipher
     from appliance.gateway.files.output_encryption import OutputEncryption
-    from appliance.gateway.files.sealed import FileCipher
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Incoming:
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._buffer = bytearray()
         self._file: BinaryIO = path.open("xb")
-        self._sealed = None if cipher is None else cipher.write(self._file)
+        self._encrypted = None if cipher is None else cipher.write(self._file)
 
     async def write(self, data: bytes) -> None:
         self.size += len(data)
@@ -90,8 +90,8 @@ class Incoming:
 
     def _finish(self) -> None:
         self._flush()
-        if self._sealed is not None:
-            self._sealed.close()
+        if self._encrypted is not None:
+            self._encrypted.close()
         self._file.flush()
         os.fsync(self._file.fileno())  # the row survives a power cut, so the bytes must too
         self._file.close()
@@ -106,7 +106,7 @@ class Incoming:
     def _flush(self) -> None:
         self._sha256.update(self._buffer)
         self._md5.update(self._buffer)
-        (self._sealed or self._file).write(self._buffer)
+        (self._encrypted or self._file).write(self._buffer)
         self._buffer.clear()
 
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from appliance.gateway.files.sealed import FileCipher
+from appliance.gateway.files.encrypted_file import FileCipher
 from appliance.store import RETRY_STORE
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class OutputEncryption:
         found = []
         for file in files:
             try:
-                if not self._cipher.is_sealed(file):
+                if not self._cipher.is_encrypted(file):
                     found.append(file)
             except FileNotFoundError:  # its prediction was deleted meanwhile
                 continue
@@ -87,10 +87,10 @@ class OutputEncryption:
 
     async def _encrypt(self, file: Path, prediction: str) -> bool:
         """Encrypt a file; return False if this failed and must be repeated."""
-        sealing = asyncio.ensure_future(asyncio.to_thread(self._cipher.seal, file))
-        self._current = prediction, sealing
+        encrypting = asyncio.ensure_future(asyncio.to_thread(self._cipher.encrypt, file))
+        self._current = prediction, encrypting
         try:
-            await sealing
+            await encrypting
         except FileNotFoundError:  # its prediction was deleted meanwhile
             pass
         except OSError as error:

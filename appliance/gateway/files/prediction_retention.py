@@ -130,7 +130,7 @@ class Retention:
     async def _remove(self) -> tuple[int, int]:
         """Delete the data of up to ``BATCH`` predictions, and as many conversations; return how many."""
         rules = self._rules
-        kept = functools.cache(rules.of)
+        kept = functools.cache(rules.seconds_for)
         conversations = self._store.conversations.remove_unchanged
         data = self._store.remove_data
         count = conversation_count = 0

@@ -41,8 +41,8 @@ class Passwords:
             return False
         return hash is not None
 
-    async def renewed(self, hash: str, password: str) -> str | None:
-        """Return a hash with the parameters of today; None if ``hash`` has them."""
+    async def rehash(self, hash: str, password: str) -> str | None:
+        """Return a hash with the present parameters; None if ``hash`` has them."""
         if not _HASHER.check_needs_rehash(hash):
             return None
         async with self._slots:

@@ -19,7 +19,7 @@ from joserfc.errors import InvalidKeyIdError, JoseError
 from appliance.config import OidcConfig
 from appliance.domain.errors import ProviderFailed, SignInRefused
 from appliance.domain.local_url import is_loopback
-from appliance.gateway.sign_on.handshake import Handshake
+from appliance.gateway.sign_on.authorization_request import AuthorizationRequest
 
 #: Accepted signatures of ID tokens: only asymmetric ones, so that no public key serves as an HMAC secret.
 ALGORITHMS: Final = (
@@ -94,7 +94,7 @@ class Provider:
         self._metadata = now, found
         return found
 
-    async def authorization_url(self, handshake: Handshake) -> str:
+    async def authorization_url(self, request: AuthorizationRequest) -> str:
         """Return the URL at which the person signs in.
 
         Raises:
@@ -106,9 +106,9 @@ class Provider:
             "client_id": self.config.client_id,
             "redirect_uri": self._redirect_url,
             "scope": " ".join(dict.fromkeys(("openid", *self.config.scopes))),
-            "state": handshake.state,
-            "nonce": handshake.nonce,
-            "code_challenge": handshake.challenge,
+            "state": request.state,
+            "nonce": request.nonce,
+            "code_challenge": request.challenge,
             "code_challenge_method": "S256",
         }
         return _with_query(endpoint, query)
@@ -126,7 +126,7 @@ class Provider:
             return None
         return _with_query(endpoint, {"client_id": self.config.client_id, "post_logout_redirect_uri": then})
 
-    async def claims(self, handshake: Handshake, code: str, issuer: str | None) -> Claims:
+    async def claims(self, request: AuthorizationRequest, code: str, issuer: str | None) -> Claims:
         """Exchange a code for the claims of the person; ``issuer`` is the parameter ``iss`` of RFC 9207.
 
         Raises:
@@ -138,9 +138,9 @@ class Provider:
             raise SignInRefused("The response of the provider does not name its issuer: sign in again.")
         if issuer is not None and issuer != metadata.issuer:
             raise SignInRefused("The response came from another provider: sign in again.")
-        tokens = await self._exchange(metadata, handshake, code)
+        tokens = await self._exchange(metadata, request, code)
         claims = await self._verified(metadata, tokens.id_token)
-        self._check(claims, handshake)
+        self._check(claims, request)
         wanted = {self.config.account_claim, self.config.groups_claim} - {None}
         if wanted <= claims.keys() or metadata.userinfo_endpoint is None:
             return claims
@@ -150,13 +150,13 @@ class Provider:
             raise SignInRefused("The user info of the provider is of another person: sign in again.")
         return {**info, **claims}
 
-    async def _exchange(self, metadata: Metadata, handshake: Handshake, code: str) -> _Tokens:
+    async def _exchange(self, metadata: Metadata, request: AuthorizationRequest, code: str) -> _Tokens:
         form = {
             "grant_type": "authorization_code",
             "code": code,
             "redirect_uri": self._redirect_url,
             "client_id": self.config.client_id,
-            "code_verifier": handshake.verifier,
+            "code_verifier": request.verifier,
         }
         secret, authentication = self.config.secret(), None
         methods = metadata.token_endpoint_auth_methods_supported
@@ -192,7 +192,7 @@ class Provider:
         self._keys = now, found
         return found
 
-    def _check(self, claims: Claims, handshake: Handshake) -> None:
+    def _check(self, claims: Claims, request: AuthorizationRequest) -> None:
         """Check the claims of an ID token (OpenID Connect Core, section 3.1.3.7).
 
         Raises:
@@ -216,7 +216,7 @@ class Provider:
             raise self._refused("its time of issue (iat) is too old or in the future: check both clocks")
         if not isinstance(valid_from, int | float) or now < valid_from - CLOCK_SKEW:
             raise self._refused("it is not valid yet: check the clocks of both machines")
-        if claims.get("nonce") != handshake.nonce:
+        if claims.get("nonce") != request.nonce:
             raise self._refused("its nonce is that of another sign-in")
         if not isinstance(subject, str) or not 0 < len(subject) <= _LONGEST_SUBJECT:
             raise self._refused("it has no subject (sub)")

@@ -25,7 +25,7 @@ from appliance.domain.user import (
     name_from,
     new_secret,
 )
-from appliance.gateway.sign_on.handshake import Handshakes
+from appliance.gateway.sign_on.authorization_request import AuthorizationRequests
 from appliance.gateway.sign_on.passwords import Passwords
 from appliance.gateway.sign_on.provider import Claims, Provider
 from appliance.store.users import UserTable
@@ -38,17 +38,17 @@ _WINDOW: Final = 300.0
 _WRONG: Final = "The username or the password is wrong."
 
 
-class Client(NamedTuple):
+class Browser(NamedTuple):
     """The browser of a person who signs in."""
 
     address: str  # IP address
-    browser: str  # User-Agent header
+    user_agent: str
 
 
-class Answer(NamedTuple):
+class ProviderCallback(NamedTuple):
     """What a browser brings back from the provider."""
 
-    handshake: str  # sealed
+    authorization_request: str  # encrypted
     state: str
     code: str
     issuer: str | None  # RFC 9207
@@ -66,7 +66,7 @@ class SignOn:
     ) -> None:
         """``key`` is a key of Fernet; ``transport`` replaces the network to the provider."""
         self._users = users
-        self._handshakes = Handshakes(key)
+        self._requests = AuthorizationRequests(key)
         self._transport = transport
         self._passwords = Passwords()
         self._by_address = FailedAttempts()
@@ -78,7 +78,7 @@ class SignOn:
     def apply(self, config: Config) -> None:
         """Use ``config`` for sign-ins from now on."""
         self._config = config.sign_on
-        self._administrator = config.server.account
+        self._server_account = config.server.account
         self._public_url = config.server.public_url
         oidc = config.sign_on.oidc
         callback = f"{self._public_url}/signin/callback"
@@ -94,7 +94,7 @@ class SignOn:
         return self._config.passwords and any(user.password for user in await self._users.all())
 
     async def with_password(
-        self, name: str, password: str, client: Client, event: Callable[[User, Session], AuditEvent]
+        self, name: str, password: str, browser: Browser, event: Callable[[User, Session], AuditEvent]
     ) -> tuple[str, Session]:
         """Return the secret of a new session, and the session. ``event`` returns the record of the sign-in.
 
@@ -104,7 +104,7 @@ class SignOn:
         """
         name = name.strip().lower()
         name = name if is_name(name) else "?"  # no account has this name
-        network = client_network(client.address)
+        network = client_network(browser.address)
         counters = (
             (self._by_address, network),
             (self._by_pair, f"{name} {network}"),
@@ -124,24 +124,24 @@ class SignOn:
         self._by_pair.forget(f"{name} {network}")
         self._by_account.withdraw(name)
         self._by_address.withdraw(network)
-        if (renewed := await self._passwords.renewed(known, password)) is not None:
-            if not await self._users.rehash(name, known, renewed):  # the password was changed meanwhile
+        if (rehashed := await self._passwords.rehash(known, password)) is not None:
+            if not await self._users.rehash(name, known, rehashed):  # the password was changed meanwhile
                 raise SignInRefused(_WRONG, name)
-            user = structs.replace(user, password=renewed)
-        return await self._store(user, client, event)
+            user = structs.replace(user, password=rehashed)
+        return await self._store(user, browser, event)
 
     async def begin_at_provider(self) -> tuple[str, str]:
-        """Return the URL at which the person signs in, and the sealed handshake for the browser.
+        """Return the URL at which the person signs in, and the encrypted request for the browser.
 
         Raises:
             NotFound: there is no provider.
             ProviderFailed: the provider does not answer.
         """
-        handshake, sealed = self._handshakes.begin()
-        return await self._found_provider().authorization_url(handshake), sealed
+        request, encrypted = self._requests.begin()
+        return await self._found_provider().authorization_url(request), encrypted
 
     async def finish_at_provider(
-        self, answer: Answer, client: Client, event: Callable[[User, Session], AuditEvent]
+        self, callback: ProviderCallback, browser: Browser, event: Callable[[User, Session], AuditEvent]
     ) -> tuple[str, Session]:
         """Return the secret of a new session, and the session, for the answer of the provider.
 
@@ -151,12 +151,12 @@ class SignOn:
             ProviderFailed: the provider does not answer.
             Throttled: the browser has sent too many answers that are not valid.
         """
-        provider, network, now = self._found_provider(), client_network(client.address), time.monotonic()
+        provider, network, now = self._found_provider(), client_network(browser.address), time.monotonic()
         if wait := self._by_address.record(network, now):
             raise Throttled(f"Too many sign-ins failed: try again in {wait} s.", retry_after=wait)
-        handshake = self._handshakes.finish(answer.handshake, answer.state)
-        claims = await provider.claims(handshake, answer.code, answer.issuer)
-        made = await self._store(self._person(provider.config, claims), client, event)
+        request = self._requests.finish(callback.authorization_request, callback.state)
+        claims = await provider.claims(request, callback.code, callback.issuer)
+        made = await self._store(self._person(provider.config, claims), browser, event)
         self._by_address.withdraw(network)
         return made
 
@@ -187,7 +187,7 @@ class SignOn:
             )
         if claim == "email" and claims.get("email_verified") is not True:
             raise SignInRefused("The provider has not verified your e-mail address.")
-        if name == self._administrator:
+        if name == self._server_account:
             raise SignInRefused(
                 f'The account "{name}" is that of the administrator (server.account): nobody can sign in '
                 "to it at a provider."
@@ -202,7 +202,7 @@ class SignOn:
         )
 
     async def _store(
-        self, user: User, client: Client, event: Callable[[User, Session], AuditEvent]
+        self, user: User, browser: Browser, event: Callable[[User, Session], AuditEvent]
     ) -> tuple[str, Session]:
         secret, now = new_secret(), time.time()
         made = Session(
@@ -211,8 +211,8 @@ class SignOn:
             digest=token.digest(secret),
             created_at=now,
             expires_at=now + self._config.session,
-            address=client.address,
-            browser=browser_name(client.browser),
+            address=browser.address,
+            browser=browser_name(browser.user_agent),
         )
         stored = await self._users.sign_in(user, made, lambda known: event(known, made))
         if stored is None and await self._users.is_erased(user):

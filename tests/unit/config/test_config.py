@@ -655,10 +655,10 @@ def test_the_shortest_time_of_an_account_and_its_groups_counts(write: Write) -> 
     policy = config.access_policy
     rules = config.retention_rules(policy)
     assert rules.times == [0, 3600, 7200, 86400, 7 * 86400]
-    assert [rules.of("a/b", account) for account in ("anna", "ben", "carol")] == [3600, 0, 7 * 86400]
-    assert rules.of("appliance/echo", "carol") == 86400
+    assert [rules.seconds_for("a/b", account) for account in ("anna", "ben", "carol")] == [3600, 0, 7 * 86400]
+    assert rules.seconds_for("appliance/echo", "carol") == 86400
     policy.set_provider_groups("carol", frozenset({"a"}))  # an identity provider named the group
-    assert rules.of("a/b", "carol") == 7200
+    assert rules.seconds_for("a/b", "carol") == 7200
 
 
 @pytest.mark.parametrize(

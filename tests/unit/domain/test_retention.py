@@ -21,11 +21,11 @@ RULES = RetentionRules(100.0, {"a/*": 50.0, "a/b": 200.0, "c/d": 10.0}, {"ada": 
     ],
 )
 def test_the_shortest_time_counts(model: str, account: str, seconds: float) -> None:
-    assert RULES.of(model, account) == seconds
+    assert RULES.seconds_for(model, account) == seconds
 
 
 def test_without_a_time_that_applies_data_is_kept() -> None:
     rules = RetentionRules(None, {"a/*": 50.0}, {"ada": 20.0})
-    assert rules.of("x/y", "eve") is None
+    assert rules.seconds_for("x/y", "eve") is None
     assert rules.times == [20.0, 50.0]
     assert RetentionRules().times == []

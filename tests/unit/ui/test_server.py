@@ -92,18 +92,18 @@ async def test_a_cookie_is_good_for_one_appliance_one_week_and_as_it_was_made(
         assert cookie.secure
         assert cookie.expires is not None
         assert cookie.expires - time.time() <= session.LIFETIME
-        sealed = cookie.value or ""
+        encrypted = cookie.value or ""
     (tmp_path / "other").mkdir()
     other = Pages(api, tmp_path / "other")
     assert other.sessions.cookie != pages.sessions.cookie
     key = (tmp_path / "ui.key").read_bytes()
     stale = Fernet(key).encrypt_at_time(SECRET.encode(), int(time.time()) - session.LIFETIME - 1).decode()
-    for value in (sealed[:-2], sealed.swapcase(), "", "ü", stale, SECRET):
+    for value in (encrypted[:-2], encrypted.swapcase(), "", "ü", stale, SECRET):
         async with pages.browser() as browser:
             headers = [(b"cookie", f"{pages.sessions.cookie}={value}".encode()), (b"accept", b"text/html")]
             assert (await browser.get("/explore", headers=headers)).status_code == 303, value
     async with other.browser() as browser:
-        browser.cookies.set(other.sessions.cookie, sealed)
+        browser.cookies.set(other.sessions.cookie, encrypted)
         assert (await browser.get("/explore")).status_code == 303
     await other.server.close()
 

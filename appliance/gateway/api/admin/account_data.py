@@ -49,7 +49,7 @@ def _response(request: Request, data: AccountData) -> AccountDataResponse:
     account, erasures = request.path_params["account"], services_of(request).erasures
     return AccountDataResponse(
         account=account,
-        erasing=erasures.erases(account),
+        erasing=erasures.is_erasing(account),
         kept_models=erasures.owned_models(account),
         **msgspec.structs.asdict(data),
     )

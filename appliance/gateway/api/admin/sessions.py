@@ -18,7 +18,7 @@ from appliance.domain.token import Scope, Token
 from appliance.domain.user import Session, User
 from appliance.gateway.api import audit, client_address, requests, responses
 from appliance.gateway.api.services import services_of
-from appliance.gateway.sign_on import Answer, Client
+from appliance.gateway.sign_on import Browser, ProviderCallback
 from appliance.protocols import serializers
 from appliance.protocols.account_types import ProviderSignInResponse, SessionResponse, SignInMethodsResponse
 from appliance.protocols.request_types import ProviderCallbackRequest, SignInRequest
@@ -38,25 +38,27 @@ async def create_session(request: Request) -> Response:
     """
     _check_sender(request)
     given = await requests.parse(request, SignInRequest)
-    sign_on, client = services_of(request).sign_on, _client(request, given.browser)
-    made = await sign_on.with_password(given.username, given.password, client, partial(_audit_event, request))
+    sign_on, browser = services_of(request).sign_on, _browser(request, given.browser)
+    made = await sign_on.with_password(
+        given.username, given.password, browser, partial(_audit_event, request)
+    )
     return responses.json(_response(made[1], None, made[0]), 201)
 
 
 async def begin_at_provider(request: Request) -> Response:
     """``POST /admin/sign-in/provider``: begin a sign-in; only the UI process may send it."""
     _check_sender(request)
-    url, handshake = await services_of(request).sign_on.begin_at_provider()
-    return responses.json(ProviderSignInResponse(url=url, handshake=handshake), 201)
+    url, authorization_request = await services_of(request).sign_on.begin_at_provider()
+    return responses.json(ProviderSignInResponse(url=url, authorization_request=authorization_request), 201)
 
 
 async def finish_at_provider(request: Request) -> Response:
     """``POST /admin/sign-in/provider/callback``: create a session from the provider's response."""
     _check_sender(request)
     given = await requests.parse(request, ProviderCallbackRequest)
-    answer = Answer(given.handshake, given.state, given.code, given.iss)
+    callback = ProviderCallback(given.authorization_request, given.state, given.code, given.iss)
     secret, made = await services_of(request).sign_on.finish_at_provider(
-        answer, _client(request, given.browser), partial(_audit_event, request)
+        callback, _browser(request, given.browser), partial(_audit_event, request)
     )
     return responses.json(_response(made, None, secret), 201)
 
@@ -66,8 +68,8 @@ def _check_sender(request: Request) -> None:
         raise PermissionDenied("People sign in on the sign-in page of the UI. Programs use API tokens.")
 
 
-def _client(request: Request, browser: str | None) -> Client:
-    return Client(requests.address_of(request), browser or "")
+def _browser(request: Request, browser: str | None) -> Browser:
+    return Browser(requests.address_of(request), browser or "")
 
 
 def _audit_event(request: Request, user: User, session: Session) -> AuditEvent:

@@ -216,12 +216,12 @@ async def test_an_old_password_is_not_stored_again(
     """The password is changed after the old one was checked, before the hash of the old one is renewed."""
     changed = make_hash("another horse")
 
-    async def renewed(_passwords: object, _known: str, password: str) -> str:
+    async def rehash(_passwords: object, _known: str, password: str) -> str:
         act = AuditEvent(action="user.password")
         await bench.store.users.set_password("anna", changed, time.time(), act)
         return make_hash(password)
 
-    monkeypatch.setattr(Passwords, "renewed", renewed)
+    monkeypatch.setattr(Passwords, "rehash", rehash)
     reply = await sign_in(api, "anna")
     assert (reply.status_code, reply.json()["detail"]) == (401, "The username or the password is wrong.")
     monkeypatch.undo()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.gateway.files.sealed import FileCipher
+from appliance.gateway.files.encrypted_file import FileCipher
 from tests.support.api_client import Api
 from tests.support.engine_bench import Bench
 

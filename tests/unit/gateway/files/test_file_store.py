@@ -23,8 +23,8 @@ from appliance.domain.file import File
 from appliance.gateway.api import stored_file
 from appliance.gateway.api.errors import CompatError
 from appliance.gateway.files import file_store
+from appliance.gateway.files.encrypted_file import FileCipher
 from appliance.gateway.files.file_store import signature
-from appliance.gateway.files.sealed import FileCipher
 from tests.support.api_client import Api
 from tests.support.appliance_process import until
 from tests.support.engine_bench import Bench, entry, refusal

@@ -14,8 +14,8 @@ from appliance.config import FilesConfig
 from appliance.domain.file import OutputFile
 from appliance.domain.prediction import Prediction
 from appliance.gateway.files import output_encryption
+from appliance.gateway.files.encrypted_file import FileCipher
 from appliance.gateway.files.file_store import FileStore
-from appliance.gateway.files.sealed import FileCipher
 from appliance.store import Store
 from tests.support.appliance_process import until
 from tests.support.store_files import opened
@@ -31,11 +31,11 @@ class FullDisk(FileCipher):
     has_space = False
     tried = 0
 
-    def seal(self, path: Path) -> None:
+    def encrypt(self, path: Path) -> None:
         self.tried += 1
         if not self.has_space:
             raise OSError(errno.ENOSPC, "No space left on device")
-        super().seal(path)
+        super().encrypt(path)
 
 
 class Held(FileCipher):
@@ -45,7 +45,7 @@ class Held(FileCipher):
         super().__init__(KEY)
         self.begun, self.proceed = threading.Event(), threading.Event()
 
-    def seal(self, path: Path) -> None:
+    def encrypt(self, path: Path) -> None:
         self.begun.set()
         assert self.proceed.wait(60)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ async def test_a_stop_before_the_encryption_loses_nothing(
     assert row is not None
     assert (row.prediction, row.path) == ("p", made.path)
     assert await again.content(folder / made.path) == CONTENT
-    await until(lambda: cipher.is_sealed(folder / made.path))
+    await until(lambda: cipher.is_encrypted(folder / made.path))
     assert await again.content(folder / made.path) == CONTENT
     assert [each.name for each in (folder / "outputs" / "p" / "1").iterdir()] == [Path(made.path).name]
     await again.close()
@@ -113,7 +113,7 @@ async def test_encryption_is_repeated_when_the_disk_has_space(
     await until(lambda: cipher.tried > 4)
     assert [await files.content(path) for path in made] == [CONTENT, CONTENT]
     cipher.has_space = True
-    await until(lambda: all(cipher.is_sealed(path) for path in made))
+    await until(lambda: all(cipher.is_encrypted(path) for path in made))
     await files.close()
 
 
@@ -141,7 +141,7 @@ async def test_weights_of_trainings_are_not_encrypted(store: Store, tmp_path: Pa
     again = await started(store, tmp_path / "files", cipher)
     await again.remove_outputs(["other"])  # returns when the start has found all files to encrypt
     made = again.folder / output(again, prediction("p", "ada", "text")).path
-    await until(lambda: cipher.is_sealed(made))
+    await until(lambda: cipher.is_encrypted(made))
     assert weights.read_bytes() == CONTENT
     assert weights.name == "a.txt"
     await again.close()

@@ -13,8 +13,8 @@ from joserfc import jwk
 
 from appliance.config import OidcConfig
 from appliance.domain.errors import ProviderFailed, SignInRefused
-from appliance.gateway.sign_on import handshake
-from appliance.gateway.sign_on.handshake import Handshakes
+from appliance.gateway.sign_on import authorization_request
+from appliance.gateway.sign_on.authorization_request import AuthorizationRequests
 from appliance.gateway.sign_on.provider import Claims, Provider
 from tests.support.identity_provider import ISSUER, IdentityProvider
 
@@ -29,13 +29,13 @@ def client(network: httpx.MockTransport, **changes: Any) -> Provider:
 
 async def sign_in(provider: IdentityProvider, found: Provider | None = None, **answer: Any) -> Claims:
     found = found or client(provider)
-    begun, _ = Handshakes(Fernet.generate_key()).begin()
+    begun, _ = AuthorizationRequests(Fernet.generate_key()).begin()
     query = provider.sign_in(await found.authorization_url(begun))
     return await found.claims(begun, answer.get("code", query["code"]), answer.get("iss", query["iss"]))
 
 
 async def test_the_request_has_state_nonce_and_a_challenge() -> None:
-    begun, _ = Handshakes(Fernet.generate_key()).begin()
+    begun, _ = AuthorizationRequests(Fernet.generate_key()).begin()
     url = await client(IdentityProvider(), scopes=["groups", "openid"]).authorization_url(begun)
     assert {key: values[0] for key, values in parse_qs(urlsplit(url).query).items()} == {
         "response_type": "code",
@@ -137,9 +137,9 @@ async def test_new_keys_are_fetched_when_the_provider_replaces_them() -> None:
 async def test_a_code_works_once_and_only_with_its_verifier() -> None:
     provider = IdentityProvider()
     found = client(provider)
-    begun, _ = Handshakes(Fernet.generate_key()).begin()
+    begun, _ = AuthorizationRequests(Fernet.generate_key()).begin()
     code = provider.sign_in(await found.authorization_url(begun))["code"]
-    other, _ = Handshakes(Fernet.generate_key()).begin()
+    other, _ = AuthorizationRequests(Fernet.generate_key()).begin()
     with pytest.raises(SignInRefused, match="does not accept the authorization code"):
         await found.claims(other, code, ISSUER)
     code = provider.sign_in(await found.authorization_url(begun))["code"]
@@ -196,24 +196,25 @@ async def test_a_wrong_client_secret_is_not_shown() -> None:
     assert "wrong secret" not in str(caught.value)
 
 
-def test_a_handshake_is_finished_once_in_time_and_with_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_authorization_request_is_finished_once_in_time_and_with_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     key = Fernet.generate_key()
-    made = Handshakes(key)
-    begun, sealed = made.begin()
+    made = AuthorizationRequests(key)
+    begun, encrypted = made.begin()
     _, other = made.begin()
     with pytest.raises(SignInRefused, match="another sign-in"):
         made.finish(other, begun.state)
     with pytest.raises(SignInRefused, match="another sign-in"):
-        made.finish(sealed, "")
-    assert made.finish(sealed, begun.state) == begun
+        made.finish(encrypted, "")
+    assert made.finish(encrypted, begun.state) == begun
     with pytest.raises(SignInRefused, match="finished already"):
-        made.finish(sealed, begun.state)
-    for forged in ("", "x", sealed.swapcase(), Handshakes(Fernet.generate_key()).begin()[1]):
+        made.finish(encrypted, begun.state)
+    for forged in ("", "x", encrypted.swapcase(), AuthorizationRequests(Fernet.generate_key()).begin()[1]):
         with pytest.raises(SignInRefused, match="try again"):
             made.finish(forged, begun.state)
-    assert Handshakes(key).finish(sealed, begun.state) == begun, "after a restart of the gateway"
-    begun, sealed = made.begin()
-    at = time.time() + handshake.LIFETIME + 2
+    restarted = AuthorizationRequests(key)
+    assert restarted.finish(encrypted, begun.state) == begun
+    begun, encrypted = made.begin()
+    at = time.time() + authorization_request.LIFETIME + 2
     monkeypatch.setattr(time, "time", lambda: at)
     with pytest.raises(SignInRefused, match="longer than 10 min"):
-        made.finish(sealed, begun.state)
+        made.finish(encrypted, begun.state)

@@ -107,8 +107,8 @@ async def test_the_next_gateway_continues(api: Api, bench: Bench) -> None:
     await bench.store.erasures.begin("ada", AuditEvent(action="account.erase", object="ada"))
     erasures = services_of(bench).erasures
     await erasures.resume()
-    assert erasures.erases("ada")
-    while erasures.erases("ada"):
+    assert erasures.is_erasing("ada")
+    while erasures.is_erasing("ada"):
         await asyncio.sleep(0.005)
     assert await bench.store.erasures.pending() == []
     assert stored_files(bench) == []

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.errors import StoreError
-from appliance.gateway.files.sealed import CHUNK, FileCipher, SealedReader
+from appliance.gateway.files.encrypted_file import CHUNK, EncryptedReader, FileCipher
 from tests.support.api_client import Api
 from tests.support.appliance_process import until
 from tests.support.engine_bench import Bench
@@ -20,16 +20,16 @@ KEY = os.urandom(32)
 SIZES = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5)
 
 
-def sealed(folder: Path, content: bytes) -> Path:
+def encrypted(folder: Path, content: bytes) -> Path:
     path = folder / "file"
     path.write_bytes(content)
-    FileCipher(KEY).seal(path)
+    FileCipher(KEY).encrypt(path)
     return path
 
 
 def content_of(path: Path, start: int, end: int) -> bytes:
     reader = FileCipher(KEY).open(path)
-    assert isinstance(reader, SealedReader)
+    assert isinstance(reader, EncryptedReader)
     with contextlib.closing(reader):
         return b"".join(reader.pieces(start, end))
 
@@ -37,7 +37,7 @@ def content_of(path: Path, start: int, end: int) -> bytes:
 @pytest.mark.parametrize("size", SIZES)
 def test_every_part_can_be_read(tmp_path: Path, size: int) -> None:
     content = os.urandom(size)
-    path = sealed(tmp_path, content)
+    path = encrypted(tmp_path, content)
     for start in (0, 1, CHUNK - 1, CHUNK, size // 2):
         for end in (start, start + 1, CHUNK, CHUNK + 1, size):
             if start <= end <= size:
@@ -59,25 +59,25 @@ def test_it_can_be_written_in_pieces(tmp_path: Path, size: int) -> None:
 
 
 def test_the_content_is_not_readable_and_sealing_twice_changes_nothing(tmp_path: Path) -> None:
-    path = sealed(tmp_path, b"a secret text " * 10_000)
+    path = encrypted(tmp_path, b"a secret text " * 10_000)
     path.chmod(0o400)
     before = path.read_bytes()
     assert b"secret" not in before
-    FileCipher(KEY).seal(path)
+    FileCipher(KEY).encrypt(path)
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_files_that_are_not_encrypted_with_this_key_are_known(tmp_path: Path) -> None:
-    path = sealed(tmp_path, b"text")
-    assert FileCipher(KEY).is_sealed(path)
-    assert not FileCipher(os.urandom(32)).is_sealed(path)
+    path = encrypted(tmp_path, b"text")
+    assert FileCipher(KEY).is_encrypted(path)
+    assert not FileCipher(os.urandom(32)).is_encrypted(path)
     path.write_bytes(b"appliance file 1" + b"x" * 100)
-    assert not FileCipher(KEY).is_sealed(path)
+    assert not FileCipher(KEY).is_encrypted(path)
 
 
 def test_changed_truncated_and_reordered_files_are_refused(tmp_path: Path) -> None:
-    good = sealed(tmp_path, os.urandom(3 * CHUNK)).read_bytes()
+    good = encrypted(tmp_path, os.urandom(3 * CHUNK)).read_bytes()
     path, step = tmp_path / "file", CHUNK + 16
     header = len(good) - 3 * step
     first, second, third = (good[header + number * step :][:step] for number in range(3))
@@ -94,8 +94,8 @@ def test_an_opened_file_is_read_as_before_while_it_is_encrypted(tmp_path: Path, 
     path.write_bytes(content)
     cipher = FileCipher(KEY)
     with contextlib.closing(cipher.open(path)) as reader:
-        cipher.seal(path)
-        assert cipher.is_sealed(path)
+        cipher.encrypt(path)
+        assert cipher.is_encrypted(path)
         assert reader.size == size
         assert b"".join(reader.pieces(0, size)) == content
         assert b"".join(reader.pieces(size // 2, size)) == content[size // 2 :]
@@ -139,7 +139,7 @@ async def test_uploads_and_outputs_are_encrypted_and_served(api: Api, bench: Ben
     assert content in outputs
     folder = bench.folder / "files" / "outputs"
     files = [each for each in folder.rglob("*") if each.is_file() and not each.name.startswith(".")]
-    await until(lambda: all(cipher.is_sealed(each) for each in files))
+    await until(lambda: all(cipher.is_encrypted(each) for each in files))
     assert [(await api.get(url)).content for url in ended["output"]] == outputs
     assert len(files) == len(outputs)
 

@@ -36,7 +36,7 @@ class FileCipher:
     def __init__(self, data_key: bytes) -> None:
         self._key = hmac.digest(data_key, b"appliance files", "sha256")
 
-    def is_sealed(self, path: Path) -> bool:
+    def is_encrypted(self, path: Path) -> bool:
         """Return whether this cipher has encrypted the file.
 
         Raises:
@@ -45,12 +45,12 @@ class FileCipher:
         with path.open("rb") as file:
             return self._size(file.read(_HEADER)) is not None
 
-    def write(self, file: BinaryIO) -> SealedWriter:
+    def write(self, file: BinaryIO) -> EncryptedWriter:
         """Return a writer to an empty file."""
         salt = os.urandom(_SALT)
-        return SealedWriter(file, salt, self._of(salt))
+        return EncryptedWriter(file, salt, self._of(salt))
 
-    def seal(self, path: Path) -> None:
+    def encrypt(self, path: Path) -> None:
         """Replace a file by an encrypted copy, unless it is encrypted. Readers see the one or the other.
 
         Raises:
@@ -60,7 +60,7 @@ class FileCipher:
             if self._size(source.read(_HEADER)) is not None:
                 return
             source.seek(0)
-            new = path.with_name(f".sealed-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}")
+            new = path.with_name(f".encrypted-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}")
             try:
                 with new.open("wb") as target:
                     writer = self.write(target)
@@ -77,7 +77,7 @@ class FileCipher:
     def open(self, path: Path) -> ContentReader:
         """Return a reader of the content of a file, which may be encrypted or not.
 
-        The file is opened once, so the reader is right even if ``seal`` replaces the file meanwhile.
+        The file is opened once, so the reader is right even if ``encrypt`` replaces the file meanwhile.
 
         Raises:
             OSError: the file cannot be read.
@@ -87,8 +87,8 @@ class FileCipher:
             header = file.read(_HEADER)
             size = self._size(header)
             if size is None:
-                return ClearReader(file)
-            return SealedReader(path, file, size, self._of(header[len(_MAGIC) :][:_SALT]))
+                return PlainReader(file)
+            return EncryptedReader(path, file, size, self._of(header[len(_MAGIC) :][:_SALT]))
         except BaseException:
             file.close()
             raise
@@ -119,7 +119,7 @@ class FileCipher:
         return int.from_bytes(begin[-_SIZE:], "big")
 
 
-class SealedWriter:
+class EncryptedWriter:
     """Writes an encrypted file. The header is written last, because the size is in it."""
 
     def __init__(self, file: BinaryIO, salt: bytes, cipher: AESGCM) -> None:
@@ -153,7 +153,7 @@ class SealedWriter:
         self._number += 1
 
 
-class SealedReader:
+class EncryptedReader:
     """Reads an encrypted file; ``size`` is that of its content."""
 
     def __init__(self, path: Path, file: BinaryIO, size: int, cipher: AESGCM) -> None:
@@ -187,8 +187,8 @@ class SealedReader:
             raise StoreError(text) from error
 
 
-class ClearReader:
-    """Reads a file that is not encrypted, like ``SealedReader``."""
+class PlainReader:
+    """Reads a file that is not encrypted, like ``EncryptedReader``."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -210,7 +210,7 @@ class ClearReader:
             yield piece
 
 
-ContentReader = SealedReader | ClearReader
+ContentReader = EncryptedReader | PlainReader
 
 
 def _nonce(number: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What must stay the same between the start of a sign-in at a provider and its end."""
+"""Authorization requests: the secrets of a sign-in at a provider, from its start to its end."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from appliance.domain.errors import SignInRefused
 
 #: Seconds within which a person must sign in at the provider.
 LIFETIME: Final = 600
-_MAX_USED: Final = 100_000  # used handshakes that are remembered
+_MAX_USED: Final = 100_000  # used authorization requests that are remembered
 
 
-class Handshake(msgspec.Struct, frozen=True):
+class AuthorizationRequest(msgspec.Struct, frozen=True):
     """The secrets of one sign-in."""
 
     state: str  # the provider returns it with the code
@@ -33,10 +33,10 @@ class Handshake(msgspec.Struct, frozen=True):
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
-class Handshakes:
-    """Begins handshakes and checks that each one is finished in the same browser, once and in time.
+class AuthorizationRequests:
+    """Begins authorization requests, and checks that each is finished in the same browser, once and in time.
 
-    The UI keeps the sealed handshake in a cookie of the browser, so unfinished sign-ins need no memory here.
+    The UI keeps the encrypted request in a cookie of the browser, so unfinished sign-ins need no memory here.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -44,25 +44,26 @@ class Handshakes:
         self._fernet = Fernet(key)
         self._used: dict[str, float] = {}  # state -> when it was used, oldest first
 
-    def begin(self) -> tuple[Handshake, str]:
-        """Return a new handshake, and its sealed form for the browser."""
-        made = Handshake(*(secrets.token_urlsafe(32) for _ in range(3)))
+    def begin(self) -> tuple[AuthorizationRequest, str]:
+        """Return a new authorization request, and its encrypted form for the browser."""
+        made = AuthorizationRequest(*(secrets.token_urlsafe(32) for _ in range(3)))
         return made, self._fernet.encrypt(msgspec.json.encode(made)).decode()
 
-    def finish(self, sealed: str, state: str) -> Handshake:
-        """Return the handshake if the provider has returned its ``state``.
+    def finish(self, encrypted: str, state: str) -> AuthorizationRequest:
+        """Return the authorization request if the provider has returned its ``state``.
 
         Raises:
-            SignInRefused: the handshake is forged, too old, of another sign-in, or was used already.
+            SignInRefused: the authorization request is forged, too old or of another sign-in, or was
+                used already.
         """
         now = time.time()
         try:
-            opened = self._fernet.decrypt(sealed.encode(errors="replace"), ttl=LIFETIME)
+            opened = self._fernet.decrypt(encrypted.encode(errors="replace"), ttl=LIFETIME)
         except InvalidToken as error:
             raise SignInRefused(
                 f"The sign-in took longer than {LIFETIME // 60} min, or began in another browser: try again."
             ) from error
-        found = msgspec.json.decode(opened, type=Handshake)
+        found = msgspec.json.decode(opened, type=AuthorizationRequest)
         if not hmac.compare_digest(found.state.encode(), state.encode(errors="replace")):
             raise SignInRefused("The response of the provider belongs to another sign-in: try again.")
         while self._used:
