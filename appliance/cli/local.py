@@ -24,7 +24,7 @@ from appliance.driver import permissions
 
 if TYPE_CHECKING:
     from appliance.config import Config, ModelConfig
-    from appliance.driver.doctor import Finding
+    from appliance.driver.doctor import CheckResult
     from appliance.gateway.catalogue.servable import Servable
     from appliance.scheduler import Scheduler
 
@@ -417,7 +417,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _repair(finding: Finding, home: Path, *, ask: bool) -> None:
+def _repair(finding: CheckResult, home: Path, *, ask: bool) -> None:
     """Repair what can be repaired safely, and say on standard error what was done."""
     from appliance.driver.doctor import REPAIRS
 

@@ -42,7 +42,7 @@ Repair = Literal["permissions", "leftovers", "files"]
 DISK: Final = 2 * 1024**3  # bytes, without weights that are not downloaded yet
 
 
-class Finding(msgspec.Struct, frozen=True):
+class CheckResult(msgspec.Struct, frozen=True):
     """The result of one check."""
 
     subject: str
@@ -60,7 +60,7 @@ REPAIRS: Final[dict[Repair, tuple[Callable[[Path], str], bool]]] = {
 }
 
 
-def examine(config: Config, home: Path, port: int) -> list[Finding]:
+def examine(config: Config, home: Path, port: int) -> list[CheckResult]:
     return [
         *libraries(config),
         bytecode(),
@@ -78,11 +78,11 @@ def examine(config: Config, home: Path, port: int) -> list[Finding]:
     ]
 
 
-def isolation() -> Finding:
+def isolation() -> CheckResult:
     """Check that models can be kept from reading the memory and environment of other processes."""
     if landlock.supported():
-        return Finding("isolation of models", "ok", "Landlock")
-    return Finding(
+        return CheckResult("isolation of models", "ok", "Landlock")
+    return CheckResult(
         "isolation of models",
         "warning",
         "the kernel does not support Landlock: the code of models can read the memory of other processes",
@@ -90,7 +90,7 @@ def isolation() -> Finding:
     )
 
 
-def libraries(config: Config) -> Iterator[Finding]:
+def libraries(config: Config) -> Iterator[CheckResult]:
     """Check that large libraries are installed, and compiled: otherwise each start compiles them again."""
     names = dict.fromkeys(["ray", *(name for model in config.models for name in KINDS[model.kind].libraries)])
     needed = {name: importlib.util.find_spec(name) for name in names}
@@ -99,13 +99,13 @@ def libraries(config: Config) -> Iterator[Finding]:
         fix = (
             "run scripts/install in a checkout; otherwise install appliance[cpu], or appliance[gpu] for GPUs"
         )
-        yield Finding("libraries", "failed", f"not installed: {', '.join(missing)}", fix)
+        yield CheckResult("libraries", "failed", f"not installed: {', '.join(missing)}", fix)
     slow = [name for name, spec in needed.items() if spec is not None and not _compiled(spec)]
     if slow:
         fix = f"{sys.executable} -m compileall -q -j0 {sysconfig.get_path('purelib')}"
-        yield Finding("libraries", "warning", f"not compiled: {', '.join(slow)}; starts take longer", fix)
+        yield CheckResult("libraries", "warning", f"not compiled: {', '.join(slow)}; starts take longer", fix)
     if not missing and not slow:
-        yield Finding("libraries", "ok", f"installed and compiled: {', '.join(needed)}")
+        yield CheckResult("libraries", "ok", f"installed and compiled: {', '.join(needed)}")
 
 
 def _compiled(spec: ModuleSpec) -> bool:
@@ -113,80 +113,82 @@ def _compiled(spec: ModuleSpec) -> bool:
     return not origin.endswith(".py") or Path(importlib.util.cache_from_source(origin)).exists()
 
 
-def bytecode() -> Finding:
+def bytecode() -> CheckResult:
     """Check whether Python writes compiled modules to the disk."""
     if os.environ.get("PYTHONDONTWRITEBYTECODE"):
         found = "PYTHONDONTWRITEBYTECODE is set: `appliance serve` removes it, other commands start slower"
-        return Finding("bytecode", "warning", found, "unset PYTHONDONTWRITEBYTECODE")
-    return Finding("bytecode", "ok", "Python keeps compiled modules")
+        return CheckResult("bytecode", "warning", found, "unset PYTHONDONTWRITEBYTECODE")
+    return CheckResult("bytecode", "ok", "Python keeps compiled modules")
 
 
-def devices(config: Config) -> Finding:
+def devices(config: Config) -> CheckResult:
     try:
         found = machine.discover(config.hardware)
     except ApplianceError as error:
-        return Finding("devices", "failed", error.detail, "check that nvidia-smi works")
+        return CheckResult("devices", "failed", error.detail, "check that nvidia-smi works")
     names = ", ".join(f"{device.name} ({device.label})" for device in found)
-    return Finding("devices", "ok", names)
+    return CheckResult("devices", "ok", names)
 
 
-def disk(home: Path) -> Finding:
+def disk(home: Path) -> CheckResult:
     """Check the free space for databases, logs and caches."""
     free = shutil.disk_usage(_existing(home)).free
     found = f"{readable_bytes(free)} free at {home}"
     if free < DISK:
-        return Finding(
+        return CheckResult(
             "disk", "failed", found, "free space, or set APPLIANCE_HOME to a folder on another disk"
         )
-    return Finding("disk", "ok", found)
+    return CheckResult("disk", "ok", found)
 
 
-def folder(home: Path) -> Finding:
+def folder(home: Path) -> CheckResult:
     """Check that this user can write the data folder and that others cannot read it."""
     existing = _existing(home)
     if not os.access(existing, os.W_OK | os.X_OK):
         fix = "change its owner to the user who runs the appliance, or set APPLIANCE_HOME to another folder"
-        return Finding("data folder", "failed", f"{existing} cannot be written", fix)
+        return CheckResult("data folder", "failed", f"{existing} cannot be written", fix)
     if existing == home and home.stat().st_mode & 0o077:
-        return Finding("data folder", "warning", f"other users can read {home}", _FIX, "permissions")
-    return Finding("data folder", "ok", str(home))
+        return CheckResult("data folder", "warning", f"other users can read {home}", _FIX, "permissions")
+    return CheckResult("data folder", "ok", str(home))
 
 
-def leftovers(home: Path) -> Finding:
+def leftovers(home: Path) -> CheckResult:
     """Check whether an appliance uses the data folder, or has crashed and left worker processes running."""
     lock = home_lock.path(home)
     try:
         with lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
-        return Finding("other runs", "ok", "no appliance has used this data folder yet")
+        return CheckResult("other runs", "ok", "no appliance has used this data folder yet")
     except BlockingIOError:
         found = f"an appliance (process {lock.read_text().strip()}) uses this data folder"
-        return Finding("other runs", "ok", found)
+        return CheckResult("other runs", "ok", found)
     except OSError as error:
         fix = f"chown -R {os.getuid()} {home}"
-        return Finding("other runs", "failed", f"{lock}: {error.strerror}", fix)
+        return CheckResult("other runs", "failed", f"{lock}: {error.strerror}", fix)
     workers = repair.recorded_worker_pids(home)
     if workers:
         found = f"an appliance crashed and may have left worker processes: {', '.join(map(str, workers))}"
-        return Finding("other runs", "warning", found, f"{_FIX} (or the next `appliance serve`)", "leftovers")
+        return CheckResult(
+            "other runs", "warning", found, f"{_FIX} (or the next `appliance serve`)", "leftovers"
+        )
     if folders := repair.unfinished(home):
         found = f"interrupted backups or builds have left {', '.join(map(str, folders))}"
-        return Finding("other runs", "warning", found, _FIX, "leftovers")
-    return Finding("other runs", "ok", "earlier runs have left nothing behind")
+        return CheckResult("other runs", "warning", found, _FIX, "leftovers")
+    return CheckResult("other runs", "ok", "earlier runs have left nothing behind")
 
 
-def stored_files(home: Path) -> Iterator[Finding]:
+def stored_files(home: Path) -> Iterator[CheckResult]:
     """Compare the database with the stored files, unless a running appliance changes both."""
     if not (home / "appliance.db").is_file() or home_lock.is_taken(home):
         return
     try:
         lost, unknown = repair.missing(home), repair.unreferenced(home)
     except EncryptionError as error:  # the data is intact, and the message says what to do
-        yield Finding("stored files", "failed", error.detail)
+        yield CheckResult("stored files", "failed", error.detail)
         return
     except ApplianceError as error:
-        yield Finding(
+        yield CheckResult(
             "stored files", "failed", error.detail, "run `appliance restore` with a backup into a new folder"
         )
         return
@@ -196,24 +198,24 @@ def stored_files(home: Path) -> Iterator[Finding]:
             "restore these files from a backup; otherwise the predictions and versions that refer to them "
             "stay incomplete"
         )
-        yield Finding("stored files", "warning", found, fix)
+        yield CheckResult("stored files", "warning", found, fix)
     if unknown:
         total = readable_bytes(sum(map(repair.size, unknown)))
         found = f"{len(unknown)} files and folders ({total}) to which nothing refers, such as {unknown[0]}"
-        yield Finding("stored files", "warning", found, _FIX, "files")
+        yield CheckResult("stored files", "warning", found, _FIX, "files")
     if not lost and not unknown:
-        yield Finding("stored files", "ok", "the database and the files agree")
+        yield CheckResult("stored files", "ok", "the database and the files agree")
 
 
-def listening_port(bind_address: str, port: int) -> Finding:
+def listening_port(bind_address: str, port: int) -> CheckResult:
     """Check that the port is free; if not, name the process that listens there."""
     shown = host_and_port(bind_address, port)
     try:
         family, address = socket_address(bind_address, port)
     except ApplianceError as error:
-        return Finding("port", "failed", error.detail, "change server.host")
+        return CheckResult("port", "failed", error.detail, "change server.host")
     except OSError as error:
-        return Finding("port", "failed", f"{shown}: {error.strerror}", "change server.host")
+        return CheckResult("port", "failed", f"{shown}: {error.strerror}", "change server.host")
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -222,8 +224,8 @@ def listening_port(bind_address: str, port: int) -> Finding:
             listener = holder(port)
             fix = "stop the process (perhaps a running appliance), or set APPLIANCE_PORT to another port"
             found = f"{shown}: {error.strerror}" + (f" by {listener}" if listener else "")
-            return Finding("port", "warning", found, fix)
-    return Finding("port", "ok", f"{shown} is free")
+            return CheckResult("port", "warning", found, fix)
+    return CheckResult("port", "ok", f"{shown} is free")
 
 
 def holder(port: int) -> str | None:
@@ -239,31 +241,31 @@ def holder(port: int) -> str | None:
     return None
 
 
-def open_files() -> Finding:
+def open_files() -> CheckResult:
     """Check how many files and sockets a process may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= FILES:
-        return Finding("open files", "ok", f"{soft} per process")
+        return CheckResult("open files", "ok", f"{soft} per process")
     most = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
-    return Finding("open files", "warning", f"{soft} per process", f"ulimit -n {FILES} (at most {most})")
+    return CheckResult("open files", "warning", f"{soft} per process", f"ulimit -n {FILES} (at most {most})")
 
 
-def shared_memory(mount: Path) -> Finding:
+def shared_memory(mount: Path) -> CheckResult:
     """Check the free shared memory for Ray's object store."""
     if not mount.is_dir():
-        return Finding("shared memory", "failed", f"there is no {mount}", f"mount a tmpfs at {mount}")
+        return CheckResult("shared memory", "failed", f"there is no {mount}", f"mount a tmpfs at {mount}")
     if not os.access(mount, os.W_OK | os.X_OK):
         fix = f"mount a writable tmpfs at {mount} (docker: --shm-size=1g)"
-        return Finding("shared memory", "failed", f"{mount} cannot be written", fix)
+        return CheckResult("shared memory", "failed", f"{mount} cannot be written", fix)
     free = shutil.disk_usage(mount).free
     found = f"{readable_bytes(free)} free at {mount}"
     if free < SHARED_MEMORY:
         fix = "make it larger (docker: --shm-size=1g), or remove files that crashed programs left there"
-        return Finding("shared memory", "failed", found, fix)
-    return Finding("shared memory", "ok", found)
+        return CheckResult("shared memory", "failed", found, fix)
+    return CheckResult("shared memory", "ok", found)
 
 
-def downloads(config: Config, home: Path) -> Iterator[Finding]:
+def downloads(config: Config, home: Path) -> Iterator[CheckResult]:
     """Check for each model whether its weights are downloaded, and its environment is built."""
     for model in with_adapters(config.models):
         if model.environment is not None:
@@ -273,7 +275,7 @@ def downloads(config: Config, home: Path) -> Iterator[Finding]:
         try:
             present = weights.present(home, model)
         except WeightsError as error:
-            yield Finding(
+            yield CheckResult(
                 "weights",
                 "failed",
                 error.detail,
@@ -281,13 +283,13 @@ def downloads(config: Config, home: Path) -> Iterator[Finding]:
             )
             continue
         if present:
-            yield Finding("weights", "ok", f"{model.name}: at {weights.folder(home, model)}")
+            yield CheckResult("weights", "ok", f"{model.name}: at {weights.folder(home, model)}")
         else:
             fix = f"appliance pull {model.name} (`appliance serve` downloads them as well)"
-            yield Finding("weights", "warning", f"{model.name}: not downloaded yet", fix)
+            yield CheckResult("weights", "warning", f"{model.name}: not downloaded yet", fix)
 
 
-def identity_provider(config: Config) -> Iterator[Finding]:
+def identity_provider(config: Config) -> Iterator[CheckResult]:
     """Check that the identity provider answers, and that people reach the appliance over HTTPS."""
     oidc, public_url = config.sign_on.oidc, config.server.public_url
     if oidc is None or public_url is None:
@@ -295,25 +297,27 @@ def identity_provider(config: Config) -> Iterator[Finding]:
     try:
         asyncio.run(discover(oidc))
     except ApplianceError as error:
-        yield Finding("identity provider", "failed", error.detail, "check sign_on.oidc.issuer in models.yaml")
+        yield CheckResult(
+            "identity provider", "failed", error.detail, "check sign_on.oidc.issuer in models.yaml"
+        )
         return
     url = urlsplit(public_url)
     if url.scheme != "https" and not is_loopback(url.hostname or ""):
         found = f"{oidc.issuer} answers, but server.public_url is http: others can read codes and cookies"
         fix = "set server.tls, or use a reverse proxy with TLS"
-        yield Finding("identity provider", "warning", found, fix)
+        yield CheckResult("identity provider", "warning", found, fix)
     else:
-        yield Finding("identity provider", "ok", f"{oidc.issuer} answers")
+        yield CheckResult("identity provider", "ok", f"{oidc.issuer} answers")
 
 
-def _environment(model: ModelConfig, home: Path) -> Finding:
+def _environment(model: ModelConfig, home: Path) -> CheckResult:
     try:
         environments.require(home, model)
     except WeightsError as error:
         fix = f"appliance pull {model.name} (`appliance serve` builds it as well)"
-        return Finding("environment", "warning", error.detail, fix)
+        return CheckResult("environment", "warning", error.detail, fix)
     python = environments.interpreter(home, model)
-    return Finding("environment", "ok", f"{model.name}: Python at {python}")
+    return CheckResult("environment", "ok", f"{model.name}: Python at {python}")
 
 
 def _existing(path: Path) -> Path:

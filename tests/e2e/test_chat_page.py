@@ -193,6 +193,24 @@ def test_repeated_answers_and_edited_messages_are_branches(page: Page, client: h
     assert len(stored(client, page)["messages"]) == 5
 
 
+def test_a_page_made_before_a_change_was_stored_shows_the_change(page: Page) -> None:
+    answer, _ = script(says("one"), says("two"))
+    page.route(COMPLETIONS, answer)
+    page.goto("/chat")
+    send(page, "Count")
+    expect(last(page)).to_contain_text("one")
+    last(page).get_by_role("button", name="Regenerate").click()
+    expect(last(page)).to_contain_text("2 of 2")
+    all_stored = "() => !Object.keys(localStorage).some((key) => key.includes('unsaved'))"
+    page.wait_for_function(all_stored)
+    before = page.request.get(page.url).text()
+    last(page).get_by_role("button", name="Show the previous version").click()
+    page.wait_for_function(all_stored)
+    page.route(page.url, lambda route: route.fulfill(body=before, content_type="text/html"))
+    page.reload()
+    expect(last(page).locator(".markdown").last).to_have_text("one")
+
+
 def test_tool_calls_are_shown_and_their_results_sent(page: Page) -> None:
     call = {"index": 0, "id": "c1", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
     answer, asked = script(says("", tool_calls=[call]), says("It rains."))

@@ -6,7 +6,7 @@ import { Composer } from "./chat_composer.js";
 import { AlreadyTold, Conversation } from "./chat_conversation.js";
 import { exportAs } from "./chat_export.js";
 import { ConversationList } from "./chat_list.js";
-import { forget, forgetDeleted, recall, remember, rememberFor } from "./chat_memory.js";
+import { forget, forgetDeleted, recall, recallRevision, remember, rememberFor } from "./chat_memory.js";
 import { MessageView } from "./chat_message.js";
 import { listenToSettings, problemOf, showSettings } from "./chat_settings.js";
 import { _ } from "./texts.js";
@@ -220,6 +220,13 @@ async function open(id, { push = false } = {}) {
   enter(opened.get(id), { push });
 }
 
+// Returns a conversation of the API as it is stored now. A page may have been requested while this tab was storing a
+// change: then the page has the conversation before the change, and this tab knows a newer revision.
+async function newest(stored) {
+  if (stored.revision >= recallRevision(stored.id)) return stored;
+  return api(`/admin/conversations/${stored.id}`).then((reply) => reply.json(), () => stored);
+}
+
 // Returns a conversation of the API with the changes that were not stored, and completes its answers.
 function restored(stored) {
   const conversation = new Conversation(stored);
@@ -337,7 +344,7 @@ listenToSettings((settings) => {
   store(current);
 }, data.mayRun);
 
-const first = data.conversation === null ? new Conversation() : restored(data.conversation);
+const first = data.conversation === null ? new Conversation() : restored(await newest(data.conversation));
 if (first.id !== null) opened.set(first.id, first);
 const asked = new URL(location.href).searchParams.get("model");
 if (models.has(asked)) first.model = asked;

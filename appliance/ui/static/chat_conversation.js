@@ -1,7 +1,7 @@
 // A conversation: a tree of messages, kept in the appliance and, until it is stored there, in the browser.
 
 import { api, detailOf, setConnected, tellSessionEnded, toast } from "./common.js";
-import { forget, recall, remember } from "./chat_memory.js";
+import { forget, recall, remember, rememberRevision } from "./chat_memory.js";
 import { _ } from "./texts.js";
 
 const MOST_KEPT_ALIVE = 60_000; // characters: browsers send at most 64 KiB after a page was left
@@ -140,7 +140,10 @@ export class Conversation {
     } else if (reply.status === 409 && (await this.#mergeStored(path))) {
       this.dirty = true;
     } else if (!reply.ok) throw new Error(await detailOf(reply));
-    else Object.assign(this, { revision: (await reply.json()).revision, known });
+    else {
+      Object.assign(this, { revision: (await reply.json()).revision, known });
+      rememberRevision(this.id, this.revision); // before `unsaved` is forgotten
+    }
   }
 
   // Returns whether the stored conversation was changed since it was read. Then its messages are added, and what this

@@ -25,6 +25,23 @@ export function remember(key, value) {
   }
 }
 
+// Remembers the revision of a conversation that this tab has stored, until the tab is closed.
+export function rememberRevision(id, revision) {
+  try {
+    sessionStorage.setItem(`${prefix}revision ${id}`, revision);
+  } catch {
+    // without storage, a page that is reloaded while a change is being stored may show the conversation before it
+  }
+}
+
+export function recallRevision(id) {
+  try {
+    return Number(sessionStorage.getItem(`${prefix}revision ${id}`));
+  } catch {
+    return 0;
+  }
+}
+
 // Forgets all entries about conversations that the account no longer has: they were deleted in another browser.
 export function forgetDeleted(ids) {
   const kept = new Set([...ids, "new"]);

@@ -27,7 +27,7 @@ let loadSeconds = null; // of the model's last load
 let shownOutput = ""; // JSON of the output that is shown in `media`
 
 const pathOf = (path) => new URL(path.slice(1), document.baseURI);
-const complain = (error) => toast(error.message, { wrong: true });
+const showError = (error) => toast(error.message, { wrong: true });
 
 // Returns a part of a page, which the server has made as HTML.
 async function partOf(path, options = {}) {
@@ -106,7 +106,7 @@ function fail(error) {
   const problems = (error.problems ?? []).map(({ field, description }) => [
     field.replace(/^input\./, "").split(/[.[]/)[0], description,
   ]);
-  const others = form.complain(problems);
+  const others = form.showProblems(problems);
   status("failed", "");
   const said = others.map(([name, text]) => (name ? `${name}: ${text}` : text)).join("\n");
   byId("run-error").textContent = problems.length > 0 ? said : error.message;
@@ -119,7 +119,7 @@ async function cancel() {
   try {
     await api(`/v1/predictions/${follower.id}/cancel`, { method: "POST" });
   } catch (error) {
-    complain(error);
+    showError(error);
   }
   follower?.wake();
 }
@@ -153,7 +153,7 @@ function show(record) {
   byId("run-error").textContent = record.error ?? "";
   const logs = byId("logs");
   if (logs.textContent !== (record.logs ?? "")) logs.textContent = record.logs ?? "";
-  if (output === null) showMedia(record).catch(complain);
+  if (output === null) showMedia(record).catch(showError);
   if (!ended) return;
   if (output !== null) showText(textOf(record.output));
   byId("metrics").textContent = metricsOf(record);
@@ -227,7 +227,7 @@ async function open(name) {
 byId("model-tabs").addEventListener("tab-chosen", ({ target }) => {
   const name = target.id.slice("tab-".length);
   setAddress("tab", name === "run" ? null : name);
-  open(name).catch(complain);
+  open(name).catch(showError);
 });
 
 // -- events
@@ -248,10 +248,10 @@ byId("history").addEventListener("click", ({ target }) => {
     form.fill(JSON.parse(again));
     void run();
   }
-  if (use !== undefined) chooseUse(use, kind, data, form).catch(complain);
+  if (use !== undefined) chooseUse(use, kind, data, form).catch(showError);
 });
 
 setRunning(false); // before this script ran, a click would have been lost
 if (asked.get("run") && byId("run-error").textContent === "") follow(asked.get("run"));
 const chosen = document.querySelector("#model-tabs [aria-selected=true]").id.slice("tab-".length);
-if (chosen !== "run") open(chosen).catch(complain);
+if (chosen !== "run") open(chosen).catch(showError);

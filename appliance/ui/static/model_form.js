@@ -37,12 +37,12 @@ export class ModelForm {
   // Shows what is wrong beside each control; returns whether the inputs can be sent.
   check() {
     const problems = this.fields.map((field) => [field.name, this.#problemOf(field)]).filter(([, text]) => text);
-    this.complain(problems);
+    this.showProblems(problems);
     return problems.length === 0;
   }
 
   // Shows problems, pairs of an input's name and a text, beside the controls. Returns those of unknown inputs.
-  complain(problems) {
+  showProblems(problems) {
     const texts = new Map(problems);
     for (const field of this.fields) this.#say(field, texts.get(field.name) ?? "");
     const wrong = this.fields.find((field) => texts.has(field.name));

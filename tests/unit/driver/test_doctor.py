@@ -29,7 +29,7 @@ from appliance.config import Config
 from appliance.domain.errors import ApplianceError
 from appliance.domain.file import File
 from appliance.driver import doctor, home_lock
-from appliance.driver.doctor import Finding
+from appliance.driver.doctor import CheckResult
 from appliance.gateway.sign_on import discover
 from appliance.machine import landlock
 from appliance.machine.proc import read_stat
@@ -177,7 +177,7 @@ def test_other_runs(tmp_path: Path) -> None:
     assert "process 123" in running.found
 
 
-def repaired(finding: Finding, home: Path) -> str:
+def repaired(finding: CheckResult, home: Path) -> str:
     assert finding.repair is not None
     repair, _ = doctor.REPAIRS[finding.repair]
     return repair(home)
@@ -314,9 +314,9 @@ def test_a_port_in_use_names_its_holder() -> None:
         taken = doctor.listening_port("127.0.0.1", port)
         assert taken.state == "warning"
         assert f"(process {os.getpid()})" in taken.found
-    assert doctor.listening_port("127.0.0.1", port) == Finding("port", "ok", f"127.0.0.1:{port} is free")
+    assert doctor.listening_port("127.0.0.1", port) == CheckResult("port", "ok", f"127.0.0.1:{port} is free")
     if has_ipv6():
-        assert doctor.listening_port("::1", port) == Finding("port", "ok", f"[::1]:{port} is free")
+        assert doctor.listening_port("::1", port) == CheckResult("port", "ok", f"[::1]:{port} is free")
     assert "cannot listen on fe80::1%lo" in doctor.listening_port("fe80::1%lo", port).found
     assert f"no.such.host.invalid:{port}: " in doctor.listening_port("no.such.host.invalid", port).found
     assert doctor.holder(port) is None
@@ -375,7 +375,7 @@ def test_the_identity_provider_is_asked(monkeypatch: pytest.MonkeyPatch) -> None
     }
     config = Config.model_validate(fields)
     assert list(doctor.identity_provider(config)) == [
-        Finding("identity provider", "ok", "https://id.example.org answers")
+        CheckResult("identity provider", "ok", "https://id.example.org answers")
     ]
     plain = Config.model_validate(fields | {"server": {"public_url": "http://ai.example.org"}})
     assert [each.state for each in doctor.identity_provider(plain)] == ["warning"]
