@@ -196,7 +196,7 @@ async def test_a_wrong_client_secret_is_not_shown() -> None:
     assert "wrong secret" not in str(caught.value)
 
 
-def test_an_authorization_request_is_finished_once_in_time_and_with_its_state(
+def test_an_authorization_request_is_finished_once_and_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     key = Fernet.generate_key()
