@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from appliance.runners.base import Runner
 from appliance.runners.piper.runner import PiperRunner
 from appliance.runners.whisper.options import WhisperOptions
 from appliance.runners.whisper.runner import WhisperRunner
-from tests.support.appliance_process import ROOT, WEIGHTS
+from tests.support.appliance_process import ROOT, WEIGHTS, until
 from tests.support.runner_calls import Ran, job, load_spec, run, word_error_rate
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -319,6 +320,43 @@ async def test_a_cancel_ends_a_long_transcription(
     once = {"temperature_increment_on_fallback": 0, "condition_on_previous_text": False}
     assert await stopped_after_the_first_line(ear, tmp_path, audio=file, **once) < 20
     assert (await ear(tmp_path, audio=spoken)).output["segments"]
+
+
+async def test_audio_of_several_predictions_is_transcribed_at_the_same_time(
+    ear: Loaded, spoken: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has the transcript that it has alone, while one fails and one is cancelled."""
+    options = LANGUAGES | {"num_workers": 2}
+    runner = WhisperRunner(load_spec("whisper", ear.weights, **options))
+    await runner.setup()
+    pair, begun = threading.Barrier(2), []
+    transcribe = runner._model.transcribe
+
+    def both(*arguments: Any, **more: Any) -> Any:
+        begun.append(pair.wait(60))  # both predictions are here at the same time
+        return transcribe(*arguments, **more)
+
+    def predict(audio: Path, **given: Any) -> asyncio.Task[Ran]:
+        return asyncio.ensure_future(run(runner, job(ear.interface, tmp_path, audio=audio, **given)))
+
+    expected = [await ear(tmp_path, audio=file, word_timestamps=True) for file in (spoken, story)]
+    monkeypatch.setattr(runner._model, "transcribe", both)
+    (tmp_path / "text.wav").write_text("no sound")
+    tasks = [predict(file, word_timestamps=True) for file in (spoken, story, tmp_path / "text.wav")]
+    first, second, wrong = await asyncio.gather(*tasks, return_exceptions=True)
+    for found, alone in zip((first, second), expected, strict=True):
+        assert isinstance(found, Ran)
+        assert found.output == alone.output
+        assert found.logs == alone.logs
+        assert found.metrics["audio_duration"] == alone.metrics["audio_duration"]
+    assert isinstance(wrong, PredictionFailed)
+
+    kept, cancelled = predict(spoken, word_timestamps=True), predict(story)
+    await until(lambda: len(begun) == 4)
+    cancelled.cancel()
+    assert (await kept).output == expected[0].output
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
 
 
 async def refusal(runner: Runner) -> str:

@@ -19,8 +19,8 @@ _SECOND: Final = 128_000  # bytes of memory to decode one second of audio
 class WhisperOptions(Options):
     """Options of a speech-to-text model."""
 
-    UNVERSIONED = frozenset({"max_duration"})
-    OOM_HINT = "lower its option max_duration"
+    UNVERSIONED = frozenset({"max_duration", "num_workers"})
+    OOM_HINT = "lower its options max_duration or num_workers"
 
     compute_type: Literal[
         "auto", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16",
@@ -44,10 +44,23 @@ class WhisperOptions(Options):
         "memory.",
     )
 
+    num_workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        exclude_if=lambda value: value == 1,  # memory measured without it stays valid
+        description="Predictions that are transcribed at the same time. They share the weights and, on a "
+        "CPU, its threads. Each needs memory for audio of max_duration.",
+    )
+
+    @property
+    def predictions_at_once(self) -> int:
+        return self.num_workers
+
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         # Weights are assumed to be stored in 16 bits; float32 doubles them.
         loaded = weights.in_32_bits if self.compute_type == "float32" else weights.stored
-        return loaded + int(self.max_duration * _SECOND) + _PROCESS
+        return loaded + int(self.max_duration * _SECOND) * self.num_workers + _PROCESS
 
 
 class WhisperModel(ModelConfig):

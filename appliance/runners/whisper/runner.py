@@ -197,12 +197,15 @@ class WhisperRunner:
 
         on_cpu = self._spec.device == "cpu"
         compute_type = self._spec.options["compute_type"]
+        workers = self._spec.options.get("num_workers", 1)
         self._model = WhisperModel(
             str(folder),
             device="cpu" if on_cpu else "cuda",
             device_index=0 if on_cpu else list(range(len(self._spec.device.split(",")))),
             compute_type=("int8" if on_cpu else "float16") if compute_type == "auto" else compute_type,
-            cpu_threads=self._spec.threads,
+            # threads of each worker; workers transcribe different predictions, and share the weights
+            cpu_threads=max(1, self._spec.threads // workers),
+            num_workers=workers,
             local_files_only=True,
         )
         self._languages = LANGUAGES

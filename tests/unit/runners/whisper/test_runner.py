@@ -9,7 +9,9 @@ import pytest
 
 from appliance.domain import input_schema
 from appliance.domain.errors import InvalidInput, PredictionFailed
+from appliance.domain.weight_size import WeightSize
 from appliance.runners.whisper import runner
+from appliance.runners.whisper.options import WhisperOptions
 from appliance.runners.whisper.runner import WhisperRunner, _chunks, _settings
 
 INTERFACE = WhisperRunner.interface({})
@@ -72,3 +74,9 @@ def test_input_names_of_other_models() -> None:
     assert input_schema.validate(INTERFACE, {"file": "data:,x"})["audio"] == "data:,x"
     with pytest.raises(InvalidInput, match="transcription must be one of the following"):
         input_schema.validate(INTERFACE, {"audio": "data:,x", "transcription": "html"})
+
+
+def test_predictions_at_the_same_time_need_memory_for_their_audio() -> None:
+    one, four = (WhisperOptions(num_workers=number, max_duration=100) for number in (1, 4))
+    assert (one.predictions_at_once, four.predictions_at_once) == (1, 4)
+    assert four.footprint(WeightSize(), "cpu") - one.footprint(WeightSize(), "cpu") == 3 * 100 * 128_000
