@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import torch
 
 from appliance.runners.transformers.options import TransformersOptions
 from appliance.runners.transformers.runner import TransformersRunner
@@ -27,6 +28,7 @@ class Models:
     def made(self, maker: Callable[[Path], None]) -> Path:
         folder = self.folder / maker.__name__
         if not folder.exists():
+            torch.manual_seed(0)  # the same random weights in every run
             maker(folder)
         return folder
 

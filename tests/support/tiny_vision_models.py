@@ -244,9 +244,9 @@ def visual_question_answering(folder: Path) -> None:
     text = {
         **SMALL, "vocab_size": len(SPECIAL + WORDS), "encoder_hidden_size": 16, "projection_dim": 16,
         "max_position_embeddings": 64, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3,
-        "pad_token_id": 0,
+        "pad_token_id": 0, "initializer_range": 0.5,
     }  # fmt: skip
-    sight = {**SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 16}
+    sight = {**SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 16, "initializer_range": 0.5}
     config = BlipConfig(text_config=text, vision_config=sight, image_text_hidden_size=16, projection_dim=16)
     BlipForQuestionAnswering(config).save_pretrained(folder)
     BlipProcessor(BlipImageProcessorPil(size=SIZE), tokenizer(folder)).save_pretrained(folder)

@@ -1,18 +1,28 @@
 """Tasks of kind `transformers` whose outputs are images: masks, cut-outs, depth maps, enlarged images.
 
-Each public function loads a model for the task and returns the function that computes one prediction.
+Each public function loads a model for the task and returns the function that computes one prediction, or
+several together.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from appliance.domain.errors import PredictionFailed
 from appliance.runners import images
+from appliance.runners.transformers.image_batches import (
+    Finish,
+    PreparedImage,
+    compute_images,
+    on_cpu,
+    prepare_image,
+)
 from appliance.runners.transformers.loading import (
+    BatchCompute,
     Compute,
     LoadRequest,
     TaskInput,
@@ -58,19 +68,25 @@ class _SemanticModel:
     """A model that gives each pixel one label."""
 
     def __init__(self, loading: LoadRequest) -> None:
-        self._model = load_model(loading, "AutoModelForSemanticSegmentation")
+        self.model = load_model(loading, "AutoModelForSemanticSegmentation")
         self._processor = load_image_processor(loading)
-        labels = self._model.config.id2label
+        labels = self.model.config.id2label
         self._labels = {int(number): str(label) for number, label in labels.items()}
         self._one_label = len(labels) == 1
         if self._one_label:
             self._labels[max(self._labels) + 1] = "background"
 
-    def segments(self, image: Image, threshold: float | None) -> list[_Segment]:
-        """Return the pixels of each label; the score of a label is its mean probability there."""
+    def process(self, image: Image) -> Any:
+        return self._processor(image, return_tensors="pt")
+
+    def segments(self, outputs: Any, size: tuple[int, int], threshold: float | None) -> list[_Segment]:
+        """Return the pixels of each label; the score of a label is its mean probability there.
+
+        ``size`` is the width and height of the image, for which the model has computed ``outputs``.
+        """
         import numpy as np
 
-        scores = self._scores(image)
+        scores = self._scores(outputs, size)
         best = scores.argmax(0)
         masks = {int(number): best == number for number in np.unique(best)}
         found = [
@@ -79,28 +95,27 @@ class _SemanticModel:
         ]
         return [segment for segment in found if segment.score >= (threshold or 0)]
 
-    def foreground(self, image: Image, keep: list[str] | None) -> Array:
+    def foreground(self, outputs: Any, size: tuple[int, int], keep: list[str] | None) -> Array:
         """Return the probability of each pixel to have a label in ``keep``; None: any but the background.
 
         Raises:
             PredictionFailed: the model does not know a label, or has no label for the background.
         """
         kept = _kept(self._labels, keep)
-        shares: Array = self._scores(image)[kept].sum(0)
+        shares: Array = self._scores(outputs, size)[kept].sum(0)
         return shares
 
-    def _scores(self, image: Image) -> Array:
+    def _scores(self, outputs: Any, size: tuple[int, int]) -> Array:
         """Return the probability of each label at each pixel: an array of labels, rows and columns.
 
         A model with only one label gets the label background for the rest of the image.
         """
         import torch
 
-        inputs = self._processor(image, return_tensors="pt")
+        width, height = size
         with torch.inference_mode():
-            logits = self._model(**on_device(self._model, inputs)).logits.float()
             logits = torch.nn.functional.interpolate(
-                logits, size=(image.height, image.width), mode="bilinear", align_corners=False
+                outputs.logits.float(), size=(height, width), mode="bilinear", align_corners=False
             )
             found = logits.sigmoid()[0] if self._one_label else logits.softmax(1)[0]
             scores = torch.cat((found, 1 - found)) if self._one_label else found
@@ -112,20 +127,26 @@ class _ObjectModel:
     """A model that finds objects and their masks, such as Mask2Former."""
 
     def __init__(self, loading: LoadRequest, auto_class: str) -> None:
+        self.model = load_model(loading, auto_class)
         self._pipe = make_pipeline(
-            loading,
-            "image-segmentation",
-            load_model(loading, auto_class),
-            image_processor=load_image_processor(loading),
+            loading, "image-segmentation", self.model, image_processor=load_image_processor(loading)
         )
 
-    def segments(self, image: Image, threshold: float | None) -> list[_Segment]:
+    def process(self, image: Image) -> Any:
+        tensors = self._pipe.preprocess(image)
+        tensors.pop("target_size")
+        return tensors
+
+    def segments(self, outputs: Any, size: tuple[int, int], threshold: float | None) -> list[_Segment]:
+        """Return the objects in an image of this width and height, with their masks."""
         import numpy as np
 
-        found = self._pipe(image, threshold=_MIN_SCORE if threshold is None else threshold)
+        outputs = on_cpu(outputs)
+        outputs["target_size"] = [(size[1], size[0])]
+        found = self._pipe.postprocess(outputs, threshold=_MIN_SCORE if threshold is None else threshold)
         return [_Segment(each["label"], float(each["score"]), np.asarray(each["mask"]) > 0) for each in found]
 
-    def foreground(self, image: Image, keep: list[str] | None) -> Array:
+    def foreground(self, outputs: Any, size: tuple[int, int], keep: list[str] | None) -> Array:
         """Return 1 for each pixel of an object with a label in ``keep``, and 0 for others; None: any object.
 
         Raises:
@@ -133,10 +154,10 @@ class _ObjectModel:
         """
         import numpy as np
 
-        names = dict(enumerate(self._pipe.model.config.id2label.values()))
+        names = dict(enumerate(self.model.config.id2label.values()))
         kept = set(names.values()) if keep is None else {names[number] for number in _kept(names, keep)}
-        masks = [segment.mask for segment in self.segments(image, None) if segment.label in kept]
-        empty = np.zeros((image.height, image.width), np.float32)
+        masks = [segment.mask for segment in self.segments(outputs, size, None) if segment.label in kept]
+        empty = np.zeros((size[1], size[0]), np.float32)
         shares: Array = np.maximum.reduce([empty, *(mask.astype(np.float32) for mask in masks)])
         return shares
 
@@ -152,17 +173,16 @@ def _segmentation_model(loading: LoadRequest) -> _SemanticModel | _ObjectModel:
     return _ObjectModel(loading, "AutoModelForInstanceSegmentation")
 
 
-def image_segmentation(loading: LoadRequest) -> Compute:
+def image_segmentation(loading: LoadRequest) -> BatchCompute:
     """Find the regions of an image; the mask of each has the size of the image."""
     model = _segmentation_model(loading)
 
-    def compute(request: TaskInput) -> TaskResult:
-        image = images.read(Path(request.input["image"]), "image")
+    def finish(request: TaskInput, outputs: Any, image: PreparedImage) -> TaskResult:
         request.folder.mkdir(parents=True, exist_ok=True)
-        segments = model.segments(_small(image), request.input.get("threshold"))
+        segments = model.segments(outputs, image.scaled, request.input.get("threshold"))
         output: list[dict[str, Any]] = []
         for segment in sorted(segments, key=lambda segment: -segment.score):
-            mask = _as_image(segment.mask * 255, image)
+            mask = _as_image(segment.mask * 255, image.size)
             box = mask.getbbox()
             if box is None:
                 continue
@@ -172,29 +192,37 @@ def image_segmentation(loading: LoadRequest) -> Compute:
             output.append({"label": segment.label, "score": segment.score, "box": sides, "mask": file})
         return TaskResult(output)
 
-    return compute
+    return _segmenting(loading, model, finish)
 
 
-def background_removal(loading: LoadRequest) -> Compute:
+def background_removal(loading: LoadRequest) -> BatchCompute:
     """Cut the foreground out of an image, with a model that segments images."""
     model = _segmentation_model(loading)
 
-    def compute(request: TaskInput) -> TaskResult:
+    def finish(request: TaskInput, outputs: Any, image: PreparedImage) -> TaskResult:
         import numpy as np
 
         keep = request.input.get("labels")
-        image = images.read(Path(request.input["image"]), "image")
-        shares = model.foreground(_small(image), labels_of(keep, "labels") if keep else None)
+        shares = model.foreground(outputs, image.scaled, labels_of(keep, "labels") if keep else None)
         if request.input["reverse"]:
             shares = 1 - shares
         if request.input["threshold"] > 0:
             shares = (shares >= request.input["threshold"]).astype(np.float32)
         request.folder.mkdir(parents=True, exist_ok=True)
         file = request.folder / "output.png"
-        _composed(image, _as_image(shares * 255, image), request.input["background_type"]).save(file)
+        # The image is read again, because the images of a batch are large.
+        whole = images.read(Path(request.input["image"]), "image")
+        _composed(whole, _as_image(shares * 255, image.size), request.input["background_type"]).save(file)
         return TaskResult(file)
 
-    return compute
+    return _segmenting(loading, model, finish)
+
+
+def _segmenting(loading: LoadRequest, model: _SemanticModel | _ObjectModel, finish: Finish) -> BatchCompute:
+    return BatchCompute(
+        lambda items: compute_images(loading, model.model, items, finish),
+        partial(prepare_image, model.process, scale=_small),
+    )
 
 
 def _kept(labels: dict[int, str], keep: list[str] | None) -> list[int]:
@@ -236,38 +264,33 @@ def _small(image: Image) -> Image:
     return image.resize((max(1, int(image.width * ratio)), max(1, int(image.height * ratio))))
 
 
-def _as_image(values: Array, image: Image) -> Image:
-    """Return numbers from 0 to 255 as a grey image of the size of ``image``."""
+def _as_image(values: Array, size: tuple[int, int]) -> Image:
+    """Return numbers from 0 to 255 as a grey image of this width and height."""
     import numpy as np
     from PIL import Image as Images
 
     made = Images.fromarray(np.rint(np.clip(values, 0, 255)).astype(np.uint8))
-    if made.size == image.size:
+    if made.size == size:
         return made
     binary = set(np.unique(values)) <= {0, 255}
-    return made.resize(image.size, Images.Resampling.NEAREST if binary else Images.Resampling.BILINEAR)
+    return made.resize(size, Images.Resampling.NEAREST if binary else Images.Resampling.BILINEAR)
 
 
 # -- depth
 
 
-def depth_estimation(loading: LoadRequest) -> Compute:
+def depth_estimation(loading: LoadRequest) -> BatchCompute:
     """Estimate the depth of each pixel with a model such as Depth Anything, DPT (MiDaS) or ZoeDepth."""
-    import torch
-
     model = load_model(loading, "AutoModelForDepthEstimation")
     processor = load_image_processor(loading)
 
-    def compute(request: TaskInput) -> TaskResult:
+    def finish(request: TaskInput, outputs: Any, image: PreparedImage) -> TaskResult:
         import numpy as np
         from PIL import Image as Images
 
-        image = images.read(Path(request.input["image"]), "image")
-        inputs = processor(images=image, return_tensors="pt")
-        with torch.inference_mode():
-            outputs = model(**on_device(model, inputs))
-            # The second argument is the image's size; its name differs between models.
-            (found,) = processor.post_process_depth_estimation(outputs, [(image.height, image.width)])
+        width, height = image.size
+        # The second argument is the image's size; its name differs between models.
+        (found,) = processor.post_process_depth_estimation(outputs, [(height, width)])
         depth = found["predicted_depth"].float().cpu().numpy()
         low, high = float(depth.min()), float(depth.max())
         shares = (depth - low) / max(high - low, 1e-12)
@@ -277,7 +300,10 @@ def depth_estimation(loading: LoadRequest) -> Compute:
         Images.fromarray(np.rint(shares * 65535).astype(np.uint16)).save(exact)
         return TaskResult({"grey_depth": grey, "depth_16_bits": exact, "minimum": low, "maximum": high})
 
-    return compute
+    return BatchCompute(
+        lambda items: compute_images(loading, model, items, finish),
+        partial(prepare_image, partial(processor, return_tensors="pt")),
+    )
 
 
 # -- larger images

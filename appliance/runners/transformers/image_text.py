@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import images
+from appliance.runners.transformers.image_batches import Encoded, compute_encoded, joined, of_one, shapes
 from appliance.runners.transformers.loading import (
     BatchCompute,
-    Compute,
     LoadRequest,
     Prepared,
     TaskInput,
@@ -149,8 +149,7 @@ def zero_shot_image_classification(loading: LoadRequest) -> BatchCompute:
         labels = labels_of(request.input["labels"], "labels")
         texts = tuple(request.input["hypothesis_template"].replace("{}", label) for label in labels)
         tensors = processor(images.read(Path(request.input["image"]), "image"), return_tensors="pt")
-        shapes = tuple((name, each.shape) for name, each in tensors.items())
-        return Prepared(request, (tuple(labels), texts, shapes), tensors)
+        return Prepared(request, (tuple(labels), texts, shapes(tensors)), tensors)
 
     def compute(items: list[Prepared]) -> list[TaskResult]:
         labels, descriptions, _ = cast("tuple[Any, Any, Any]", items[0].key)
@@ -178,7 +177,7 @@ def zero_shot_image_classification(loading: LoadRequest) -> BatchCompute:
     return BatchCompute(compute, prepare)
 
 
-def zero_shot_object_detection(loading: LoadRequest) -> Compute:
+def zero_shot_object_detection(loading: LoadRequest) -> BatchCompute:
     """Find the objects in an image that texts describe, with OWL-ViT, OWLv2 or Grounding DINO.
 
     Raises:
@@ -196,29 +195,31 @@ def zero_shot_object_detection(loading: LoadRequest) -> Compute:
             f"{model.config.model_type}; choose another model"
         )
 
-    def compute(request: TaskInput) -> TaskResult:
+    def encode(request: TaskInput) -> Encoded:
         names = labels_of(request.input["query"], "query")
         image = images.read(Path(request.input["image"]), "image")
         texts: Any = ". ".join(name.lower() for name in names) + "." if together else [names]
         _check_length(model, processor.tokenizer, [texts] if together else names)
-        inputs = processor(images=image, text=texts, return_tensors="pt")
-        with torch.inference_mode():
-            outputs = model(**on_device(model, inputs))
+        tensors = processor(images=image, text=texts, return_tensors="pt")
+        return Encoded(request, tensors, (names, image.size))
+
+    def result(each: Encoded, outputs: Any) -> TaskResult:
+        request, (names, size) = each.request, each.value
         settings: dict[str, Any] = (
-            {"input_ids": inputs["input_ids"], "text_threshold": request.input["text_threshold"]}
+            {"input_ids": each.tensors["input_ids"], "text_threshold": request.input["text_threshold"]}
             if together
             else {"text_labels": [names]}
         )
         (found,) = processor.post_process_grounded_object_detection(
             outputs,
             threshold=request.input["box_threshold"],
-            target_sizes=[(image.height, image.width)],
+            target_sizes=[size[::-1]],
             **settings,
         )
         boxes, scores = found["boxes"].tolist(), found["scores"].tolist()
         labels = found["text_labels"][: len(boxes)]  # without boxes Grounding DINO's has one empty label
         detections = [
-            {"bbox": _pixels(box, image), "label": label, "confidence": score}
+            {"bbox": _pixels(box, size), "label": label, "confidence": score}
             for box, label, score in zip(boxes, labels, scores, strict=True)
         ]
         detections.sort(key=lambda detection: -detection["confidence"])
@@ -226,10 +227,17 @@ def zero_shot_object_detection(loading: LoadRequest) -> Compute:
         if request.input["show_visualisation"]:
             request.folder.mkdir(parents=True, exist_ok=True)
             output["result_image"] = request.folder / "result.png"
+            # The image is read again, because the images of a batch are large.
+            image = images.read(Path(request.input["image"]), "image")
             draw_boxes(image, detections).save(output["result_image"])
         return TaskResult(output)
 
-    return compute
+    def compute(batch: list[Encoded]) -> list[TaskResult]:
+        with torch.inference_mode():
+            outputs = model(**on_device(model, joined(batch)))
+        return [result(each, of_one(outputs, row)) for row, each in enumerate(batch)]
+
+    return BatchCompute(lambda items: compute_encoded(loading, items, encode, compute))
 
 
 def _check_length(model: Any, tokenizer: Any, texts: list[str]) -> None:
@@ -249,9 +257,9 @@ def _check_length(model: Any, tokenizer: Any, texts: list[str]) -> None:
             )
 
 
-def _pixels(box: list[float], image: Image) -> list[int]:
+def _pixels(box: list[float], size: tuple[int, int]) -> list[int]:
     """Return left, top, right and bottom of a box in whole pixels inside the image."""
-    sides = (image.width, image.height) * 2
+    sides = size * 2
     return [min(max(round(at), 0), side) for at, side in zip(box, sides, strict=True)]
 
 

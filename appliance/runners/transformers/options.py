@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from pydantic import Field
 
@@ -40,20 +40,14 @@ Task = Literal[
 ]
 
 
-#: Tasks that compute several predictions in one batch.
-BATCHED: Final[frozenset[Task]] = frozenset(
-    {
-        "reranking",
-        "image-classification",
-        "image-text-embeddings",
-        "zero-shot-image-classification",
-        "translation",
-        "summarization",
-        "text-classification",
-        "zero-shot-classification",
-        "token-classification",
-    }
+#: Tasks that compute one prediction at a time: padding would change transcripts, speech has random numbers,
+#: and an image is enlarged in parts anyway.
+_ALONE: Final[frozenset[Task]] = frozenset(
+    {"automatic-speech-recognition", "text-to-speech", "super-resolution"}
 )
+
+#: Tasks that compute several predictions in one batch.
+BATCHED: Final[frozenset[Task]] = frozenset(get_args(Task)) - _ALONE
 
 
 class TransformersOptions(Options):

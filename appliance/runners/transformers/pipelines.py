@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
-from appliance.runners import audio, images
+from appliance.runners import audio
+from appliance.runners.transformers.image_batches import (
+    PreparedImage,
+    compute_images,
+    on_cpu,
+    prepare_image,
+)
 from appliance.runners.transformers.loading import (
     BatchCompute,
     Compute,
@@ -140,43 +146,38 @@ def text_to_speech(loading: LoadRequest) -> Compute:
 
 
 def image_classification(loading: LoadRequest) -> BatchCompute:
-    import torch
-
     pipe = _image_pipeline(loading, "image-classification", "AutoModelForImageClassification")
 
-    def prepare(request: TaskInput) -> Prepared:
-        tensors = pipe.preprocess(images.read(Path(request.input["image"]), "image"))
-        return Prepared(request, tuple((name, each.shape) for name, each in tensors.items()), tensors)
+    def finish(request: TaskInput, outputs: Any, _: PreparedImage) -> TaskResult:
+        return TaskResult(_labels(pipe.postprocess(on_cpu(outputs), top_k=request.input["top_k"])))
 
-    def compute(items: list[Prepared]) -> list[TaskResult]:
-        names = items[0].value
-        logits = pipe.forward(
-            {name: torch.cat([item.value[name] for item in items]) for name in names}
-        ).logits
-        return [
-            TaskResult(
-                _labels(pipe.postprocess({"logits": row.unsqueeze(0)}, top_k=item.request.input["top_k"]))
-            )
-            for item, row in zip(items, logits, strict=True)
-        ]
-
-    return BatchCompute(compute, prepare)
+    return BatchCompute(
+        lambda items: compute_images(loading, pipe.model, items, finish),
+        partial(prepare_image, pipe.preprocess),
+    )
 
 
-def object_detection(loading: LoadRequest) -> Compute:
+def object_detection(loading: LoadRequest) -> BatchCompute:
     """Find the objects in an image; their boxes are in pixels."""
+    import torch
+
     pipe = _image_pipeline(loading, "object-detection", "AutoModelForObjectDetection")
 
-    def compute(request: TaskInput) -> TaskResult:
-        image = images.read(Path(request.input["image"]), "image")
-        found = pipe(image, threshold=request.input["threshold"])
+    def finish(request: TaskInput, outputs: Any, image: PreparedImage) -> TaskResult:
+        outputs = on_cpu(outputs)
+        width, height = image.size
+        outputs["target_size"] = torch.IntTensor([[height, width]])
+        found = pipe.postprocess(outputs, threshold=request.input["threshold"])
         boxes = [
             {"label": each["label"], "score": float(each["score"]), "box": dict(each["box"])}
             for each in found
         ]
         return TaskResult(sorted(boxes, key=lambda box: -box["score"]))
 
-    return compute
+    return BatchCompute(
+        lambda items: compute_images(loading, pipe.model, items, finish),
+        partial(prepare_image, partial(pipe.image_processor, return_tensors="pt")),
+    )
 
 
 def _image_pipeline(loading: LoadRequest, task: str, auto_class: str) -> Any:
@@ -361,24 +362,32 @@ def _entities(found: Any) -> list[dict[str, Any]]:
     ]
 
 
-def fill_mask(loading: LoadRequest) -> Compute:
+def fill_mask(loading: LoadRequest) -> BatchCompute:
     pipe = _text_pipeline(loading, "fill-mask", "AutoModelForMaskedLM")
     mask = pipe.tokenizer.mask_token
 
-    def compute(request: TaskInput) -> TaskResult:
-        text = request.input["text"].replace("[MASK]", mask).replace("<mask>", mask)
+    def with_mask(text: str) -> str:
+        text = text.replace("[MASK]", mask).replace("<mask>", mask)
         if text.count(mask) != 1:
             raise PredictionFailed("input.text: the text must have [MASK] or <mask> exactly once")
-        check_fits(pipe.model, pipe.tokenizer, text)
-        found = pipe(text, top_k=request.input["top_k"])
-        return TaskResult(
-            [
-                {"token": each["token_str"], "score": float(each["score"]), "text": each["sequence"]}
-                for each in found
-            ]
-        )
+        return text
 
-    return compute
+    def prepare(request: TaskInput) -> Prepared:
+        text = with_mask(request.input["text"])
+        return Prepared(request._replace(input={**request.input, "text": text}), request.input["top_k"])
+
+    def compute(items: list[Prepared]) -> list[TaskResult | Exception]:
+        found = _of_texts(loading, pipe, items, top_k=items[0].key)
+        return [each if isinstance(each, Exception) else TaskResult(_words(each)) for each in found]
+
+    return BatchCompute(compute, prepare)
+
+
+def _words(found: Any) -> list[dict[str, Any]]:
+    return [
+        {"token": each["token_str"], "score": float(each["score"]), "text": each["sequence"]}
+        for each in found
+    ]
 
 
 def _of_texts(loading: LoadRequest, pipe: Any, items: list[Prepared], **settings: Any) -> list[Any]:
@@ -388,7 +397,8 @@ def _of_texts(loading: LoadRequest, pipe: Any, items: list[Prepared], **settings
     lengths = {number: each for number, each in enumerate(found) if isinstance(each, int)}
     if lengths:
         size = batch_size(loading, pipe.tokenizer, lengths.values())
-        results = pipe([texts[number] for number in lengths], batch_size=size, **settings)
+        # a generator, because the result for a list with one text is not always a list
+        results = list(pipe((texts[number] for number in lengths), batch_size=size, **settings))
         for number, result in zip(lengths, results, strict=True):
             found[number] = result
     return found

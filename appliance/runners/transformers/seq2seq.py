@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import images
+from appliance.runners.transformers.image_batches import Encoded, compute_encoded, joined
 from appliance.runners.transformers.loading import (
     BatchCompute,
-    Compute,
     LoadRequest,
     Prepared,
     TaskInput,
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     import torch
 
 
-def image_captioning(loading: LoadRequest) -> Compute:
+def image_captioning(loading: LoadRequest) -> BatchCompute:
     """Describe an image with a model that completes a prompt, such as BLIP, takes none or is a chat model."""
     return _image_to_text(loading, "Describe this image.")
 
 
-def ocr(loading: LoadRequest) -> Compute:
+def ocr(loading: LoadRequest) -> BatchCompute:
     """Read the text in an image with a model that takes no prompt, such as TrOCR, or with a chat model."""
     return _image_to_text(loading, "Read all the text in this image.")
 
 
-def _image_to_text(loading: LoadRequest, question: str) -> Compute:
-    """Return the function that computes a text about an image.
+def _image_to_text(loading: LoadRequest, question: str) -> BatchCompute:
+    """Return the function that computes texts about images.
 
     ``question`` is the prompt for chat models if the prediction has none.
     """
@@ -59,22 +59,53 @@ def _image_to_text(loading: LoadRequest, question: str) -> Compute:
     chats = combined and bool(getattr(processor, "chat_template", None))
     completes = combined and model_type(loading) != "vision-encoder-decoder"  # starts with the prompt
 
-    def compute(request: TaskInput) -> TaskResult:
+    def encode(request: TaskInput) -> Encoded:
         image = images.read(Path(request.input["image"]), "image")
         prompt = request.input.get("prompt") or None
         if not chats and not completes:
             if prompt is not None:
                 raise PredictionFailed("input.prompt: this model takes no prompt; leave this input out")
-            inputs = (image_processor or processor)(images=image, return_tensors="pt")
-        else:
-            text = _chat_prompt(processor, prompt or question) if chats else prompt
-            inputs = processor(images=image, text=text, return_tensors="pt")
-        tokens = _generate(model, inputs, [request])
-        start = inputs["input_ids"].shape[1] if chats else 0
-        caption = tokenizer.decode(tokens[0][start:], skip_special_tokens=True).strip()
-        return TaskResult(caption, {"output_token_count": int(tokens.shape[1] - start)})
+            return Encoded(request, (image_processor or processor)(images=image, return_tensors="pt"))
+        text = _chat_prompt(processor, prompt or question) if chats else prompt
+        return Encoded(request, processor(images=image, text=text, return_tensors="pt"))
 
-    return compute
+    def compute(batch: list[Encoded]) -> list[TaskResult]:
+        start = batch[0].tensors["input_ids"].shape[1] if chats else 0
+        return _texts(model, tokenizer, batch, start)
+
+    return BatchCompute(lambda items: compute_encoded(loading, items, encode, compute), _with_same_limits)
+
+
+def _with_same_limits(request: TaskInput) -> Prepared:
+    """Return a prediction that shares a batch with those that have the same arguments of ``generate``."""
+    return Prepared(request, (request.input["max_new_tokens"], request.input.get("num_beams")))
+
+
+def _texts(model: Any, tokenizer: Any, batch: list[Encoded], start: int = 0) -> list[TaskResult]:
+    """Return the text that the model generates for each of ``batch``.
+
+    ``start`` is the number of tokens of the prompt, which the model repeats before a text.
+    """
+    tokens = _generate(model, joined(batch), [each.request for each in batch])
+    found = []
+    for row in tokens:
+        made = _without_final_padding(row[start:], model, tokenizer)
+        text = tokenizer.decode(made, skip_special_tokens=True).strip()
+        found.append(TaskResult(text, {"output_token_count": len(made)}))
+    return found
+
+
+def _without_final_padding(tokens: torch.Tensor, model: Any, tokenizer: Any) -> torch.Tensor:
+    """Return generated tokens without the padding that makes the texts of a batch equally long."""
+    config = model.generation_config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    padding = {*ends, config.pad_token_id, tokenizer.pad_token_id}
+    count = len(tokens)
+    while count > 1 and int(tokens[count - 1]) in padding:
+        count -= 1
+    if count < len(tokens) and int(tokens[count]) in ends:
+        count += 1  # the end token is a part of the text
+    return tokens[:count]
 
 
 def _chat_prompt(processor: Any, prompt: str) -> str:
@@ -85,7 +116,7 @@ def _chat_prompt(processor: Any, prompt: str) -> str:
     return text
 
 
-def visual_question_answering(loading: LoadRequest) -> Compute:
+def visual_question_answering(loading: LoadRequest) -> BatchCompute:
     """Answer a question about an image with BLIP, which generates text, or ViLT, which chooses an answer.
 
     Raises:
@@ -103,20 +134,20 @@ def visual_question_answering(loading: LoadRequest) -> Compute:
     model = load_model(loading, "AutoModelForVisualQuestionAnswering")
     processor = load_processor(AutoProcessor, loading)
 
-    def compute(request: TaskInput) -> TaskResult:
+    def encode(request: TaskInput) -> Encoded:
         image = images.read(Path(request.input["image"]), "image")
         question = request.input["question"]
         check_fits(model, processor.tokenizer, question, "question")
-        inputs = processor(images=image, text=question, return_tensors="pt")
-        if kind == "vilt":
-            with torch.inference_mode():
-                best = int(model(**on_device(model, inputs)).logits.argmax(-1)[0])
-            return TaskResult(model.config.id2label[best])
-        tokens = _generate(model, inputs, [request])
-        answer = processor.tokenizer.decode(tokens[0], skip_special_tokens=True).strip()
-        return TaskResult(answer, {"output_token_count": int(tokens.shape[1])})
+        return Encoded(request, processor(images=image, text=question, return_tensors="pt"))
 
-    return compute
+    def compute(batch: list[Encoded]) -> list[TaskResult]:
+        if kind == "blip":
+            return _texts(model, processor.tokenizer, batch)
+        with torch.inference_mode():
+            best = model(**on_device(model, joined(batch))).logits.argmax(-1).tolist()
+        return [TaskResult(model.config.id2label[each]) for each in best]
+
+    return BatchCompute(lambda items: compute_encoded(loading, items, encode, compute), _with_same_limits)
 
 
 def translation(loading: LoadRequest) -> BatchCompute:
