@@ -133,10 +133,13 @@ def unfinished(home: Path) -> list[Path]:
     return [each for each, pid in owners if not (pid.isdecimal() and is_running(int(pid)))]
 
 
-def build(home: Path, model: ModelConfig, say: Callable[[str], None] = _log.debug) -> None:
+def build(
+    home: Path, model: ModelConfig, say: Callable[[str], None] = _log.debug, *, wheels: Path | None = None
+) -> None:
     """Build the model's environment, unless it exists or the model needs none.
 
-    ``say`` gets a line for each step, and every line that a tool prints.
+    ``say`` gets a line for each step, and every line that a tool prints. ``wheels`` is a folder of packages
+    that replaces the package index, so that no network is needed.
 
     Raises:
         WeightsError: the build failed; the message has the output of uv, which names the package.
@@ -153,7 +156,10 @@ def build(home: Path, model: ModelConfig, say: Callable[[str], None] = _log.debu
         cpu = "+cpu" in inherited.get("torch", "")
         variables = package_index.uv_variables(without_secrets(), cpu=cpu)
         process = BuildProcess(model.name, partial, say, variables, "environment")
-        found = _make(model.kind, model.environment, process, package_index.torch_options(cpu=cpu))
+        options = package_index.torch_options(cpu=cpu)
+        if wheels is not None:
+            options = ["--offline", "--no-index", "--find-links", str(wheels)]
+        found = _make(model.kind, model.environment, process, options)
         (partial / _DESCRIPTION).write_bytes(msgspec.json.encode(found))
         partial.rename(target)
     except OSError as error:

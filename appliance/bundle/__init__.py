@@ -6,6 +6,7 @@
         uv, python.tar       the installer of packages, and a Python (optional)
         requirements.lock    names and hashes of the packages
         wheels/              the packages, and the appliance itself
+        environments/        packages of environments of models (key `environment` of models.yaml)
         config/              models.yaml, models.d/ and readme files; `install` copies them beside the scripts
         local/               weights of models whose source is a path
         weights/             other weights, as in the data folder

@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from appliance import __version__, weights
 from appliance.adding.known_models import VARIABLE as CATALOGUE_VARIABLE
-from appliance.bundle import licences, models, toolchain, wheels
+from appliance.bundle import environment_wheels, licences, models, toolchain, wheels
 from appliance.bundle.models import Member
 from appliance.bundle.wheels import Wheel
 from appliance.config import Config, FolderSource, ModelConfig
@@ -48,11 +48,21 @@ class Plan(msgspec.Struct):
     missing: list[str]  # names of models whose weights must be downloaded first; their size is not known
     wheels: list[Wheel]
     weights: int  # bytes of the weights that are on the disk
+    environments: dict[str, list[Wheel]] = {}  # wheels by their folder; looked up by ``create``
+
+    @property
+    def all_wheels(self) -> list[Wheel]:
+        """The wheels of the appliance and of environments of models, each once."""
+        return list(
+            {
+                wheel.name: wheel for listed in (self.wheels, *self.environments.values()) for wheel in listed
+            }.values()
+        )
 
     @property
     def packages(self) -> int:
         """Size of all wheels in bytes."""
-        return sum(wheel.size for wheel in self.wheels)
+        return sum(wheel.size for wheel in self.all_wheels)
 
     @property
     def size(self) -> int:
@@ -79,6 +89,7 @@ def plan(
     """
     toolchain.check_checkout(root)
     chosen = models.choose(config, names)
+    environment_wheels.check_variant(chosen, variant)
     missing = [model.name for model in chosen if not _has_weights(home, model)]
     present = [model for model in chosen if model.name not in missing]
     with wheels.Index() as index:
@@ -109,14 +120,18 @@ def create(
         _check_texts(work, texts.texts, config)
         _pull(home, planned, progress)
         members = models.weight_files(home, planned.models)
-        _check_space(target.parent, planned, members, work)
         with wheels.Index() as index:
-            paths = wheels.download(planned.wheels, work / "wheels", index, progress)
+            planned.environments = environment_wheels.resolve(home, planned.models, index)
+            _check_space(target.parent, planned, members, work)
+            paths = wheels.download(planned.all_wheels, work / "wheels", index, progress)
         built = toolchain.build_wheel(root, work / "appliance")
         packages = [*paths.values(), built]
         if planned.python:
             members.append(Member("python.tar", toolchain.pack_python(work)))
-        members += [Member(f"wheels/{path.name}", path) for path in packages]
+        members += [Member(f"wheels/{wheel.name}", paths[wheel.name]) for wheel in planned.wheels]
+        members.append(Member(f"wheels/{built.name}", built))
+        for folder, listed in planned.environments.items():
+            members += [Member(f"{folder}/{wheel.name}", paths[wheel.name]) for wheel in listed]
         members.append(Member("uv", Path(toolchain.uv_program())))
         members.append(Member("requirements.lock", _lock(root, planned.variant)))
         members += [Member(name, root / "scripts" / script) for script, name in _SCRIPTS.items()]
@@ -124,6 +139,9 @@ def create(
         if own is not None and not own.startswith("https://"):
             members.append(Member("catalogue.yaml", Path(own).expanduser()))
         contents = {f"{models.CONFIG}/{name}": text for name, text in texts.texts.items()}
+        for folder, listed in planned.environments.items():
+            lines = (f"{wheel.package}=={wheel.version}\n" for wheel in listed)
+            contents[f"{folder}/packages.txt"] = "".join(lines)
         described = _licences(home, config, planned, members, packages)
         contents["licences.json"] = json.dumps(described, indent=2) + "\n"
         contents[_CONF] = _conf(planned, packages, members)
@@ -173,7 +191,7 @@ def _check_space(folder: Path, planned: Plan, members: Sequence[Member], work: P
         ApplianceError: they do not.
     """
     size = planned.packages + _TOOLS + sum(member.path.stat().st_size for member in members)
-    download = wheels.missing(planned.wheels, work / "wheels") + _TOOLS
+    download = wheels.missing(planned.all_wheels, work / "wheels") + _TOOLS
     free = shutil.disk_usage(folder).free
     if size + download > free:
         raise ApplianceError(
@@ -210,7 +228,7 @@ def _conf(planned: Plan, packages: Sequence[Path], members: Sequence[Member]) ->
         "variant": planned.variant,
         "machine": platform.machine(),
         "python": toolchain.VERSION,
-        "glibc": f"2.{max((wheel.glibc for wheel in planned.wheels), default=wheels.OLDEST_GLIBC)}",
+        "glibc": f"2.{max((wheel.glibc for wheel in planned.all_wheels), default=wheels.OLDEST_GLIBC)}",
         # compiled Python takes about as much space as its source
         "packages_gib": (unpacked * 5 // 4 + python) // 1024**3 + 1,
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from appliance import config as configuration
+from appliance.bundle import environment_wheels
 from appliance.config import CogModel, Config, FolderSource, ModelConfig, includes, text_file, yaml_source
 from appliance.config import variables as references
 from appliance.config.edit import change_entry, remove_entry
@@ -42,7 +43,7 @@ def choose(config: Config, names: Sequence[str]) -> list[ModelConfig]:
 
     Raises:
         ConfigError: models.yaml has no such model.
-        ApplianceError: a model is a Cog project or has an environment, which works on this machine only.
+        ApplianceError: a model is a Cog project, or has an environment that cannot be bundled.
     """
     by_name = {name: model for model in config.models for name in (model.name, *model.aliases)}
     for name in names:
@@ -57,12 +58,7 @@ def choose(config: Config, names: Sequence[str]) -> list[ModelConfig]:
                 f"model {model.name} is a Cog project, and the environment of a built project works on this "
                 "machine only: leave it out by naming the other models with --models"
             )
-        if model.environment is not None:
-            raise ApplianceError(
-                f"model {model.name} has an environment of its own, and an environment works on this machine "
-                "only: leave the model out by naming the other models with --models, or remove its key "
-                "environment"
-            )
+        environment_wheels.check(model)
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""Program that puts the weights of an unpacked bundle into the data folder.
+"""Program that puts weights of an unpacked bundle into the data folder, and builds environments of models.
 
 ``python -m appliance.bundle.place BUNDLE [HOME]`` runs on the other machine, after ``install`` has checked
 all files and installed the packages. Weights become hard links if both folders are on one disk, else copies.
@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from appliance import config
+from appliance.builds import environments
+from appliance.bundle import environment_wheels
 from appliance.bundle.models import WEIGHTS
-from appliance.domain.errors import ApplianceError
+from appliance.config import ModelConfig
+from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.domain.units import readable_bytes
 from appliance.driver import permissions
 from appliance.weights import locations
@@ -70,16 +74,38 @@ def _place(folder: Path, root: Path, progress: Progress, task: TaskID) -> None:
     partial.rename(final)
 
 
+def build_environments(bundle: Path, home: Path, models: Sequence[ModelConfig]) -> None:
+    """Build the environments of ``models`` from the wheels of the bundle, unless they exist.
+
+    Raises:
+        ApplianceError: an environment cannot be built.
+    """
+    for model in models:
+        if model.environment is None or environments.is_built(home, model):
+            continue
+        wheels = bundle / environment_wheels.folder(model)
+        if not wheels.is_dir():  # a model that was added to models.yaml here
+            continue
+        print(f"building the environment of model {model.name}")
+        try:
+            environments.build(home, model, wheels=wheels)
+        except WeightsError as error:
+            raise ApplianceError(error.detail) from error
+
+
 def main(arguments: list[str]) -> int:
     bundle = Path(arguments[0])
     permissions.restrict()
     try:
-        if len(arguments) > 1:
-            home = Path(arguments[1]).absolute()
-        else:
-            home = config.home(config.load(bundle / config.CONFIG_FILE))
+        has_environments = (bundle / environment_wheels.FOLDER).is_dir()
+        loaded = None
+        if has_environments or len(arguments) == 1:
+            loaded = config.load(bundle / config.CONFIG_FILE)
+        home = Path(arguments[1]).absolute() if loaded is None or len(arguments) > 1 else config.home(loaded)
         with Progress(console=Console(stderr=True)) as progress:
             place(bundle, home, progress)
+        if loaded is not None and has_environments:
+            build_environments(bundle, home, loaded.models)
     except ApplianceError as error:
         print(f"install: {error.detail}", file=sys.stderr)
         return 1

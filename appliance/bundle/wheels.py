@@ -91,15 +91,17 @@ class Index:
             ) from error
 
 
-def resolve(lock: Path, uv: str, index_: Index) -> list[Wheel]:
+def resolve(lock: Path, uv: str, index_: Index, *, cpu: bool | None = None) -> list[Wheel]:
     """Return the wheels of a lock file that fit this Python and processor.
+
+    ``cpu`` chooses the indexes of packages for CPUs. Default: if the lock file has such packages.
 
     Raises:
         ApplianceError: uv cannot reach the package index, or a package has no wheel that fits.
     """
     hashes = _hashes(lock)
     found = []
-    for package in _locked(lock, uv):
+    for package in _locked(lock, uv, cpu=_is_cpu(lock) if cpu is None else cpu):
         key = f"{package['name']}=={package['version']}"
         chosen = _best(package, hashes.get(key, frozenset()))
         if chosen is None:
@@ -180,14 +182,14 @@ def _hashes(lock: Path) -> dict[str, frozenset[str]]:
     return {key: frozenset(values) for key, values in found.items()}
 
 
-def _locked(lock: Path, uv: str) -> list[dict[str, Any]]:
+def _locked(lock: Path, uv: str, *, cpu: bool) -> list[dict[str, Any]]:
     """Return the packages of a lock file for this platform, with all their wheels, in the form of PEP 751."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "pylock.toml"
         command = [uv, "pip", "compile", "--quiet", "--no-deps", "--no-header", "--format", "pylock.toml"]
-        command += package_index.torch_options(cpu=_is_cpu(lock))
+        command += package_index.torch_options(cpu=cpu)
         command += ["--python", sys.executable, "--output-file", str(output), str(lock)]
-        run_uv(command, "the packages cannot be looked up", cpu=_is_cpu(lock))
+        run_uv(command, "the packages cannot be looked up", cpu=cpu)
         return list(tomllib.loads(output.read_text()).get("packages", ()))
 
 

@@ -72,7 +72,10 @@ def bundle(
 
 def _show(planned: Plan) -> None:
     typer.echo(f"models    {', '.join(model.name for model in planned.models)}")
-    typer.echo(f"packages  {len(planned.wheels)} for {planned.variant}, {readable_bytes(planned.packages)}")
+    own = ", ".join(model.name for model in planned.models if model.environment is not None)
+    more = f", and those of the environments of {own}, to be looked up first" if own else ""
+    size = readable_bytes(planned.packages)
+    typer.echo(f"packages  {len(planned.wheels)} for {planned.variant}, {size}{more}")
     rest = f", and those of {', '.join(planned.missing)}, to be downloaded first" if planned.missing else ""
     typer.echo(f"weights   {readable_bytes(planned.weights)}{rest}")
     typer.echo(f"bundle    about {readable_bytes(planned.size)}{' and the missing weights' * bool(rest)}")

@@ -29,6 +29,7 @@ from tests.support.appliance_process import ROOT, free_port, link_weights
 pytestmark = pytest.mark.integration
 
 PACKAGES = ("msgspec", "packaging")
+HUMANIZE = "4.12.3"  # a package that the appliance does not have
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--net")
 
 
@@ -68,6 +69,7 @@ def test_it_is_served_without_a_network(checkout: Path, tmp_path: Path) -> None:
     models.write_text(
         "server:\n  account: ${ACCOUNT:-someone}\nmodels:\n"
         "  - {name: test/echo, kind: echo}\n"
+        f"  - {{name: test/own, kind: echo, environment: {{requirements: [humanize=={HUMANIZE}]}}}}\n"
         f"  - {{name: test/tiny, kind: transformers, source: {{path: {tmp_path / 'tiny'}}}, "
         "options: {task: text-classification}}\n"
         f"  {entry}"
@@ -89,6 +91,7 @@ def test_it_is_served_without_a_network(checkout: Path, tmp_path: Path) -> None:
     (bundle,) = there.iterdir()
     requests = [
         ("test/echo", {"prompt": "Hello"}),
+        ("test/own", {"prompt": "Hello"}),
         ("test/tiny", {"text": "the cat is good"}),
         ("appliance/all-minilm-l6-v2", {"text": "Hello"}),
     ]
@@ -102,10 +105,12 @@ def test_it_is_served_without_a_network(checkout: Path, tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout.splitlines()[-1])
-    assert [answer["status"] for answer in result["answers"]] == ["succeeded"] * 3, result
+    assert [answer["status"] for answer in result["answers"]] == ["succeeded"] * 4, result
     assert result["status"] == 0
+    (package,) = (there / "home").glob("environments/*/venv/lib/python*/site-packages/humanize-*.dist-info")
+    assert package.name == f"humanize-{HUMANIZE}.dist-info"
     installed = {path.name.partition("-")[0] for path in (bundle / ".venv").rglob("*.dist-info")}
     assert installed == {*PACKAGES, "appliance"}
-    minilm = weights_folder(there / "home", loaded.models[2])
+    minilm = weights_folder(there / "home", loaded.models[3])
     assert minilm is not None
     assert minilm.is_dir()

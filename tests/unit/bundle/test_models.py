@@ -62,6 +62,24 @@ def test_a_cog_project_is_refused(tmp_path: Path) -> None:
         models.choose(loaded, [])
 
 
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        (
+            '{requirements: ["timm @ https://example.org/timm-1-py3-none-any.whl"]}',
+            "has 'timm @ .*and a bundle contains only packages of a package index",
+        ),
+        ('{requirements: [timm], python: "3.13"}', r"needs Python 3\.13, .* contains only Python 3\.11: "),
+    ],
+)
+def test_an_environment_that_another_machine_cannot_build_is_refused(
+    tmp_path: Path, environment: str, says: str
+) -> None:
+    text = f"models:\n  - {{name: a/model, kind: echo, environment: {environment}}}\n"
+    with pytest.raises(ApplianceError, match=rf"^model a/model: .*{says}.*--models"):
+        models.choose(config.load(write(tmp_path / "models.yaml", text)), [])
+
+
 def test_all_config_files_are_taken_as_they_are(file: Path) -> None:
     assert texts(file) == {
         "models.yaml": TEXT,

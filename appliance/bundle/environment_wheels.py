@@ -1,0 +1,115 @@
+"""Wheels for the environments of models (the key `environment` of models.yaml).
+
+A bundle has one folder of wheels for each environment, with the packages that the appliance does not have, or
+has in another version. ``place`` builds the environments from them on the other machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from packaging.requirements import Requirement
+
+from appliance.builds import environments, package_index
+from appliance.bundle import toolchain, wheels
+from appliance.bundle.wheels import Index, Wheel
+from appliance.config import ModelConfig
+from appliance.domain.errors import ApplianceError, WeightsError
+
+#: Folder of the environments in a bundle.
+FOLDER: Final = "environments"
+
+
+def check(model: ModelConfig) -> None:
+    """Check that a bundle can contain the environment of a model, or that the model has none.
+
+    Raises:
+        ApplianceError: the environment needs another Python, or a package that is not in a package index.
+    """
+    wanted = model.environment
+    if wanted is None:
+        return
+    advice = "leave the model out by naming the other models with --models"
+    if wanted.python not in {None, toolchain.VERSION}:
+        raise ApplianceError(
+            f"model {model.name}: its environment needs Python {wanted.python}, and a bundle contains only "
+            f"Python {toolchain.VERSION}: {advice}, or change its key environment.python"
+        )
+    for text in wanted.requirements:
+        if Requirement(text).url is not None:
+            raise ApplianceError(
+                f"model {model.name}: environment.requirements has {text!r}, and a bundle contains only "
+                f"packages of a package index: {advice}, or name the version, such as "
+                f'"{Requirement(text).name}==1.0"'
+            )
+
+
+def check_variant(models: list[ModelConfig], variant: str) -> None:
+    """Check that the appliance here has the packages of ``variant``, from which environments are made.
+
+    Raises:
+        ApplianceError: a model has an environment, and the bundle is for the other variant.
+    """
+    installed = "cpu" if "+cpu" in metadata.version("torch") else "gpu"
+    for model in models:
+        if model.environment is not None and variant != installed:
+            raise ApplianceError(
+                f"model {model.name} has an environment, which can be bundled only for {installed}, because "
+                f"the appliance here is installed for {installed}: make the bundle in an installation for "
+                f"{variant}, or leave the model out by naming the other models with --models"
+            )
+
+
+def folder(model: ModelConfig) -> str:
+    """Return the folder of the wheels for the model's environment in a bundle; models can share it."""
+    assert model.environment is not None, "the caller has checked that the model has an environment"
+    facts = [model.kind, sorted(model.environment.requirements)]
+    return f"{FOLDER}/{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
+
+
+def resolve(home: Path, models: list[ModelConfig], index: Index) -> dict[str, list[Wheel]]:
+    """Build the environments of ``models`` here, and return the wheels for each by their folder.
+
+    Raises:
+        ApplianceError: an environment cannot be built, or a package has no wheel.
+    """
+    found: dict[str, list[Wheel]] = {}
+    for model in models:
+        if model.environment is None or folder(model) in found:
+            continue
+        try:
+            environments.build(home, model)
+            found[folder(model)] = _wheels(home, model, index)
+        except WeightsError as error:
+            raise ApplianceError(error.detail) from error
+        except ApplianceError as error:
+            raise ApplianceError(
+                f"the environment of model {model.name} cannot be in a bundle: {error.detail}"
+            ) from error
+    return found
+
+
+def _wheels(home: Path, model: ModelConfig, index: Index) -> list[Wheel]:
+    """Return the wheels of the packages that the model's environment does not have from the appliance."""
+    pins = [
+        f"{change.name}=={change.version}"
+        for change in environments.changes(home, model)
+        if change.version is not None
+    ]
+    if not pins:
+        return []
+    cpu = "+cpu" in metadata.version("torch")
+    with tempfile.TemporaryDirectory() as place:
+        given, lock = Path(place) / "packages.txt", Path(place) / "packages.lock"
+        given.write_text("".join(f"{pin}\n" for pin in pins), encoding="utf-8")
+        command = [toolchain.uv_program(), "pip", "compile", "--quiet", "--no-deps", "--generate-hashes"]
+        command += [*package_index.torch_options(cpu=cpu), "--python", sys.executable]
+        command += ["--output-file", str(lock), str(given)]
+        wheels.run_uv(command, "its packages cannot be looked up", cpu=cpu)
+        return wheels.resolve(lock, toolchain.uv_program(), index, cpu=cpu)
