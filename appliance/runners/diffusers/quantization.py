@@ -121,8 +121,9 @@ def _config(model: str, index: dict[str, Any], quantization: Mapping[str, Any], 
         except ImportError as error:
             raise LoadFailed(
                 f"model {model}: options.quantization.method {method} needs the package {package}, which is "
-                f"not installed: install it with `.uv/bin/uv pip install --python .venv/bin/python "
-                f"{package}`, or remove quantization ({error})"
+                "not installed: install it with `scripts/install --quantization` in a checkout, or with "
+                '`pip install "appliance[quantization]"` in the environment of the appliance, or remove '
+                f"quantization ({error})"
             ) from error
         except TypeError as error:
             raise LoadFailed(f"model {model}: options.quantization.settings: {error}; correct it") from error

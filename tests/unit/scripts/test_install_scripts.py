@@ -61,7 +61,7 @@ class Checkout:
             (self.root / part).mkdir(parents=True)
         for name in ("install", "preflight", "serve"):
             shutil.copy(ROOT / "scripts" / name, self.root / "scripts" / name)
-        for name in ("cpu", "gpu", "dev", "docs"):
+        for name in ("cpu", "gpu", "dev", "docs", "quantization"):
             (self.root / "requirements" / f"{name}.lock").write_text(f"{name}==1\n")
         for name in ("pyproject.toml", "mkdocs.yml", "models.yaml"):
             (self.root / name).touch()
@@ -118,6 +118,14 @@ def test_users_get_no_development_tools(checkout: Checkout) -> None:
     assert of_sync(calls).endswith(" requirements/cpu.lock")
     assert "--require-hashes" in of_sync(calls)
     assert not synced(checkout.run("install", "--cpu")[1])
+
+
+def test_packages_for_quantization_stay(checkout: Checkout) -> None:
+    expected = " requirements/cpu.lock requirements/quantization.lock"
+    assert of_sync(checkout.run("install", "--cpu", "--quantization")[1]).endswith(expected)
+    assert not synced(checkout.run("install", "--cpu")[1])
+    (checkout.root / "requirements" / "quantization.lock").write_text("quantization==2\n")
+    assert of_sync(checkout.run("install", "--cpu")[1]).endswith(expected)
 
 
 def test_development_tools_stay(checkout: Checkout) -> None:

@@ -67,7 +67,8 @@ def test_a_missing_package_is_named(weights: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(
         LoadFailed,
-        match=r"package bitsandbytes, which is not installed: install it with `.* install .* bitsandbytes`",
+        match=r"package bitsandbytes, which is not installed: .* `scripts/install --quantization`"
+        r'.* `pip install "appliance\[quantization\]"`',
     ):
         arguments(weights, METHODS[0], "transformer")
 
