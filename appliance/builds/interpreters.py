@@ -56,6 +56,11 @@ def find(version: str, build: BuildProcess, key: str) -> Interpreter:
     return Interpreter(done.stdout.strip(), version)
 
 
+def is_present(minor: str) -> bool:
+    """Return whether this machine has a Python of a minor version, such as 3.11. It is not run."""
+    return any(candidate.exists() for candidate in _candidates(minor))
+
+
 def _candidates(minor: str) -> Iterator[Path]:
     """Yield Pythons that may have this version: the appliance's, those of pyenv, and one on PATH."""
     yield Path(sys.base_prefix, "bin", f"python{minor}")

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from appliance.builds import cog_environment, cog_yaml, git, system_packages
+from appliance.builds import cog_environment, cog_yaml, git, interpreters, system_packages
 from appliance.builds.build_process import BuildProcess
 from appliance.builds.cog_yaml import COG, CogYaml, is_coglet
 from appliance.builds.fingerprint import fingerprint
@@ -68,13 +68,25 @@ def reason(home: Path, model: CogModel) -> str | None:
         return None
     if model.build == "image":
         return "models.yaml says so"
+    if not all(map(shutil.which, _PROGRAMS)):
+        return None
     try:
-        command = cog_environment.system_command(cog_yaml.read(model.name, project))
+        return _obstacle(cog_yaml.read(model.name, project))
     except WeightsError:  # the build reports it
         return None
-    if command is None or not all(map(shutil.which, _PROGRAMS)):
-        return None
-    return f"{command.key} of its cog.yaml changes the system"
+
+
+def _obstacle(settings: CogYaml) -> str | None:
+    """Return why no environment can be built for the project on this machine; None if one can."""
+    command = cog_environment.system_command(settings)
+    if command is not None:
+        return f"{command.key} of its cog.yaml changes the system"
+    if settings.system_packages and shutil.which("apt-get") is None:
+        return "this machine has no apt-get, which build.system_packages of its cog.yaml needs"
+    may_download = os.environ.get("UV_PYTHON_DOWNLOADS", "automatic") not in {"never", "false", "manual"}
+    if not may_download and not interpreters.is_present(settings.minor):
+        return f"this machine has no Python {settings.minor}, and UV_PYTHON_DOWNLOADS forbids to download it"
+    return None
 
 
 def unfinished(home: Path) -> list[Path]:

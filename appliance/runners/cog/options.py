@@ -86,7 +86,7 @@ class CogModel(ModelConfig):
     build: Literal["auto", "environment", "image"] = Field(
         default="auto",
         description="How the project is built: as a Python environment, or with buildah as an image. "
-        "auto: as an image if its cog.yaml has commands that change the system, and buildah is installed.",
+        "auto: as an image if an environment cannot be built on this machine, and buildah is installed.",
     )
     base: str = Field(
         default="docker.io/library/python:{python}-slim",

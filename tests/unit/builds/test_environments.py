@@ -15,7 +15,7 @@ from appliance.builds import environments
 from appliance.builds.build_process import BuildProcess
 from appliance.bundle import models as bundle_models
 from appliance.config import Config, ModelConfig
-from appliance.domain.errors import ApplianceError, WeightsError
+from appliance.domain.errors import WeightsError
 from appliance.driver import doctor, repair
 from appliance.gateway.catalogue.catalogue import version_of
 
@@ -143,8 +143,7 @@ def test_doctor_and_bundle_know_environments(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (finding,) = doctor.downloads(config, tmp_path)
     assert (finding.state, finding.found) == ("ok", f"test/own: Python at {folder}/venv/bin/python")
-    with pytest.raises(ApplianceError, match="model test/own has an environment of its own"):
-        bundle_models.choose(config, [])
+    assert bundle_models.choose(config, []) == list(config.models)
 
 
 def test_the_python_of_the_appliance_is_the_default(tmp_path: Path) -> None:
