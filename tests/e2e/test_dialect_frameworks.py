@@ -1,4 +1,4 @@
-"""LangChain's classes for OpenAI, and LiteLLM as a client of OpenAI and of Anthropic, against the dialects.
+"""LangChain's classes for OpenAI, LiteLLM as a client of OpenAI and of Anthropic, and Cohere's own client.
 
 Each is started once and prints what all of its tests look at.
 """
@@ -100,6 +100,65 @@ print(json.dumps(told))
 """,
     )
     return told
+
+
+@pytest.fixture(scope="module")
+def cohere(appliance: Appliance) -> dict[str, Any]:
+    told: dict[str, Any] = framework(
+        appliance,
+        PRELUDE
+        + """
+import cohere
+options = {"api_key": token, "base_url": f"{url}/openai", "max_retries": 0}
+documents = ["the dog ran", "the cat ran", "a bird"]
+asked = {"model": "rerank-english-v3.0", "query": "cat", "documents": documents, "top_n": 2}
+first, second = cohere.Client(**options).rerank(**asked), cohere.ClientV2(**options).rerank(**asked)
+told = {
+    str(number): {
+        "results": [[each.index, each.relevance_score] for each in answer.results],
+        "documents": [each.document.text for each in answer.results if getattr(each, "document", None)],
+        "version": answer.meta.api_version.version,
+        "units": answer.meta.billed_units.search_units,
+        "tokens": answer.meta.tokens.input_tokens,
+    }
+    for number, answer in enumerate((first, second), 1)
+}
+errors = {}
+for case, more in {"model": {"model": "no-model"}, "documents": {"documents": []}}.items():
+    try:
+        cohere.ClientV2(**options).rerank(**{**asked, **more})
+    except cohere.core.ApiError as error:
+        errors[case] = [type(error).__name__, error.status_code, error.body["error"]["message"]]
+try:
+    cohere.ClientV2(**options | {"api_key": "wrong"}).rerank(**asked)
+except cohere.core.ApiError as error:
+    errors["token"] = [type(error).__name__, error.status_code, ""]
+print(json.dumps({**told, "errors": errors}))
+""",
+    )
+    return told
+
+
+def test_coheres_client_ranks_with_both_versions_of_its_api(cohere: dict[str, Any]) -> None:
+    first, second = cohere["1"], cohere["2"]
+    (best, score), (_, other) = first["results"]
+    assert best == 1  # the document about the cat
+    assert 1 > score > other > 0
+    assert first["results"] == second["results"]
+    assert first["documents"][0] == "the cat ran"
+    assert second["documents"] == []
+    assert [first["version"], second["version"]] == ["1", "2"]
+    assert first["units"] == second["units"] == 1
+    assert first["tokens"] == second["tokens"] > 0
+
+
+def test_coheres_client_tells_errors_apart(cohere: dict[str, Any]) -> None:
+    errors = cohere["errors"]
+    assert errors["token"][:2] == ["UnauthorizedError", 401]
+    assert errors["model"][:2] == ["NotFoundError", 404]
+    assert "no-model" in errors["model"][2]
+    assert errors["documents"][1] in {400, 422}
+    assert "documents" in errors["documents"][2]
 
 
 def test_langchain_chats_and_streams(langchain: dict[str, Any]) -> None:
