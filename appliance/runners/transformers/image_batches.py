@@ -74,6 +74,8 @@ def joined(batch: list[Encoded]) -> dict[str, torch.Tensor]:
     """Return the tensors of several predictions, which have the same shapes, as one batch."""
     import torch
 
+    if len(batch) == 1:
+        return dict(batch[0].tensors)
     return {name: torch.cat([each.tensors[name] for each in batch]) for name in batch[0].tensors}
 
 
@@ -122,8 +124,9 @@ def _compute(
         if isinstance(each, Encoded):
             groups.setdefault(shapes(each.tensors), {})[number] = each
     for group in groups.values():
-        pixels = next(iter(group.values())).tensors["pixel_values"].numel() // 3
-        size = max(1, min(loading.max_batch, _BATCH_PIXELS // pixels))
+        # The image is the largest tensor, and has three numbers for each pixel.
+        numbers_of_one = max(each.numel() for each in next(iter(group.values())).tensors.values())
+        size = max(1, min(loading.max_batch, 3 * _BATCH_PIXELS // numbers_of_one))
         numbers = list(group)
         for at in range(0, len(numbers), size):
             batch = {
