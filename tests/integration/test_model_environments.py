@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -44,8 +45,9 @@ def make_weights(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
-    if not has_package(f"transformers=={OLDER}"):
-        pytest.skip(f"the package index does not have transformers {OLDER}")
+    for package in (f"transformers=={OLDER}", "torchao"):
+        if not has_package(package):
+            pytest.skip(f"the package index does not have {package}")
     home = tmp_path_factory.mktemp("home")
     weights = home / "bert"
     make_weights(weights)
@@ -53,6 +55,16 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     models = [
         {"name": "test/usual", **shared},
         {"name": "test/older", **shared, "environment": {"requirements": [f"transformers=={OLDER}"]}},
+        {
+            "name": "test/quantized",
+            "kind": "diffusers",
+            "source": {"builtin": "tiny-shapes"},
+            "environment": {"requirements": ["torchao"]},
+            "options": {
+                "num_inference_steps": 4,
+                "quantization": {"method": "torchao_int8", "components": ["unet"]},
+            },
+        },
         {"name": "test/echo", "kind": "echo"},
         {"name": "test/broken", "kind": "echo", "environment": {"requirements": ["no-such-package-1f6e"]}},
     ]
@@ -92,8 +104,10 @@ def test_models_with_two_versions_of_a_library_are_served_side_by_side(
     vectors = [predict(client, model, texts=["the dog"])["output"] for model in ("test/usual", "test/older")]
     assert vectors[0] == [pytest.approx(vectors[1][0], abs=1e-5)]
     environments = appliance.home / "environments"
-    (folder,) = environments.iterdir()  # nothing is left of the build that failed
-    (site,) = folder.glob("venv/lib/python*/site-packages")
+    # nothing is left of the build that failed
+    sites = list(environments.glob("*/venv/lib/python*/site-packages"))
+    assert len(sites) == len(list(environments.iterdir())) == 2
+    (site,) = (each for each in sites if not (each / "torchao").exists())
     assert transformers.__version__ != OLDER
     assert (site / f"transformers-{OLDER}.dist-info").is_dir()
     for model, apart in (("test/usual", False), ("test/older", True)):
@@ -102,6 +116,12 @@ def test_models_with_two_versions_of_a_library_are_served_side_by_side(
                 assert library.is_relative_to(site) is apart, (model, library)
     own = Path(torch.__file__ or "")
     assert (site / "torch" / "__init__.py").samefile(own)  # which takes no space
+
+
+def test_a_library_that_the_appliance_lacks_quantizes_a_model(client: httpx.Client) -> None:
+    assert importlib.util.find_spec("torchao") is None
+    record = predict(client, "test/quantized", prompt="a red circle on a black background", seed=1)
+    assert record["metrics"]["image_count"] == 1
 
 
 def test_an_environment_that_cannot_be_built_leaves_only_its_model_out(
