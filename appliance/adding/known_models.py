@@ -33,6 +33,7 @@ Task = Literal[
     "video",
     "speech-to-text",
     "text-to-speech",
+    "music",
     "embeddings",
     "reranking",
     "voice-activity",

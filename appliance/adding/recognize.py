@@ -38,6 +38,8 @@ _TASKS: Final = {
     "WhisperForConditionalGeneration": "automatic-speech-recognition",
     "SpeechT5ForTextToSpeech": "text-to-speech",
     "VitsModel": "text-to-speech",
+    "MusicgenForConditionalGeneration": "text-to-audio",
+    "MusicgenMelodyForConditionalGeneration": "text-to-audio",
     "MarianMTModel": "translation",
     "M2M100ForConditionalGeneration": "translation",
     "MBartForConditionalGeneration": "translation",

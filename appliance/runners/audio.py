@@ -42,6 +42,8 @@ FORMATS: Final[dict[str, AudioFormat]] = {
     "aac": AudioFormat("adts", "aac", (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)),
     "pcm": AudioFormat("s16le", "pcm_s16le", (24000,)),  # without a header, as OpenAI's format of this name
 }
+#: Formats of files that say how many channels they have.
+WITH_HEADER: Final = tuple(name for name in FORMATS if name != "pcm")
 
 
 def read(path: Path, rate: int, field: str, *, longest: float) -> Samples:
@@ -134,17 +136,19 @@ def _resampled(frames: Iterator[AudioFrame], rate: int) -> Iterator[AudioFrame]:
 
 
 def write(path: Path, samples: Samples, rate: int) -> None:
-    """Write one channel of ``samples``, with ``rate`` samples/s, in the format of the path's suffix.
+    """Write ``samples``, with ``rate`` samples/s, in the format of the path's suffix.
 
-    Samples outside the range -1 to 1 are clipped, and NaN samples become silence.
+    ``samples`` are one channel, or have the shape (channels, samples) with one or two channels. Samples
+    outside the range -1 to 1 are clipped, and NaN samples become silence.
     """
     with path.open("wb") as file:
-        for _ in _encoded(file, [samples], rate, path.suffix.removeprefix(".")):
+        channels = 1 if samples.ndim == 1 else samples.shape[0]
+        for _ in _encoded(file, [samples], rate, path.suffix.removeprefix("."), channels):
             pass
 
 
 def encoded(parts: Iterable[Samples], rate: int, format: str) -> Generator[bytes, None, None]:
-    """Yield the bytes of an audio file with ``parts``, as soon as each part is known.
+    """Yield the bytes of an audio file of one channel with ``parts``, as soon as each part is known.
 
     The header does not state the length of the file. Samples are treated as by ``write``.
     """
@@ -171,23 +175,28 @@ class _Sink:
         return taken
 
 
-def _encoded(file: Any, parts: Iterable[Samples], rate: int, format: str) -> Iterator[None]:
-    """Write ``parts`` to ``file`` as one audio file; yield after each part."""
+def _encoded(
+    file: Any, parts: Iterable[Samples], rate: int, format: str, channels: int = 1
+) -> Iterator[None]:
+    """Write ``parts`` to ``file`` as one audio file of one or two channels; yield after each part."""
     import av
     import numpy as np
 
     form = FORMATS[format]
+    layout = "mono" if channels == 1 else "stereo"
     file_rate = next((each for each in form.rates if each >= rate), form.rates[-1]) if form.rates else rate
     with av.open(file, "w", format=form.container, options={"flush_packets": "1"}) as container:
-        stream = container.add_stream(form.codec, rate=file_rate, layout="mono")
+        stream = container.add_stream(form.codec, rate=file_rate, layout=layout)
         assert isinstance(stream, av.AudioStream), "all formats are audio"
         if form.bit_rate is not None:
-            stream.bit_rate = form.bit_rate
+            stream.bit_rate = form.bit_rate * channels
         for samples in parts:
             integers = (np.clip(np.nan_to_num(samples), -1.0, 1.0) * 32767.0).astype(np.int16)
-            for at in range(0, integers.size, rate):
-                part = integers[None, at : at + rate]
-                frame = av.AudioFrame.from_ndarray(part, format="s16", layout="mono")
+            interleaved = np.ascontiguousarray(integers.reshape(channels, -1).T).reshape(1, -1)
+            step = rate * channels  # one second
+            for at in range(0, interleaved.size, step):
+                part = interleaved[:, at : at + step]
+                frame = av.AudioFrame.from_ndarray(part, format="s16", layout=layout)
                 frame.sample_rate = rate
                 for packet in stream.encode(frame):
                     container.mux(packet)

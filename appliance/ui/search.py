@@ -12,11 +12,12 @@ from appliance.ui.languages import gettext, translatable
 #: Words for which the models of a kind are found, besides their own names and descriptions.
 KIND_WORDS: Final = {
     "vllm": "language llm chat text writing write assistant answer conversation gpt completion summarize",
-    "diffusers": "image picture photo draw drawing paint painting art illustration text-to-image generate",
+    "diffusers": "image picture photo draw drawing paint painting art illustration text-to-image generate "
+    "music sound audio",
     "whisper": "speech audio voice transcribe transcript dictation speech-to-text stt asr subtitles",
     "piper": "speech audio voice speak talk read aloud text-to-speech tts spoken",
     "embeddings": "embedding vector search similarity compare semantic rag retrieval",
-    "transformers": "task pipeline classification detection segmentation",
+    "transformers": "task pipeline classification detection segmentation music sound audio",
     "onnx": "vision image detection segmentation depth background",
     "ocr": "text recognition read scan document letters image picture",
     "vad": "speech voice activity silence detection audio",

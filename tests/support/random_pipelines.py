@@ -14,7 +14,9 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLLTXVideo,
+    AutoencoderOobleck,
     ControlNetModel,
+    CosineDPMSolverMultistepScheduler,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -22,6 +24,9 @@ from diffusers import (
     LTXPipeline,
     LTXVideoTransformer3DModel,
     SD3Transformer2DModel,
+    StableAudioDiTModel,
+    StableAudioPipeline,
+    StableAudioProjectionModel,
     StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
@@ -223,6 +228,42 @@ def ltx_video(folder: Path) -> Path:
     return folder
 
 
+def stable_audio(folder: Path) -> Path:
+    """Stable Audio's classes, with two channels of 4000 samples/s; made for at most 2.048 seconds."""
+    torch.manual_seed(0)
+    StableAudioPipeline(
+        scheduler=CosineDPMSolverMultistepScheduler(solver_order=2, prediction_type="v_prediction"),
+        vae=AutoencoderOobleck(
+            encoder_hidden_size=6,
+            downsampling_ratios=[4, 8],
+            decoder_channels=3,
+            decoder_input_channels=3,
+            audio_channels=2,
+            channel_multiples=[2, 4],
+            sampling_rate=4000,
+        ),
+        text_encoder=_t5(),
+        tokenizer=_t5_tokenizer(model_max_length=32),
+        projection_model=StableAudioProjectionModel(
+            text_encoder_dim=_WIDTH, conditioning_dim=_WIDTH, min_value=0, max_value=32
+        ),
+        transformer=StableAudioDiTModel(
+            sample_size=256,
+            in_channels=3,
+            num_layers=2,
+            attention_head_dim=4,
+            num_attention_heads=4,
+            num_key_value_attention_heads=4,
+            out_channels=3,
+            cross_attention_dim=_WIDTH,
+            time_proj_dim=8,
+            global_states_input_dim=2 * _WIDTH,
+            cross_attention_input_dim=_WIDTH,
+        ),
+    ).save_pretrained(folder)
+    return folder
+
+
 def _autoencoder(**more: Any) -> AutoencoderKL:
     channels = more.pop("channels", (8, 16))
     return AutoencoderKL(
@@ -270,6 +311,6 @@ def _t5(width: int = _WIDTH) -> T5EncoderModel:
     )
 
 
-def _t5_tokenizer() -> T5Tokenizer:
+def _t5_tokenizer(**more: int) -> T5Tokenizer:
     pieces = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_lowercase, *string.digits, *string.punctuation]
-    return T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
+    return T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0, **more)

@@ -305,6 +305,54 @@ def text_to_speech(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def musicgen(folder: Path) -> None:
+    """MusicGen with one channel of 3200 samples/s and 50 tokens/s, in four codebooks."""
+    _musicgen(folder, "Musicgen", channels=1)
+
+
+def musicgen_stereo(folder: Path) -> None:
+    _musicgen(folder, "Musicgen", channels=2)
+
+
+def musicgen_melody(folder: Path) -> None:
+    _musicgen(folder, "MusicgenMelody", channels=1)
+
+
+def _musicgen(folder: Path, name: str, *, channels: int) -> None:
+    import transformers
+
+    words = tokenizer(folder)
+    text = transformers.T5Config(
+        vocab_size=len(words),
+        d_model=16,
+        d_kv=8,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+    )
+    codec = transformers.EncodecConfig(
+        sampling_rate=3200, audio_channels=1, upsampling_ratios=[8, 8], num_filters=4, hidden_size=16,
+        codebook_size=32, codebook_dim=16, num_lstm_layers=1, target_bandwidths=[1.0],
+        normalize=False, use_causal_conv=False,
+    )  # fmt: skip
+    decoder = {
+        "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16,
+        "num_codebooks": 4 * channels, "audio_channels": channels, "pad_token_id": 32, "bos_token_id": 32,
+    }  # fmt: skip
+    decoder_config = getattr(transformers, f"{name}DecoderConfig")(**decoder)
+    config = getattr(transformers, f"{name}Config")(
+        text_encoder=text.to_dict(), audio_encoder=codec.to_dict(), decoder=decoder_config.to_dict()
+    )
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    for layer in model.audio_encoder.quantizer.layers:  # otherwise all tokens sound alike
+        layer.codebook.embed.normal_()
+    model.generation_config = transformers.GenerationConfig(
+        decoder_start_token_id=32, pad_token_id=32, bos_token_id=32, do_sample=True, guidance_scale=3.0
+    )
+    model.save_pretrained(folder)
+
+
 def automatic_speech_recognition(folder: Path) -> None:
     """wav2vec2, which spells."""
     from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
@@ -410,6 +458,7 @@ def captioning_by_chat(folder: Path) -> None:
 MAKERS: Final[dict[str, Callable[[Path], None]]] = {
     "automatic-speech-recognition": automatic_speech_recognition,
     "text-to-speech": text_to_speech,
+    "text-to-audio": musicgen,
     "reranking": reranking,
     "image-classification": image_classification,
     "image-captioning": image_captioning,

@@ -1,4 +1,4 @@
-"""Inputs of image and video models, derived from the pipeline's arguments, and the size of outputs.
+"""Inputs of image, video and audio models, derived from the pipeline's arguments, and the size of outputs.
 
 Inputs have the names of those of image models on Replicate, if there are any; otherwise diffusers' names.
 """
@@ -12,6 +12,7 @@ import msgspec
 
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
+from appliance.runners import audio
 from appliance.runners.diffusers.pipeline import Argument, Pipeline, PipelineCall
 from appliance.runners.interfaces import FILE, interface_of
 from appliance.runners.schemas import boolean, choice, integer, number, string
@@ -57,7 +58,11 @@ _ALIASES: Final = {
     "strength": "prompt_strength",
     "frame_rate": "fps",
     "frames_per_second": "fps",
+    "seconds_total": "duration",
+    "cfg_scale": "guidance_scale",
 }
+#: Longest audio that a prediction may request, in seconds; most models refuse less.
+_MAX_SECONDS: Final = 600
 _FRAMES_PER_SECOND: Final = 16
 _LARGEST_SEED: Final = 2**53 - 1  # JSON readers in other languages round larger integers
 #: Arguments that are no inputs of their own: other inputs set them, or they make no sense in an API.
@@ -68,6 +73,7 @@ _NO_INPUTS: Final = frozenset(
         *("num_frames", "frame_rate", "fps", "output_type", "return_dict", "callback_steps"),
         *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3", "padding_mask_crop"),
         "ip_adapter_image",  # there is no IP adapter
+        "num_waveforms_per_prompt",
     }
 )
 
@@ -82,15 +88,14 @@ class Size(NamedTuple):
 def interface(options: Mapping[str, Any]) -> Interface:
     pipeline = msgspec.convert(options["pipeline"], Pipeline)
     arguments = pipeline.call.arguments
-    video = pipeline.output == "video"
     inputs: dict[str, dict[str, Any]] = {
         **_prompts(pipeline),
         **_images(pipeline),
         **_sizes(pipeline, options),
-        **(_video(pipeline) if video else _count(options)),
+        **_amount(pipeline, options),
         **_steps(pipeline, options),
         **_other_arguments(pipeline.call),
-        **_format(video=video),
+        **_format(pipeline.output),
     }
     if pipeline.safety_checker:
         inputs["disable_safety_checker"] = boolean(
@@ -101,7 +106,7 @@ def interface(options: Mapping[str, Any]) -> Interface:
     required = ("prompt",) if "prompt" in arguments else ("image",) if image_needed else ()
     return interface_of(
         inputs,
-        FILE if video else {"type": "array", "items": FILE},
+        {"type": "array", "items": FILE} if pipeline.output == "images" else FILE,
         required=required,
         aliases={alias: name for alias, name in _ALIASES.items() if name in inputs and alias not in inputs},
     )
@@ -112,6 +117,12 @@ def _prompts(pipeline: Pipeline) -> dict[str, Any]:
         "prompt": string("Description of the output"),
         "negative_prompt": string("Description of what to avoid", default=""),
     }
+    if pipeline.output == "audio":
+        inputs |= {
+            "lyrics": string("Text to sing", default=""),
+            "vocal_language": string("Language of the lyrics, as a code", default="en"),
+            "transcription": string("Text to speak, for models that speak"),
+        }
     return {name: schema for name, schema in inputs.items() if name in pipeline.call.arguments}
 
 
@@ -158,6 +169,27 @@ def _sizes(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _amount(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs for the number of images, or for the length of a video or of audio."""
+    match pipeline.output:
+        case "images":
+            return _count(options)
+        case "video":
+            return _video(pipeline)
+        case "audio":
+            return _seconds(pipeline)
+
+
+def _seconds(pipeline: Pipeline) -> dict[str, Any]:
+    """Return the input for the length of audio. The model itself checks its maximum."""
+    assert pipeline.call.duration is not None, "pipelines for audio have a duration"
+    usual = pipeline.call.arguments[pipeline.call.duration].default
+    ending = "" if usual is not None else ". Default: the model's own"
+    return {
+        "duration": number(f"Length of the output in seconds{ending}", default=usual, ge=0.1, le=_MAX_SECONDS)
+    }
+
+
 def _count(options: Mapping[str, Any]) -> dict[str, Any]:
     most = options["max_outputs"]
     return {"num_outputs": integer("Number of images; each has the next seed", default=1, ge=1, le=most)}
@@ -178,9 +210,15 @@ def _steps(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     arguments = pipeline.call.arguments
     inputs: dict[str, Any] = {}
     if "num_inference_steps" in arguments:
-        steps = options["num_inference_steps"] or int(arguments["num_inference_steps"].default or 50)
+        usual = arguments["num_inference_steps"].default
+        if usual is None and pipeline.output != "audio":
+            usual = 50
         inputs["num_inference_steps"] = integer(
-            "Denoising steps: more steps take longer and show more detail", default=steps, ge=1, le=500
+            "Denoising steps: more steps take longer and show more detail"
+            + ("" if usual is not None else ". Default: the model's own"),
+            default=options["num_inference_steps"] or usual,
+            ge=1,
+            le=500,
         )
     if "guidance_scale" in arguments:
         scale = options["guidance_scale"]
@@ -200,7 +238,7 @@ def _other_arguments(call: PipelineCall) -> dict[str, Any]:
     """Return schemas for further arguments that are images, numbers, texts or booleans."""
     inputs: dict[str, Any] = {}
     for name, argument in call.arguments.items():
-        if argument.type is None or name in _NO_INPUTS:
+        if argument.type is None or name in _NO_INPUTS or name == call.duration:
             continue
         described = f"{name} of diffusers' {call.name}"
         if argument.type == "image":
@@ -211,9 +249,11 @@ def _other_arguments(call: PipelineCall) -> dict[str, Any]:
     return inputs
 
 
-def _format(*, video: bool) -> dict[str, Any]:
+def _format(output: str) -> dict[str, Any]:
     described = "Format of the files"
-    if video:
+    if output == "audio":
+        return {"output_format": choice("Format of the file", audio.WITH_HEADER, default="wav")}
+    if output == "video":
         return {"output_format": choice(described, ["mp4", "gif"], default="mp4")}
     quality = "Quality of webp and jpg files; png files are lossless"
     return {

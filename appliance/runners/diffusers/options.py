@@ -23,6 +23,7 @@ from appliance.runners.options import TORCH_RESIDUE, Options, in_dtype
 
 _PROCESS = GIB // 2  # bytes on the device besides weights and images
 _PIXEL = 4 * KIB  # bytes of working memory for each pixel of an image, mostly to decode it
+_AUDIO = 3 * GIB  # bytes of working memory to decode a minute of stereo audio
 _USUAL_PIXELS = 1024 * 1024  # assumed until the weights are downloaded
 
 
@@ -127,7 +128,7 @@ class DiffusersOptions(Options):
         return TORCH_RESIDUE, self._loaded(weights, device)
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        return self._loaded(weights, device) + self._pixels() * _PIXEL + _PROCESS
+        return self._loaded(weights, device) + self._working_memory() + _PROCESS
 
     def _loaded(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         dtype = "bfloat16" if self.dtype == "auto" and device == "cuda" else self.dtype
@@ -136,6 +137,10 @@ class DiffusersOptions(Options):
     def _quantized(self, loaded: int, bits: int) -> int:
         """Return the bytes of ``loaded`` weights of ``bits`` bits after the quantization of components."""
         return loaded  # the sizes of components are unknown until the weights are downloaded
+
+    def _working_memory(self) -> int:
+        """Return the bytes that are needed to decode the outputs."""
+        return self._pixels() * _PIXEL
 
     def _pixels(self) -> int:
         """Return the number of pixels of all images that are decoded together."""
@@ -165,18 +170,23 @@ class DescribedDiffusersOptions(DiffusersOptions):
             quantized += file.stat().st_size - int(loaded * self.shares[name])
         return quantized
 
+    def _working_memory(self) -> int:
+        return _AUDIO if self.pipeline["makes"] == "audio" else super()._working_memory()
+
     def _pixels(self) -> int:
         width, height = self.width or self.pipeline["width"], self.height or self.pipeline["height"]
         return int(width * height * max(self.max_outputs, self.max_batch or 1))
 
 
 class DiffusersModel(AdaptableModel):
-    """A pipeline that generates images or videos, run with diffusers."""
+    """A pipeline that generates images, videos or audio, run with diffusers."""
 
     SCALES = True
     ADAPTERS_ADD_MEMORY = True
 
-    kind: Literal["diffusers"] = Field(description="A pipeline for images or videos, run with diffusers.")
+    kind: Literal["diffusers"] = Field(
+        description="A pipeline for images, videos or audio, run with diffusers."
+    )
     source: WeightsSource = Field(description="Source of the weights.")
     options: DiffusersOptions = subsection(DiffusersOptions(), "Options of this kind.")
 

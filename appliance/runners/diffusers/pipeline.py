@@ -46,6 +46,8 @@ BATCHED: Final = frozenset(
     )
 )
 _IMAGE_TYPES: Final = frozenset({"PipelineImageInput", "Image"})  # in annotations
+#: Arguments for the length of audio in seconds, one of which each pipeline for audio has.
+_DURATIONS: Final = ("audio_end_in_s", "audio_length_in_s", "audio_duration", "audio_duration_s", "duration")
 _SIDE: Final = 1024  # pixels, if neither the pipeline nor the weights have a default size
 
 
@@ -63,6 +65,13 @@ class PipelineCall(msgspec.Struct, frozen=True):
     name: str
     arguments: dict[str, Argument]
 
+    @property
+    def duration(self) -> str | None:
+        """Name of the argument for the length of audio in seconds; None: the pipeline makes no audio."""
+        if "num_frames" in self.arguments:  # a video
+            return None
+        return next((name for name in _DURATIONS if name in self.arguments), None)
+
 
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     """Properties of a folder of weights on which the model's interface depends."""
@@ -72,7 +81,7 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     with_mask: PipelineCall | None = None  # class for the same weights that repaints a part of an image
     #: Serialized as `makes`: another name would change the digest of the options, by which the database
     #: stores measured memory.
-    output: Literal["images", "video"] = msgspec.field(name="makes")
+    output: Literal["images", "video", "audio"] = msgspec.field(name="makes")
     width: int  # default size in pixels
     height: int
     multiple: int  # of which width and height must be multiples, in pixels
@@ -101,7 +110,7 @@ def read(folder: Path) -> Pipeline:
         call=call,
         with_image=_related(name, _WITH_IMAGE),
         with_mask=_related(name, _WITH_MASK),
-        output="video" if "num_frames" in call.arguments else "images",
+        output="audio" if call.duration else "video" if "num_frames" in call.arguments else "images",
         width=width,
         height=height,
         multiple=multiple,

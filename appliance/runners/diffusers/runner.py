@@ -1,4 +1,4 @@
-"""Images and videos, computed by diffusers: any pipeline that ``DiffusionPipeline.from_pretrained`` loads.
+"""Images, videos and audio, computed by any pipeline that diffusers' ``DiffusionPipeline`` loads.
 
 The images of a prediction are computed together. So are those of several predictions that wait, if only their
 prompts, images and seeds differ, with the pipelines in ``pipeline.BATCHED``. Pipelines that start from an
@@ -24,7 +24,7 @@ import msgspec
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
-from appliance.runners import failures, images
+from appliance.runners import audio, failures, images
 from appliance.runners.base import LoadSpec
 from appliance.runners.batches import Batches
 from appliance.runners.diffusers import adapters, inputs, quantization
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _FORMATS: Final = {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}
+_AUDIO_PARTS: Final = ("vocoder", "vae", "unet")  # whose config has the samples/s of audio
 #: Errors of diffusers, transformers and safetensors about unsuitable weights and inputs.
 _LIBRARY_ERRORS: Final = (
     OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError,
@@ -108,6 +109,7 @@ class _Logs:
 class _Result(NamedTuple):
     images: list[Image]  # or the frames of a video
     flagged: int  # number of images that the safety checker removed
+    sound: tuple[audio.Samples, int] | None = None  # samples (channels, samples), and samples/s
 
 
 class DiffusersRunner(TorchRunner):
@@ -148,14 +150,20 @@ class DiffusersRunner(TorchRunner):
         result = await self._batches.result(request, on_cancel=request.stop.set)
         if result.flagged:
             yield Log(f"The safety checker removed {result.flagged} of {request.image_count} images\n")
-        if not result.images:
+        if result.sound is None and not result.images:
             raise PredictionFailed(
                 "NSFW content detected. Try running it again, or try a different prompt; "
                 "disable_safety_checker returns flagged images too."
             )
         folder = Path(job.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if self._pipeline.output == "video":
+        if result.sound is not None:
+            samples, rate = result.sound
+            file = folder / f"output.{request.input['output_format']}"
+            await asyncio.to_thread(audio.write, file, samples, rate)
+            yield Metric("audio_duration", round(samples.shape[1] / rate, 3))
+            yield Output([file], append=False)
+        elif self._pipeline.output == "video":
             file = await asyncio.to_thread(_write_video, result.images, request.input, folder)
             yield Metric("video_duration_seconds", round(len(result.images) / request.input["fps"], 3))
             yield Output([file], append=False)
@@ -264,6 +272,8 @@ class DiffusersRunner(TorchRunner):
                 pipe.safety_checker = checker
             if self._spec.options["offload"] != "none":
                 pipe.maybe_free_model_hooks()
+        if self._pipeline.output == "audio":
+            return [_Result([], 0, _sound(pipe, result.audios[0]))]
         if self._pipeline.output == "video":
             return [_Result(list(result.frames[0]), 0)]
         flags = getattr(result, "nsfw_content_detected", None) or [False] * len(result.images)
@@ -324,7 +334,8 @@ class DiffusersRunner(TorchRunner):
             "num_images_per_prompt": count,
             "frame_rate": input.get("fps"),
             "generator": generators if len(generators) > 1 else generators[0],
-            "output_type": "pil",
+            "output_type": "np" if self._pipeline.output == "audio" else "pil",
+            **({name: input.get("duration")} if (name := request.call.duration) is not None else {}),
             "width": width,
             "height": height,
         }
@@ -359,6 +370,20 @@ def _read_mask(input: Mapping[str, Any]) -> Image | None:
         return images.read_transparency(Path(path), "mask")
     mask = _read("mask", path)
     return None if mask is None else mask.convert("L")
+
+
+def _sound(pipe: Any, samples: Any) -> tuple[audio.Samples, int]:
+    """Return the samples of a pipeline's audio in the shape (channels, samples), and its samples/s."""
+    import numpy as np
+
+    configs = [part.config for name in _AUDIO_PARTS if (part := getattr(pipe, name, None)) is not None]
+    rates = (config.get(key) for config in configs for key in ("sampling_rate", "sample_rate"))
+    rate = next((each for each in rates if each is not None), None)
+    if rate is None:
+        raise PredictionFailed(
+            f"the configs of {type(pipe).__name__} have no sampling rate; use another model"
+        )
+    return np.atleast_2d(np.asarray(samples, dtype=np.float32)), int(rate)
 
 
 def _write_images(made: list[Image], input: dict[str, Any], folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ _PROCESS: Final = GIB
 Task = Literal[
     "automatic-speech-recognition",
     "text-to-speech",
+    "text-to-audio",
     "reranking",
     "image-classification",
     "image-captioning",

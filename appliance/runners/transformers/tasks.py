@@ -11,7 +11,7 @@ from appliance.domain.interface import FILE_LINES
 from appliance.runners import audio
 from appliance.runners.interfaces import FILE
 from appliance.runners.schemas import boolean, choice, integer, number, string
-from appliance.runners.transformers import image_outputs, image_text, pipelines, seq2seq
+from appliance.runners.transformers import image_outputs, image_text, music, pipelines, seq2seq
 from appliance.runners.transformers.loading import BatchCompute, Compute, LoadRequest
 
 Schema = dict[str, Any]
@@ -95,6 +95,41 @@ TASKS: Final[dict[str, Task]] = {
         load=pipelines.text_to_speech,
         required=("text",),
         aliases={"prompt": "text"},
+    ),
+    "text-to-audio": Task(
+        inputs={
+            "prompt": _text("Description of the music or the sound"),
+            "input_audio": {
+                **FILE,
+                "description": "Audio or video file that the output begins with; not for MusicGen Melody",
+            },
+            "duration": integer(
+                "Length of the output in seconds, with input_audio", default=8, ge=1, le=music.MAX_SECONDS
+            ),
+            "top_k": integer(
+                "Choose each token among this many of the likeliest; 0: among all", default=250, ge=0, le=2048
+            ),
+            "top_p": number(
+                "Choose each token among the likeliest whose probabilities add up to this; 0: use top_k",
+                default=0,
+                ge=0,
+                le=1,
+            ),
+            "temperature": number("Larger: more variety", default=1, ge=0.01, le=5),
+            "classifier_free_guidance": number(
+                "How closely the output follows the prompt", default=3, ge=1, le=20
+            ),
+            "seed": integer(
+                "Equal seeds give equal outputs on the same machine. Default and -1: random",
+                ge=-1,
+                le=2**53 - 1,
+            ),
+            "output_format": choice("Format of the audio file", audio.WITH_HEADER, default="wav"),
+        },
+        output=dict(FILE),
+        load=music.text_to_audio,
+        required=("prompt",),
+        aliases={"text": "prompt", "guidance_scale": "classifier_free_guidance"},
     ),
     "reranking": Task(
         inputs={

@@ -67,6 +67,7 @@ def test_kind(files: Listing, kind: str) -> None:
         (transformer("BartForSequenceClassification", "no", "ENTAILMENT"), "zero-shot-classification"),
         (transformer("BertForSequenceClassification", "bad", "good"), "text-classification"),
         (transformer("WhisperForConditionalGeneration"), "automatic-speech-recognition"),
+        (transformer("MusicgenMelodyForConditionalGeneration"), "text-to-audio"),
         (transformer("CLIPModel"), "image-text-embeddings"),
         (transformer("YolosForObjectDetection"), "object-detection"),
         (transformer("Owlv2ForObjectDetection"), "zero-shot-object-detection"),

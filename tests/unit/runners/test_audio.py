@@ -45,6 +45,19 @@ def test_written_audio_is_read_back(tmp_path: Path, form: str, rate: int) -> Non
     assert np.percentile(np.abs(read), 99) == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.parametrize("form", audio.WITH_HEADER)
+def test_two_channels_are_written(tmp_path: Path, form: str) -> None:
+    file = tmp_path / f"tone.{form}"
+    audio.write(file, np.stack([tone(1.5, 24_000, 440), tone(1.5, 24_000, 880)]), 24_000)
+    with av.open(str(file)) as container:
+        assert container.streams.audio[0].channels == 2
+        planar = av.AudioResampler(format="fltp", layout="stereo", rate=24_000)
+        frames = [each for frame in container.decode(audio=0) for each in planar.resample(frame)]
+        left, right = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+    assert left.size / 24_000 == pytest.approx(1.5, abs=0.13)
+    assert (pitch(left, 24_000), pitch(right, 24_000)) == pytest.approx((440, 880), abs=2)
+
+
 @pytest.mark.parametrize("form", audio.FORMATS)
 def test_a_stream_is_a_file_whose_beginning_comes_first(tmp_path: Path, form: str) -> None:
     whole = tone(3, 22_050)

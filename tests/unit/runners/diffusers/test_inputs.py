@@ -33,6 +33,17 @@ VIDEO = Pipeline(
     output="video", width=704, height=480, multiple=32,
 )  # fmt: skip
 
+SOUND = Pipeline(
+    call=PipelineCall(
+        "Sound",
+        {
+            **STEPS, "prompt": Argument(), "lyrics": Argument(), "shift": Argument("number", 3.0),
+            "audio_length_in_s": Argument("number"), "num_waveforms_per_prompt": Argument("integer", 1),
+        },
+    ),
+    output="audio", width=8, height=8, multiple=8,
+)  # fmt: skip
+
 
 def options(pipeline: Pipeline, **more: Any) -> dict[str, Any]:
     described = {"pipeline": msgspec.to_builtins(pipeline)}
@@ -114,6 +125,21 @@ def test_a_video_is_one_file() -> None:
     filled = input_schema.validate(found, {"prompt": "x", "frame_rate": 30})
     assert (filled["num_frames"], filled["fps"], filled["output_format"]) == (81, 30, "mp4")
     assert "num_outputs" not in filled
+
+
+def test_audio_is_one_file_of_a_length() -> None:
+    found = interface(SOUND)
+    assert (found.output["type"], found.output["format"]) == ("string", "uri")
+    filled = input_schema.validate(found, {"prompt": "x", "seconds_total": 20, "cfg_scale": 3})
+    assert filled == {
+        "prompt": "x", "lyrics": "", "duration": 20, "num_inference_steps": 50, "guidance_scale": 3,
+        "shift": 3.0, "output_format": "wav",
+    }  # fmt: skip
+    with pytest.raises(InvalidInput, match="less than or equal to 600"):
+        input_schema.validate(found, {"prompt": "x", "duration": 601})
+    steps = {"num_inference_steps": Argument("integer"), "duration": Argument("number", 10.0)}
+    usual = interface(msgspec.structs.replace(SOUND, call=PipelineCall("Sound", steps)))
+    assert input_schema.validate(usual, {}) == {"duration": 10.0, "output_format": "wav"}
 
 
 @pytest.mark.parametrize("ratio", inputs.RATIOS)

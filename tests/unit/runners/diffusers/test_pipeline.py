@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from appliance import config as configuration
 from appliance.domain.errors import WeightsError
+from appliance.domain.values import GIB
 from appliance.domain.weight_size import WeightSize
 from appliance.gateway.catalogue.servable import servable
 from appliance.runners.diffusers import pipeline
@@ -75,6 +77,17 @@ def test_flux_and_a_video_pipeline(tmp_path: Path) -> None:
     assert video.with_image is not None
     assert video.with_image.name == "LTXImageToVideoPipeline"
     assert video.with_mask is None
+
+
+def test_pipelines_for_audio(tmp_path: Path) -> None:
+    audio = {"StableAudioPipeline": "audio_end_in_s", "AceStepPipeline": "audio_duration"}
+    for name, argument in audio.items():
+        transformer = ("Transformer", {"sample_size": 1024})
+        found = pipeline.read(weights(tmp_path / name, name, transformer=transformer))
+        assert (found.output, found.call.duration) == ("audio", argument)
+        options = DescribedDiffusersOptions(pipeline=msgspec.to_builtins(found))
+        assert options.footprint(WeightSize(), "cpu") < 4 * GIB, "audio has no pixels"
+    assert pipeline.read(weights(tmp_path / "ltx", "LTXPipeline")).call.duration is None
 
 
 @pytest.mark.parametrize("name", [None, "NoSuchPipeline", ["mine", "Pipeline"]])
