@@ -37,6 +37,7 @@ Task = Literal[
     "embeddings",
     "reranking",
     "voice-activity",
+    "diarization",
     "image-text-embeddings",
     "object-detection",
     "image-segmentation",

@@ -21,6 +21,7 @@ KIND_WORDS: Final = {
     "onnx": "vision image detection segmentation depth background",
     "ocr": "text recognition read scan document letters image picture",
     "vad": "speech voice activity silence detection audio",
+    "diarization": "speech voice audio speaker diarization who speaks when",
     "cog": "custom code project container",
     "echo": "test trial echo",
 }
@@ -35,6 +36,7 @@ KIND_NAMES: Final = {
     "onnx": translatable("ONNX"),
     "ocr": translatable("Text in images"),
     "vad": translatable("Voice activity"),
+    "diarization": translatable("Speakers"),
     "cog": translatable("Cog projects"),
     "echo": translatable("Test models"),
 }

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from appliance.domain.errors import WeightsError
 from appliance.domain.section import subsection
-from appliance.domain.values import MIB, Seconds
+from appliance.domain.values import MIB, FilePath, Seconds
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import Options
 
 _PROCESS: Final = 768 * MIB  # memory of a worker process besides the weights
+_SPEAKERS: Final = 1024 * MIB  # memory to find the speakers, with torch
 _SECOND: Final = 128_000  # bytes of memory to decode one second of audio
 
 
@@ -38,6 +41,12 @@ class WhisperOptions(Options):
     vad_filter: bool = Field(
         default=False, description="Skip parts without speech (voice activity detection)."
     )
+    speaker_encoder: FilePath | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,  # the version of a model without it stays the same
+        description="Weights of Resemblyzer's voice encoder: the file pretrained.pt, or its folder. They add "
+        "the input diarize, which names the speakers. Default: none.",
+    )
     max_duration: Annotated[Seconds, Field(gt=0)] = Field(
         default=7200.0,
         description="Longest audio that is accepted: seconds, or text such as 2h. Longer audio needs more "
@@ -57,10 +66,19 @@ class WhisperOptions(Options):
     def predictions_at_once(self) -> int:
         return self.num_workers
 
+    def completed(self, folder: Path) -> WhisperOptions:
+        if self.speaker_encoder is not None and not self.speaker_encoder.exists():
+            raise WeightsError(
+                f"options.speaker_encoder: {self.speaker_encoder} does not exist: correct it, or remove the "
+                "key"
+            )
+        return self
+
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         # Weights are assumed to be stored in 16 bits; float32 doubles them.
         loaded = weights.in_32_bits if self.compute_type == "float32" else weights.stored
-        return loaded + int(self.max_duration * _SECOND) * self.num_workers + _PROCESS
+        process = _PROCESS + (0 if self.speaker_encoder is None else _SPEAKERS)
+        return loaded + int(self.max_duration * _SECOND) * self.num_workers + process
 
 
 class WhisperModel(ModelConfig):

@@ -22,7 +22,9 @@ from appliance.runners.operations import TRANSCRIPTIONS
 from appliance.runners.progress import bar
 from appliance.runners.schemas import boolean, choice, number, string
 from appliance.runners.threads import stepwise
-from appliance.runners.whisper import subtitles
+from appliance.runners.voice_encoder import Progress, VoiceEncoder, find_turns
+from appliance.runners.voice_encoder import load as load_encoder
+from appliance.runners.whisper import diarized, subtitles
 
 _RATE: Final = 16_000  # samples/s that Whisper expects
 #: Samples that are transcribed together, because memory grows by 50 MB for each minute. Longer audio is cut
@@ -81,7 +83,13 @@ _NUMBER: Final = {"type": "number"}
 _TEXT: Final = {"type": "string"}
 _WORD: Final = {
     "type": "object",
-    "properties": {"word": _TEXT, "start": _NUMBER, "end": _NUMBER, "probability": _NUMBER},
+    "properties": {
+        "word": _TEXT,
+        "start": _NUMBER,
+        "end": _NUMBER,
+        "probability": _NUMBER,
+        "speaker": _TEXT,
+    },
 }
 _SEGMENT: Final = {
     "type": "object",
@@ -97,6 +105,7 @@ _SEGMENT: Final = {
         "compression_ratio": _NUMBER,
         "no_speech_prob": _NUMBER,
         "words": {"type": "array", "items": _WORD},
+        "speaker": _TEXT,
     },
 }
 _OUTPUT: Final = {
@@ -117,12 +126,13 @@ class WhisperRunner:
     def __init__(self, spec: LoadSpec) -> None:
         self._spec = spec
         self._model: Any
+        self._encoder: VoiceEncoder | None = None
         self._languages: Mapping[str, str] = {}  # code -> English name
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
         return interface_of(
-            _INPUTS,
+            _INPUTS | (diarized.INPUTS if options.get("speaker_encoder") else {}),
             _OUTPUT,
             required=("audio",),
             aliases={"audio_file": "audio", "file": "audio", "prompt": "initial_prompt"},
@@ -154,6 +164,7 @@ class WhisperRunner:
         duration = samples.size / _RATE
         yield Metric("audio_duration", round(duration, 3))
         settings = _settings(job.input, self._model.hf_tokenizer.get_vocab_size()) | {
+            "word_timestamps": job.input["word_timestamps"] or job.input.get("diarize", False),
             "beam_size": self._spec.options["beam_size"],
             "vad_filter": self._spec.options["vad_filter"],
         }
@@ -175,18 +186,26 @@ class WhisperRunner:
             usage = {"type": "duration", "seconds": math.ceil(duration)}
             yield Output([{"type": "transcript.text.done", "text": text, "usage": usage}])
             return
-        write = _FORMATS[job.input["transcription"]]
-        output: dict[str, Any] = {
-            "transcription": write(found["transcribe"]),
-            "detected_language": self._languages.get(language or "", language),
-            "segments": found["transcribe"],
-        }
-        if "translate" in found:
-            output["translation"] = write(found["translate"])
         seconds = math.ceil(duration)
         yield Log(f"{bar(seconds, seconds)}\n")  # after the last words there is only silence
+        if job.input.get("diarize"):
+            async for event in self._named(found, samples, job.input):
+                yield event
         yield Metric("real_time_factor", round((time.perf_counter() - began) / duration, 4))
-        yield Output([output], append=False)
+        detected = self._languages.get(language or "", language)
+        yield Output([_output(found, detected, job.input["transcription"])], append=False)
+
+    async def _named(
+        self, found: dict[str, list[dict[str, Any]]], samples: audio.Samples, input: Mapping[str, Any]
+    ) -> AsyncIterator[Log]:
+        """Add the speakers to the segments of each list in ``found``; yield the progress."""
+        assert self._encoder is not None, "otherwise there is no input diarize"
+        async for step in stepwise(find_turns(self._encoder, samples, input.get("num_speakers"))):
+            if isinstance(step, Progress):
+                yield Log(f"Speakers: {bar(step.done, step.total)}\n")
+            else:
+                for task, segments in found.items():
+                    found[task] = diarized.named(segments, step, words=input["word_timestamps"])
 
     async def close(self) -> None:
         """Do nothing: the memory is freed when the process ends."""
@@ -209,6 +228,9 @@ class WhisperRunner:
             local_files_only=True,
         )
         self._languages = LANGUAGES
+        encoder = self._spec.options.get("speaker_encoder")
+        if encoder is not None:
+            self._encoder = load_encoder(Path(encoder), self._spec)
 
     def _segments(
         self, samples: audio.Samples, language: str | None, task: str, settings: dict[str, Any]
@@ -248,6 +270,19 @@ class WhisperRunner:
                 f"input.language: this model does not support {requested!r}; it supports {known}"
             )
         return code
+
+
+def _output(found: Mapping[str, list[dict[str, Any]]], language: str | None, format: str) -> dict[str, Any]:
+    """Return the output for the segments of the transcript, and of the translation if there is one."""
+    write = _FORMATS[format]
+    output: dict[str, Any] = {
+        "transcription": write(found["transcribe"]),
+        "detected_language": language,
+        "segments": found["transcribe"],
+    }
+    if "translate" in found:
+        output["translation"] = write(found["translate"])
+    return output
 
 
 def _settings(input: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:

@@ -332,7 +332,13 @@ REFUSALS = [
     ("models: {a: b}\n", 1, None, "models", "should be a list"),
     ("models:\n  - 3\n", 2, "number 1", None, "should be a mapping"),
     ("models:\n  - kind: echo\n", 2, "number 1", "name", "is missing"),
-    ("models:\n  - name: test/x\n", 2, "test/x", "kind", "is missing: add one of cog, diffusers, echo"),
+    (
+        "models:\n  - name: test/x\n",
+        2,
+        "test/x",
+        "kind",
+        "is missing: add one of cog, diarization, diff",
+    ),
     ("models:\n  - name: test/x\n    kind: vlm\n", 3, "test/x", "kind", "no kind 'vlm'; did you mean vllm?"),
     ("models:\n  - name: Test/X\n    kind: echo\n", 2, "Test/X", "name", "lowercase"),
     ("models:\n  - name: test\n    kind: echo\n", 2, "test", "name", "owner/name"),
@@ -582,6 +588,7 @@ def test_a_model_class_is_known_for_every_kind() -> None:
             "onnx",
             "ocr",
             "vad",
+            "diarization",
             "cog",
         )
     }
