@@ -76,7 +76,7 @@ COG_MODELS: list[dict[str, Any]] = [
 
 def small_models() -> list[dict[str, Any]]:
     """The models in the manual whose weights are in Python packages."""
-    pages = [ROOT / "docs/models" / name for name in ("tasks.md", "onnx.md")]
+    pages = [ROOT / "docs/models" / name for name in ("tasks.md", "onnx.md", "speech.md")]
     blocks = [
         block
         for page in pages

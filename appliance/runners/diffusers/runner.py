@@ -14,6 +14,7 @@ import json
 import random
 import sys
 import threading
+import warnings
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from contextvars import Context, copy_context
 from pathlib import Path
@@ -177,6 +178,8 @@ class DiffusersRunner(TorchRunner):
         from diffusers import DiffusionPipeline
         from diffusers.utils import logging
 
+        # torchsde warns at each step of Stable Audio that a time was rounded.
+        warnings.filterwarnings("ignore", message="Should have t[ab]", category=UserWarning)
         # Warnings, such as those about truncated prompts, go to the prediction's log.
         logging.disable_default_handler()
         logging.enable_propagation()
