@@ -16,7 +16,9 @@ WINDOW: Final = 1.6  # seconds of speech of one vector; the voice encoder was tr
 _STEP: Final = 0.4  # seconds from the start of one window to the next
 _MOST_WINDOWS: Final = 4000  # of a recording; windows of longer speech are further apart
 _SAME_SPEAKER: Final = 0.27  # largest average distance (1 - cosine) between vectors of one speaker
-_SHORTEST_SPEAKER: Final = 1.2  # seconds of speech from which a group of windows is a speaker of its own
+#: Seconds of speech from which a group of windows is a speaker of its own. Windows with the end of one turn
+#: and the beginning of another can form a smaller group.
+_SHORTEST_SPEAKER: Final = 1.6
 _FRAME: Final = 0.1  # seconds; speakers change only between frames
 _SHORTEST_TURN: Final = 0.5  # seconds; a shorter change of speaker is ignored
 _PAUSE: Final = 0.5  # seconds of silence that do not end a turn
