@@ -23,7 +23,7 @@ from appliance.domain.errors import LoadFailed
 from appliance.runners import failures, images
 from appliance.runners.vllm import adapters, errors, kv_cache, tokenizer_copies
 from appliance.runners.vllm.grammars import check_grammars, use_own_backends
-from appliance.runners.vllm.statistics import stat_logger
+from appliance.runners.vllm.statistics import report_changes_only, stat_logger
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -126,6 +126,7 @@ def _permit_amx() -> None:
 
 
 def _start(spec: LoadSpec, weights: Path) -> AsyncLLM:
+    from vllm.envs import enable_envs_cache
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if spec.device == "cpu":
@@ -136,10 +137,12 @@ def _start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     # possible, vLLM falls back to spawn.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
     use_own_backends()
+    report_changes_only()
     patch_grey_images()
     with tokenizer_copies.made_while_core_starts():
         # With ``disable_log_stats`` the engine has only this stat logger, none that writes log lines.
         engine = AsyncLLM.from_vllm_config(config, stat_loggers=[stat_logger()], disable_log_stats=True)
+    enable_envs_cache()  # vLLM's own server reads environment variables again for each token
     check_grammars(engine)
     return engine
 

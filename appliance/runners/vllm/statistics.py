@@ -6,13 +6,17 @@ vLLM does not promise to keep. ``tests/integration/test_vllm.py`` checks them wi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 from appliance.domain.engine_metrics import FIRST_TOKEN_BOUNDS, INTER_TOKEN_BOUNDS, EngineMetrics
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+#: Seconds between reports of the use of the KV cache, while no request starts or ends.
+REPORT_INTERVAL: Final = 0.5
 
 
 class Statistics:
@@ -29,7 +33,10 @@ class Statistics:
         *_: object,
         **__: object,
     ) -> None:
-        """Add the measurements of one step. vLLM calls this for each step, so it must be fast."""
+        """Add the measurements of one step. vLLM calls this for each step, so it must be fast.
+
+        Most steps have no ``scheduler_stats``: see ``report_changes_only``.
+        """
         since = self._since
         if scheduler_stats is not None:
             since.running = scheduler_stats.num_running_reqs
@@ -70,6 +77,49 @@ class Statistics:
 
     def record_admission_rejection(self, reason: str) -> None:
         """Do nothing: the appliance sets no limits of this kind."""
+
+
+class Reports:
+    """When the engine core reports the state of its scheduler."""
+
+    def __init__(self) -> None:
+        self._requests = (0, 0, 0)  # of the last report
+        self._last = 0.0  # time of the last report
+
+    def is_due(self, requests: tuple[int, int, int], lookups: int, now: float) -> bool:
+        """Return whether to report the step that ended at ``now``, in seconds of a monotonic clock.
+
+        ``requests`` are the numbers of running, waiting and skipped requests, ``lookups`` the prompt tokens
+        that were looked up in the prefix cache since the last report.
+        """
+        if requests == self._requests and not lookups and now - self._last < REPORT_INTERVAL:
+            return False
+        self._requests, self._last = requests, now
+        return True
+
+
+def report_changes_only() -> None:
+    """Make engine cores report the state of their scheduler when it has changed; forked ones inherit it.
+
+    Unpatched, an engine core sends a report of 500 bytes with each step, and the worker process decodes it.
+    vLLM adds up the lookups in the prefix cache until they are reported.
+    """
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    scheduler: Any = Scheduler
+    if hasattr(scheduler, "appliance_make_stats"):
+        return
+    scheduler.appliance_make_stats = make_stats = scheduler.make_stats
+
+    def report(self: Any, *arguments: Any, **keywords: Any) -> SchedulerStats | None:
+        reports: Reports = self.__dict__.setdefault("appliance_reports", Reports())
+        requests = (*self.get_request_counts(), len(self.deferred_waiting))
+        if not reports.is_due(requests, self.kv_cache_manager.prefix_cache_stats.queries, time.monotonic()):
+            return None
+        stats: SchedulerStats | None = make_stats(self, *arguments, **keywords)
+        return stats
+
+    scheduler.make_stats = report
 
 
 def stat_logger() -> type[Statistics]:
