@@ -40,7 +40,7 @@ _UNUSED: Final = ("start_monitor", "start_log_monitor", "start_api_server")
 #: environments, which the appliance does not use, take about 125 MiB, and Ray's start waits for them. But the
 #: raylet ends if its agents end, so it starts programs that run until it closes their standard input.
 _AGENTS: Final = ("--dashboard_agent_command", "--runtime_env_agent_command")
-_NO_AGENT: Final = "cat"
+_NO_AGENT: Final = "sh -c 'exec cat'"  # the shell ignores the options that the raylet adds
 _raylet: Final[Any] = ray._raylet  # noqa: SLF001 - no other way
 #: Ports of the agents, for which the raylet waits. Port -1 means that there is no such service, as in
 #: installations of Ray without ``ray[default]`` (ray/dashboard/agent.py).
@@ -50,6 +50,17 @@ _AGENT_PORTS: Final = (
     _raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
     _raylet.RUNTIME_ENV_AGENT_PORT_NAME,
 )
+
+#: Ray's settings (src/ray/common/ray_config_def.h). By default, Ray measures itself and records each task for
+#: its agents and its dashboard, which do not run here.
+_SYSTEM_CONFIG: Final = {
+    "enable_metrics_collection": False,
+    "event_stats": False,
+    "task_events_report_interval_ms": 0,
+    # Ray gives actors a niceness of 15, so any other program would slow the gateway down.
+    "worker_niceness": 0,
+    "preload_python_modules": ["appliance.cluster.ray_worker"],
+}
 
 #: Loggers that warn at each normal start, for example that Serve has started.
 _CHATTY: Final = ("ray._private.authentication", "ray.serve")
@@ -125,11 +136,7 @@ class RayNode:
                     log_to_driver=False,
                     logging_level=logging.WARNING,
                     object_store_memory=OBJECT_STORE,
-                    # Ray gives actors a niceness of 15, so any other program would slow the gateway down.
-                    _system_config={
-                        "worker_niceness": 0,
-                        "preload_python_modules": ["appliance.cluster.ray_worker"],
-                    },
+                    _system_config=_SYSTEM_CONFIG,
                     _temp_dir=str(self.temp / "ray"),
                 )
             await _in_time(_CALL_TIMEOUT, lambda: serve.start(proxy_location="Disabled"))

@@ -6,8 +6,39 @@ installed, but does not need.
 
 from __future__ import annotations
 
+import functools
 import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
 
 sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]  # None makes the import fail
 
 import ray.serve  # noqa: E402, F401 - after pandas is hidden
+from ray.serve._private.cluster_node_info_cache import ClusterNodeInfoCache  # noqa: E402 - as above
+
+#: Seconds between two requests of Serve's controller for the list of nodes. Serve has no option for this, and
+#: asks ten times a second, which takes most of the processor time of an idle appliance. The only node is this
+#: machine, and the driver notices if its processes end.
+NODES_INTERVAL: Final = 1.0
+
+
+def at_most_every(
+    seconds: float, method: Callable[[Any], None], clock: Callable[[], float] = time.monotonic
+) -> Callable[[Any], None]:
+    """Return ``method``, limited to one successful call per object in ``seconds``; others do nothing."""
+
+    @functools.wraps(method)
+    def limited(self: Any) -> None:
+        last: float | None = getattr(self, "appliance_last_call", None)
+        now = clock()
+        if last is None or now - last >= seconds:
+            method(self)
+            self.appliance_last_call = now
+
+    return limited
+
+
+if not hasattr(ClusterNodeInfoCache.update, "__wrapped__"):
+    _cache: Any = ClusterNodeInfoCache
+    _cache.update = at_most_every(NODES_INTERVAL, _cache.update)

@@ -322,7 +322,7 @@ async def _until_stopped(
     console: Console,
 ) -> None:
     """Run the gateway until ``stop`` is set, then drain it. Calls ``started`` when the gateway answers."""
-    from appliance.gateway.app import start_gateway
+    from appliance.gateway.start import start_gateway
 
     stopping = asyncio.ensure_future(stop.wait())
     starting = asyncio.ensure_future(

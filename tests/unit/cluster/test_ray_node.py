@@ -21,8 +21,8 @@ def test_the_raylet_starts_no_agents_and_waits_for_none(tmp_path: Path) -> None:
     end = ["--python_worker_command=python worker.py --head", "--labels="]
     assert _without_agents([*begin, *agents, *end]) == [
         *begin,
-        "--dashboard_agent_command=cat",
-        "--runtime_env_agent_command=cat",
+        "--dashboard_agent_command=sh -c 'exec cat'",
+        "--runtime_env_agent_command=sh -c 'exec cat'",
         *end,
     ]
     for port in _AGENT_PORTS:
