@@ -54,6 +54,10 @@ ENVIRONMENT: Final = {
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     # Programs with many threads use much less memory with two malloc arenas than with glibc's eight per core.
     "MALLOC_ARENA_MAX": "2",
+    # Threads of a model wait for each other many times per step. By default, a waiting thread keeps its core
+    # busy for milliseconds. If all models together have more threads than there are cores, it takes the core
+    # from the thread that it waits for, and each step takes many times as long. So waiting threads sleep.
+    "OMP_WAIT_POLICY": "passive",
     # Tracebacks then mark no part of a line. The tables for that take about 8 MiB in each large process.
     "PYTHONNODEBUGRANGES": "1",
     # A process that changes its title must keep its environment: the appliance finds its processes by it.

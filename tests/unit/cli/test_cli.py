@@ -687,7 +687,7 @@ def test_serve_becomes_the_driver(
     monkeypatch.setenv("APPLIANCE_PORT", "8123")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED"):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     for _ in range(2):
         with pytest.raises(Executed):
@@ -701,6 +701,7 @@ def test_serve_becomes_the_driver(
     assert environment["MALLOC_ARENA_MAX"] == "4"  # the user's own value wins
     assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
     assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["OMP_WAIT_POLICY"] == "passive"
     assert len(environment["RAY_AUTH_TOKEN"]) == 64
     assert environment["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
 
