@@ -166,7 +166,7 @@ def test_a_killed_gateway_costs_no_prediction_and_runs_none_twice(appliance: App
 
 def test_ray_runs_only_what_is_needed_at_the_priority_of_the_appliance(appliance: Appliance) -> None:
     """Actors of Ray have a lower priority by default, so any other program would slow them down."""
-    wait_for(lambda: appliance.named("ServeReplica:runner"), "the spare replica")
+    wait_for(lambda: appliance.named("ray::ServeReplica:runner"), "the spare replica")
     commands = " ".join(" ".join(process.cmdline()) for process in appliance.processes())
     for unused in ("autoscaler", "log_monitor", "dashboard/dashboard.py"):
         assert unused not in commands
