@@ -37,6 +37,19 @@ def umask() -> Iterator[None]:
     os.umask(before)
 
 
+@pytest.fixture(scope="module")
+def light_passwords() -> Iterator[None]:
+    """Hash passwords with little memory: the appliance takes 0.1 s of CPU for each hash."""
+    import argon2
+
+    from appliance.gateway.sign_on import passwords
+
+    with pytest.MonkeyPatch.context() as patch:
+        light = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+        patch.setattr(passwords, "_HASHER", light)
+        yield
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "data" / "appliance.db"

@@ -26,7 +26,7 @@ FORM = {"username": "anna", "password": "correct horse", "next": "/usage"}
 
 @pytest.fixture
 async def pages(
-    api: Api, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    light_passwords: None, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Pages]:
     monkeypatch.setattr(session, "MEMORY", 0.0)
     monkeypatch.setattr(auth, "MEMORY", 0.0)

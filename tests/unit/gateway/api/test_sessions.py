@@ -21,15 +21,14 @@ from tests.support.api_client import Api
 from tests.support.engine_bench import Bench
 
 PASSWORD = "correct horse"
-HASH = make_hash(PASSWORD)
 HERE = {HEADER: signed("203.0.113.5")}
 
 
 @pytest.fixture(autouse=True)
-async def people(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def people(light_passwords: None, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "MEMORY", 0.0)
     for name, scope in {"anna": Scope.RUN, "carol": Scope.ADMIN}.items():
-        user = User(name=name, scope=scope, created_at=0.0, password=HASH)
+        user = User(name=name, scope=scope, created_at=0.0, password=make_hash(PASSWORD))
         await bench.store.users.add(user, AuditEvent(action="user.add"))
 
 

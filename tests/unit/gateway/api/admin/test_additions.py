@@ -20,13 +20,13 @@ from huggingface_hub import constants
 from appliance import adding, config
 from appliance.config import Config, Report
 from appliance.domain.errors import ConfigError
-from appliance.gateway.api import openapi
 from appliance.gateway.api.services import Services
 from appliance.gateway.engine.additions import ADDITION_MARK, Additions
 from appliance.machine import Device
 from appliance.machine.processes import kill_marked
 from tests.support.api_client import Api
 from tests.support.engine_bench import Bench
+from tests.support.openapi_requests import DOCUMENT
 from tests.support.stub_hub import StubHub, serving_hub
 from tests.unit.gateway.engine.test_reload import Edited
 
@@ -106,7 +106,7 @@ def file(services: Services) -> Path:
 
 
 def checked(reply: Any, component: str) -> Any:
-    schema = {"$ref": f"#/components/schemas/{component}", "components": openapi.document()["components"]}
+    schema = {"$ref": f"#/components/schemas/{component}", "components": DOCUMENT["components"]}
     jsonschema.Draft202012Validator(schema).validate(reply.json())
     return reply.json()
 
