@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,7 @@ async def test_a_page_is_in_the_language_of_its_reader(api: Api, tmp_path: Path)
     assert "<h1>Predictions</h1>" in english.text
 
 
+@functools.cache
 def texts() -> dict[str | tuple[str, ...], str]:
     """Return every text of the UI with a file that has it, as scripts/texts finds them."""
     keywords = {"_": None, "gettext": None, "ngettext": (1, 2), "translatable": None}

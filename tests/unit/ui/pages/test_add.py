@@ -16,9 +16,9 @@ from tests.support.api_client import SECRET, Api
 from tests.support.stub_hub import StubHub
 from tests.support.ui_client import Pages
 from tests.unit.gateway.api.admin import test_additions
-from tests.unit.gateway.api.admin.test_additions import api, file, hub
+from tests.unit.gateway.api.admin.test_additions import api, file, hub, no_process
 
-__all__ = ["api", "hub"]
+__all__ = ["api", "hub", "no_process"]
 PART = {"HX-Request": "true"}
 
 
@@ -65,6 +65,7 @@ async def test_a_source_that_must_be_downloaded_is_not_without_a_click(pages: Pa
         assert "/add/proposal" in page.text
 
 
+@pytest.mark.usefixtures("no_process")
 async def test_a_model_is_added_and_its_page_shows_the_end(pages: Pages, api: Api, hub: StubHub) -> None:
     async with pages.signed_in(SECRET) as browser:
         form = {"source": "hub:Org/Model", "name": "me/mine"}

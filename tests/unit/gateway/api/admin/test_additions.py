@@ -18,8 +18,9 @@ import pytest
 from huggingface_hub import constants
 
 from appliance import adding, config
+from appliance.adding import download_process
 from appliance.config import Config, Report
-from appliance.domain.errors import ConfigError
+from appliance.domain.errors import ApplianceError, ConfigError
 from appliance.gateway.api.services import Services
 from appliance.gateway.engine.additions import ADDITION_MARK, Additions
 from appliance.machine import Device
@@ -58,6 +59,21 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StubHub]:
             monkeypatch.delenv(name, raising=False)
         served.add("Org/Model", FILES)
         yield served
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Download in this process, because another takes 0.8 s of CPU to start.
+
+    Tests of downloads that are followed, cancelled or continued, or that fail, start the process.
+    """
+
+    async def download(additions: Additions, pending: adding.Pending) -> None:
+        line = await asyncio.to_thread(download_process.main, additions._home, pending, "")
+        if line.problem is not None:
+            raise ApplianceError(line.problem)
+
+    monkeypatch.setattr(Additions, "_download", download)
 
 
 @pytest.fixture
@@ -172,6 +188,7 @@ async def test_the_progress_is_streamed(api: Api, hub: StubHub) -> None:
     assert (await api.get("/admin/additions/none/events")).status_code == 404
 
 
+@pytest.mark.usefixtures("no_process")
 async def test_two_additions_and_an_edit_by_hand_at_once_are_all_kept(api: Api, hub: StubHub) -> None:
     hub.add("Org/Other", {**FILES, "model.safetensors": bytes(100_000)})
     hub.gate.clear()
@@ -189,6 +206,7 @@ async def test_two_additions_and_an_edit_by_hand_at_once_are_all_kept(api: Api, 
     assert names == {"test/echo", "test/stream", "org/model", "org/other"}
 
 
+@pytest.mark.usefixtures("no_process")
 async def test_two_requests_at_once_for_one_model_add_it_once(api: Api, hub: StubHub) -> None:
     body = {"source": "hub:Org/Model"}
     replies = await asyncio.gather(*(api.post("/admin/additions", json=body) for _ in range(3)))
@@ -197,6 +215,7 @@ async def test_two_requests_at_once_for_one_model_add_it_once(api: Api, hub: Stu
     assert (await ended(api, addition))["state"] == "succeeded"
 
 
+@pytest.mark.usefixtures("no_process")
 async def test_a_failing_reload_puts_the_file_back(
     api: Api, hub: StubHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +242,7 @@ async def test_a_failing_reload_puts_the_file_back(
     assert file(api.services).read_text() == before
 
 
+@pytest.mark.usefixtures("no_process")
 async def test_a_model_that_cannot_be_served_is_not_kept_unless_forced(
     api: Api, hub: StubHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +264,7 @@ async def test_a_model_that_cannot_be_served_is_not_kept_unless_forced(
     assert "org/model" in file(api.services).read_text()
 
 
+@pytest.mark.usefixtures("no_process")
 async def test_an_edit_by_hand_during_a_failing_reload_stays(
     api: Api, hub: StubHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,6 +366,7 @@ async def test_the_next_gateway_continues_a_download(
     assert file(services).read_text() == before
 
 
+@pytest.mark.usefixtures("no_process")
 async def test_an_update_that_failed_after_a_restart_is_undone(
     api: Api, hub: StubHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +388,7 @@ async def test_an_update_that_failed_after_a_restart_is_undone(
     assert file(services).read_text() == before
 
 
+@pytest.mark.usefixtures("no_process")
 async def test_weights_of_an_addition_that_starts_during_a_removal_stay(
     api: Api, hub: StubHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,6 +408,7 @@ async def test_weights_of_an_addition_that_starts_during_a_removal_stay(
     assert (await api.get("/v1/models/me/copy")).status_code == 200
 
 
+@pytest.mark.usefixtures("no_process")
 async def test_a_model_of_an_included_file_is_updated_and_removed(api: Api, hub: StubHub) -> None:
     included = file(api.services).parent / "models.d" / "more.yaml"
     included.parent.mkdir()
@@ -413,6 +437,7 @@ async def test_a_failed_download_says_why(api: Api, hub: StubHub) -> None:
     assert file(api.services).read_text() == before
 
 
+@pytest.mark.usefixtures("no_process")
 async def test_a_model_is_updated(api: Api, hub: StubHub) -> None:
     await ended(api, await add(api))
     first = hub.commits["Org/Model"]
@@ -437,6 +462,7 @@ async def test_a_model_is_updated(api: Api, hub: StubHub) -> None:
     assert pruned["freed"] >= 200_000
 
 
+@pytest.mark.usefixtures("no_process")
 async def test_a_model_that_does_not_fit_needs_force(
     api: Api, hub: StubHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
