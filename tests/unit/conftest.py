@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from hypothesis import settings
 
 from appliance.domain import token
@@ -72,6 +74,22 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 @pytest.fixture
 async def api(bench: Bench) -> AsyncIterator[Api]:
+    async with api_of(bench) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_api(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
+    """An API for all tests of a module whose requests are refused. They run with ``loop_scope="module"``."""
+    bench = await Bench(tmp_path_factory.mktemp("shared_api")).start()
+    async with api_of(bench) as client:
+        yield client
+    await bench.stop()
+    await bench.cluster.close()
+
+
+@asynccontextmanager
+async def api_of(bench: Bench) -> AsyncIterator[Api]:
     for name, secret, owner in (("first", SECRET, "me"), ("second", "other", "you")):
         await bench.store.add_token(
             Token(

@@ -63,10 +63,15 @@ def parse(path: Path) -> ast.Module:
 
 
 @functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(parse(path)))
+
+
+@functools.cache
 def imports(path: Path) -> list[str]:
     """Every module that a file imports, wherever in it."""
     found = []
-    for node in ast.walk(parse(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -145,7 +150,7 @@ def test_lines_end_in_line_feeds() -> None:
     found = [
         f"{name_of(path)} line {node.lineno}: use split('\\n') instead of {node.attr}"
         for path in SOURCES
-        for node in ast.walk(parse(path))
+        for node in nodes(path)
         if isinstance(node, ast.Attribute) and node.attr in wrong
     ]
     assert found == []

@@ -8,6 +8,7 @@ import re
 import sqlite3
 import stat
 import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -336,15 +337,22 @@ async def test_one_owner_at_a_time(store: Store, path: Path) -> None:
 # The SQL
 
 
-@pytest.mark.parametrize("name", QUERIES)
-def test_every_query_is_described_and_uses_an_index(path: Path, name: str) -> None:
-    description, statement = QUERIES[name].split("\n", 1)
-    assert description.startswith("-- ")
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    """An empty database for all tests that only ask how SQLite carries out a query."""
+    path = tmp_path_factory.mktemp("empty") / "appliance.db"
     connection = connect(path, "normal")
     upgrade(connection, path)
-    names = dict.fromkeys(sqlite_parameters(statement)) or [None] * statement.count("?")
-    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {QUERIES[name]}", names)]
+    yield connection
     connection.close()
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_every_query_is_described_and_uses_an_index(empty: sqlite3.Connection, name: str) -> None:
+    description, statement = QUERIES[name].split("\n", 1)
+    assert description.startswith("-- ")
+    names = dict.fromkeys(sqlite_parameters(statement)) or [None] * statement.count("?")
+    plan = [row[3] for row in empty.execute(f"EXPLAIN QUERY PLAN {QUERIES[name]}", names)]
     unindexed = ["SCAN unindexed_predictions"]  # a hundred rows, at most
     whole_tables = {
         "prediction_by_id": unindexed,
@@ -416,7 +424,7 @@ def test_every_query_is_described_and_uses_an_index(path: Path, name: str) -> No
     ],
 )
 def test_a_list_that_is_narrowed_looks_at_nothing_else(
-    path: Path, direction: str, owner: str | None, filters: dict[str, str], index: str
+    empty: sqlite3.Connection, direction: str, owner: str | None, filters: dict[str, str], index: str
 ) -> None:
     if owner:
         owned = index.format("owner_and_", "owner=? AND ", slow="_by_owner (owner=? AND ")
@@ -425,27 +433,24 @@ def test_a_list_that_is_narrowed_looks_at_nothing_else(
     training = {"training": False} if owner else {}
     for name in ("predictions", "all_predictions") if owner else ("all_predictions",):
         training_filter = training if name == "predictions" else {}
-        assert owned in plan_of(path, f"{name}_{direction}", {"owner": owner, **training_filter, **filters})
+        assert owned in plan_of(empty, f"{name}_{direction}", {"owner": owner, **training_filter, **filters})
 
 
-def test_trainings_and_an_owner_s_lists_have_indexes(path: Path) -> None:
-    assert "trainings_by_creation (" in plan_of(path, "all_predictions_older", {"training": True})
+def test_trainings_and_an_owner_s_lists_have_indexes(empty: sqlite3.Connection) -> None:
+    assert "trainings_by_creation (" in plan_of(empty, "all_predictions_older", {"training": True})
     slow = {"training": True, "slower_than": 1.0}
-    assert "trainings_by_creation (" in plan_of(path, "all_predictions_older", slow)
-    assert "predictions_by_owner (owner=?" in plan_of(path, "all_predictions_older", {"owner": "me"})
-    mine = plan_of(path, "predictions_older", {"owner": "me", "training": True})
+    assert "trainings_by_creation (" in plan_of(empty, "all_predictions_older", slow)
+    assert "predictions_by_owner (owner=?" in plan_of(empty, "all_predictions_older", {"owner": "me"})
+    mine = plan_of(empty, "predictions_older", {"owner": "me", "training": True})
     assert "predictions_by_time (owner=? AND <expr>=?" in mine
 
 
-def plan_of(path: Path, name: str, filters: dict[str, Any]) -> str:
+def plan_of(empty: sqlite3.Connection, name: str, filters: dict[str, Any]) -> str:
     """How SQLite carries out a list; it sorts nothing."""
     every = ("owner", "training", "model", "status", "source", "parent", "token", "slower_than")
     query = narrowed(name, dict.fromkeys(every) | filters)
-    connection = connect(path, "normal")
-    upgrade(connection, path)
     names = dict.fromkeys(sqlite_parameters(query))
-    plan = "; ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", names))
-    connection.close()
+    plan = "; ".join(row[3] for row in empty.execute(f"EXPLAIN QUERY PLAN {query}", names))
     assert "SCAN" not in plan
     assert "USE TEMP" not in plan
     return plan

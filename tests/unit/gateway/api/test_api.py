@@ -18,6 +18,7 @@ from appliance.domain import token
 from appliance.domain.prediction import Webhook
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import paging, requests
+from appliance.gateway.api.client_address import HEADER, signed
 from appliance.gateway.api.rate_limit import RateLimits
 from appliance.gateway.catalogue.catalogue import Catalogue
 from tests.support.api_client import SECRET, Api, services_of
@@ -142,9 +143,12 @@ GUARDED = (
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
-async def test_nothing_is_answered_without_a_token(api: Api, method: str, path: str) -> None:
-    async with Api(api.services, None) as stranger, Api(api.services, "wrong") as impostor:
-        without, wrong = await stranger.request(method, path), await impostor.request(method, path)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_nothing_is_answered_without_a_token(shared_api: Api, method: str, path: str) -> None:
+    async with Api(shared_api.services, None) as stranger, Api(shared_api.services, "wrong") as impostor:
+        without = await stranger.request(method, path)
+        address = f"2001:db8:{GUARDED.index((method, path))}::1"  # an address may try few wrong tokens
+        wrong = await impostor.request(method, path, headers={HEADER: signed(address)})
     assert (without.status_code, without.json()) == (
         401,
         {"title": "Unauthenticated", "detail": "You did not pass an authentication token", "status": 401},
@@ -377,8 +381,10 @@ async def test_each_wrong_field_is_named(api: Api, body: Any, rows: list[Any]) -
         ("http://[::ffff:192.168.0.1]/", "address"),
     ],
 )
-async def test_a_webhook_that_cannot_be_is_refused(api: Api, webhook: Any, kind: str) -> None:
-    reply = await api.post("/v1/predictions", json={"version": "test/echo", "input": {}, "webhook": webhook})
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_webhook_that_cannot_be_is_refused(shared_api: Api, webhook: Any, kind: str) -> None:
+    body = {"version": "test/echo", "input": {}, "webhook": webhook}
+    reply = await shared_api.post("/v1/predictions", json=body)
     assert reply.status_code == 422
     assert [(row["type"], row["field"]) for row in reply.json()["invalid_fields"]] == [(kind, "webhook")]
 
@@ -428,8 +434,9 @@ async def test_the_key_of_webhooks_is_one_that_clients_can_read(api: Api) -> Non
     "body",
     [b"", b"{", b"[]", b'"x"', b"nul", b"\xff\xfe{}", b'{"version": "\\ud800"}', b"[" * 20_000, b"{}x"],
 )
-async def test_a_body_that_is_no_json_object_is_refused(api: Api, body: bytes) -> None:
-    reply = await api.post("/v1/predictions", content=body)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_body_that_is_no_json_object_is_refused(shared_api: Api, body: bytes) -> None:
+    reply = await shared_api.post("/v1/predictions", content=body)
     assert reply.status_code == 400, reply.text
     assert isinstance(reply.json()["detail"], str)
 

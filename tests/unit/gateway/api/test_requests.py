@@ -30,9 +30,10 @@ async def test_a_byte_order_mark_is_no_part_of_the_body(api: Api) -> None:
         (b'{"input": {"text": "x"', "Input data was truncated"),
     ],
 )
-async def test_what_is_no_json_is_refused_with_the_reason(api: Api, body: bytes, reason: str) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_is_no_json_is_refused_with_the_reason(shared_api: Api, body: bytes, reason: str) -> None:
     for path in (PATH, "/openai/v1/embeddings", "/anthropic/v1/messages"):
-        reply = await api.post(path, content=body)
+        reply = await shared_api.post(path, content=body)
         assert reply.status_code == 400, reply.text
         told = reply.json()
         detail = told["detail"] if "detail" in told else told["error"]["message"]

@@ -128,8 +128,9 @@ ROUTES = (
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_nothing_is_answered_without_a_token(api: Api, method: str, path: str) -> None:
-    async with Api(api.services, None) as stranger:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_nothing_is_answered_without_a_token(shared_api: Api, method: str, path: str) -> None:
+    async with Api(shared_api.services, None) as stranger:
         reply = await stranger.request(method, path)
     assert reply.status_code == 401
     error = reply.json()["error"]

@@ -111,8 +111,9 @@ async def test_a_name_is_taken_once(api: Api) -> None:
         ({"latest_version": "x"}, ""),
     ],
 )
-async def test_what_cannot_be_is_named(api: Api, changes: dict[str, Any], field: str) -> None:
-    reply = await api.post("/v1/models", json=NEW | changes)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_cannot_be_is_named(shared_api: Api, changes: dict[str, Any], field: str) -> None:
+    reply = await shared_api.post("/v1/models", json=NEW | changes)
     assert (reply.status_code, reply.json()["invalid_fields"][0]["field"]) == (422, field)
 
 
