@@ -39,7 +39,7 @@ def umask() -> Iterator[None]:
     os.umask(before)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def light_passwords() -> Iterator[None]:
     """Hash passwords with little memory: the appliance takes 0.1 s of CPU for each hash."""
     import argon2

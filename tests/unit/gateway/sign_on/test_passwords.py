@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import argon2
+import pytest
 
 from appliance.gateway.sign_on.passwords import Passwords, make_hash
 
+#: The second recommended option of section 4: 64 MiB of memory, 3 passes, 4 lanes.
+PARAMETERS = "$argon2id$v=19$m=65536,t=3,p=4$"
+OLD = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("correct horse")
+
 
 async def test_a_password_is_hashed_and_checked_with_the_parameters_of_rfc_9106() -> None:
-    """The second recommended option of section 4: 64 MiB of memory, 3 passes, 4 lanes."""
-    hash = make_hash("correct horse")
-    assert hash.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
-    passwords = Passwords()
+    passwords, hash = Passwords(), make_hash("correct horse")
+    assert hash.startswith(PARAMETERS)
     assert await passwords.matches(hash, "correct horse")
-    assert not await passwords.matches(hash, "wrong horse")
     assert await passwords.renewed(hash, "correct horse") is None
 
 
 async def test_a_hash_with_other_parameters_is_renewed() -> None:
     passwords = Passwords()
-    old = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("correct horse")
-    assert await passwords.matches(old, "correct horse")
-    renewed = await passwords.renewed(old, "correct horse")
+    assert await passwords.matches(OLD, "correct horse")
+    renewed = await passwords.renewed(OLD, "correct horse")
     assert renewed is not None
-    assert renewed.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
+    assert renewed.startswith(PARAMETERS)
 
 
-async def test_without_a_hash_or_with_an_unreadable_one_no_password_matches() -> None:
+@pytest.mark.usefixtures("light_passwords")
+async def test_other_passwords_and_other_hashes_do_not_match() -> None:
     passwords = Passwords()
+    assert not await passwords.matches(OLD, "wrong horse")
+    assert not await passwords.matches(None, "correct horse")
     assert not await passwords.matches(None, "the password of nobody")
     assert not await passwords.matches("$argon2id$unreadable", "correct horse")
