@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx
 import pytest
 
-from appliance.domain import failed_attempts, token
-from appliance.domain.access import Group, Policy, Right
-from appliance.domain.token import Scope, Token
+from appliance.domain import failed_attempts
 from appliance.gateway.api.client_address import HEADER, signed
 from appliance.ui import session
 from appliance.ui.pages import PAGES
 from tests.support.api_client import SECRET, Api
+from tests.support.callers import add_callers
 from tests.support.engine_bench import Bench
 from tests.support.ui_client import Pages
 
@@ -86,26 +85,9 @@ async def pages(api: Api, tmp_path: Path) -> AsyncIterator[Pages]:
     await pages.server.close()
 
 
-async def add_callers(api: Api, bench: Bench) -> dict[str, str]:
+async def add_tokens(api: Api, bench: Bench) -> dict[str, str]:
     """Create tokens that are valid at first; return their secrets."""
-    tokens: dict[str, dict[str, Any]] = {
-        "expired": {"scope": Scope.ADMIN, "expires_at": time.time() + 3600},
-        "revoked": {"scope": Scope.ADMIN},
-        "elsewhere": {"scope": Scope.ADMIN, "networks": ("198.51.100.0/24",)},
-        "reader": {"scope": Scope.READ},
-        "runner": {"scope": Scope.RUN},
-        "limited": {"scope": Scope.RUN, "models": ("another/*",)},
-        "outsider": {"scope": Scope.RUN, "owner": "outsider"},
-        "other": {"scope": Scope.RUN, "owner": "other"},
-    }
-    for name, fields in tokens.items():
-        common = {"id": name, "name": name, "owner": "me", "digest": token.digest(f"{name} secret")}
-        await bench.store.add_token(Token(**{**common, "created_at": 0, **fields}))
-    everything = frozenset(Right)
-    all_models = Group("all", frozenset({"other"}), ("*",), everything)
-    others = Group("others", frozenset({"outsider"}), ("another/*",), everything)
-    api.services.auth.apply(Policy([all_models, others], None, "me"))
-    return {"admin": SECRET, **{name: f"{name} secret" for name in tokens}}
+    return await add_callers(api, bench, expired={"expires_at": time.time() + 3600}, revoked={})
 
 
 #: The template of each route of each page.
@@ -118,7 +100,7 @@ def path_of(template: str) -> str:
 
 
 async def test_each_caller_gets_the_status_of_the_matrix(pages: Pages, api: Api, bench: Bench) -> None:
-    secrets = await add_callers(api, bench)
+    secrets = await add_tokens(api, bench)
     found: dict[str, list[int]] = {template: [] for template in ROUTES}
     for caller in CALLERS:
         async with pages.signed_in(secrets[caller]) as browser:
@@ -128,7 +110,7 @@ async def test_each_caller_gets_the_status_of_the_matrix(pages: Pages, api: Api,
 
 
 async def test_the_page_of_a_denied_model_is_not_there(pages: Pages, api: Api, bench: Bench) -> None:
-    secrets = await add_callers(api, bench)
+    secrets = await add_tokens(api, bench)
     for caller in ("admin", *CALLERS):
         denied = caller in {"limited", "outsider"}
         async with pages.signed_in(secrets[caller]) as browser:
@@ -140,7 +122,7 @@ async def test_the_page_of_a_denied_model_is_not_there(pages: Pages, api: Api, b
 async def test_without_a_session_every_page_leads_to_the_sign_in(
     pages: Pages, api: Api, bench: Bench
 ) -> None:
-    secrets = await add_callers(api, bench)
+    secrets = await add_tokens(api, bench)
     browsers: dict[str, httpx.AsyncClient] = {"nobody": pages.browser()}
     for caller in ("expired", "revoked"):
         browsers[caller] = pages.browser()
@@ -164,7 +146,7 @@ async def test_without_a_session_every_page_leads_to_the_sign_in(
 
 
 async def test_a_token_of_another_network_cannot_sign_in(pages: Pages, api: Api, bench: Bench) -> None:
-    secrets = await add_callers(api, bench)
+    secrets = await add_tokens(api, bench)
     async with pages.browser() as browser:
         there = {HEADER: signed("198.51.100.7")}
         reply = await browser.post("/signin", data={"token": secrets["elsewhere"]}, headers=there)

@@ -10,12 +10,12 @@ from typing import Any, Final
 import pytest
 
 from appliance.domain import token
-from appliance.domain.access import Group, Policy, Right
 from appliance.domain.audit import AuditEvent
-from appliance.domain.token import Scope, Token
+from appliance.domain.token import Scope
 from appliance.domain.user import PREFIX, Session, User
 from appliance.gateway.api import application, create_api
-from tests.support.api_client import SECRET, Api
+from tests.support.api_client import Api
+from tests.support.callers import add_callers
 from tests.support.engine_bench import Bench
 
 #: Callers that every route but those open to all refuses, with the status of the refusal.
@@ -253,22 +253,10 @@ async def status_of(api: Api, method: str, path: str, body: dict[str, Any], secr
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def add_callers(api: Api, bench: Bench) -> dict[str, str | None]:
+async def add_secrets(api: Api, bench: Bench) -> dict[str, str | None]:
     """Create the tokens of all callers; return their secrets."""
     now = time.time()
-    tokens: dict[str, dict[str, Any]] = {
-        "expired": {"scope": Scope.ADMIN, "expires_at": now - 1},
-        "revoked": {"scope": Scope.ADMIN, "revoked_at": now - 1},
-        "elsewhere": {"scope": Scope.ADMIN, "networks": ("198.51.100.0/24",)},
-        "reader": {"scope": Scope.READ},
-        "runner": {"scope": Scope.RUN},
-        "limited": {"scope": Scope.RUN, "models": ("another/*",)},
-        "outsider": {"scope": Scope.RUN, "owner": "outsider"},
-        "other": {"scope": Scope.RUN, "owner": "other"},
-    }
-    for name, fields in tokens.items():
-        common = {"id": name, "name": name, "owner": "me", "digest": token.digest(f"{name} secret")}
-        await bench.store.add_token(Token(**{**common, "created_at": 0, **fields}))
+    secrets = await add_callers(api, bench, expired={"expires_at": now - 1}, revoked={"revoked_at": now - 1})
     user = User(name="user", scope=Scope.ADMIN, created_at=0, issuer="https://id.example.org", subject="1")
     ended = Session(
         id="ended",
@@ -280,12 +268,7 @@ async def add_callers(api: Api, bench: Bench) -> dict[str, str | None]:
         browser="",
     )
     await bench.store.users.sign_in(user, ended, lambda known: AuditEvent(action="session.sign_in"))
-    everything = frozenset(Right)
-    all_models = Group("all", frozenset({"other"}), ("*",), everything)
-    others = Group("others", frozenset({"outsider"}), ("another/*",), everything)
-    api.services.auth.apply(Policy([all_models, others], None, "me"))
-    sessions = {"ended session": f"{PREFIX}ended"}
-    return {"nobody": None, "admin": SECRET, **sessions, **{name: f"{name} secret" for name in tokens}}
+    return {"nobody": None, "ended session": f"{PREFIX}ended", **secrets}
 
 
 EXPECTED: Final = {
@@ -307,7 +290,7 @@ def test_every_route_has_a_row_and_every_row_a_route() -> None:
 async def test_each_caller_gets_the_status_of_the_matrix(
     api: Api, bench: Bench, method: str, template: str
 ) -> None:
-    secrets = await add_callers(api, bench)
+    secrets = await add_secrets(api, bench)
     await api.services.webhooks.start()
     path, body = path_of(template, bench), body_of(method, template)
     expected = EXPECTED[method, template]
