@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import subprocess
-import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -26,15 +24,6 @@ models:
   - {name: test/files, kind: echo, options: {files: true}}
   - {name: test/slow, kind: echo, options: {stream: true, concurrency: 64}}
 """
-
-
-def command(appliance: Appliance, *arguments: str) -> str:
-    program = str(Path(sys.executable).parent / "appliance")
-    ran = subprocess.run(
-        [program, *arguments], env=appliance.environment, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout
 
 
 class Clients:
@@ -95,7 +84,7 @@ def test_a_backup_under_load_has_all_that_was_accepted(tmp_path: Path) -> None:
     try:
         wait_for(lambda: len(clients.accepted) > 300 and len(clients.uploads) > 300, "enough to save")
         accepted, uploads = dict(clients.accepted), dict(clients.uploads)
-        printed = command(first, "backup", str(tmp_path / "b.tar.gz"), "--config", str(config))
+        printed = first.command("backup", str(tmp_path / "b.tar.gz"), "--config", str(config))
         assert len(clients.accepted) > len(accepted), "the load had ended before the backup"
     finally:
         clients.stop()
@@ -103,7 +92,7 @@ def test_a_backup_under_load_has_all_that_was_accepted(tmp_path: Path) -> None:
     assert clients.unexpected == []
     assert "b.tar.gz: " in printed
     second_home = tmp_path / "second home"
-    shown = command(first, "restore", str(tmp_path / "b.tar.gz"), "--home", str(second_home))
+    shown = first.command("restore", str(tmp_path / "b.tar.gz"), "--home", str(second_home))
     assert "appliance serve --home" in shown
     second = Appliance(second_home, second_home / "config" / "models.yaml")
     second.start()

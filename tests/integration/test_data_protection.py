@@ -34,20 +34,6 @@ models:
 """
 
 
-def command(appliance: Appliance, *arguments: str) -> str:
-    program = str(Path(sys.executable).parent / "appliance")
-    ran = subprocess.run(
-        [program, *arguments],
-        env=appliance.environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        stdin=subprocess.DEVNULL,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout
-
-
 def traces(folder: Path, text: str) -> list[str]:
     """Return the files below ``folder`` whose content or path contains ``text``, except in ``TOKEN_NAME``.
 
@@ -77,7 +63,7 @@ def appliance(tmp_path: Path, collector: Collector) -> Iterator[Appliance]:
 
 
 def client_of(appliance: Appliance, owner: str) -> httpx.Client:
-    made = json.loads(command(appliance, "token", "create", TOKEN_NAME, "--owner", owner, "--json"))
+    made = json.loads(appliance.command("token", "create", TOKEN_NAME, "--owner", owner, "--json"))
     headers = {"Authorization": f"Bearer {made['token']}"}
     return httpx.Client(base_url=appliance.url, headers=headers, timeout=PATIENCE, trust_env=False)
 
@@ -139,13 +125,13 @@ def test_no_input_is_in_a_log_and_an_erasure_leaves_nothing(
     assert "other 0." in written  # from the log of slow predictions
     wait_for(lambda: len(collector.spans) > 20, "the traces")
     assert [span.name for span in collector.spans if MARKER in str(span)] == []
-    audit = [json.dumps(each) for each in json.loads(command(appliance, "audit", "list", "--json"))]
+    audit = [json.dumps(each) for each in json.loads(appliance.command("audit", "list", "--json"))]
     assert [each for each in audit if MARKER in each and "token.create" not in each] == []
 
-    assert "8  predictions" in command(appliance, "erase", "ada", "--dry-run")
+    assert "8  predictions" in appliance.command("erase", "ada", "--dry-run")
     with client_of(appliance, "ben") as ben:
         kept = predict(ben, "echo", text="of ben")
-        running = json.loads(command(appliance, "erase", "ada", "--yes", "--json"))
+        running = json.loads(appliance.command("erase", "ada", "--yes", "--json"))
         assert (running["predictions"], running["uploads"], running["conversations"]) == (8, 1, 1)
         assert ben.get(f"/v1/predictions/{kept['id']}").json()["output"] == "of ben"
     assert traces(appliance.home, MARKER) == []
@@ -166,17 +152,17 @@ def test_a_killed_appliance_continues_to_erase(appliance: Appliance) -> None:
         [program, "erase", "ada", "--yes"], env=appliance.environment, stdout=subprocess.DEVNULL
     )
     wait_for(
-        lambda: "account.erase" in command(appliance, "audit", "list", "--action", "account"),
+        lambda: "account.erase" in appliance.command("audit", "list", "--action", "account"),
         "the erasure to begin",
     )
     appliance.kill()
     erasing.wait(PATIENCE)
     appliance.start()
     wait_for(
-        lambda: "account.erased" in command(appliance, "audit", "list", "--action", "account"),
+        lambda: "account.erased" in appliance.command("audit", "list", "--action", "account"),
         "the erasure to end",
     )
-    found = json.loads(command(appliance, "erase", "ada", "--dry-run", "--json"))
+    found = json.loads(appliance.command("erase", "ada", "--dry-run", "--json"))
     assert not any(count for name, count in found.items() if isinstance(count, int)), found
     assert MARKER * 2 not in (appliance.home / "appliance.db").read_text(errors="replace")
 
@@ -227,7 +213,7 @@ def test_an_encrypted_appliance_stores_nothing_in_clear(tmp_path: Path, collecto
     assert clear.stop() == 0
 
     encrypted = Appliance(home, config, variables={"APPLIANCE_ENCRYPTION_KEY_FILE": str(key)})
-    assert "is encrypted with the key" in command(encrypted, "encryption", "enable")
+    assert "is encrypted with the key" in encrypted.command("encryption", "enable")
     earlier = traces(home, MARKER)  # names of output files only
     assert [path for path in earlier if MARKER.encode() in Path(path).read_bytes()] == []
     encrypted.start()
@@ -242,7 +228,7 @@ def test_an_encrypted_appliance_stores_nothing_in_clear(tmp_path: Path, collecto
         wait_for(lambda: not in_clear(home / "files" / "outputs"), "all output files to be encrypted")
         assert [path for path in traces(home, MARKER) if path not in earlier] == []
         backup = tmp_path / "backup.tar.gz"
-        command(encrypted, "backup", str(backup))
+        encrypted.command("backup", str(backup))
         assert encrypted.stop() == 0
         wrong = {**encrypted.variables, "APPLIANCE_ENCRYPTION_KEY_FILE": ""}
         refused = subprocess.run(
@@ -256,7 +242,7 @@ def test_an_encrypted_appliance_stores_nothing_in_clear(tmp_path: Path, collecto
         assert "the database is encrypted with the key" in " ".join(refused.stderr.split())
         restored = Appliance(tmp_path / "restored", config, variables=encrypted.variables)
         restored.output.unlink(missing_ok=True)
-        command(restored, "restore", str(backup))
+        restored.command("restore", str(backup))
         restored.start()
         with restored.client() as client:
             assert MARKER.encode() in client.get(f"/admin/predictions/{file['id']}").content

@@ -167,6 +167,19 @@ class Appliance:
         """Return the process ids of the worker processes."""
         return [int(mark.name) for mark in (self.home / "run" / "hosts").iterdir() if mark.name.isdigit()]
 
+    def command(self, *arguments: str) -> str:
+        """Run a command of this appliance that succeeds; return its standard output."""
+        ran = subprocess.run(
+            [str(self.program), *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            stdin=subprocess.DEVNULL,
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
+
     def client(self) -> httpx.Client:
         """Return an HTTP client with a token."""
         headers = {"Authorization": f"Bearer {TOKEN}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from appliance.domain import token
@@ -28,9 +29,11 @@ async def add_callers(
         "outsider": {"scope": Scope.RUN, "owner": "outsider"},
         "other": {"scope": Scope.RUN, "owner": "other"},
     }
+    added = []
     for name, fields in tokens.items():
         common = {"id": name, "name": name, "owner": "me", "digest": token.digest(f"{name} secret")}
-        await bench.store.add_token(Token(**{**common, "created_at": 0, **fields}))
+        added.append(bench.store.add_token(Token(**{**common, "created_at": 0, **fields})))
+    await asyncio.gather(*added)  # in one commit
     everything = frozenset(Right)
     all_models = Group("all", frozenset({"other"}), ("*",), everything)
     others = Group("others", frozenset({"outsider"}), ("another/*",), everything)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -90,16 +91,15 @@ async def shared_api(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
 
 @asynccontextmanager
 async def api_of(bench: Bench) -> AsyncIterator[Api]:
+    written: list[Awaitable[object]] = []
     for name, secret, owner in (("first", SECRET, "me"), ("second", "other", "you")):
-        await bench.store.add_token(
-            Token(
-                id=name, name=name, owner=owner, digest=token.digest(secret), created_at=0, scope=Scope.ADMIN
-            )
-        )
+        digest = token.digest(secret)
+        added = Token(id=name, name=name, owner=owner, digest=digest, created_at=0, scope=Scope.ADMIN)
+        written.append(bench.store.add_token(added))
     for entry in bench.catalogue.entries:
-        await bench.store.record_version(
-            VersionRow(id=entry.version, model=entry.name, created_at=1.0, document=entry.document)
-        )
+        row = VersionRow(id=entry.version, model=entry.name, created_at=1.0, document=entry.document)
+        written.append(bench.store.record_version(row))
+    await asyncio.gather(*written)  # in one commit
     services = services_of(bench)
     async with Api(services) as client:
         yield client

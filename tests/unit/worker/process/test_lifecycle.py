@@ -52,6 +52,16 @@ class WaitingRunner:
             self.running.remove(job.attempt)
 
 
+def ready(runner: WaitingRunner) -> tuple[Transport, WorkerProcess]:
+    """Return a worker process that has loaded its model and takes two predictions at once."""
+    transport = Transport()
+    worker = WorkerProcess(msgspec.structs.replace(spec(), concurrency=2), io.StringIO(), lambda: None)
+    worker.connection_made(transport)
+    worker.ready(runner, WorkerReady())
+    transport.written = b""
+    return transport, worker
+
+
 class MeasuredRunner(WaitingRunner):
     """Has generated one token more at each call of ``take_metrics`` after ``go`` is set."""
 
@@ -61,12 +71,8 @@ class MeasuredRunner(WaitingRunner):
 
 async def test_the_metrics_of_the_engine_are_sent_when_the_last_prediction_ends() -> None:
     """The model may be unloaded at once, before the next second."""
-    transport = Transport()
-    worker = WorkerProcess(msgspec.structs.replace(spec(), concurrency=2), io.StringIO(), lambda: None)
-    worker.connection_made(transport)
     runner = MeasuredRunner()
-    worker.ready(runner, WorkerReady())
-    transport.written = b""
+    transport, worker = ready(runner)
     worker.start([Job("a", 1, {}), Job("b", 1, {})])
     async with asyncio.timeout(10):
         while len(runner.running) < 2:
@@ -80,12 +86,8 @@ async def test_the_metrics_of_the_engine_are_sent_when_the_last_prediction_ends(
 
 
 async def test_the_latest_attempt_of_a_prediction_runs_alone() -> None:
-    transport = Transport()
-    worker = WorkerProcess(msgspec.structs.replace(spec(), concurrency=2), io.StringIO(), lambda: None)
-    worker.connection_made(transport)
     runner = WaitingRunner()
-    worker.ready(runner, WorkerReady())
-    transport.written = b""
+    transport, worker = ready(runner)
     for attempt in (1, 2, 1, 2):  # the last two come from the connection of an earlier gateway
         worker.start([Job("a", attempt, {})])
         for _ in range(10):
