@@ -72,8 +72,11 @@ class Loaded:
     async def run(self, **input: Any) -> Any:
         """What a prediction with this input gives. Paths are files that were fetched already."""
         self._count += 1
-        files = {name: str(value) for name, value in input.items() if isinstance(value, Path)}
-        addresses = dict.fromkeys(files, "data:,")
+        files: dict[str, Any] = {name: str(value) for name, value in input.items() if isinstance(value, Path)}
+        addresses: dict[str, Any] = dict.fromkeys(files, "data:,")
+        for name, value in input.items():
+            if isinstance(value, list):
+                files[name], addresses[name] = [str(each) for each in value], ["data:,"] * len(value)
         interface = interface_with(self.runner.interface(self.spec.options), WITH_ADAPTERS)
         validated = input_schema.validate(interface, {**input, **addresses}) | files
         self.logs, found = "", None
@@ -310,6 +313,33 @@ async def test_a_large_image_is_canceled_within_a_step(load: Load) -> None:
     assert late <= 1, "the first step that hears of it is the last one"
     assert steps < 500
     assert len(await loaded.run(prompt="a", num_inference_steps=1, size="64x64")) == 1
+
+
+async def test_several_images_are_edited_together(load: Load, tmp_path: Path) -> None:
+    loaded = await load(random_pipelines.flux_2_klein, num_inference_steps=2)
+    red, blue = tmp_path / "red.png", tmp_path / "blue.png"
+    Image.new("RGB", (96, 64), (200, 30, 30)).save(red)
+    Image.new("RGB", (64, 64), (30, 30, 200)).save(blue)
+
+    async def made(**input: Any) -> Any:
+        (image,) = await loaded.run(prompt="x", seed=1, output_format="png", **input)
+        return pixels(image)
+
+    without = await made(width=96, height=64)
+    one = await made(image=red)
+    assert one.shape == (64, 96, 3), "the size of the first image"
+    assert (one == await made(image_input=[red])).all()
+    both, swapped = await made(image_input=[red, blue]), await made(image_input=[blue, red], size="96x64")
+    assert both.shape == one.shape
+    different = [without, one, both, swapped]
+    for at, image in enumerate(different):
+        assert all((image != other).any() for other in different[:at])
+    assert (both == await made(image=red, image_input=[blue])).all()
+    with pytest.raises(PredictionFailed, match=r"input\.image_input has 11 images: send at most 10"):
+        await loaded.run(prompt="x", image_input=[red] * 11)
+    (tmp_path / "text").write_text("no image")
+    with pytest.raises(PredictionFailed, match=r"input\.image_input\.1: this is not an image"):
+        await loaded.run(prompt="x", image_input=[red, tmp_path / "text"])
 
 
 async def test_videos(load: Load, tmp_path: Path) -> None:

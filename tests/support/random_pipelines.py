@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLLTXVideo,
     AutoencoderOobleck,
     ControlNetModel,
     CosineDPMSolverMultistepScheduler,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     LTXPipeline,
@@ -41,6 +44,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -191,6 +197,40 @@ def flux(folder: Path) -> Path:
     return folder
 
 
+def flux_2_klein(folder: Path) -> Path:
+    """FLUX.2 klein's classes, which edit and combine several images."""
+    torch.manual_seed(0)
+    text = Qwen3Config(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=AutoencoderKLFlux2(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=8,
+        ),
+        text_encoder=Qwen3ForCausalLM(text),
+        tokenizer=_qwen_tokenizer(),
+        transformer=Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=3 * 16,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        ),
+        is_distilled=True,
+    ).save_pretrained(folder)
+    return folder
+
+
 def ltx_video(folder: Path) -> Path:
     """LTX-Video's classes."""
     torch.manual_seed(0)
@@ -303,6 +343,18 @@ def _clip_tokenizer() -> CLIPTokenizer:
     letters = string.ascii_lowercase + string.digits + string.punctuation
     pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     return CLIPTokenizer(vocab={piece: at for at, piece in enumerate(pieces)}, merges=[], model_max_length=32)
+
+
+def _qwen_tokenizer() -> Qwen2Tokenizer:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    pieces = [*bytes_to_unicode().values(), "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    return Qwen2Tokenizer(
+        vocab={piece: at for at, piece in enumerate(pieces)},
+        merges=[],
+        model_max_length=512,
+        chat_template="{% for message in messages %}{{ message.content }}{% endfor %}",
+    )
 
 
 def _t5(width: int = _WIDTH) -> T5EncoderModel:

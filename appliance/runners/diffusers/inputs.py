@@ -13,7 +13,7 @@ import msgspec
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.runners import audio
-from appliance.runners.diffusers.pipeline import Argument, Pipeline, PipelineCall
+from appliance.runners.diffusers.pipeline import SEVERAL_IMAGES, Argument, Pipeline, PipelineCall
 from appliance.runners.interfaces import FILE, interface_of
 from appliance.runners.schemas import boolean, choice, integer, number, string
 
@@ -33,6 +33,8 @@ RATIOS: Final = {
 }
 _RATIO_SIDE: Final = 1024
 CUSTOM: Final = "custom"
+#: Maximum number of images in the input ``image_input``.
+MOST_IMAGES: Final = 10
 #: Values of the input ``mask_repaints``.
 WHITE: Final = "white"
 TRANSPARENT: Final = "transparent"
@@ -51,7 +53,9 @@ SCHEDULERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 #: Name of an input of other image models -> its name here.
 _ALIASES: Final = {
     "guidance": "guidance_scale",
+    "images": "image_input",
     "input_image": "image",
+    "input_images": "image_input",
     "mask_image": "mask",
     "num_images": "num_outputs",
     "steps": "num_inference_steps",
@@ -128,7 +132,14 @@ def _prompts(pipeline: Pipeline) -> dict[str, Any]:
 
 def _images(pipeline: Pipeline) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
-    if "image" in pipeline.call.arguments or pipeline.with_image is not None:
+    if pipeline.call.name in SEVERAL_IMAGES:
+        inputs["image"] = {**FILE, "description": "Image to edit; comes before those of image_input"}
+        inputs["image_input"] = {
+            "type": "array",
+            "items": FILE,
+            "description": f"Images to edit or combine, up to {MOST_IMAGES}, in the order of the prompt",
+        }
+    elif "image" in pipeline.call.arguments or pipeline.with_image is not None:
         inputs["image"] = {**FILE, "description": "Image to start from"}
     if pipeline.with_mask is not None or "mask_image" in pipeline.call.arguments:
         inputs["mask"] = {**FILE, "description": "Mask of the image: white is repainted, black is kept"}
@@ -238,7 +249,7 @@ def _other_arguments(call: PipelineCall) -> dict[str, Any]:
     """Return schemas for further arguments that are images, numbers, texts or booleans."""
     inputs: dict[str, Any] = {}
     for name, argument in call.arguments.items():
-        if argument.type is None or name in _NO_INPUTS or name == call.duration:
+        if argument.type is None or name in {*_NO_INPUTS, call.duration, SEVERAL_IMAGES.get(call.name)}:
             continue
         described = f"{name} of diffusers' {call.name}"
         if argument.type == "image":
@@ -273,6 +284,8 @@ def call_for(pipeline: Pipeline, *, image: bool, mask: bool) -> PipelineCall:
     Raises:
         PredictionFailed: the input has a mask but no image.
     """
+    if pipeline.call.name in SEVERAL_IMAGES:
+        return pipeline.call
     if mask and not image:
         raise PredictionFailed("input.mask: a mask needs an image; set input.image too")
     if mask and "mask_image" not in pipeline.call.arguments:

@@ -45,6 +45,20 @@ BATCHED: Final = frozenset(
         *("Flux", "FluxImg2Img", "FluxInpaint"),
     )
 )
+#: Pipelines that make one output from several input images -> the argument that accepts a list of images.
+#: Other pipelines treat a list as a batch.
+SEVERAL_IMAGES: Final = {
+    "BriaFibo2Pipeline": "image",
+    "BriaFiboEditPipeline": "image",
+    "Flux2Pipeline": "image",
+    "Flux2KleinPipeline": "image",
+    "Flux2KleinKVPipeline": "image",
+    "JoyImageEditPlusPipeline": "images",
+    "OmniGenPipeline": "input_images",
+    "QwenImage21Pipeline": "image",
+    "QwenImageEditPlusPipeline": "image",
+    "ZImageOmniPipeline": "image",
+}
 _IMAGE_TYPES: Final = frozenset({"PipelineImageInput", "Image"})  # in annotations
 #: Arguments for the length of audio in seconds, one of which each pipeline for audio has.
 _DURATIONS: Final = ("audio_end_in_s", "audio_length_in_s", "audio_duration", "audio_duration_s", "duration")

@@ -31,7 +31,7 @@ from appliance.runners.batches import Batches
 from appliance.runners.diffusers import adapters, inputs, quantization
 from appliance.runners.diffusers.adapters import Adapters
 from appliance.runners.diffusers.inputs import Size
-from appliance.runners.diffusers.pipeline import BATCHED, Pipeline, PipelineCall
+from appliance.runners.diffusers.pipeline import BATCHED, SEVERAL_IMAGES, Pipeline, PipelineCall
 from appliance.runners.torch_runner import GPU, TorchRunner
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class _Request(NamedTuple):
     size: Size | None  # None if the pipeline has no argument for it
     image: Image | None
     mask: Image | None
+    edited: list[Image]  # input images of a pipeline in ``SEVERAL_IMAGES``; ``image`` is None then
     seed: int
     adapter: str | None  # path of the adapter that the model itself is
     context: Context  # of the prediction; text that is printed in it goes to the log of the prediction
@@ -237,9 +238,13 @@ class DiffusersRunner(TorchRunner):
         input = job.input
         image, mask = _read("image", input.get("image")), _read_mask(input)
         call = inputs.call_for(self._pipeline, image=image is not None, mask=mask is not None)
+        edited = []
+        if call.name in SEVERAL_IMAGES:
+            edited, image = _read_several(image, input.get("image_input") or []), None
         size = None
         if "aspect_ratio" in input:
-            image_size = None if image is None else Size(*image.size)
+            first = image if image is not None else next(iter(edited), None)
+            image_size = None if first is None else Size(*first.size)
             size = inputs.size(input, self._pipeline, self._spec.options, image_size)
             image, mask = (None if each is None else ImageOps.fit(each, size) for each in (image, mask))
         others = {name: _read(name, input.get(name)) for name in inputs.other_images(call)}
@@ -247,7 +252,16 @@ class DiffusersRunner(TorchRunner):
         if seed is None:
             seed = random.SystemRandom().randrange(2**32)
         return _Request(
-            call, {**input, **others}, size, image, mask, seed, job.adapter, copy_context(), threading.Event()
+            call=call,
+            input={**input, **others},
+            size=size,
+            image=image,
+            mask=mask,
+            edited=edited,
+            seed=seed,
+            adapter=job.adapter,
+            context=copy_context(),
+            stop=threading.Event(),
         )
 
     def _compute(self, requests: list[_Request]) -> list[_Result]:
@@ -351,6 +365,8 @@ class DiffusersRunner(TorchRunner):
                 "mask_image": None if request.mask is None else [each.mask for each in each_image],
                 "num_images_per_prompt": 1,
             }
+        if request.edited:
+            arguments[SEVERAL_IMAGES[request.call.name]] = request.edited
         known = request.call.arguments
         return {name: value for name, value in arguments.items() if name in known and value is not None}
 
@@ -364,6 +380,20 @@ def _read(name: str, path: str | None) -> Image | None:
     if path is None:
         return None
     return images.read(Path(path), name)
+
+
+def _read_several(first: Image | None, paths: Sequence[str]) -> list[Image]:
+    """Return ``first``, if there is one, and the images of the input ``image_input``.
+
+    Raises:
+        PredictionFailed: a file is not an image, or there are too many.
+    """
+    if len(paths) > inputs.MOST_IMAGES:
+        raise PredictionFailed(
+            f"input.image_input has {len(paths)} images: send at most {inputs.MOST_IMAGES}"
+        )
+    read = [images.read(Path(path), f"image_input.{number}") for number, path in enumerate(paths)]
+    return read if first is None else [first, *read]
 
 
 def _read_mask(input: Mapping[str, Any]) -> Image | None:

@@ -39,7 +39,7 @@ async def generate_images(request: Request) -> Response:
 
 
 async def edit_images(request: Request) -> Response:
-    """``POST /images/edits``: a form with one image, and a mask that is transparent where to repaint."""
+    """``POST /images/edits``: a form with images, and a mask that is transparent where to repaint."""
     caller = await calls.find_caller(request, Scope.RUN, creates=True)
     async with received(request, caller) as form:
         _check_model(form.fields)
@@ -47,13 +47,18 @@ async def edit_images(request: Request) -> Response:
         declared = entry.interface.input["properties"] | _PROPERTIES
         given = {key: _typed(key, value, declared.get(key, {})) for key, value in form.fields.items()}
         images = form.files.get("image", [])
-        if len(images) != 1:
-            raise calls.invalid("image", f"Must be one file; there are {len(images)}")
+        if not images:
+            raise calls.invalid("image", "Must be a file; there is none")
+        if len(images) > 1 and "image_input" not in entry.interface.input["properties"]:
+            raise calls.invalid(
+                "image", f"The model {entry.name} accepts one image; there are {len(images)} files"
+            )
         masks = form.files.get("mask", [])
         if len(masks) > 1:
             raise calls.invalid("mask", f"Must be at most one file; there are {len(masks)}")
         base = requests.base_url(request)
-        files = {"image": f"{base}/v1/files/{images[0].id}"}
+        urls = [f"{base}/v1/files/{image.id}" for image in images]
+        files: dict[str, Any] = {"image": urls[0]} if len(urls) == 1 else {"image_input": urls}
         if masks:
             if "mask_repaints" not in entry.interface.input["properties"]:
                 raise calls.invalid("mask", f"The model {entry.name} does not support masks; omit the mask")
@@ -68,7 +73,7 @@ def _check_model(given: dict[str, Any]) -> None:
 
 
 async def _generated(
-    request: Request, caller: Token, entry: ServedVersion, given: dict[str, Any], files: dict[str, str]
+    request: Request, caller: Token, entry: ServedVersion, given: dict[str, Any], files: dict[str, Any]
 ) -> Response:
     if entry.interface.output.get("type") != "array":
         raise BadRequest(f"The model `{given['model']}` generates videos; use POST /v1/predictions.")

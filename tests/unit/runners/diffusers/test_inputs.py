@@ -8,7 +8,7 @@ import pytest
 from appliance.domain import input_schema
 from appliance.domain.errors import InvalidInput, PredictionFailed
 from appliance.domain.interface import Interface
-from appliance.runners.diffusers import inputs
+from appliance.runners.diffusers import inputs, pipeline
 from appliance.runners.diffusers.inputs import Size
 from appliance.runners.diffusers.options import DiffusersOptions
 from appliance.runners.diffusers.pipeline import Argument, Pipeline, PipelineCall
@@ -79,6 +79,18 @@ def test_the_inputs_follow_from_the_arguments_of_the_pipeline() -> None:
         for reference in declared.get("allOf", ()):
             assert reference["$ref"] == f"#/components/schemas/{name}"
             assert declared["default"] in found.components[name]["enum"]
+
+
+def test_pipelines_that_combine_images_take_a_list() -> None:
+    for name, argument in pipeline.SEVERAL_IMAGES.items():
+        call = pipeline._call(name)
+        assert argument in call.arguments, name
+        found = interface(Pipeline(call=call, output="images", width=512, height=512, multiple=16))
+        assert found.file_inputs[:2] == ["image", "image_input"], name
+        assert found.input["properties"]["image_input"]["type"] == "array"
+        assert {found.aliases[alias] for alias in ("images", "input_images")} == {"image_input"}
+        assert found.aliases["input_image"] == "image"
+    assert "image_input" not in interface(LARGE).input["properties"]
 
 
 def test_control_images_are_file_inputs() -> None:

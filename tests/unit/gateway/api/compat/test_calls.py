@@ -389,7 +389,8 @@ async def test_a_mask_needs_a_model_that_repaints(
     for files, error in (
         ([image, mask], "The model test/echo does not support masks; omit the mask"),
         ([image, mask, mask], "Must be at most one file; there are 2"),
-        ([mask], "Must be one file; there are 0"),
+        ([image, image], "The model test/echo accepts one image; there are 2 files"),
+        ([mask], "image: Must be a file; there is none"),
     ):
         reply = await api.post("/openai/v1/images/edits", data=given, files=files)
         assert reply.status_code == 400
