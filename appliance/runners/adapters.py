@@ -115,9 +115,10 @@ def adapters_of(model: ModelConfig) -> tuple[AdapterConfig, ...]:
 
 
 def with_adapters(models: Iterable[ModelConfig]) -> Iterator[ModelConfig]:
-    """Yield each model and then its adapters: everything whose weights are downloaded."""
+    """Yield each model, its components and its adapters: everything whose weights are downloaded."""
     for model in models:
         yield model
+        yield from model.component_weights.values()
         yield from (adapter.as_model for adapter in adapters_of(model))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -293,6 +293,11 @@ class ModelConfig(Section):
     def weight_variant(self) -> str | None:
         """Variant of the weight files that is loaded, such as ``fp16``; None for files without a variant."""
         return None
+
+    @property
+    def component_weights(self) -> Mapping[str, ModelConfig]:
+        """Further weights that the model loads: models that have only a source, by key in models.yaml."""
+        return {}
 
     @property
     def training_key(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
@@ -58,6 +59,18 @@ class Options(Section):
             WeightsError: the weights are missing or cannot be used.
         """
         return self
+
+    def with_components(self, paths: Mapping[str, Path], size: WeightSize) -> Options:
+        """Return these options with the weights of ``ModelConfig.component_weights``.
+
+        Args:
+            paths: folder or file of each component, by its key in models.yaml.
+            size: size of the weights of all components together.
+
+        Raises:
+            WeightsError: the weights of a component are missing or cannot be used.
+        """
+        raise NotImplementedError
 
     def runner_options(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
         """Return the options that the runner gets, as JSON values.

@@ -7,6 +7,7 @@ from pathlib import Path
 from appliance.builds import project, project_image
 from appliance.config import CogModel, ImageSource, ModelConfig
 from appliance.weights import cog_image, locations
+from appliance.weights.size import total_size, weight_size_of
 
 
 def complete_options(home: Path, model: ModelConfig) -> ModelConfig:
@@ -24,4 +25,7 @@ def complete_options(home: Path, model: ModelConfig) -> ModelConfig:
     if model.source is None:
         return model
     options = model.options.completed(locations.folder(home, model))
+    if components := model.component_weights:
+        paths = {key: locations.folder(home, component) for key, component in components.items()}
+        options = options.with_components(paths, total_size(map(weight_size_of, paths.values())))
     return model.model_copy(update={"options": options})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,18 @@ def weight_size_of(path: Path, variant: str | None = None) -> WeightSize:
     parameters = sum(known) if files and len(known) == len(files) else None
     quantized = parameters is None and any(_is_quantized(header) for header in headers)
     return WeightSize(sum(file.stat().st_size for file in files), parameters, quantized)
+
+
+def total_size(sizes: Iterable[WeightSize]) -> WeightSize:
+    """Return the size of several weights together."""
+    listed = list(sizes)
+    counts = [each.parameters for each in listed]
+    known = [count for count in counts if count is not None]
+    return WeightSize(
+        sum(each.stored for each in listed),
+        sum(known) if len(known) == len(counts) else None,
+        any(each.quantized for each in listed),
+    )
 
 
 def _loaded(folder: Path, variant: str | None) -> list[Path]:

@@ -24,15 +24,28 @@ pytestmark = [
 
 EDITOR = "test/editor"
 PAINTER = "test/painter"
+CONTROLLED = "test/controlled"
 
 
 @pytest.fixture(scope="module")
 def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     home, weights = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("weights")
     options = {"num_inference_steps": 2}
+    base = random_pipelines.stable_diffusion(weights / "painter")
+    control = random_pipelines.controlnet(weights / "control", base, 1)
     models = [
         {"name": EDITOR, "source": {"path": str(random_pipelines.flux_2_klein(weights / "editor"))}},
-        {"name": PAINTER, "source": {"path": str(random_pipelines.stable_diffusion(weights / "painter"))}},
+        {"name": PAINTER, "source": {"path": str(base)}},
+        {
+            "name": CONTROLLED,
+            "source": {"path": str(base)},
+            "options": options | {"controlnets": {"edges": {"path": str(control)}}},
+        },
+        {
+            "name": "test/broken",
+            "source": {"path": str(base)},
+            "options": options | {"controlnets": {"edges": {"path": str(weights / "gone")}}},
+        },
     ]
     config = home / "models.yaml"
     config.write_text(
@@ -122,3 +135,18 @@ def test_openai_edits_several_images(gpt: OpenAI, client: httpx.Client) -> None:
         gpt.images.edit(model=PAINTER, image=[("a.png", RED), ("b.png", BLUE)], prompt="x")
     with pytest.raises(openai.BadRequestError, match="does not support masks"):
         gpt.images.edit(model=EDITOR, image=("red.png", RED), mask=("mask.png", RED), prompt="x")
+
+
+def test_a_control_image_steers_the_image(client: httpx.Client) -> None:
+    def made(model: str, **input: Any) -> bytes:
+        record = prediction(client, model, **ASKED, **input)
+        assert record["status"] == "succeeded", record
+        content: bytes = client.get(record["output"][0]).content
+        return content
+
+    steered = made(CONTROLLED, controlnet_edges_image=as_url(RED))
+    assert steered == made(CONTROLLED, control_image=as_url(RED))
+    assert made(CONTROLLED) == made(PAINTER) != steered
+    missing = client.get("/admin/status").raise_for_status().text
+    assert "options.controlnets.edges" in missing
+    assert "gone does not exist: correct the source" in missing

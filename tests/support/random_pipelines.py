@@ -22,6 +22,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    FluxControlNetModel,
     FluxPipeline,
     FluxTransformer2DModel,
     LTXPipeline,
@@ -37,6 +38,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from safetensors.torch import save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -44,6 +46,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -170,6 +174,58 @@ def controlled(folder: Path) -> Path:
         **parts.components, controlnet=control, requires_safety_checker=False
     ).save_pretrained(folder)
     return folder
+
+
+def controlnet(folder: Path, base: Path, seed: int) -> Path:
+    """A ControlNet for the Stable Diffusion or SDXL in ``base``."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", dtype=torch.float32)
+    return _strong(ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32)), folder)
+
+
+def flux_controlnet(folder: Path, base: Path, seed: int) -> Path:
+    """A ControlNet for the FLUX in ``base``."""
+    torch.manual_seed(seed)
+    transformer = FluxTransformer2DModel.from_pretrained(base, subfolder="transformer")
+    control = FluxControlNetModel.from_transformer(
+        transformer, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2
+    )
+    return _strong(control, folder)
+
+
+def _strong(control: Any, folder: Path) -> Path:
+    """Save a ControlNet with random weights; a new one has no effect."""
+    for parameter in control.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    control.save_pretrained(folder)
+    return folder
+
+
+def ip_adapter(folder: Path, base: Path) -> tuple[Path, Path]:
+    """An IP-Adapter for the Stable Diffusion or SDXL in ``base``: its weights file, and its image encoder."""
+    torch.manual_seed(5)
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", dtype=torch.float32)
+    width = unet.config.cross_attention_dim
+    tensors = {
+        "image_proj.proj.weight": torch.randn(4 * width, _WIDTH),
+        "image_proj.proj.bias": torch.zeros(4 * width),
+        "image_proj.norm.weight": torch.ones(width),
+        "image_proj.norm.bias": torch.zeros(width),
+    }
+    cross = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    for at, name in enumerate(cross):
+        attention = unet.get_submodule(name.removesuffix(".processor"))
+        for part in ("k", "v"):
+            weight = torch.randn_like(getattr(attention, f"to_{part}").weight)
+            tensors[f"ip_adapter.{2 * at + 1}.to_{part}_ip.weight"] = weight
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "ip-adapter.safetensors")
+    vision = CLIPVisionConfig(
+        hidden_size=_WIDTH, intermediate_size=_WIDTH, projection_dim=_WIDTH, num_hidden_layers=1,
+        num_attention_heads=2, image_size=32, patch_size=16,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(vision).save_pretrained(folder / "image_encoder")
+    return folder / "ip-adapter.safetensors", folder / "image_encoder"
 
 
 def flux(folder: Path) -> Path:

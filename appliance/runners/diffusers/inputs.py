@@ -13,7 +13,13 @@ import msgspec
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.runners import audio
-from appliance.runners.diffusers.pipeline import SEVERAL_IMAGES, Argument, Pipeline, PipelineCall
+from appliance.runners.diffusers.pipeline import (
+    SEVERAL_IMAGES,
+    Argument,
+    Controlled,
+    Pipeline,
+    PipelineCall,
+)
 from appliance.runners.interfaces import FILE, interface_of
 from appliance.runners.schemas import boolean, choice, integer, number, string
 
@@ -76,7 +82,7 @@ _NO_INPUTS: Final = frozenset(
         *("num_inference_steps", "guidance_scale", "num_images_per_prompt", "num_videos_per_prompt"),
         *("num_frames", "frame_rate", "fps", "output_type", "return_dict", "callback_steps"),
         *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3", "padding_mask_crop"),
-        "ip_adapter_image",  # there is no IP adapter
+        "ip_adapter_image",  # an input only of models with an IP-Adapter
         "num_waveforms_per_prompt",
     }
 )
@@ -99,6 +105,7 @@ def interface(options: Mapping[str, Any]) -> Interface:
         **_amount(pipeline, options),
         **_steps(pipeline, options),
         **_other_arguments(pipeline.call),
+        **_controls(options),
         **_format(pipeline.output),
     }
     if pipeline.safety_checker:
@@ -107,12 +114,13 @@ def interface(options: Mapping[str, Any]) -> Interface:
         )
     # The argument `image` has the default None even in classes that need an image.
     image_needed = "image" in arguments and pipeline.with_image is None
+    aliases = {**_ALIASES, **_control_aliases(options)}
     required = ("prompt",) if "prompt" in arguments else ("image",) if image_needed else ()
     return interface_of(
         inputs,
         {"type": "array", "items": FILE} if pipeline.output == "images" else FILE,
         required=required,
-        aliases={alias: name for alias, name in _ALIASES.items() if name in inputs and alias not in inputs},
+        aliases={alias: name for alias, name in aliases.items() if name in inputs and alias not in inputs},
     )
 
 
@@ -260,6 +268,46 @@ def _other_arguments(call: PipelineCall) -> dict[str, Any]:
     return inputs
 
 
+def _controls(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs of the ControlNets and of the IP-Adapter."""
+    inputs: dict[str, Any] = {}
+    for name in options.get("controlnets", {}):
+        control = control_inputs(name)
+        described = f"the ControlNet {name}"
+        inputs[control.image] = {**FILE, "description": f"Image for {described}, which applies only with one"}
+        inputs[control.scale] = number(f"Conditioning scale of {described}", default=1.0, ge=0, le=4)
+        inputs[control.start] = number(f"Share of the steps before {described}", default=0.0, ge=0, le=1)
+        inputs[control.end] = number(f"Share of the steps that ends {described}", default=1.0, ge=0, le=1)
+    if options.get("ip_adapter"):
+        inputs["ip_adapter_image"] = {**FILE, "description": "Image that acts like a part of the prompt"}
+        inputs["ip_adapter_scale"] = number("Scale of the IP-Adapter", default=1.0, ge=0, le=4)
+    return inputs
+
+
+class ControlInputs(NamedTuple):
+    """Names of the inputs of one ControlNet."""
+
+    image: str
+    scale: str
+    start: str
+    end: str
+
+
+def control_inputs(name: str) -> ControlInputs:
+    suffixes = ("image", "conditioning_scale", "start", "end")
+    return ControlInputs(*(f"controlnet_{name}_{suffix}" for suffix in suffixes))
+
+
+def _control_aliases(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return diffusers' names of the inputs of the only ControlNet; empty if there are several."""
+    names = list(options.get("controlnets", {}))
+    if len(names) != 1:
+        return {}
+    guidance = ("control_guidance_start", "control_guidance_end")
+    aliases = ("control_image", "controlnet_conditioning_scale", *guidance)
+    return dict(zip(aliases, control_inputs(names[0]), strict=True))
+
+
 def _format(output: str) -> dict[str, Any]:
     described = "Format of the files"
     if output == "audio":
@@ -278,16 +326,28 @@ def other_images(call: PipelineCall) -> list[str]:
     return [name for name, schema in _other_arguments(call).items() if schema.get("format") == "uri"]
 
 
-def call_for(pipeline: Pipeline, *, image: bool, mask: bool) -> PipelineCall:
+def call_for(
+    pipeline: Pipeline, *, image: bool, mask: bool, controlled: Controlled | None = None
+) -> PipelineCall:
     """Return the pipeline class for a prediction; ``image`` and ``mask``: whether its input has them.
 
+    ``controlled`` has the classes with ControlNets, if the input has control images.
+
     Raises:
-        PredictionFailed: the input has a mask but no image.
+        PredictionFailed: the input has a mask but no image, or an image that the ControlNets do not support.
     """
     if pipeline.call.name in SEVERAL_IMAGES:
         return pipeline.call
     if mask and not image:
         raise PredictionFailed("input.mask: a mask needs an image; set input.image too")
+    if controlled is not None:
+        call = controlled.with_mask if mask else controlled.with_image if image else controlled.call
+        if call is None:
+            raise PredictionFailed(
+                f"input.{'mask' if mask else 'image'}: {pipeline.call.name} does not support this together "
+                "with a ControlNet; remove it, or the control images"
+            )
+        return call
     if mask and "mask_image" not in pipeline.call.arguments:
         assert pipeline.with_mask is not None, "otherwise the interface has no mask"
         return pipeline.with_mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import Field
@@ -15,12 +15,15 @@ from appliance.domain.section import subsection
 from appliance.domain.values import GIB, KIB, FilePath
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.adapters import AdaptableModel
+from appliance.runners.diffusers import components, quantization
 from appliance.runners.diffusers import pipeline as pipelines
-from appliance.runners.diffusers import quantization
+from appliance.runners.diffusers.components import ComponentSource, IpAdapter
 from appliance.runners.diffusers.quantization import GGUF, GgufFiles, Quantization
-from appliance.runners.model_config import WeightsSource
+from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import TORCH_RESIDUE, Options, in_dtype
 
+#: Name of a ControlNet in models.yaml, which is a part of the names of its inputs.
+ControlNetName = Annotated[str, Field(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=40)]
 _PROCESS = GIB // 2  # bytes on the device besides weights and images
 _PIXEL = 4 * KIB  # bytes of working memory for each pixel of an image, mostly to decode it
 _AUDIO = 3 * GIB  # bytes of working memory to decode a minute of stereo audio
@@ -104,6 +107,18 @@ class DiffusersOptions(Options):
         description="Quantize components while they are loaded: needs less device memory. Default: no.",
     )
     gguf: GgufFiles = GGUF
+    controlnets: dict[ControlNetName, ComponentSource] = Field(
+        default={},
+        exclude_if=operator.not_,
+        description="ControlNets that are loaded with the pipeline: the source of each, by name. The "
+        "ControlNet canny adds the input controlnet_canny_image, its scale, start and end.",
+    )
+    ip_adapter: IpAdapter | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="IP-Adapter that is loaded with the pipeline; it adds the inputs ip_adapter_image and "
+        "ip_adapter_scale. Default: none.",
+    )
     vae_tiling: bool = Field(
         default=False, description="Decode large images in tiles: needs less memory and more time."
     )
@@ -150,16 +165,67 @@ class DiffusersOptions(Options):
 class DescribedDiffusersOptions(DiffusersOptions):
     """``DiffusersOptions`` plus the description of the pipeline, which users cannot set."""
 
-    UNVERSIONED = DiffusersOptions.UNVERSIONED | {"pipeline", "shares"}
+    UNVERSIONED = DiffusersOptions.UNVERSIONED | {
+        *("pipeline", "shares", "controlled", "component_paths", "component_size"),
+    }
 
     pipeline: dict[str, Any]  # fields of ``runners.diffusers.pipeline.Pipeline``
     #: Share of the bytes of all weights, by the name of each component that is quantized.
     shares: dict[str, float] = Field(default={}, exclude_if=operator.not_)
+    #: Fields of ``runners.diffusers.pipeline.Controlled``; empty without ControlNets.
+    controlled: dict[str, Any] = Field(default={}, exclude_if=operator.not_)
+    #: Folder or file of each ControlNet, IP-Adapter and image encoder, by its key in models.yaml.
+    component_paths: dict[str, str] = Field(default={}, exclude_if=operator.not_)
+    #: Fields of the ``WeightSize`` of all these together.
+    component_size: tuple[int, int | None, bool] | None = Field(
+        default=None, strict=False, exclude_if=lambda value: value is None
+    )
 
     @property
     def predictions_at_once(self) -> int:
-        batched = self.pipeline["call"]["name"] in pipelines.BATCHED
+        batched = self.pipeline["call"]["name"] in pipelines.BATCHED and self.ip_adapter is None
         return (self.max_batch or self.max_outputs) if batched else 1
+
+    def with_components(self, paths: Mapping[str, Path], size: WeightSize) -> DescribedDiffusersOptions:
+        name = self.pipeline["call"]["name"]
+        for key, path in paths.items():
+            if not path.exists():
+                raise WeightsError(
+                    f"{key}: {path} does not exist: correct the source, or run `appliance pull`"
+                )
+        if self.ip_adapter is not None and name not in components.WITH_IP_ADAPTER:
+            known = " and ".join(sorted(components.WITH_IP_ADAPTER))
+            raise WeightsError(f"options.ip_adapter is supported with {known}, not with {name}: remove it")
+        found = pipelines.controlled(name)
+        for key in (f"{components.CONTROLNETS}.{each}" for each in self.controlnets):
+            kind = components.controlnet_class(key, paths[key])
+            if found is None:
+                raise WeightsError(
+                    f"options.controlnets is not supported with {name}, but with Stable Diffusion, SDXL and "
+                    "FLUX.1: remove it"
+                )
+            if kind != found.controlnet:
+                raise WeightsError(
+                    f"{key} has a {kind}, but {name} needs a {found.controlnet}: correct the source"
+                )
+        located = dict(paths)
+        if components.IP_ADAPTER in located:
+            located[components.IP_ADAPTER] = components.weights_file(
+                components.IP_ADAPTER, located[components.IP_ADAPTER]
+            )
+        described = {
+            "controlled": msgspec.to_builtins(found) if self.controlnets else {},
+            "component_paths": {key: str(path) for key, path in located.items()},
+            "component_size": tuple(size),
+        }
+        return self.model_copy(update=described)
+
+    def _loaded(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
+        loaded = super()._loaded(weights, device)
+        if self.component_size is None:
+            return loaded
+        dtype = "bfloat16" if self.dtype == "auto" and device == "cuda" else self.dtype
+        return loaded + in_dtype(WeightSize(*self.component_size), dtype, device)
 
     def _quantized(self, loaded: int, bits: int) -> int:
         quantized = loaded
@@ -194,8 +260,25 @@ class DiffusersModel(AdaptableModel):
     def weight_variant(self) -> str | None:
         return self.options.variant
 
+    @property
+    def component_weights(self) -> Mapping[str, ModelConfig]:
+        options = self.options
+        sources = {f"{components.CONTROLNETS}.{name}": source for name, source in options.controlnets.items()}
+        if options.ip_adapter is not None:
+            sources[components.IP_ADAPTER] = options.ip_adapter.weights
+            sources[components.IMAGE_ENCODER] = options.ip_adapter.image_encoder
+        return {
+            key: ModelConfig.model_construct(name=f"{self.name}, {key}", kind="component", source=source)
+            for key, source in sources.items()
+        }
+
     def conflicts(self) -> Iterator[tuple[str, str]]:
         yield from super().conflicts()
+        if self.options.offload != "none" and (self.options.controlnets or self.options.ip_adapter):
+            message = (
+                "cannot be combined with controlnets and ip_adapter: set offload to none, or remove them"
+            )
+            yield "options.offload", message
         quantized = self.options.quantization
         for name in self.options.gguf:
             if quantized is not None and name in quantized.components:

@@ -59,6 +59,12 @@ SEVERAL_IMAGES: Final = {
     "QwenImageEditPlusPipeline": "image",
     "ZImageOmniPipeline": "image",
 }
+#: Key of a pipeline in diffusers' tables -> class of its ControlNets. The tests run each with ControlNets.
+_CONTROLNETS: Final = {
+    "stable-diffusion": "ControlNetModel",
+    "stable-diffusion-xl": "ControlNetModel",
+    "flux": "FluxControlNetModel",
+}
 _IMAGE_TYPES: Final = frozenset({"PipelineImageInput", "Image"})  # in annotations
 #: Arguments for the length of audio in seconds, one of which each pipeline for audio has.
 _DURATIONS: Final = ("audio_end_in_s", "audio_length_in_s", "audio_duration", "audio_duration_s", "duration")
@@ -101,6 +107,33 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     multiple: int  # of which width and height must be multiples, in pixels
     exchangeable: bool = False  # whether another scheduler can replace the model's own
     safety_checker: bool = False
+
+
+class Controlled(msgspec.Struct, frozen=True, kw_only=True):
+    """Pipeline classes for the same weights and ControlNets."""
+
+    controlnet: str  # class of the ControlNets
+    call: PipelineCall
+    with_image: PipelineCall | None = None  # class that starts from an image
+    with_mask: PipelineCall | None = None  # class that repaints a part of an image
+
+
+def controlled(name: str) -> Controlled | None:
+    """Return the classes for the pipeline ``name`` and ControlNets; None if there are none."""
+    keys = [key for key, found in _tables()[_TEXT_ONLY[0]].items() if found == name and key in _CONTROLNETS]
+    if not keys:
+        return None
+    text, image, mask = (
+        _tables()[table].get(f"{keys[0]}-controlnet")
+        for table in (_TEXT_ONLY[0], _WITH_IMAGE[0], _WITH_MASK[0])
+    )
+    assert text is not None, "_CONTROLNETS has only pipelines with such a class"
+    return Controlled(
+        controlnet=_CONTROLNETS[keys[0]],
+        call=_call(text),
+        with_image=None if image is None else _call(image),
+        with_mask=None if mask is None else _call(mask),
+    )
 
 
 def read(folder: Path) -> Pipeline:

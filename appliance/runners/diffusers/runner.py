@@ -28,10 +28,11 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import audio, failures, images
 from appliance.runners.base import LoadSpec
 from appliance.runners.batches import Batches
-from appliance.runners.diffusers import adapters, inputs, quantization
+from appliance.runners.diffusers import adapters, components, inputs, quantization
 from appliance.runners.diffusers.adapters import Adapters
+from appliance.runners.diffusers.components import LIBRARY_ERRORS
 from appliance.runners.diffusers.inputs import Size
-from appliance.runners.diffusers.pipeline import BATCHED, SEVERAL_IMAGES, Pipeline, PipelineCall
+from appliance.runners.diffusers.pipeline import BATCHED, SEVERAL_IMAGES, Controlled, Pipeline, PipelineCall
 from appliance.runners.torch_runner import GPU, TorchRunner
 
 if TYPE_CHECKING:
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
 
 _FORMATS: Final = {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}
 _AUDIO_PARTS: Final = ("vocoder", "vae", "unet")  # whose config has the samples/s of audio
-#: Errors of diffusers, transformers and safetensors about unsuitable weights and inputs.
-_LIBRARY_ERRORS: Final = (
-    OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError,
-)  # fmt: skip
 #: Phrase in these errors -> advice.
 _HINTS: Final = (
     ("out of memory", "ask for fewer or smaller outputs, or raise the model's memory in models.yaml"),
@@ -69,6 +66,7 @@ class _Request(NamedTuple):
     size: Size | None  # None if the pipeline has no argument for it
     image: Image | None
     mask: Image | None
+    control: dict[str, Image]  # control images, by the name of the ControlNet
     edited: list[Image]  # input images of a pipeline in ``SEVERAL_IMAGES``; ``image`` is None then
     seed: int
     adapter: str | None  # path of the adapter that the model itself is
@@ -83,9 +81,8 @@ class _Request(NamedTuple):
     @property
     def batch_key(self) -> Hashable:
         """A key that is equal for predictions that can share a batch."""
-        if self.call.name not in BATCHED or any(
-            self.input.get(name) for name in inputs.other_images(self.call)
-        ):
+        others = (*inputs.other_images(self.call), "ip_adapter_image")
+        if self.call.name not in BATCHED or any(self.input.get(name) for name in others):
             return object()
         shared = {name: value for name, value in self.input.items() if name not in _OWN_INPUTS}
         given = [None if each is None else each.size for each in (self.image, self.mask)]
@@ -120,7 +117,11 @@ class DiffusersRunner(TorchRunner):
     def __init__(self, spec: LoadSpec) -> None:
         super().__init__(spec)
         self._pipeline = msgspec.convert(spec.options["pipeline"], Pipeline)
-        self._pipes: dict[str, Any] = {}  # by the name of the class; all share the weights
+        controlled = spec.options.get("controlled")
+        self._controlled = msgspec.convert(controlled, Controlled) if controlled else None
+        self._controlnets: dict[str, Any] = {}  # by name
+        #: By the name of the class and the names of its ControlNets; all share the weights.
+        self._pipes: dict[tuple[str, ...], Any] = {}
         self._dtype: Any
         self._scheduler: Any  # the weights' own
         self._adapters = Adapters(spec.model)
@@ -139,7 +140,7 @@ class DiffusersRunner(TorchRunner):
             await asyncio.to_thread(self._load, weights)
         except LoadFailed:
             raise
-        except _LIBRARY_ERRORS as error:
+        except LIBRARY_ERRORS as error:
             raise LoadFailed(
                 f"diffusers cannot load model {self._spec.model} from {weights}: {_describe(error)}"
             ) from error
@@ -174,6 +175,10 @@ class DiffusersRunner(TorchRunner):
             yield Metric("image_count", len(files))
             yield Output([files], append=False)
 
+    @property
+    def _has_ip_adapter(self) -> bool:
+        return bool(self._spec.options.get("ip_adapter"))
+
     def _load(self, weights: Path) -> None:
         import torch
         from diffusers import DiffusionPipeline
@@ -194,9 +199,11 @@ class DiffusersRunner(TorchRunner):
         name = ("float32" if on_cpu else "bfloat16") if options["dtype"] == "auto" else options["dtype"]
         self._dtype = getattr(torch, name)
         quantized = quantization.components(self._spec.model, weights, options, self._dtype)
+        encoder = components.load_image_encoder(self._spec.model, options, self._dtype)
         pipe = DiffusionPipeline.from_pretrained(
             weights,
             **quantized,
+            **encoder,
             dtype=self._dtype,
             variant=options["variant"],
             use_safetensors=True,  # other formats can contain code
@@ -209,6 +216,8 @@ class DiffusersRunner(TorchRunner):
                     f"model {self._spec.model}: options.loras.{lora} is {path}, which does not exist; "
                     "correct it"
                 )
+        components.load_ip_adapter(self._spec.model, options, pipe)
+        self._controlnets = components.load_controlnets(self._spec.model, options, self._dtype)
         if options["vae_tiling"]:
             pipe.vae.enable_tiling()
         if options["offload"] == "model":
@@ -216,20 +225,24 @@ class DiffusersRunner(TorchRunner):
         elif options["offload"] == "sequential":
             pipe.enable_sequential_cpu_offload()
         elif not on_cpu:
-            pipe.to(GPU)
-            self._models.append(pipe)  # the other pipelines share its weights
+            self._models += [pipe, *self._controlnets.values()]  # the other pipelines share the weights
+            for loaded in self._models:
+                loaded.to(GPU)
         self._scheduler = pipe.scheduler
-        self._pipes[type(pipe).__name__] = pipe
+        self._pipes[type(pipe).__name__,] = pipe
 
-    def _pipe(self, name: str) -> Any:
-        """Return the pipeline of the class ``name``. All pipelines share the loaded weights."""
-        if name not in self._pipes:
+    def _pipe(self, name: str, controlnets: Iterable[str] = ()) -> Any:
+        """Return the pipeline of the class ``name`` with these ControlNets. All share the loaded weights."""
+        key = (name, *controlnets)
+        if key not in self._pipes:
             import diffusers
 
             first = next(iter(self._pipes.values()))
+            chosen = [self._controlnets[each] for each in controlnets]
+            more = {"controlnet": chosen[0] if len(chosen) == 1 else chosen} if chosen else {}
             # Without dtype, from_pipe would convert the shared weights to float32.
-            self._pipes[name] = getattr(diffusers, name).from_pipe(first, dtype=self._dtype)
-        return self._pipes[name]
+            self._pipes[key] = getattr(diffusers, name).from_pipe(first, dtype=self._dtype, **more)
+        return self._pipes[key]
 
     def _request(self, job: Job) -> _Request:
         """Read the input's images, and choose the pipeline class, the size and the seed."""
@@ -237,17 +250,26 @@ class DiffusersRunner(TorchRunner):
 
         input = job.input
         image, mask = _read("image", input.get("image")), _read_mask(input)
-        call = inputs.call_for(self._pipeline, image=image is not None, mask=mask is not None)
+        named = {name: inputs.control_inputs(name).image for name in self._controlnets}
+        control = {name: read for name, key in named.items() if (read := _read(key, input.get(key)))}
+        call = inputs.call_for(
+            self._pipeline,
+            image=image is not None,
+            mask=mask is not None,
+            controlled=self._controlled if control else None,
+        )
         edited = []
         if call.name in SEVERAL_IMAGES:
             edited, image = _read_several(image, input.get("image_input") or []), None
         size = None
         if "aspect_ratio" in input:
-            first = image if image is not None else next(iter(edited), None)
+            first = image if image is not None else next(iter([*edited, *control.values()]), None)
             image_size = None if first is None else Size(*first.size)
             size = inputs.size(input, self._pipeline, self._spec.options, image_size)
             image, mask = (None if each is None else ImageOps.fit(each, size) for each in (image, mask))
-        others = {name: _read(name, input.get(name)) for name in inputs.other_images(call)}
+            control = {name: ImageOps.fit(each, size) for name, each in control.items()}
+        names = [*inputs.other_images(call), *(["ip_adapter_image"] if self._has_ip_adapter else [])]
+        others = {name: _read(name, input.get(name)) for name in names}
         seed = input.get("seed")
         if seed is None:
             seed = random.SystemRandom().randrange(2**32)
@@ -257,6 +279,7 @@ class DiffusersRunner(TorchRunner):
             size=size,
             image=image,
             mask=mask,
+            control=control,
             edited=edited,
             seed=seed,
             adapter=job.adapter,
@@ -271,17 +294,20 @@ class DiffusersRunner(TorchRunner):
             PredictionFailed: the pipeline raised an error.
         """
         request = requests[0]
-        pipe = self._pipe(request.call.name)
+        pipe = self._pipe(request.call.name, request.control)
         checker = getattr(pipe, "safety_checker", None)
         try:
             self._adapters.choose(pipe, adapters.chosen(request.adapter, request.input))
             pipe.scheduler = self._stoppable_scheduler(request.input, [each.stop for each in requests])
+            if self._has_ip_adapter:
+                given = request.input["ip_adapter_image"] is not None
+                pipe.set_ip_adapter_scale(request.input["ip_adapter_scale"] if given else 0.0)
             if len(requests) > 1:
                 pipe.set_progress_bar_config(file=_Logs(each.context for each in requests))
             if checker is not None and request.input["disable_safety_checker"]:
                 pipe.safety_checker = None
             result = pipe(**self._arguments(requests))
-        except _LIBRARY_ERRORS as error:
+        except LIBRARY_ERRORS as error:
             raise PredictionFailed(f"the pipeline refused this prediction: {_describe(error)}") from error
         finally:
             pipe.set_progress_bar_config()
@@ -356,7 +382,11 @@ class DiffusersRunner(TorchRunner):
             "width": width,
             "height": height,
         }
-        if len(generators) > 1 and request.call.name in BATCHED:
+        if self._has_ip_adapter and input["ip_adapter_image"] is None:
+            from PIL import Image
+
+            arguments["ip_adapter_image"] = Image.new("RGB", (64, 64))  # required, but its scale is 0
+        if len(generators) > 1 and request.call.name in BATCHED and not self._has_ip_adapter:
             each_image = [each for each in requests for _ in range(each.image_count)]
             arguments |= {
                 "prompt": [each.input["prompt"] for each in each_image],
@@ -365,6 +395,8 @@ class DiffusersRunner(TorchRunner):
                 "mask_image": None if request.mask is None else [each.mask for each in each_image],
                 "num_images_per_prompt": 1,
             }
+        if request.control:
+            arguments |= _control_arguments(request)
         if request.edited:
             arguments[SEVERAL_IMAGES[request.call.name]] = request.edited
         known = request.call.arguments
@@ -380,6 +412,20 @@ def _read(name: str, path: str | None) -> Image | None:
     if path is None:
         return None
     return images.read(Path(path), name)
+
+
+def _control_arguments(request: _Request) -> dict[str, Any]:
+    """Return the arguments for the ControlNets: values for one ControlNet, lists for several."""
+    names = [inputs.control_inputs(name) for name in request.control]
+    # Pipelines that start from an image have both arguments.
+    image = "control_image" if "control_image" in request.call.arguments else "image"
+    arguments: dict[str, list[Any]] = {
+        image: list(request.control.values()),
+        "controlnet_conditioning_scale": [request.input[each.scale] for each in names],
+        "control_guidance_start": [request.input[each.start] for each in names],
+        "control_guidance_end": [request.input[each.end] for each in names],
+    }
+    return {key: values[0] if len(values) == 1 else values for key, values in arguments.items()}
 
 
 def _read_several(first: Image | None, paths: Sequence[str]) -> list[Image]:

@@ -174,6 +174,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "Environment": set(language_model["environment"]),
         "AdapterConfig": set(language_model["adapters"][0]),
         "Quantization": set(shown["diffusers"]["options"]["quantization"]),
+        "IpAdapter": set(shown["diffusers"]["options"]["ip_adapter"]),
         **{options_of(kind).__name__: set(shown[kind]["options"]) for kind in MODELS},
         **onnx_sections(everything),
         "FolderSource": set(keys[0]),

@@ -93,6 +93,26 @@ def test_pipelines_that_combine_images_take_a_list() -> None:
     assert "image_input" not in interface(LARGE).input["properties"]
 
 
+def test_each_controlnet_has_inputs() -> None:
+    sources = {name: {"hub": "a/b", "revision": "main"} for name in ("canny", "depth_2")}
+    found = interface(LARGE, controlnets=sources)
+    assert found.file_inputs == ["image", "mask", "controlnet_canny_image", "controlnet_depth_2_image"]
+    scale = found.input["properties"]["controlnet_depth_2_conditioning_scale"]
+    assert (scale["default"], scale["minimum"]) == (1.0, 0)
+    assert "control_image" not in found.aliases, "there are two"
+    only = interface(LARGE, controlnets={"canny": sources["canny"]})
+    assert only.aliases["control_image"] == "controlnet_canny_image"
+    assert only.aliases["control_guidance_start"] == "controlnet_canny_start"
+
+
+def test_an_ip_adapter_has_inputs() -> None:
+    source = {"path": "/weights"}
+    found = interface(LARGE, ip_adapter={"weights": source, "image_encoder": source})
+    assert "ip_adapter_image" in found.file_inputs
+    assert found.input["properties"]["ip_adapter_scale"]["default"] == 1.0
+    assert "ip_adapter_image" not in interface(LARGE).input["properties"]
+
+
 def test_control_images_are_file_inputs() -> None:
     images = {"control_image": Argument("image"), "ip_adapter_image": Argument("image")}
     controlled = PipelineCall("Controlled", FROM_TEXT.arguments | images)
