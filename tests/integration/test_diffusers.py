@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from appliance.domain import input_schema
-from appliance.domain.errors import LoadFailed, PredictionFailed
+from appliance.domain.errors import InvalidInput, LoadFailed, PredictionFailed
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners.adapters import interface_with
 from appliance.runners.base import LoadSpec
@@ -357,6 +357,57 @@ async def test_videos(load: Load, tmp_path: Path) -> None:
     Image.new("RGB", (64, 32), (10, 200, 30)).save(begin)
     with av.open(str(await loaded.run(image=begin, **asked))) as opened:
         assert len(list(opened.decode(video=0))) == 9
+
+
+@pytest.mark.parametrize(
+    "build", [random_pipelines.wan_image_to_video, random_pipelines.ltx_video_with_conditions]
+)
+async def test_a_video_between_two_images(load: Load, tmp_path: Path, build: Callable[[Path], Path]) -> None:
+    loaded = await load(build)
+    red, blue = tmp_path / "red.png", tmp_path / "blue.png"
+    Image.new("RGB", (80, 32), (200, 30, 30)).save(red)
+    Image.new("RGB", (64, 64), (30, 30, 200)).save(blue)
+    asked = {"prompt": "a", "seed": 1, "num_inference_steps": 2, "num_frames": 9, "size": "64x32", "fps": 8}
+    alone = film(await loaded.run(image=red, **asked))
+    to_blue = film(await loaded.run(image=red, last_image=blue, **asked))
+    to_red = film(await loaded.run(image=red, last_image=red, **asked))
+    assert alone.shape == to_blue.shape == (9, 32, 64, 3)
+    for one, other in ((alone, to_blue), (alone, to_red), (to_blue, to_red)):
+        assert (one != other).any()
+    with pytest.raises((PredictionFailed, InvalidInput), match="image"):
+        await loaded.run(last_image=blue, **asked)
+
+
+def film(file: Path) -> Any:
+    """Return the frames of a video."""
+    with av.open(str(file)) as opened:
+        frames = [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
+    return np.stack(frames).astype(np.int16)
+
+
+async def test_a_video_with_sound(load: Load, tmp_path: Path) -> None:
+    loaded = await load(random_pipelines.ltx_2)
+    assert loaded.runner.interface(loaded.spec.options).input["properties"]["num_frames"]["default"] == 121
+    # The numbers of the blocks that the defaults change are those of the large model.
+    asked = {"prompt": "a", "seed": 1, "num_inference_steps": 2, "size": "64x32", "num_frames": 17, "fps": 8}
+    asked |= {"stg_scale": 0.0, "audio_stg_scale": 0.0}
+    file = await loaded.run(**asked)
+    with av.open(str(file)) as opened:
+        (sound,) = opened.streams.audio
+        assert (sound.codec_context.name, sound.rate, sound.channels) == ("aac", 16000, 2)
+        samples = np.concatenate([frame.to_ndarray() for frame in opened.decode(audio=0)], axis=1)
+    assert abs(samples.shape[1] / 16000 - 17 / 8) < 0.2
+    assert samples.std() > 0
+    assert film(file).shape == (17, 32, 64, 3)
+    assert loaded.metrics["video_duration_seconds"] == 2.125
+    red, blue = tmp_path / "red.png", tmp_path / "blue.png"
+    Image.new("RGB", (64, 32), (200, 30, 30)).save(red)
+    Image.new("RGB", (64, 32), (30, 30, 200)).save(blue)
+    begun = film(await loaded.run(image=red, **asked))
+    to_blue = film(await loaded.run(image=red, last_image=blue, **asked))
+    assert (film(file) != begun).any()
+    assert (begun != to_blue).any()
+    assert looks(await loaded.run(output_format="gif", **asked)) == ("GIF", (64, 32), 17)
 
 
 async def test_weights_that_cannot_be_used_say_why(tmp_path: Path) -> None:

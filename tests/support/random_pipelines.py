@@ -14,7 +14,10 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
     AutoencoderKLLTXVideo,
+    AutoencoderKLWan,
     AutoencoderOobleck,
     ControlNetModel,
     CosineDPMSolverMultistepScheduler,
@@ -25,6 +28,9 @@ from diffusers import (
     FluxControlNetModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    LTX2Pipeline,
+    LTX2VideoTransformer3DModel,
+    LTXConditionPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     SD3Transformer2DModel,
@@ -36,7 +42,10 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    WanImageToVideoPipeline,
+    WanTransformer3DModel,
 )
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import save_file
 from transformers import (
@@ -48,12 +57,17 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GemmaTokenizer,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 _WIDTH = 32
@@ -287,10 +301,10 @@ def flux_2_klein(folder: Path) -> Path:
     return folder
 
 
-def ltx_video(folder: Path) -> Path:
+def ltx_video(folder: Path, pipeline: Any = LTXPipeline) -> Path:
     """LTX-Video's classes."""
     torch.manual_seed(0)
-    LTXPipeline(
+    pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=AutoencoderKLLTXVideo(
             latent_channels=8,
@@ -358,6 +372,98 @@ def stable_audio(folder: Path) -> Path:
         ),
     ).save_pretrained(folder)
     return folder
+
+
+def ltx_video_with_conditions(folder: Path) -> Path:
+    """The classes of LTX-Video from version 0.9.5, which set any frame of the video to an image."""
+    return ltx_video(folder, LTXConditionPipeline)
+
+
+def wan_image_to_video(folder: Path) -> Path:
+    """The classes of Wan 2.2, which start from an image, and end with another one."""
+    torch.manual_seed(0)
+    channels = 16
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=2 * channels + 4,
+        out_channels=channels, text_dim=_WIDTH, freq_dim=32, ffn_dim=_WIDTH, num_layers=1,
+        cross_attn_norm=True, rope_max_seq_len=32,
+    )  # fmt: skip
+    vae = AutoencoderKLWan(
+        base_dim=3, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+    )  # fmt: skip
+    for weight in (transformer.patch_embedding.weight, *vae.encoder.parameters()):
+        torch.nn.init.normal_(weight, std=0.5)  # otherwise images have hardly any effect
+    WanImageToVideoPipeline(
+        tokenizer=_t5_tokenizer(),
+        text_encoder=UMT5EncoderModel(
+            UMT5Config(vocab_size=120, d_model=_WIDTH, d_kv=8, d_ff=_WIDTH, num_layers=1, num_heads=2)
+        ),
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=transformer,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def ltx_2(folder: Path) -> Path:
+    """LTX-2's classes, which generate a video with sound of 16000 samples per second."""
+    torch.manual_seed(0)
+    layers = 2
+    text = {
+        "vocab_size": 120, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": layers,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 16, "patch_size": 8,
+    }  # fmt: skip
+    audio_vae = AutoencoderKLLTX2Audio(
+        base_channels=4, output_channels=2, ch_mult=(1,), num_res_blocks=1, in_channels=2, resolution=32,
+        latent_channels=2, causality_axis="height", sample_rate=16000, mel_hop_length=160, mel_bins=8,
+    )  # fmt: skip
+    attention = {
+        f"{kind}_connector_{key}": value
+        for kind in ("video", "audio")
+        for key, value in {
+            "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 1,
+            "num_learnable_registers": None,
+        }.items()
+    }  # fmt: skip
+    LTX2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=AutoencoderKLLTX2Video(
+            latent_channels=4, block_out_channels=(8,), down_block_types=("LTX2VideoDownBlock3D",),
+            decoder_block_out_channels=(8,), layers_per_block=(1,),
+            decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(True,),
+            decoder_spatio_temporal_scaling=(True,), decoder_inject_noise=(False, False),
+            downsample_type=("spatial",), upsample_residual=(False,),
+            upsample_factor=(1,), patch_size=1, patch_size_t=1, decoder_causal=False,
+        ),
+        audio_vae=audio_vae,
+        text_encoder=Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision)),
+        tokenizer=_gemma_tokenizer(),
+        connectors=LTX2TextConnectors(
+            caption_channels=32, text_proj_in_factor=layers + 1, connector_rope_base_seq_len=32,
+            rope_double_precision=False, rope_type="split", **attention,
+        ),
+        transformer=LTX2VideoTransformer3DModel(
+            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8,
+            cross_attention_dim=16, audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2,
+            audio_attention_head_dim=4, audio_cross_attention_dim=8, num_layers=2, caption_channels=32,
+            rope_double_precision=False, rope_type="split",
+        ),
+        vocoder=LTX2Vocoder(
+            in_channels=2 * 8, hidden_channels=32, upsample_kernel_sizes=[32, 20], upsample_factors=[16, 10],
+            resnet_kernel_sizes=[3], resnet_dilations=[[1, 3, 5]], output_sampling_rate=16000,
+        ),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def _gemma_tokenizer() -> GemmaTokenizer:
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", *string.ascii_lowercase, *string.digits]
+    return GemmaTokenizer(vocab={piece: at for at, piece in enumerate(pieces)}, merges=[])
 
 
 def _autoencoder(**more: Any) -> AutoencoderKL:

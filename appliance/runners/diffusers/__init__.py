@@ -22,6 +22,7 @@ KIND: Final = Kind(
         "peft",
         "safetensors",
         "gguf",
+        "ftfy",
         "sentencepiece",
     ),
     preload=(

@@ -14,6 +14,7 @@ from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.runners import audio
 from appliance.runners.diffusers.pipeline import (
+    CONDITIONED,
     SEVERAL_IMAGES,
     Argument,
     Controlled,
@@ -74,6 +75,8 @@ _ALIASES: Final = {
 #: Longest audio that a prediction may request, in seconds; most models refuse less.
 _MAX_SECONDS: Final = 600
 _FRAMES_PER_SECOND: Final = 16
+#: Number of frames of pipelines whose argument has no default.
+_FRAMES: Final = {"LTX2Pipeline": 121, "LTX2ConditionPipeline": 121}
 _LARGEST_SEED: Final = 2**53 - 1  # JSON readers in other languages round larger integers
 #: Arguments that are no inputs of their own: other inputs set them, or they make no sense in an API.
 _NO_INPUTS: Final = frozenset(
@@ -82,6 +85,8 @@ _NO_INPUTS: Final = frozenset(
         *("num_inference_steps", "guidance_scale", "num_images_per_prompt", "num_videos_per_prompt"),
         *("num_frames", "frame_rate", "fps", "output_type", "return_dict", "callback_steps"),
         *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3", "padding_mask_crop"),
+        "last_image",
+        "video",  # a list of frames
         "ip_adapter_image",  # an input only of models with an IP-Adapter
         "num_waveforms_per_prompt",
     }
@@ -115,11 +120,13 @@ def interface(options: Mapping[str, Any]) -> Interface:
     # The argument `image` has the default None even in classes that need an image.
     image_needed = "image" in arguments and pipeline.with_image is None
     aliases = {**_ALIASES, **_control_aliases(options)}
-    required = ("prompt",) if "prompt" in arguments else ("image",) if image_needed else ()
+    required = ["prompt"] if "prompt" in arguments else []
+    if image_needed and (not required or arguments["image"].required):
+        required.append("image")
     return interface_of(
         inputs,
         {"type": "array", "items": FILE} if pipeline.output == "images" else FILE,
-        required=required,
+        required=tuple(required),
         aliases={alias: name for alias, name in aliases.items() if name in inputs and alias not in inputs},
     )
 
@@ -156,8 +163,14 @@ def _images(pipeline: Pipeline) -> dict[str, Any]:
             [WHITE, TRANSPARENT],
             default=WHITE,
         )
-    calls = (pipeline.call, pipeline.with_image, pipeline.with_mask)
-    if any(call is not None and "strength" in call.arguments for call in calls):
+    calls = [
+        call
+        for call in (pipeline.call, pipeline.with_image, pipeline.with_mask)
+        if call is not None and call.name not in CONDITIONED
+    ]
+    if has_last_image(pipeline):
+        inputs["last_image"] = {**FILE, "description": "Image to end with; needs image"}
+    if any("strength" in call.arguments for call in calls):
         inputs["prompt_strength"] = number(
             "Strength of the change to the image; 1 keeps nothing of it", default=0.8, ge=0, le=1
         )
@@ -216,7 +229,8 @@ def _count(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _video(pipeline: Pipeline) -> dict[str, Any]:
     arguments = pipeline.call.arguments
-    frames = arguments["num_frames"].default or _FRAMES_PER_SECOND
+    usual = _FRAMES.get(pipeline.call.name, _FRAMES_PER_SECOND)
+    frames = arguments["num_frames"].default or usual
     rate = arguments.get("frame_rate") or arguments.get("fps") or Argument()
     fps = int(rate.default or _FRAMES_PER_SECOND)
     return {
@@ -319,6 +333,12 @@ def _format(output: str) -> dict[str, Any]:
         "output_format": choice(described, ["webp", "jpg", "png"], default="webp"),
         "output_quality": integer(quality, default=80, ge=0, le=100),
     }
+
+
+def has_last_image(pipeline: Pipeline) -> bool:
+    """Return whether the pipeline can end a video with an image."""
+    calls = [call for call in (pipeline.call, pipeline.with_image) if call is not None]
+    return any(call.name in CONDITIONED or "last_image" in call.arguments for call in calls)
 
 
 def other_images(call: PipelineCall) -> list[str]:

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -59,6 +59,26 @@ SEVERAL_IMAGES: Final = {
     "QwenImageEditPlusPipeline": "image",
     "ZImageOmniPipeline": "image",
 }
+
+
+class FrameCondition(NamedTuple):
+    """The class with which a pipeline gets an image as a frame of the video, and its fields."""
+
+    name: str  # in the pipeline's module
+    image: str
+    position: str  # index of the frame or, if ``latent``, of the latent frame; -1 is then the last one
+    latent: bool
+
+
+#: Pipelines that get images as frames of the video.
+CONDITIONED: Final = {
+    "LTXConditionPipeline": FrameCondition("LTXVideoCondition", "image", "frame_index", latent=False),
+    "LTX2ConditionPipeline": FrameCondition("LTX2VideoCondition", "frames", "index", latent=True),
+}
+#: Text-only pipeline that is not in diffusers' tables -> pipeline for the same weights that has images.
+_ALSO_WITH_IMAGE: Final = {"LTX2Pipeline": "LTX2ConditionPipeline"}
+#: Arguments that take an image although their annotation is a tensor.
+_IMAGES: Final = frozenset({"last_image"})
 #: Key of a pipeline in diffusers' tables -> class of its ControlNets. The tests run each with ControlNets.
 _CONTROLNETS: Final = {
     "stable-diffusion": "ControlNetModel",
@@ -155,7 +175,7 @@ def read(folder: Path) -> Pipeline:
     width, height, multiple = _size(folder, call, components)
     return Pipeline(
         call=call,
-        with_image=_related(name, _WITH_IMAGE),
+        with_image=_call(_ALSO_WITH_IMAGE[name]) if name in _ALSO_WITH_IMAGE else _related(name, _WITH_IMAGE),
         with_mask=_related(name, _WITH_MASK),
         output="audio" if call.duration else "video" if "num_frames" in call.arguments else "images",
         width=width,
@@ -248,7 +268,7 @@ def _argument(name: ast.arg, default: ast.expr | None) -> Argument:
     if not isinstance(value, int | float | str | bool):
         value = None
     words = set(re.findall(r"\w+", "" if name.annotation is None else ast.unparse(name.annotation)))
-    if words & _IMAGE_TYPES:
+    if words & _IMAGE_TYPES or name.arg in _IMAGES:
         return Argument("image", required=default is None)
     scalar = words - {"None", "Optional"}
     return Argument(_SCALARS.get(*scalar) if len(scalar) == 1 else None, value, required=default is None)

@@ -25,21 +25,26 @@ import msgspec
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
-from appliance.runners import audio, failures, images
+from appliance.runners import failures, images
 from appliance.runners.base import LoadSpec
 from appliance.runners.batches import Batches
-from appliance.runners.diffusers import adapters, components, inputs, quantization
+from appliance.runners.diffusers import adapters, components, inputs, output_files, quantization
 from appliance.runners.diffusers.adapters import Adapters
 from appliance.runners.diffusers.components import LIBRARY_ERRORS
 from appliance.runners.diffusers.inputs import Size
-from appliance.runners.diffusers.pipeline import BATCHED, SEVERAL_IMAGES, Controlled, Pipeline, PipelineCall
+from appliance.runners.diffusers.pipeline import (
+    BATCHED,
+    CONDITIONED,
+    SEVERAL_IMAGES,
+    Controlled,
+    Pipeline,
+    PipelineCall,
+)
 from appliance.runners.torch_runner import GPU, TorchRunner
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_FORMATS: Final = {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}
-_AUDIO_PARTS: Final = ("vocoder", "vae", "unet")  # whose config has the samples/s of audio
 #: Phrase in these errors -> advice.
 _HINTS: Final = (
     ("out of memory", "ask for fewer or smaller outputs, or raise the model's memory in models.yaml"),
@@ -66,6 +71,7 @@ class _Request(NamedTuple):
     size: Size | None  # None if the pipeline has no argument for it
     image: Image | None
     mask: Image | None
+    last_image: Image | None  # to end a video with
     control: dict[str, Image]  # control images, by the name of the ControlNet
     edited: list[Image]  # input images of a pipeline in ``SEVERAL_IMAGES``; ``image`` is None then
     seed: int
@@ -108,7 +114,7 @@ class _Logs:
 class _Result(NamedTuple):
     images: list[Image]  # or the frames of a video
     flagged: int  # number of images that the safety checker removed
-    sound: tuple[audio.Samples, int] | None = None  # samples (channels, samples), and samples/s
+    sound: output_files.Sound | None = None  # of a video, or the audio of a pipeline for audio
 
 
 class DiffusersRunner(TorchRunner):
@@ -160,18 +166,19 @@ class DiffusersRunner(TorchRunner):
             )
         folder = Path(job.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if result.sound is not None:
-            samples, rate = result.sound
-            file = folder / f"output.{request.input['output_format']}"
-            await asyncio.to_thread(audio.write, file, samples, rate)
-            yield Metric("audio_duration", round(samples.shape[1] / rate, 3))
+        if self._pipeline.output == "audio":
+            assert result.sound is not None
+            file = await asyncio.to_thread(output_files.write_audio, result.sound, request.input, folder)
+            yield Metric("audio_duration", round(result.sound.seconds, 3))
             yield Output([file], append=False)
         elif self._pipeline.output == "video":
-            file = await asyncio.to_thread(_write_video, result.images, request.input, folder)
+            file = await asyncio.to_thread(
+                output_files.write_video, result.images, result.sound, request.input, folder
+            )
             yield Metric("video_duration_seconds", round(len(result.images) / request.input["fps"], 3))
             yield Output([file], append=False)
         else:
-            files = await asyncio.to_thread(_write_images, result.images, request.input, folder)
+            files = await asyncio.to_thread(output_files.write_images, result.images, request.input, folder)
             yield Metric("image_count", len(files))
             yield Output([files], append=False)
 
@@ -250,6 +257,9 @@ class DiffusersRunner(TorchRunner):
 
         input = job.input
         image, mask = _read("image", input.get("image")), _read_mask(input)
+        last_image = _read("last_image", input.get("last_image"))
+        if last_image is not None and image is None:
+            raise PredictionFailed("input.last_image needs an image to start from; set input.image too")
         named = {name: inputs.control_inputs(name).image for name in self._controlnets}
         control = {name: read for name, key in named.items() if (read := _read(key, input.get(key)))}
         call = inputs.call_for(
@@ -266,7 +276,9 @@ class DiffusersRunner(TorchRunner):
             first = image if image is not None else next(iter([*edited, *control.values()]), None)
             image_size = None if first is None else Size(*first.size)
             size = inputs.size(input, self._pipeline, self._spec.options, image_size)
-            image, mask = (None if each is None else ImageOps.fit(each, size) for each in (image, mask))
+            image, mask, last_image = (
+                None if each is None else ImageOps.fit(each, size) for each in (image, mask, last_image)
+            )
             control = {name: ImageOps.fit(each, size) for name, each in control.items()}
         names = [*inputs.other_images(call), *(["ip_adapter_image"] if self._has_ip_adapter else [])]
         others = {name: _read(name, input.get(name)) for name in names}
@@ -279,6 +291,7 @@ class DiffusersRunner(TorchRunner):
             size=size,
             image=image,
             mask=mask,
+            last_image=last_image,
             control=control,
             edited=edited,
             seed=seed,
@@ -316,9 +329,9 @@ class DiffusersRunner(TorchRunner):
             if self._spec.options["offload"] != "none":
                 pipe.maybe_free_model_hooks()
         if self._pipeline.output == "audio":
-            return [_Result([], 0, _sound(pipe, result.audios[0]))]
+            return [_Result([], 0, output_files.sound_of_audio(result, pipe))]
         if self._pipeline.output == "video":
-            return [_Result(list(result.frames[0]), 0)]
+            return [_Result(list(result.frames[0]), 0, output_files.sound_of_video(result, pipe))]
         flags = getattr(result, "nsfw_content_detected", None) or [False] * len(result.images)
         made = iter(zip(result.images, flags, strict=True))
         results = []
@@ -342,16 +355,18 @@ class DiffusersRunner(TorchRunner):
         requested = input.get("scheduler", inputs.OWN_SCHEDULER)
         if requested != inputs.OWN_SCHEDULER:
             name, settings = inputs.SCHEDULERS[requested]
-        scheduler = getattr(diffusers, name).from_config(own.config, **settings)
-        original = scheduler.step
+        kind = getattr(diffusers, name)
+        scheduler = kind.from_config(own.config, **settings)
 
-        @functools.wraps(original)  # pipelines inspect its signature
-        def step(*arguments: Any, **keywords: Any) -> Any:
+        @functools.wraps(kind.step)  # pipelines inspect its signature
+        def step(self: Any, *arguments: Any, **keywords: Any) -> Any:
             if all(stop.is_set() for stop in stops):
                 raise _Canceled
-            return original(*arguments, **keywords)
+            return kind.step(self, *arguments, **keywords)
 
-        scheduler.step = step
+        # A class, because LTX-2 copies the scheduler for the sound: the copy of an instance attribute would
+        # still call the method of the original.
+        scheduler.__class__ = type(name, (kind,), {"step": step})
         return scheduler
 
     def _arguments(self, requests: list[_Request]) -> dict[str, Any]:
@@ -373,6 +388,7 @@ class DiffusersRunner(TorchRunner):
             **input,
             "image": request.image,
             "mask_image": request.mask,
+            "last_image": request.last_image,
             "strength": input.get("prompt_strength"),
             "num_images_per_prompt": count,
             "frame_rate": input.get("fps"),
@@ -395,6 +411,8 @@ class DiffusersRunner(TorchRunner):
                 "mask_image": None if request.mask is None else [each.mask for each in each_image],
                 "num_images_per_prompt": 1,
             }
+        if request.call.name in CONDITIONED:
+            arguments |= _conditions(request)
         if request.control:
             arguments |= _control_arguments(request)
         if request.edited:
@@ -412,6 +430,23 @@ def _read(name: str, path: str | None) -> Image | None:
     if path is None:
         return None
     return images.read(Path(path), name)
+
+
+def _conditions(request: _Request) -> dict[str, Any]:
+    """Return the arguments of a pipeline in ``CONDITIONED`` for the first and last frame of the video."""
+    import diffusers
+
+    module = sys.modules[getattr(diffusers, request.call.name).__module__]
+    condition = CONDITIONED[request.call.name]
+    kind = getattr(module, condition.name)
+    last = -1 if condition.latent else request.input["num_frames"] - 1
+    frames = ((0, request.image), (last, request.last_image))
+    found = [
+        kind(**{condition.image: image, condition.position: index})
+        for index, image in frames
+        if image is not None
+    ]
+    return {"image": None, "strength": None, "conditions": found}
 
 
 def _control_arguments(request: _Request) -> dict[str, Any]:
@@ -449,50 +484,6 @@ def _read_mask(input: Mapping[str, Any]) -> Image | None:
         return images.read_transparency(Path(path), "mask")
     mask = _read("mask", path)
     return None if mask is None else mask.convert("L")
-
-
-def _sound(pipe: Any, samples: Any) -> tuple[audio.Samples, int]:
-    """Return the samples of a pipeline's audio in the shape (channels, samples), and its samples/s."""
-    import numpy as np
-
-    configs = [part.config for name in _AUDIO_PARTS if (part := getattr(pipe, name, None)) is not None]
-    rates = (config.get(key) for config in configs for key in ("sampling_rate", "sample_rate"))
-    rate = next((each for each in rates if each is not None), None)
-    if rate is None:
-        raise PredictionFailed(
-            f"the configs of {type(pipe).__name__} have no sampling rate; use another model"
-        )
-    return np.atleast_2d(np.asarray(samples, dtype=np.float32)), int(rate)
-
-
-def _write_images(made: list[Image], input: dict[str, Any], folder: Path) -> list[Path]:
-    suffix, files = input["output_format"], []
-    quality = {} if suffix == "png" else {"quality": input["output_quality"]}
-    for number, image in enumerate(made):
-        file = folder / f"out-{number}.{suffix}"
-        image.save(file, _FORMATS[suffix], **quality)
-        files.append(file)
-    return files
-
-
-def _write_video(frames: list[Image], input: dict[str, Any], folder: Path) -> Path:
-    """Write the frames to an MP4 file in H.264, which every browser plays, or to an animated GIF."""
-    rate, suffix = input["fps"], input["output_format"]
-    file = folder / f"output.{suffix}"
-    if suffix == "gif":
-        duration = round(1000 / rate)  # milliseconds
-        frames[0].save(file, save_all=True, append_images=frames[1:], duration=duration, loop=0)
-        return file
-    import av
-
-    with av.open(str(file), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
-        stream.width, stream.height = frames[0].size
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
-        container.mux(stream.encode())
-    return file
 
 
 def _describe(error: BaseException) -> str:

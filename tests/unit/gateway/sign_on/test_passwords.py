@@ -16,13 +16,13 @@ async def test_a_password_is_hashed_and_checked_with_the_parameters_of_rfc_9106(
     passwords, hash = Passwords(), make_hash("correct horse")
     assert hash.startswith(PARAMETERS)
     assert await passwords.matches(hash, "correct horse")
-    assert await passwords.renewed(hash, "correct horse") is None
+    assert await passwords.rehash(hash, "correct horse") is None
 
 
 async def test_a_hash_with_other_parameters_is_renewed() -> None:
     passwords = Passwords()
     assert await passwords.matches(OLD, "correct horse")
-    renewed = await passwords.renewed(OLD, "correct horse")
+    renewed = await passwords.rehash(OLD, "correct horse")
     assert renewed is not None
     assert renewed.startswith(PARAMETERS)
 

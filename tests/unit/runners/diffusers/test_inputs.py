@@ -113,6 +113,25 @@ def test_an_ip_adapter_has_inputs() -> None:
     assert "ip_adapter_image" not in interface(LARGE).input["properties"]
 
 
+def test_a_video_may_begin_and_end_with_an_image() -> None:
+    def video(name: str) -> Interface:
+        related = pipeline._ALSO_WITH_IMAGE.get(name)
+        described = Pipeline(
+            call=pipeline._call(name), with_image=None if related is None else pipeline._call(related),
+            output="video", width=64, height=64, multiple=32,
+        )  # fmt: skip
+        return interface(described)
+
+    wan, ltx_2 = video("WanImageToVideoPipeline"), video("LTX2Pipeline")
+    assert wan.input["required"] == ["prompt", "image"]
+    assert ltx_2.input["required"] == ["prompt"]
+    for found in (wan, ltx_2, video("LTXConditionPipeline")):
+        assert found.file_inputs == ["image", "last_image"]
+        assert "prompt_strength" not in found.input["properties"]
+    assert ltx_2.input["properties"]["num_frames"]["default"] == 121
+    assert "last_image" not in video("LTXPipeline").input["properties"]
+
+
 def test_control_images_are_file_inputs() -> None:
     images = {"control_image": Argument("image"), "ip_adapter_image": Argument("image")}
     controlled = PipelineCall("Controlled", FROM_TEXT.arguments | images)

@@ -55,6 +55,16 @@ def test_stable_diffusion(tmp_path: Path) -> None:
     assert arguments["latents"] == pipeline.Argument()
 
 
+def test_videos_that_begin_and_end_with_an_image(tmp_path: Path) -> None:
+    found = pipeline.read(weights(tmp_path / "ltx", "LTX2Pipeline", vae=VAE))
+    assert found.output == "video"
+    assert found.with_image is not None
+    assert found.with_image.name in pipeline.CONDITIONED
+    wan = pipeline.read(weights(tmp_path / "wan", "WanImageToVideoPipeline", vae=("AutoencoderKLWan", {})))
+    assert wan.call.arguments["last_image"].type == "image"
+    assert wan.call.arguments["image"].required
+
+
 def test_flux_and_a_video_pipeline(tmp_path: Path) -> None:
     flux = pipeline.read(
         weights(
