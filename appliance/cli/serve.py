@@ -54,15 +54,16 @@ ENVIRONMENT: Final = {
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     # Programs with many threads use much less memory with two malloc arenas than with glibc's eight per core.
     "MALLOC_ARENA_MAX": "2",
-    # Threads of a model wait for each other many times per step. By default, a waiting thread keeps its core
-    # busy for milliseconds. If all models together have more threads than there are cores, it takes the core
-    # from the thread that it waits for, and each step takes many times as long. So waiting threads sleep.
-    "OMP_WAIT_POLICY": "passive",
     # Tracebacks then mark no part of a line. The tables for that take about 8 MiB in each large process.
     "PYTHONNODEBUGRANGES": "1",
     # A process that changes its title must keep its environment: the appliance finds its processes by it.
     "SPT_NOENV": "1",
 }
+#: Threads of a model wait for each other many times per step. By default, a waiting thread keeps its core
+#: busy for up to 20 milliseconds. If all models together have more threads than there are cores, it takes the
+#: core from the thread that it waits for, and each step takes many times as long. With this number of turns,
+#: it sleeps after about a quarter of a millisecond.
+_SPIN_COUNT: Final = "5000"
 
 
 def serve(
@@ -96,6 +97,8 @@ def serve(
         command.append("--ui" if ui else "--no-ui")
     # Set Ray's secret here, because Ray would write a generated secret to a file that other users can read.
     environment = {**ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32), **os.environ}
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     # Without bytecode files each start compiles all imports, which takes longer than loading a model.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.stdout.flush()

@@ -687,7 +687,7 @@ def test_serve_becomes_the_driver(
     monkeypatch.setenv("APPLIANCE_PORT", "8123")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "OMP_WAIT_POLICY"):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED"):
         monkeypatch.delenv(name, raising=False)
     for _ in range(2):
         with pytest.raises(Executed):
@@ -701,9 +701,30 @@ def test_serve_becomes_the_driver(
     assert environment["MALLOC_ARENA_MAX"] == "4"  # the user's own value wins
     assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
     assert environment["RAY_AUTH_MODE"] == "token"
-    assert environment["OMP_WAIT_POLICY"] == "passive"
     assert len(environment["RAY_AUTH_TOKEN"]) == 64
     assert environment["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["nothing", "count", "policy"],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_chose(
+    command: Command,
+    executed: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, str],
+    count: str | None,
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Executed):
+        command("serve")
+    ((_, environment),) = executed
+    assert environment.get("GOMP_SPINCOUNT") == count
 
 
 def test_serve_passes_its_options_on(command: Command, executed: Calls, tmp_path: Path) -> None:
