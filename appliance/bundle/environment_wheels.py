@@ -60,9 +60,9 @@ def check_variant(models: list[ModelConfig], variant: str) -> None:
     for model in models:
         if model.environment is not None and variant != installed:
             raise ApplianceError(
-                f"model {model.name} has an environment, which can be bundled only for {installed}, because "
-                f"the appliance here is installed for {installed}: make the bundle in an installation for "
-                f"{variant}, or leave the model out by naming the other models with --models"
+                f"model {model.name}: a bundle for {variant} cannot contain its environment, because this "
+                f"appliance is installed for {installed}: run `appliance bundle` in an installation for "
+                f"{variant}, or name the other models with --models"
             )
 
 

@@ -73,7 +73,7 @@ def bundle(
 def _show(planned: Plan) -> None:
     typer.echo(f"models    {', '.join(model.name for model in planned.models)}")
     own = ", ".join(model.name for model in planned.models if model.environment is not None)
-    more = f", and those of the environments of {own}, to be looked up first" if own else ""
+    more = f", plus the packages of the environments of {own} (size not known yet)" if own else ""
     size = readable_bytes(planned.packages)
     typer.echo(f"packages  {len(planned.wheels)} for {planned.variant}, {size}{more}")
     rest = f", and those of {', '.join(planned.missing)}, to be downloaded first" if planned.missing else ""

@@ -34,7 +34,7 @@ class ProviderSignInResponse(Struct, kw_only=True):
 
     url: Annotated[str, Meta(description="URL at which the person signs in")]
     authorization_request: Annotated[
-        str, Meta(description="To be returned with the code, by the same browser")
+        str, Meta(description="Encrypted state of this sign-in, to be returned with the code")
     ]
 
 

@@ -109,8 +109,9 @@ def load(path: Path, spec: LoadSpec) -> VoiceEncoder:
         ) from error
     except Exception as error:  # weights can be wrong in any way, so any exception is possible
         raise LoadFailed(
-            f"model {spec.model}: {file} is not the voice encoder of Resemblyzer (its file pretrained.pt): "
-            f"{' '.join(str(error).split())[:200] or type(error).__name__}; correct the path"
+            f"model {spec.model}: {file} cannot be loaded as Resemblyzer's pretrained.pt: "
+            f"{' '.join(str(error).split())[:200] or type(error).__name__}; correct the source, or "
+            "options.speaker_encoder"
         ) from error
 
 
@@ -126,7 +127,7 @@ def find_turns(
 ) -> Generator[Progress | list[Turn], None, None]:
     """Yield the progress, and at last the turns of the speakers in ``samples``, which have ``RATE``.
 
-    ``count`` is the number of speakers; None: as many as sound different.
+    ``count`` is the number of speakers; None: estimated from the audio.
     """
     from faster_whisper.vad import VadOptions, get_speech_timestamps
 

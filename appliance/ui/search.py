@@ -36,7 +36,7 @@ KIND_NAMES: Final = {
     "onnx": translatable("ONNX"),
     "ocr": translatable("Text in images"),
     "vad": translatable("Voice activity"),
-    "diarization": translatable("Speakers"),
+    "diarization": translatable("Speaker diarization"),
     "cog": translatable("Cog projects"),
     "echo": translatable("Test models"),
 }

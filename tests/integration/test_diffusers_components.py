@@ -177,7 +177,7 @@ def test_components_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     empty = {**adapter, "weights": {"path": str(tmp_path)}}
     assert "options.ip_adapter.weights: " in refusal(ip_adapter=empty)
     klein = random_pipelines.flux_2_klein(tmp_path / "klein")
-    assert "options.controlnets is not supported with Flux2KleinPipeline" in refusal(
+    assert "options.controlnets: Flux2KleinPipeline is not supported" in refusal(
         klein, controlnets={"canny": {"path": str(foreign)}}
     )
 

@@ -25,7 +25,7 @@ from appliance.runners.voice_encoder import RATE, VoiceEncoder, find_turns, load
 
 _INPUTS: Final[dict[str, dict[str, Any]]] = {
     "audio": {**FILE, "description": "Audio or video file"},
-    "num_speakers": integer("Number of speakers. Default: as many as sound different", ge=1, le=50),
+    "num_speakers": integer("Number of speakers. Default: estimated from the audio", ge=1, le=50),
 }
 _NUMBER: Final = {"type": "number"}
 _SEGMENT: Final = {

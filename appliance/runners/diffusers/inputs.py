@@ -72,7 +72,7 @@ _ALIASES: Final = {
     "seconds_total": "duration",
     "cfg_scale": "guidance_scale",
 }
-#: Longest audio that a prediction may request, in seconds; most models refuse less.
+#: Longest audio that a prediction may request, in seconds; most models have a lower limit of their own.
 _MAX_SECONDS: Final = 600
 _FRAMES_PER_SECOND: Final = 16
 #: Number of frames of pipelines whose argument has no default.
@@ -152,7 +152,8 @@ def _images(pipeline: Pipeline) -> dict[str, Any]:
         inputs["image_input"] = {
             "type": "array",
             "items": FILE,
-            "description": f"Images to edit or combine, up to {MOST_IMAGES}, in the order of the prompt",
+            "description": f"Images to edit or combine, at most {MOST_IMAGES}, in the order in which the "
+            "prompt refers to them",
         }
     elif "image" in pipeline.call.arguments or pipeline.with_image is not None:
         inputs["image"] = {**FILE, "description": "Image to start from"}
@@ -288,10 +289,14 @@ def _controls(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options.get("controlnets", {}):
         control = control_inputs(name)
         described = f"the ControlNet {name}"
-        inputs[control.image] = {**FILE, "description": f"Image for {described}, which applies only with one"}
+        inputs[control.image] = {**FILE, "description": f"Control image; without it, {described} is not used"}
         inputs[control.scale] = number(f"Conditioning scale of {described}", default=1.0, ge=0, le=4)
-        inputs[control.start] = number(f"Share of the steps before {described}", default=0.0, ge=0, le=1)
-        inputs[control.end] = number(f"Share of the steps that ends {described}", default=1.0, ge=0, le=1)
+        inputs[control.start] = number(
+            f"Fraction of the steps at which {described} starts", default=0.0, ge=0, le=1
+        )
+        inputs[control.end] = number(
+            f"Fraction of the steps at which {described} stops", default=1.0, ge=0, le=1
+        )
     if options.get("ip_adapter"):
         inputs["ip_adapter_image"] = {**FILE, "description": "Image that acts like a part of the prompt"}
         inputs["ip_adapter_scale"] = number("Scale of the IP-Adapter", default=1.0, ge=0, le=4)
@@ -363,9 +368,10 @@ def call_for(
     if controlled is not None:
         call = controlled.with_mask if mask else controlled.with_image if image else controlled.call
         if call is None:
+            name = "mask" if mask else "image"
             raise PredictionFailed(
-                f"input.{'mask' if mask else 'image'}: {pipeline.call.name} does not support this together "
-                "with a ControlNet; remove it, or the control images"
+                f"input.{name}: {pipeline.call.name} does not support it together with a ControlNet: remove "
+                f"input.{name}, or the control images"
             )
         return call
     if mask and "mask_image" not in pipeline.call.arguments:

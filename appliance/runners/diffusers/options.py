@@ -110,8 +110,9 @@ class DiffusersOptions(Options):
     controlnets: dict[ControlNetName, ComponentSource] = Field(
         default={},
         exclude_if=operator.not_,
-        description="ControlNets that are loaded with the pipeline: the source of each, by name. The "
-        "ControlNet canny adds the input controlnet_canny_image, its scale, start and end.",
+        description="ControlNets that are loaded with the pipeline, as name: source. The name canny adds "
+        "the inputs controlnet_canny_image, controlnet_canny_conditioning_scale, controlnet_canny_start and "
+        "controlnet_canny_end.",
     )
     ip_adapter: IpAdapter | None = Field(
         default=None,
@@ -201,8 +202,8 @@ class DescribedDiffusersOptions(DiffusersOptions):
             kind = components.controlnet_class(key, paths[key])
             if found is None:
                 raise WeightsError(
-                    f"options.controlnets is not supported with {name}, but with Stable Diffusion, SDXL and "
-                    "FLUX.1: remove it"
+                    f"options.controlnets: {name} is not supported, only Stable Diffusion, SDXL and FLUX.1 "
+                    "are: remove the option"
                 )
             if kind != found.controlnet:
                 raise WeightsError(

@@ -109,8 +109,8 @@ def _audio_to_continue(input: Mapping[str, Any], kind: str, model: Any) -> torch
 
     if not _MODEL_TYPES[kind]:
         raise PredictionFailed(
-            "input.input_audio: MusicGen Melody cannot continue audio, and following its melody is not "
-            "supported; leave this input out, or use a MusicGen model without melody"
+            "input.input_audio: MusicGen Melody cannot continue audio, and following the melody of "
+            "input_audio is not supported: leave this input out, or use MusicGen or MusicGen Stereo"
         )
     rate = model.config.audio_encoder.sampling_rate
     samples = audio.read(Path(input["input_audio"]), rate, "input_audio", longest=MAX_SECONDS)

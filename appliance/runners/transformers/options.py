@@ -41,10 +41,10 @@ Task = Literal[
 ]
 
 
-#: Tasks that compute one prediction at a time: padding would change transcripts, speech has random numbers,
-#: and an image is enlarged in parts anyway.
+#: Tasks that compute one prediction at a time: padding would change transcripts, speech and music draw random
+#: numbers, so a batch would change their output, and super-resolution computes one image in tiles.
 _ALONE: Final[frozenset[Task]] = frozenset(
-    {"automatic-speech-recognition", "text-to-speech", "super-resolution"}
+    {"automatic-speech-recognition", "text-to-speech", "text-to-audio", "super-resolution"}
 )
 
 #: Tasks that compute several predictions in one batch.

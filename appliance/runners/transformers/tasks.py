@@ -104,18 +104,23 @@ TASKS: Final[dict[str, Task]] = {
                 "description": "Audio or video file that the output begins with; not for MusicGen Melody",
             },
             "duration": integer(
-                "Length of the output in seconds, with input_audio", default=8, ge=1, le=music.MAX_SECONDS
+                "Length of the output in seconds, including input_audio",
+                default=8,
+                ge=1,
+                le=music.MAX_SECONDS,
             ),
             "top_k": integer(
-                "Choose each token among this many of the likeliest; 0: among all", default=250, ge=0, le=2048
+                "Sample each token from this many of the most likely; 0: from all", default=250, ge=0, le=2048
             ),
             "top_p": number(
-                "Choose each token among the likeliest whose probabilities add up to this; 0: use top_k",
+                "Sample each token from the likeliest whose probabilities add up to this; 0: use top_k",
                 default=0,
                 ge=0,
                 le=1,
             ),
-            "temperature": number("Larger: more variety", default=1, ge=0.01, le=5),
+            "temperature": number(
+                "Sampling temperature; higher values give more varied output", default=1, ge=0.01, le=5
+            ),
             "classifier_free_guidance": number(
                 "How closely the output follows the prompt", default=3, ge=1, le=20
             ),

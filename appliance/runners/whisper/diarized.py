@@ -12,9 +12,9 @@ from appliance.runners.speakers import Turn
 
 #: The inputs of a model with a voice encoder, besides those of any Whisper model.
 INPUTS: Final[dict[str, dict[str, Any]]] = {
-    "diarize": boolean("Add the name of the speaker to each segment", default=False),
+    "diarize": boolean("Add a speaker label, such as SPEAKER_00, to each segment", default=False),
     "num_speakers": integer(
-        "Number of speakers, for diarize. Default: as many as sound different", ge=1, le=50
+        "Number of speakers; used with diarize. Default: estimated from the audio", ge=1, le=50
     ),
 }
 

@@ -45,7 +45,7 @@ class WhisperOptions(Options):
         default=None,
         exclude_if=lambda value: value is None,  # the version of a model without it stays the same
         description="Weights of Resemblyzer's voice encoder: the file pretrained.pt, or its folder. They add "
-        "the input diarize, which names the speakers. Default: none.",
+        "the input diarize, which labels the speakers. Default: none.",
     )
     max_duration: Annotated[Seconds, Field(gt=0)] = Field(
         default=7200.0,
@@ -58,8 +58,8 @@ class WhisperOptions(Options):
         ge=1,
         le=64,
         exclude_if=lambda value: value == 1,  # memory measured without it stays valid
-        description="Predictions that are transcribed at the same time. They share the weights and, on a "
-        "CPU, its threads. Each needs memory for audio of max_duration.",
+        description="Predictions that are transcribed at the same time. They share the weights, and on "
+        "a CPU also the threads of the model. Each needs memory for audio of max_duration.",
     )
 
     @property

@@ -78,7 +78,7 @@ def test_a_project_whose_python_cannot_be_had_is_built_as_an_image(
     assert project_image.reason(tmp_path, wanted) is None  # uv downloads it
     monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
     assert project_image.reason(tmp_path, wanted) == (
-        "this machine has no Python 3.8, and UV_PYTHON_DOWNLOADS forbids to download it"
+        "this machine has no Python 3.8, and UV_PYTHON_DOWNLOADS does not let uv download it"
     )
 
 
