@@ -85,7 +85,8 @@ def _obstacle(settings: CogYaml) -> str | None:
         return "this machine has no apt-get, which build.system_packages of its cog.yaml needs"
     may_download = os.environ.get("UV_PYTHON_DOWNLOADS", "automatic") not in {"never", "false", "manual"}
     if not may_download and not interpreters.is_present(settings.minor):
-        return f"this machine has no Python {settings.minor}, and UV_PYTHON_DOWNLOADS does not let uv download it"
+        no_download = "UV_PYTHON_DOWNLOADS does not let uv download it"
+        return f"this machine has no Python {settings.minor}, and {no_download}"
     return None
 
 
