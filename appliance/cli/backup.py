@@ -51,6 +51,9 @@ def backup(
     _record(folder, "backup.create", file)
     for lost in saved.lost:
         typer.secho(f"not saved, because it is missing on the disk: {folder / lost}", fg="yellow", err=True)
+    if saved.in_bucket:
+        url = "a bucket" if checked.files.s3 is None else checked.files.s3.url
+        typer.secho(f"not saved, because they are in {url}: {saved.in_bucket} files", fg="yellow", err=True)
     typer.echo(f"{file}: {saved.manifest.members} files, {readable_bytes(saved.size)}")
 
 

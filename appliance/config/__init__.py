@@ -21,6 +21,7 @@ from appliance.config.sections import (
     HardwareConfig,
     LimitsConfig,
     LoggingConfig,
+    S3Config,
     TelemetryConfig,
     TlsConfig,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "OidcConfig",
     "PypiSource",
     "Report",
+    "S3Config",
     "SignOnConfig",
     "Source",
     "TelemetryConfig",

@@ -11,9 +11,10 @@ from pydantic import BaseModel
 from appliance.config.sections import Config
 from appliance.runners.model_config import ModelConfig
 
-#: Sections, and keys of the section `server`, whose changes need a restart of the appliance.
+#: Sections, and keys of the sections `server` and `files`, whose changes need a restart of the appliance.
 SECTIONS: Final = ("hardware", "logging", "telemetry", "ui")
 SERVER: Final = ("host", "port", "tls", "data")
+FILES: Final = ("s3",)  # keys of the section `files`
 
 
 class Changes(NamedTuple):
@@ -46,12 +47,16 @@ def compare(old: Config, new: Config) -> Changes:
 
 def _needs_restart(key: str) -> bool:
     section, _, name = key.partition(".")
-    return section in SECTIONS or (section == "server" and name in SERVER)
+    keys = {"server": SERVER, "files": FILES}
+    return section in SECTIONS or name in keys.get(section, ())
 
 
 def _without_restart(old: Config, new: Config) -> Config:
     server = new.server.model_copy(update={key: getattr(old.server, key) for key in SERVER})
-    return new.model_copy(update={"server": server, **{key: getattr(old, key) for key in SECTIONS}})
+    files = new.files.model_copy(update={key: getattr(old.files, key) for key in FILES})
+    return new.model_copy(
+        update={"server": server, "files": files, **{key: getattr(old, key) for key in SECTIONS}}
+    )
 
 
 def _changed_settings(old: Config, new: Config) -> Iterator[str]:

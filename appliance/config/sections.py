@@ -18,6 +18,7 @@ from appliance.domain.budget_rules import Budget
 from appliance.domain.retention import RetentionRules
 from appliance.domain.section import Section, size, subsection
 from appliance.domain.values import (
+    BucketUrl,
     Bytes,
     DeviceName,
     FilePath,
@@ -173,6 +174,44 @@ class EgressConfig(Section):
     )
 
 
+class S3Config(Section):
+    """A bucket of Amazon S3, or of a server with its API, for the content of files."""
+
+    url: BucketUrl = Field(
+        description="Bucket and prefix of its objects, e.g. s3://bucket/appliance. No other program, and no "
+        "other appliance, may use the prefix."
+    )
+    endpoint: HttpUrl | None = Field(
+        default=None,
+        description="URL of a server with the API of S3, e.g. https://minio.example.org:9000. "
+        "Default: AWS_ENDPOINT_URL, else Amazon S3.",
+    )
+    region: str | None = Field(
+        default=None, description="Region of the bucket. Default: AWS_REGION, else us-east-1."
+    )
+    access_key_id: str | None = Field(
+        default=None, description="Id of the access key. Default: AWS_ACCESS_KEY_ID, else the machine's role."
+    )
+    secret_access_key: str | None = Field(
+        default=None, description="The secret access key; use ${VARIABLE}. Default: AWS_SECRET_ACCESS_KEY."
+    )
+
+    @model_validator(mode="after")
+    def _both_keys(self) -> S3Config:
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise ValueError("access_key_id and secret_access_key belong together: set both or neither")
+        return self
+
+    @property
+    def bucket(self) -> str:
+        return self.url.removeprefix("s3://").split("/", 1)[0]
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of objects without slashes at its ends; empty for none."""
+        return self.url.removeprefix("s3://").partition("/")[2].strip("/")
+
+
 class FilesConfig(Section):
     """Uploads, output files and input files."""
 
@@ -191,6 +230,10 @@ class FilesConfig(Section):
     max_input: Bytes = size("1GiB", "Largest file that is downloaded for an input.")
     input_timeout: Annotated[Seconds, Field(gt=0)] = Field(
         default=300.0, description="Time limit for downloading the input files of one prediction."
+    )
+    s3: S3Config | None = Field(
+        default=None,
+        description="Bucket to which the content of files is moved. Default: it stays in the data folder.",
     )
 
 

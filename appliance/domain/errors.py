@@ -291,6 +291,22 @@ class DiskFull(StoreError):
         return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
+class BucketUnavailable(ApplianceError):
+    """The storage with the content of the file does not answer: try again in a minute."""
+
+    status = 503
+    title = "File storage unavailable"
+    retry_after = 30  # seconds
+
+    @property
+    def detail(self) -> str:
+        """Error message for clients; ``str(error)`` names the bucket, its error, and what to do."""
+        return self.__doc__ or ""
+
+    def body(self) -> dict[str, Any]:
+        return {**super().body(), "retry_after": self.retry_after}
+
+
 class StatusConflict(StoreError):
     """A prediction was not in the status that an update expected."""
 

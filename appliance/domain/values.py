@@ -41,6 +41,7 @@ _DEVICE: Final = re.compile(r"[a-z0-9]([a-z0-9:._-]*[a-z0-9])?")
 _VARIABLE: Final = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\}?)")
 _PUBLIC_URL: Final = re.compile(r"https?://[^\s/?#]+(/[A-Za-z0-9._~-]+)*/?")
 _SYSLOG: Final = re.compile(r"udp://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})|/[^\0]*[^\0/]")
+_BUCKET_URL: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?")
 _HTTP_URL: Final = re.compile(r"https?://[^\s/?#]+[^\s]*")
 
 
@@ -129,6 +130,14 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _bucket_url(value: str) -> str:
+    if not _BUCKET_URL.fullmatch(value):
+        raise PydanticCustomError(
+            "bucket_url", 'should be a URL such as "s3://bucket" or "s3://bucket/prefix", without a query'
+        )
+    return value.rstrip("/")
+
+
 def _issuer(value: str) -> str:
     _http_url(value)
     return value  # with a slash at the end, if the provider writes one
@@ -209,6 +218,7 @@ Alias = Annotated[str, AfterValidator(_alias), _pattern(_ALIAS)]
 DeviceName = Annotated[str, AfterValidator(_device), _pattern(_DEVICE)]
 NetworkName = Annotated[str, AfterValidator(_network)]
 SyslogAddress = Annotated[str, AfterValidator(_syslog), _pattern(_SYSLOG)]
+BucketUrl = Annotated[str, AfterValidator(_bucket_url), _pattern(_BUCKET_URL)]
 HttpUrl = Annotated[str, AfterValidator(_http_url), _pattern(_HTTP_URL)]
 IssuerUrl = Annotated[str, AfterValidator(_issuer), _pattern(_HTTP_URL)]
 PublicUrl = Annotated[str, AfterValidator(_public_url), _pattern(_PUBLIC_URL)]

@@ -3,6 +3,8 @@
 Rows are deleted before their content (see ``gateway.files.file_store``), so content that has vanished belongs
 to a row that has been deleted since the copy of the database was made. Then a newer copy is made. Content
 that was found is hard-linked into a staging folder, so that nothing can vanish before it is in the archive.
+
+With ``files.s3``, content that is only in the bucket is not in the archive.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class Saved(NamedTuple):
 
     manifest: Manifest
     size: int  # bytes of the archive
-    lost: tuple[str, ...]  # content that the database refers to and that is not on the disk
+    lost: tuple[str, ...]  # content that the database refers to and that is nowhere
+    in_bucket: int = 0  # files that are not in the archive, because they are only in the bucket of files.s3
 
 
 def create(home: Path, target: Path, config: Mapping[str, bytes], progress: Progress) -> Saved:
@@ -73,7 +76,9 @@ def create(home: Path, target: Path, config: Mapping[str, bytes], progress: Prog
         if not (home / DATABASE).exists():
             raise ApplianceError(f"{home} is not the data folder of an appliance: it has no {DATABASE}")
         staging.mkdir(mode=0o700)
-        lost = _stage(home, staging, progress)
+        missing = _stage(home, staging, progress)
+        in_bucket = missing & snapshot.in_bucket(staging / DATABASE)
+        lost = missing - in_bucket
         for name, content in config.items():
             saved = staging / CONFIG / name
             saved.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -95,7 +100,7 @@ def create(home: Path, target: Path, config: Mapping[str, bytes], progress: Prog
     finally:
         part.unlink(missing_ok=True)
         shutil.rmtree(staging, ignore_errors=True)
-    return Saved(manifest, size, tuple(sorted(lost)))
+    return Saved(manifest, size, tuple(sorted(lost)), len(in_bucket))
 
 
 def leftovers(home: Path) -> list[Path]:
@@ -130,7 +135,8 @@ def _stage(home: Path, staging: Path, progress: Progress) -> set[str]:
         )
         snapshot.check(copied)
         earlier, missing = missing, _link_all(home, staging, copied)
-        if missing <= earlier:  # empty, or its rows were not deleted between the two copies
+        # The others are lost if their rows were not deleted between the two copies.
+        if missing - snapshot.in_bucket(copied) <= earlier:
             _unlink_unknown(staging, copied)
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(home / UI_KEY, staging / UI_KEY)

@@ -23,8 +23,8 @@ import psutil
 
 from appliance import machine, weights
 from appliance.builds import environments
-from appliance.config import Config, ModelConfig
-from appliance.domain.errors import ApplianceError, EncryptionError, WeightsError
+from appliance.config import Config, ModelConfig, S3Config
+from appliance.domain.errors import ApplianceError, BucketUnavailable, EncryptionError, WeightsError
 from appliance.domain.local_url import host_and_port, is_loopback
 from appliance.domain.units import readable_bytes
 from appliance.driver import home_lock, repair
@@ -75,6 +75,7 @@ def examine(config: Config, home: Path, port: int) -> list[CheckResult]:
         isolation(),
         *downloads(config, home),
         *identity_provider(config),
+        *bucket(config),
     ]
 
 
@@ -308,6 +309,29 @@ def identity_provider(config: Config) -> Iterator[CheckResult]:
         yield CheckResult("identity provider", "warning", found, fix)
     else:
         yield CheckResult("identity provider", "ok", f"{oidc.issuer} answers")
+
+
+def bucket(config: Config) -> Iterator[CheckResult]:
+    """Check that objects can be written to the bucket of ``files.s3``, read, and deleted."""
+    if config.files.s3 is None:
+        return
+    from appliance.gateway.files.bucket import Bucket  # needs a library that is optional
+
+    async def check(settings: S3Config) -> None:
+        opened = Bucket(settings)
+        try:
+            await opened.check()
+        finally:
+            opened.close()
+
+    try:
+        asyncio.run(check(config.files.s3))
+    except BucketUnavailable as error:
+        yield CheckResult("bucket", "failed", str(error))
+    except ApplianceError as error:
+        yield CheckResult("bucket", "failed", error.detail)
+    else:
+        yield CheckResult("bucket", "ok", f"{config.files.s3.url} can be written and read")
 
 
 def _environment(model: ModelConfig, home: Path) -> CheckResult:

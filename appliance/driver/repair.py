@@ -52,12 +52,13 @@ def remove_leftovers(home: Path) -> str:
 
 
 def missing(home: Path) -> list[str]:
-    """Return the paths of content that the database refers to, and that is not on the disk.
+    """Return the paths of content that rows refer to, and that is neither on the disk nor in a bucket.
 
     Raises:
         StoreError: the database cannot be read.
     """
     found = {reference.path for reference in snapshot.references(home / DATABASE)}
+    found -= snapshot.in_bucket(home / DATABASE)
     return sorted(path for path in found if not (home / path).exists())
 
 

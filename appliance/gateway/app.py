@@ -57,6 +57,10 @@ from appliance.scheduler import Event, Scheduler
 from appliance.store import Store
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from appliance.config import FilesConfig
+    from appliance.gateway.files.bucket_transfer import BucketTransfer
     from appliance.gateway.files.encrypted_file import FileCipher
 
 _log = logging.getLogger(__name__)
@@ -74,7 +78,9 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
     models = await catalogue_of(found, store)
     fetch_guard = FetchGuard(config.egress.allow)
     webhooks = Webhooks(store, fetch_guard, config.server.account)
-    files = FileStore(store.files, home / "files", config.files, _file_cipher(store))
+    cipher = _file_cipher(store)
+    transfer = _bucket_transfer(config.files, store, home / "files", cipher)
+    files = FileStore(store.files, home / "files", config.files, cipher, transfer)
     trainings = Trainings(models, store, files)
     run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))
     sign_on_key = await store.files.secret("sign-on-key", Fernet.generate_key().decode())
@@ -193,6 +199,17 @@ def _file_cipher(store: Store) -> FileCipher | None:
     from appliance.gateway.files.encrypted_file import FileCipher  # imports a large library
 
     return FileCipher(store.data_key)
+
+
+def _bucket_transfer(
+    config: FilesConfig, store: Store, folder: Path, cipher: FileCipher | None
+) -> BucketTransfer | None:
+    if config.s3 is None:
+        return None
+    from appliance.gateway.files.bucket import Bucket  # needs a library that is optional
+    from appliance.gateway.files.bucket_transfer import BucketTransfer
+
+    return BucketTransfer(Bucket(config.s3), store.files, folder, cipher)
 
 
 class Gateway:

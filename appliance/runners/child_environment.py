@@ -10,6 +10,8 @@ _SECRETS: Final = frozenset(
     {
         "APPLIANCE_ENCRYPTION_KEY",
         "APPLIANCE_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
         "REPLICATE_API_TOKEN",  # a project gets its own token for each prediction
         "RAY_AUTH_TOKEN",  # allows its holder to run code in every process of Ray
         "HF_TOKEN",

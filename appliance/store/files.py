@@ -1,4 +1,4 @@
-"""The table of uploads and output files. Their contents are on disk, not in the database."""
+"""The table of uploads and output files. Their contents are on disk or in a bucket, not in the database."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 
 from appliance.domain.file import File
 from appliance.store import rows
+from appliance.store.bucket_objects import BucketTable
 from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES
 from appliance.store.records import Cursor
@@ -23,6 +24,7 @@ class FileTable:
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
+        self.objects = BucketTable(connections)
 
     def add(self, file: File) -> asyncio.Future[None]:
         """Store the row of a file; do nothing if there is a row with its id."""

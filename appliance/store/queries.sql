@@ -789,3 +789,42 @@ ON CONFLICT DO UPDATE SET
 -- query: delete_usage_of
 -- Delete the usage of an account, after it was added to the usage without an account.
 DELETE FROM usage WHERE owner = :account;
+
+-- query: begin_object
+-- Record that the upload of an object begins, unless its deletion is not finished yet.
+INSERT INTO bucket_objects (path, state) SELECT :path, 'uploading' WHERE
+    EXISTS (SELECT 1 FROM files WHERE path = :path AND id = :id)
+    OR EXISTS (SELECT 1 FROM adapters WHERE version = :id)
+ON CONFLICT (path) DO NOTHING;
+
+-- query: object_state
+-- The state of an object.
+SELECT state FROM bucket_objects WHERE path = :path;
+
+-- query: complete_object
+-- Record that an object is complete, unless it is to be deleted.
+UPDATE bucket_objects SET state = 'stored' WHERE path = :path AND state = 'uploading';
+
+-- query: objects_to_delete
+-- Objects whose deletion is not finished.
+SELECT path FROM bucket_objects WHERE state = 'deleting' ORDER BY path LIMIT :limit;
+
+-- query: forget_object
+-- Forget an object that was deleted.
+DELETE FROM bucket_objects WHERE path = :path AND state = 'deleting';
+
+-- query: stored_objects
+-- The paths of all complete objects.
+SELECT path FROM bucket_objects WHERE state = 'stored';
+
+-- query: objects_below
+-- The complete objects of a trained version.
+SELECT path FROM bucket_objects WHERE state = 'stored' AND path >= :first AND path < :last;
+
+-- query: count_objects
+-- The number of objects in each state.
+SELECT state, count(*) FROM bucket_objects GROUP BY state;
+
+-- query: file_ids
+-- The paths and ids of all files.
+SELECT path, id FROM files;

@@ -563,3 +563,25 @@ CREATE TABLE erasures (
     account TEXT PRIMARY KEY,
     body    BLOB NOT NULL
 ) WITHOUT ROWID;
+
+-- step: 22
+-- Objects in the bucket of files.s3. `path` is that of the content below the folder of files. `state` is `uploading`
+-- before the first byte is sent, `stored` when the object is complete, and `deleting` when its row in `files` or
+-- `adapters` was deleted, until the object is deleted too.
+CREATE TABLE bucket_objects (
+    path  TEXT PRIMARY KEY,
+    state TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE INDEX bucket_objects_to_delete ON bucket_objects (path) WHERE state = 'deleting';
+
+CREATE TRIGGER files_delete_object AFTER DELETE ON files
+BEGIN
+    UPDATE bucket_objects SET state = 'deleting' WHERE path = OLD.path;
+END;
+
+CREATE TRIGGER adapters_delete_objects AFTER DELETE ON adapters
+BEGIN
+    UPDATE bucket_objects SET state = 'deleting'
+    WHERE path >= 'versions/' || OLD.version || '/' AND path < 'versions/' || OLD.version || '0';
+END;

@@ -80,6 +80,17 @@ def references(path: Path) -> Iterator[Reference]:
                     yield _reference(table, value)
 
 
+def in_bucket(path: Path) -> set[str]:
+    """Return the paths of content that is complete in the bucket of files.s3, like ``Reference.path``."""
+    with _reading(path) as reader:
+        query = "SELECT 1 FROM sqlite_schema WHERE name = 'bucket_objects'"
+        if reader.execute(query).fetchone() is None:  # an earlier format
+            return set()
+        found = {f"files/{value}" for (value,) in reader.execute(QUERIES["stored_objects"])}
+    versions = {"/".join(path.split("/")[:3]) for path in found if path.startswith("files/versions/")}
+    return found | versions
+
+
 def _reference(table: str, value: Any) -> Reference:
     if table == "adapters":
         return Reference(f"files/{rows.unpack(value, Adapter).path}", may_be_folder=True)

@@ -18,6 +18,8 @@ from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Dependencies, Engine
 from appliance.gateway.engine.reload import Reload
 from appliance.gateway.engine.sampler import Sampler
+from appliance.gateway.files.bucket import Bucket
+from appliance.gateway.files.bucket_transfer import BucketTransfer
 from appliance.gateway.files.encrypted_file import FileCipher
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
@@ -76,6 +78,7 @@ class Bench:
         self.tracing: Tracing | None = None
         self.files_config = FilesConfig.model_validate({"max_upload": "1MB", "max_input": "1MB"})
         self.cipher: FileCipher | None = None  # encrypts uploads and output files
+        self.bucket: Bucket | None = None  # to which files are moved
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -104,7 +107,10 @@ class Bench:
         self.store = await opened(self.folder / "appliance.db")
         await self.store.own()
         self.catalogue = catalogue_of(*entries)
-        self.files = FileStore(self.store.files, self.folder / "files", self.files_config, self.cipher)
+        folder, transfer = self.folder / "files", None
+        if self.bucket is not None:
+            transfer = BucketTransfer(self.bucket, self.store.files, folder, self.cipher)
+        self.files = FileStore(self.store.files, folder, self.files_config, self.cipher, transfer)
         await self.files.start()
         self.trainings = Trainings(self.catalogue, self.store, self.files)
         self.run_tokens = RunTokens("key")

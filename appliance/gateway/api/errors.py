@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from appliance.domain.errors import (
     ApplianceError,
+    BucketUnavailable,
     BudgetSpent,
     InvalidInput,
     ModelNotFound,
@@ -141,7 +142,7 @@ def response(problem: ApplianceError, path: str, *, post: bool) -> Response:
     After a POST, a response with a status of 500 or more tells clients not to repeat the request.
     """
     headers: dict[str, str] = {}
-    if isinstance(problem, Throttled | BudgetSpent):
+    if isinstance(problem, Throttled | BudgetSpent | BucketUnavailable):
         headers["Retry-After"] = str(problem.retry_after)
         if problem.retry_after > _LONGEST_RETRY:
             headers["x-should-retry"] = "false"

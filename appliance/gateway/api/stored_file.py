@@ -1,12 +1,13 @@
-"""Responses with stored files, which may be encrypted."""
+"""Responses with stored files, which may be encrypted, or in a bucket."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -14,9 +15,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 
 from appliance.domain.errors import OutputRemoved
 from appliance.gateway.files.file_store import FileStore
-
-if TYPE_CHECKING:
-    from appliance.gateway.files.encrypted_file import ContentReader
+from appliance.gateway.files.open_content import OpenContent
 
 _RANGE: Final = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 _PART: Final = r"(\d{1,19}-\d{0,19}|-\d{1,19})"
@@ -35,13 +34,14 @@ async def respond(
 ) -> Response:
     """Return the response for a GET or HEAD of a stored file, whole or a range of it.
 
-    With encryption only one range is sent; a request for several gets the whole file.
+    With encryption or a bucket, only one range is sent; a request for several gets the whole file.
 
     Raises:
         OutputRemoved: the file was deleted.
+        BucketUnavailable: the content is in a bucket that does not answer.
     """
     header = _valid_range(request)
-    if files.cipher is None:
+    if files.local_only:
         try:
             stat = await asyncio.to_thread(path.stat)
         except FileNotFoundError as error:
@@ -54,26 +54,30 @@ async def respond(
             stat_result=stat,
             content_disposition_type=disposition,
         )
-    try:
-        reader = await asyncio.to_thread(files.cipher.open, path)
-    except FileNotFoundError as error:
-        raise OutputRemoved from error
-    sent = {**headers, "accept-ranges": "bytes"}
+    content = await files.open(path)
+    etag = _etag(files, path, content.size)
+    sent = {**headers, "accept-ranges": "bytes", "etag": etag}
     if filename is not None:
         sent["content-disposition"] = f"{disposition}; filename*=utf-8''{quote(filename, safe='')}"
-    asked = _range(header, reader.size)
+    asked = _range(header, content.size) if request.headers.get("if-range", etag) == etag else None
     if asked == ():
-        reader.close()
-        return Response(status_code=416, headers={**sent, "content-range": f"bytes */{reader.size}"})
-    start, end = asked or (0, reader.size)
+        content.close()
+        return Response(status_code=416, headers={**sent, "content-range": f"bytes */{content.size}"})
+    start, end = asked or (0, content.size)
     if asked:
-        sent["content-range"] = f"bytes {start}-{end - 1}/{reader.size}"
+        sent["content-range"] = f"bytes {start}-{end - 1}/{content.size}"
     sent["content-length"] = str(end - start)
     status = 206 if asked else 200
     if request.method == "HEAD":
-        reader.close()
+        content.close()
         return Response(status_code=status, headers=sent, media_type=media_type)
-    return StreamingResponse(_pieces(reader, start, end), status, sent, media_type)
+    return StreamingResponse(_pieces(content, start, end), status, sent, media_type)
+
+
+def _etag(files: FileStore, path: Path, size: int) -> str:
+    """Return the ETag of a file: its path, because the content at a path never changes."""
+    text = f"{path.relative_to(files.folder)} {size}"
+    return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
 
 
 def _valid_range(request: Request) -> str:
@@ -91,13 +95,12 @@ def _valid_range(request: Request) -> str:
     return ""
 
 
-async def _pieces(reader: ContentReader, start: int, end: int) -> AsyncIterator[bytes]:
-    pieces = reader.pieces(start, end)
+async def _pieces(content: OpenContent, start: int, end: int) -> AsyncIterator[bytes]:
     try:
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        async for piece in content.pieces(start, end):
             yield piece
     finally:
-        reader.close()
+        content.close()
 
 
 def _range(header: str, size: int) -> tuple[int, int] | tuple[()] | None:

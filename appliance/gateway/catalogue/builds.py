@@ -19,7 +19,14 @@ import msgspec
 from appliance import weights
 from appliance.builds import project
 from appliance.config import BuiltCogOptions
-from appliance.domain.errors import DiskFull, NotFound, StoreError, WeightsError
+from appliance.domain.errors import (
+    BucketUnavailable,
+    DiskFull,
+    NotFound,
+    OutputRemoved,
+    StoreError,
+    WeightsError,
+)
 from appliance.domain.file import File
 from appliance.domain.model import Build, Project
 from appliance.domain.prediction import new_id
@@ -219,9 +226,21 @@ class ProjectBuilds:
         """
         with tempfile.TemporaryDirectory(prefix="archive-") as folder:
             copied = Path(folder) / "archive"
-            if await asyncio.to_thread(self._files.copy_content, archive, copied):
+            if not self._files.local_only:
+                await self._copy_archive(archive, copied)
                 archive = copied
             return await self._built(build, archive)
+
+    async def _copy_archive(self, archive: Path, target: Path) -> None:
+        """Copy an upload out of the encrypted files or the bucket.
+
+        Raises:
+            WeightsError: the upload was deleted, or the bucket does not answer.
+        """
+        try:
+            await self._files.copy_content(archive, target)
+        except (BucketUnavailable, OutputRemoved) as error:
+            raise WeightsError(f"the uploaded project cannot be read: {error.detail}") from error
 
     async def _built(self, build: Build, archive: Path) -> Path:
         mark = f"{secrets.token_hex(8)} "  # output of the project cannot imitate the result line

@@ -11,7 +11,7 @@ from typing import Final
 
 from appliance.builds.fingerprint import fingerprint
 from appliance.domain.access import UNRESTRICTED
-from appliance.domain.errors import InvalidVersion, NotFound, PredictionFailed
+from appliance.domain.errors import InvalidVersion, NotFound, OutputRemoved, PredictionFailed
 from appliance.domain.file import OutputFile
 from appliance.domain.model import Adapter
 from appliance.domain.prediction import Prediction
@@ -56,11 +56,11 @@ class Trainings:
             ) from error
         made = Path(self._files.outputs(record.id, record.attempt)) / ADAPTER
         if not made.is_dir():
-            made = self._files.folder / weights.path
+            made = await self._local(record, self._files.folder / weights.path)
         content = await asyncio.to_thread(fingerprint, made)
         version = version_of_adapter(card.name, record.version, content)
         folder = self._files.folder / "versions" / version
-        await asyncio.to_thread(_copy, self._files, made, folder)
+        await asyncio.to_thread(_copy, made, folder)
         adapter = Adapter(
             version=version,
             model=card.name,
@@ -80,6 +80,8 @@ class Trainings:
         await self._store.record_version(
             VersionRow(id=version, model=card.name, created_at=adapter.created_at, document=document)
         )
+        await self._files.keep_version(version)
+        await asyncio.to_thread(shutil.rmtree, self._unpacked(record), ignore_errors=True)
         self._serve(adapter, self._catalogue)
         _log.info("training %s created version %s of model %s", record, version, card.name)
         return record.evolve(output={"version": f"{card.name}:{version}", "weights": weights})
@@ -87,6 +89,27 @@ class Trainings:
     async def remove(self, version: str) -> None:
         folder = self._files.folder / "versions" / version
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        self._files.delete_objects()
+
+    async def _local(self, record: Prediction, weights: Path) -> Path:
+        """Return the path of the weights on the disk: a copy if they may be encrypted or in a bucket.
+
+        Raises:
+            PredictionFailed: the weights were deleted.
+        """
+        if self._files.local_only:
+            return weights
+        folder = self._unpacked(record)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await asyncio.to_thread(folder.mkdir)
+        try:
+            await self._files.copy_content(weights, folder / weights.name)
+        except OutputRemoved as error:
+            raise PredictionFailed("the weights that the training made were deleted") from error
+        return folder / weights.name
+
+    def _unpacked(self, record: Prediction) -> Path:
+        return self._files.folder / "versions" / f".{record.id}"
 
     def _serve(self, adapter: Adapter, catalogue: Catalogue) -> None:
         base = catalogue.trainer(adapter.base_version)
@@ -101,7 +124,7 @@ class Trainings:
             catalogue.add_version(trained(entry, adapter, str(self._files.folder / adapter.path)))
 
 
-def _copy(files: FileStore, made: Path, target: Path) -> None:
+def _copy(made: Path, target: Path) -> None:
     """Copy the file or folder ``made`` into the folder ``target``, completely or not at all."""
     if target.exists():
         return
@@ -111,6 +134,5 @@ def _copy(files: FileStore, made: Path, target: Path) -> None:
         shutil.copytree(made, unfinished)
     else:
         unfinished.mkdir()
-        if not files.copy_content(made, unfinished / made.name):
-            shutil.copy(made, unfinished)
+        shutil.copy(made, unfinished)
     unfinished.rename(target)

@@ -128,6 +128,7 @@ class Erasures:
                 await self._files.remove_outputs(removed)
             while paths := await erasures.remove_uploads(account, BATCH):
                 await asyncio.to_thread(self._unlink, paths)
+                self._files.delete_objects()
             credentials = await erasures.remove_others(account)
             if credentials is not None:
                 break

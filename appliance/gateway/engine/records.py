@@ -7,7 +7,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from appliance.domain.errors import ApplianceError, DiskFull, StatusConflict, StoreError, UnstorableValue
+from appliance.domain.errors import (
+    ApplianceError,
+    BucketUnavailable,
+    DiskFull,
+    StatusConflict,
+    StoreError,
+    UnstorableValue,
+)
 from appliance.domain.prediction import Prediction, Status
 from appliance.gateway.engine.active import ActivePrediction
 from appliance.store import RETRY_STORE, Store
@@ -20,13 +27,15 @@ async def finalized(
 ) -> Prediction:
     """Return the record of a succeeded training with its version, or a failed record.
 
-    While the disk is full or the store refuses the version, ``finalize`` is retried; it must be idempotent.
+    While the disk is full, the store refuses the version, or the bucket with the weights does not answer,
+    ``finalize`` is retried; it must be idempotent.
     """
     while True:
         try:
             return await finalize(record)
         except (ApplianceError, OSError) as error:
             refused = isinstance(error, StoreError) and not isinstance(error, UnstorableValue)
+            refused = refused or isinstance(error, BucketUnavailable)
             if not refused and not DiskFull.is_cause_of(error):
                 reason = error.detail if isinstance(error, ApplianceError) else str(error)
                 return record.evolve(

@@ -13,7 +13,7 @@ import hmac
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -28,6 +28,14 @@ _SIZE: Final = 8
 _BEGIN: Final = len(_MAGIC) + _SALT + _SIZE  # length of the header without its tag
 _HEADER: Final = _BEGIN + _TAG
 _HEADER_NONCE: Final = b"\xff" * 12  # no chunk has this number
+
+
+class Readable(Protocol):
+    """What readers need of an open file, on the disk or in a bucket."""
+
+    def read(self, size: int, /) -> bytes: ...
+    def seek(self, offset: int, /) -> object: ...
+    def close(self) -> None: ...
 
 
 class FileCipher:
@@ -84,14 +92,22 @@ class FileCipher:
         """
         file = path.open("rb")
         try:
-            header = file.read(_HEADER)
-            size = self._size(header)
-            if size is None:
-                return PlainReader(file)
-            return EncryptedReader(path, file, size, self._of(header[len(_MAGIC) :][:_SALT]))
+            return self.reader(file, os.fstat(file.fileno()).st_size, path)
         except BaseException:
             file.close()
             raise
+
+    def reader(self, file: Readable, size: int, path: Path) -> ContentReader:
+        """Return a reader of the content of an open file of ``size`` bytes; ``path`` is for error messages.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        header = file.read(_HEADER)
+        content = self._size(header)
+        if content is None:
+            return PlainReader(file, size)
+        return EncryptedReader(path, file, content, self._of(header[len(_MAGIC) :][:_SALT]))
 
     def copy_content(self, path: Path, target: Path) -> None:
         """Write the content of a file, which may be encrypted or not, to ``target``.
@@ -156,7 +172,7 @@ class EncryptedWriter:
 class EncryptedReader:
     """Reads an encrypted file; ``size`` is that of its content."""
 
-    def __init__(self, path: Path, file: BinaryIO, size: int, cipher: AESGCM) -> None:
+    def __init__(self, path: Path, file: Readable, size: int, cipher: AESGCM) -> None:
         self._path = path
         self._file = file
         self._cipher = cipher
@@ -190,9 +206,9 @@ class EncryptedReader:
 class PlainReader:
     """Reads a file that is not encrypted, like ``EncryptedReader``."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Readable, size: int) -> None:
         self._file = file
-        self.size = os.fstat(file.fileno()).st_size
+        self.size = size
 
     def close(self) -> None:
         self._file.close()

@@ -1,8 +1,9 @@
-"""Uploads and output files: bytes on the disk, with a row in the store.
+"""Uploads and output files: bytes on the disk or in a bucket, with a row in the store.
 
 The bytes are written before the row, and the row is deleted before the bytes. So a crash can leave bytes
 without a row, which the next start deletes, but never a row without bytes. Output files are encrypted after
-their rows are queued; readers see the same content before and after.
+their rows are queued; readers see the same content before and after. With ``files.s3`` files are moved to a
+bucket after their rows are committed (``bucket_transfer``).
 
 The URL of an output file is published at once, so requests for it are answered from memory until its row is
 committed.
@@ -26,13 +27,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from appliance.config import FilesConfig
-from appliance.domain.errors import FileQuotaExceeded, OutputRemoved, StoreError, UnstorableValue
+from appliance.domain.errors import (
+    BucketUnavailable,
+    FileQuotaExceeded,
+    OutputRemoved,
+    StoreError,
+    UnstorableValue,
+)
 from appliance.domain.file import File, OutputFile
 from appliance.domain.prediction import Prediction, new_id
+from appliance.gateway.files.open_content import OpenContent, open_local, open_remote
 from appliance.store import RETRY_STORE
 from appliance.store.files import FileTable
 
 if TYPE_CHECKING:
+    from appliance.gateway.files.bucket_transfer import BucketTransfer
     from appliance.gateway.files.encrypted_file import FileCipher
     from appliance.gateway.files.output_encryption import OutputEncryption
 
@@ -114,11 +123,17 @@ class FileStore:
     """Stores uploads and output files; used on the gateway's event loop only."""
 
     def __init__(
-        self, table: FileTable, folder: Path, config: FilesConfig, cipher: FileCipher | None = None
+        self,
+        table: FileTable,
+        folder: Path,
+        config: FilesConfig,
+        cipher: FileCipher | None = None,
+        transfer: BucketTransfer | None = None,
     ) -> None:
         """Keep all bytes in ``folder``; nothing is created before ``start``.
 
-        ``cipher`` encrypts uploads and output files, except the weights that trainings output.
+        ``cipher`` encrypts uploads and output files, except the weights that trainings output. ``transfer``
+        moves files to a bucket.
         """
         self.config = config
         self.cipher = cipher
@@ -129,6 +144,7 @@ class FileStore:
         self._unsaved: dict[str, File] = {}  # outputs by id, until their rows are committed
         self._arriving: list[Incoming] = []
         self._encryption: OutputEncryption | None = None
+        self._transfer = transfer
 
     async def start(self) -> None:
         """Create the folders, and delete bytes that a crash left.
@@ -145,6 +161,13 @@ class FileStore:
             self._encryption = OutputEncryption(self.cipher)
             outputs = await self.table.output_paths()
             self._encryption.start({self.folder / path: id for path, id in outputs.items()})
+        if self._transfer is not None:
+            self._transfer.start()
+        elif count := sum((await self.table.objects.counts()).values()):
+            _log.error(
+                "%d files are in a bucket and cannot be read or deleted: set files.s3 in models.yaml again",
+                count,
+            )
         self._task = asyncio.get_running_loop().create_task(self._expire_for_ever())
 
     async def close(self) -> None:
@@ -152,6 +175,8 @@ class FileStore:
         self._unsaved.clear()
         if self._encryption is not None:
             await self._encryption.close()
+        if self._transfer is not None:
+            await self._transfer.close()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -208,6 +233,8 @@ class FileStore:
         )
         await self.table.add(file)
         incoming.done = True
+        if self._transfer is not None:
+            self._transfer.add(file.path, file.id)
         return file
 
     async def upload(self, id: str, owner: str | None) -> File | None:
@@ -217,44 +244,76 @@ class FileStore:
             return None
         return None if file.expires_at is not None and file.expires_at <= time.time() else file
 
+    async def open(self, path: Path) -> OpenContent:
+        """Open the content of a stored file, decrypted, on the disk or in the bucket.
+
+        Raises:
+            OutputRemoved: the file was deleted.
+            BucketUnavailable: the content is in a bucket that does not answer.
+            OSError: the file cannot be read.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            return OpenContent(await asyncio.to_thread(open_local, path, self.cipher), None)
+        # A file is deleted on the disk only after the table says that the object is stored.
+        relative = str(path.relative_to(self.folder))
+        if self.table.objects.state(relative) != "stored":
+            raise OutputRemoved
+        if self._transfer is None:
+            raise BucketUnavailable(f"{relative} is in a bucket: set files.s3 in models.yaml again")
+        bucket = self._transfer.bucket
+        try:
+            reader = await bucket.run(open_remote, bucket, relative, self.cipher)
+        except BucketUnavailable as error:
+            if self.table.objects.state(relative) != "stored":
+                raise OutputRemoved from error
+            _log.error("the file %s cannot be read: %s", relative, error)
+            raise
+        return OpenContent(reader, bucket)
+
+    @property
+    def local_only(self) -> bool:
+        """Whether stored files are always on the disk, without encryption, so that they can be linked."""
+        return self.cipher is None and self._transfer is None
+
     async def content(self, path: Path) -> bytes:
         """Return the content of a stored file, decrypted.
 
         Raises:
             OutputRemoved: the file was deleted.
+            BucketUnavailable: the content is in a bucket that does not answer.
             OSError: the file cannot be read.
             StoreError: the encrypted file is damaged.
         """
+        with contextlib.closing(await self.open(path)) as content:
+            return await content.read()
 
-        def read() -> bytes:
-            if self.cipher is None:
-                return path.read_bytes()
-            with contextlib.closing(self.cipher.open(path)) as reader:
-                return b"".join(reader.pieces(0, reader.size))
-
-        try:
-            return await asyncio.to_thread(read)
-        except FileNotFoundError as error:
-            raise OutputRemoved from error
-
-    def copy_content(self, path: Path, target: Path) -> bool:
-        """Write the content of a stored file to ``target``, decrypted.
-
-        Without encryption, do nothing and return False: the caller can link the file, or copy it.
+    async def copy_content(self, path: Path, target: Path) -> None:
+        """Write the content of a stored file to ``target``, decrypted; it is never whole in memory.
 
         Raises:
+            OutputRemoved: the file was deleted.
+            BucketUnavailable: the content is in a bucket that does not answer.
             OSError: a file cannot be read or written.
             StoreError: the encrypted file is damaged.
         """
-        if self.cipher is None:
-            return False
-        target.unlink(missing_ok=True)
-        self.cipher.copy_content(path, target)
-        return True
+        with contextlib.closing(await self.open(path)) as content:
+            await asyncio.to_thread(target.unlink, missing_ok=True)
+            await content.copy_to(target)
+
+    async def keep_version(self, version: str) -> None:
+        """Copy the files of a trained version to the bucket, if there is one; its row must be committed."""
+        if self._transfer is not None:
+            await self._transfer.add_version(version)
 
     async def remove(self, file: File) -> None:
         await self.table.remove(file.id)
         await asyncio.to_thread(self.path(file).unlink, missing_ok=True)
+        self.delete_objects()
+
+    def delete_objects(self) -> None:
+        """Delete the objects of rows that were deleted soon, if there is a bucket."""
+        if self._transfer is not None:
+            self._transfer.wake()
 
     def sign(self, file: File, expiry: int) -> str:
         """Return the signature of a download URL that is valid until ``expiry`` (Unix seconds)."""
@@ -302,7 +361,7 @@ class FileStore:
                     path=value.path,
                 )
                 self._unsaved[file.id] = file
-                self._save(file)
+                self._save(file, encrypt_first=encryption is not None)
                 if encryption is not None:
                     encryption.add(record.id, path)
                 return value
@@ -312,19 +371,23 @@ class FileStore:
                 return {key: self._registered(record, each) for key, each in value.items()}
         return value
 
-    def _save(self, file: File) -> None:
+    def _save(self, file: File, *, encrypt_first: bool) -> None:
+        """Store the row of an output file; ``encrypt_first`` says whether the file is to be encrypted."""
         if file.id in self._unsaved:
-            self.table.add(file).add_done_callback(partial(self._saved, file))
+            self.table.add(file).add_done_callback(partial(self._saved, file, encrypt_first))
 
-    def _saved(self, file: File, written: asyncio.Future[None]) -> None:
+    def _saved(self, file: File, encrypt_first: bool, written: asyncio.Future[None]) -> None:
         error = None if written.cancelled() else written.exception()
         if isinstance(error, StoreError) and not isinstance(error, UnstorableValue):  # such as a full disk
             text = "file %s of prediction %s is not stored yet, retrying: %s"
             _log.error(text, file.name, file.prediction, error)
-            asyncio.get_running_loop().call_later(RETRY_STORE, self._save, file)
+            again = partial(self._save, file, encrypt_first=encrypt_first)
+            asyncio.get_running_loop().call_later(RETRY_STORE, again)
             return
         if error is not None:
             _log.error("file %s of prediction %s is lost: %s", file.name, file.prediction, error)
+        elif self._transfer is not None and not written.cancelled():
+            self._transfer.add(file.path, file.id, encrypt_first=encrypt_first)
         self._unsaved.pop(file.id, None)
 
     async def output(self, id: str) -> File | None:
@@ -342,6 +405,7 @@ class FileStore:
             await self._encryption.forget(removed)
         for id in removed:
             await asyncio.to_thread(shutil.rmtree, self.folder / "outputs" / id, ignore_errors=True)
+        self.delete_objects()
 
     # -- deletion
 

@@ -24,7 +24,15 @@ import httpx
 import msgspec
 
 from appliance import weights
-from appliance.domain.errors import DiskFull, PredictionFailed, StoreError, UrlRefused, WeightsError
+from appliance.domain.errors import (
+    BucketUnavailable,
+    DiskFull,
+    OutputRemoved,
+    PredictionFailed,
+    StoreError,
+    UrlRefused,
+    WeightsError,
+)
 from appliance.domain.file import File
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Prediction
@@ -137,7 +145,7 @@ class Inputs:
             ours = await self._ours(url, record.owner)
             if ours is not None:
                 path = folder / safe_name(ours.name)
-                await asyncio.to_thread(self._copy, ours, path)
+                await self._copy(ours, path)
                 return str(path)
             return await self._download(url, folder)
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, UrlRefused) as error:
@@ -146,17 +154,21 @@ class Inputs:
             short = url if len(url) < 200 else url[:200] + "..."
             raise PredictionFailed(f"{field}: {short} cannot be fetched: {reason}") from error
 
-    def _copy(self, file: File, target: Path) -> None:
-        """Make ``target`` a hard link to, or a decrypted copy of, a stored file.
+    async def _copy(self, file: File, target: Path) -> None:
+        """Make ``target`` a hard link to a stored file, or a copy if it is encrypted or in a bucket.
 
         Raises:
             OSError: a file cannot be read or written.
-            ValueError: the stored file is damaged.
+            ValueError: the stored file is damaged, was deleted, or is in a bucket that does not answer.
         """
         stored = self._files.path(file)
         try:
-            if not self._files.copy_content(stored, target):
-                _link(stored, target)
+            if self._files.local_only:
+                await asyncio.to_thread(_link, stored, target)
+            else:
+                await self._files.copy_content(stored, target)
+        except (BucketUnavailable, OutputRemoved) as error:
+            raise ValueError(error.detail) from error
         except StoreError as error:  # its text has the path, which clients must not see
             _log.error("an input file of a prediction cannot be read: %s", error.detail)
             raise ValueError("the stored file is damaged: upload or create it again") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from appliance import config as configuration
 from appliance.config import Config, compare, runtime
@@ -62,6 +63,31 @@ def test_settings_are_applied_but_for_those_that_need_a_restart() -> None:
     assert changes.config.hardware == config().hardware
     # Whoever reloads again is told again: it is still not so.
     assert set(compare(changes.config, new).needs_restart) == set(changes.needs_restart)
+
+
+def test_a_bucket_needs_a_restart_and_its_key_is_secret() -> None:
+    bucket = {"url": "s3://bucket/prefix/", "access_key_id": "id", "secret_access_key": "very secret"}
+    new = config(files={"keep": "2h", "s3": bucket})
+    changes = compare(config(), new)
+    assert (changes.settings, changes.needs_restart) == (("files.keep",), ("files.s3",))
+    assert (changes.config.files.s3, changes.config.files.keep) == (None, 7200.0)
+    assert new.files.s3 is not None
+    assert (new.files.s3.bucket, new.files.s3.prefix) == ("bucket", "prefix")
+    assert "very secret" not in str(configuration.redact(new))
+
+
+@pytest.mark.parametrize(
+    ("bucket", "problem"),
+    [
+        ({"url": "https://bucket"}, r'should be a URL such as "s3://bucket" or "s3://bucket/prefix"'),
+        ({"url": "s3://b"}, "should be a URL such as"),
+        ({"url": "s3://bucket/../other"}, "should be a URL such as"),
+        ({"url": "s3://bucket", "access_key_id": "id"}, "belong together: set both or neither"),
+    ],
+)
+def test_a_bucket_that_is_not_right_is_refused(bucket: dict[str, str], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        config(files={"s3": bucket})
 
 
 def test_what_is_in_force_is_read_back_as_it_was(tmp_path: Path) -> None:

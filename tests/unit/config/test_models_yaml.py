@@ -92,7 +92,9 @@ def test_it_loads_with_the_default_models() -> None:
     assert config.hardware == HardwareConfig()
 
 
-def test_it_loads_with_every_key_set(tmp_path: Path) -> None:
+def test_it_loads_with_every_key_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(variable, "value")
     file = tmp_path / "models.yaml"
     file.write_text(uncommented())
     files = (
@@ -148,6 +150,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "BudgetConfig": {key for budget in everything["limits"]["budgets"] for key in budget},
         "CollectionConfig": set(everything["collections"][0]),
         "FilesConfig": set(everything["files"]),
+        "S3Config": set(everything["files"]["s3"]),
         "CodeConfig": set(everything["code"]),
         "LoggingConfig": set(everything["logging"]),
         "TelemetryConfig": set(everything["telemetry"]),

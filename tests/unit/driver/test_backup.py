@@ -23,7 +23,7 @@ from appliance.domain.errors import ApplianceError, StoreError
 from appliance.domain.file import File
 from appliance.domain.model import Adapter, Project
 from appliance.domain.prediction import Prediction, Status, new_id, new_stream_token
-from appliance.driver import backup
+from appliance.driver import backup, repair
 from appliance.driver.backup_format import CHECKSUMS, FORMAT, MANIFEST, Manifest, checksum_line
 from appliance.driver.restore import restore
 from appliance.store import snapshot
@@ -217,6 +217,19 @@ async def test_what_is_deleted_after_the_copy_does_not_break_it(
 def test_what_was_missing_before_is_named(home: Path, tmp_path: Path) -> None:
     (home / "files" / "uploads" / "one").unlink()
     assert save(home, tmp_path / "b.tar.gz").lost == ("files/uploads/one",)
+
+
+async def test_files_that_are_only_in_the_bucket_are_counted(home: Path, tmp_path: Path) -> None:
+    store = await opened(home / "appliance.db")
+    for path, id in (("uploads/one", "one"), (f"versions/{'a' * 64}/weights.bin", "a" * 64)):
+        assert await store.files.objects.begin(path, id) == "uploading"
+        assert await store.files.objects.complete(path)
+    await store.close()
+    (home / "files" / "uploads" / "one").unlink()
+    saved = save(home, tmp_path / "b.tar.gz")
+    assert (saved.lost, saved.in_bucket) == ((), 1)
+    restore(tmp_path / "b.tar.gz", tmp_path / "elsewhere", QUIET)
+    assert repair.missing(tmp_path / "elsewhere") == []
 
 
 def test_endless_deletions_end_the_backup(

@@ -17,6 +17,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+import certifi
 import msgspec
 import pytest
 from typer.testing import CliRunner
@@ -36,7 +37,7 @@ from appliance.machine.proc import read_stat
 from appliance.store import encryption
 from appliance.store.queries import STEPS
 from appliance.worker.cleanup import PidFile, pid_folder
-from tests.support.appliance_process import has_ipv6
+from tests.support.appliance_process import free_port, has_ipv6
 from tests.support.identity_provider import ISSUER, IdentityProvider
 from tests.support.store_files import created, opened
 
@@ -383,3 +384,16 @@ def test_the_identity_provider_is_asked(monkeypatch: pytest.MonkeyPatch) -> None
     (found,) = doctor.identity_provider(config)
     assert (found.state, "names the issuer" in found.found) == ("failed", True)
     assert list(doctor.identity_provider(Config.model_validate({"models": fields["models"]}))) == []
+
+
+def test_a_bucket_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", certifi.where())
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    s3 = {"url": "s3://bucket", "endpoint": endpoint, "access_key_id": "a", "secret_access_key": "hidden"}
+    model = {"name": "test/echo", "kind": "echo"}
+    (found,) = doctor.bucket(Config.model_validate({"files": {"s3": s3}, "models": [model]}))
+    assert (found.state, found.subject) == ("failed", "bucket")
+    assert found.found.startswith(f"s3://bucket at {endpoint}: ")
+    assert "check files.s3" in found.found
+    assert "hidden" not in found.found
+    assert list(doctor.bucket(Config.model_validate({"models": [model]}))) == []

@@ -1,4 +1,4 @@
-"""Ranges of stored files, with and without encryption."""
+"""Ranges of stored files, with and without encryption, on the disk and in a bucket."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ import pytest
 
 from appliance.gateway.files.encrypted_file import FileCipher
 from tests.support.api_client import Api
+from tests.support.appliance_process import until
 from tests.support.engine_bench import Bench
+from tests.support.memory_bucket import MemoryBucket
 
 CONTENT = bytes(range(100))
 
 
-@pytest.fixture(params=["clear", "encrypted"])
+@pytest.fixture(params=["clear", "encrypted", "bucket", "encrypted bucket"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path)
-    if request.param == "encrypted":
+    if "encrypted" in request.param:
         bench.cipher = FileCipher(os.urandom(32))
+    if "bucket" in request.param:
+        bench.bucket = MemoryBucket()
     await bench.start()
     yield bench
     await bench.stop()
     await bench.cluster.close()
 
 
-async def download(api: Api, range: str) -> tuple[int, bytes]:
+async def download(api: Api, bench: Bench, range: str) -> tuple[int, bytes]:
     file = (await api.post("/v1/files", files={"content": ("a.bin", CONTENT)})).json()
+    if bench.bucket is not None:
+        await until(lambda: not list((bench.folder / "files" / "uploads").iterdir()))
     reply = await api.get(f"/v1/files/{file['id']}/download", headers={"Range": range})
     return reply.status_code, reply.content
 
@@ -36,12 +42,12 @@ async def download(api: Api, range: str) -> tuple[int, bytes]:
     ("range", "part"),
     [("bytes=10-19", CONTENT[10:20]), ("bytes=90-", CONTENT[90:]), ("bytes=-5", CONTENT[-5:])],
 )
-async def test_a_range_is_sent(api: Api, range: str, part: bytes) -> None:
-    assert await download(api, range) == (206, part)
+async def test_a_range_is_sent(api: Api, bench: Bench, range: str, part: bytes) -> None:
+    assert await download(api, bench, range) == (206, part)
 
 
 @pytest.mark.parametrize(
     "range", ["", "bytes", "bytes=", "bytes=x-1", "bytes=9-2", "items=1-2", f"bytes={'9' * 5000}-"]
 )
-async def test_a_range_that_is_not_valid_is_ignored(api: Api, range: str) -> None:
-    assert await download(api, range) == (200, CONTENT)
+async def test_a_range_that_is_not_valid_is_ignored(api: Api, bench: Bench, range: str) -> None:
+    assert await download(api, bench, range) == (200, CONTENT)

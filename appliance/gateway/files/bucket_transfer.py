@@ -1,0 +1,273 @@
+"""Moves the content of files from the disk to the bucket of ``files.s3``, and deletes objects.
+
+A file is moved after its row is committed. The order is: the table of objects says ``uploading``, the object
+is written, the table says ``stored``, the local file is deleted. So content is always complete on the disk
+or in the bucket, and the next start continues with every file that is still on the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from appliance.domain.errors import ApplianceError, BucketUnavailable, StoreError
+from appliance.gateway.files.bucket import Bucket
+from appliance.store import RETRY_STORE
+from appliance.store.bucket_objects import VERSIONS
+from appliance.store.files import FileTable
+
+if TYPE_CHECKING:
+    from appliance.gateway.files.encrypted_file import FileCipher
+
+_log = logging.getLogger(__name__)
+
+_UPLOADS_AT_ONCE: Final = 4
+_DELETIONS_AT_ONCE: Final = 8
+_BATCH: Final = 200  # objects
+_INTERVAL: Final = 30.0  # seconds between two looks for objects to delete, if nothing wakes the task
+_SHORTEST, _LONGEST = 1.0, 15.0  # seconds between attempts, if the bucket does not answer
+_SILENCE: Final = 600.0  # seconds between two log messages that the bucket does not answer
+_PIECE: Final = 1024 * 1024  # bytes
+
+
+class _Upload(msgspec.Struct, frozen=True):
+    """A local file that is to be moved to the bucket."""
+
+    path: str
+    id: str  # of the file, or of the trained version
+    encrypt_first: bool = False  # whether the file must be encrypted first
+    keep: bool = False  # whether the local file stays, because models are loaded from it
+
+
+class BucketTransfer:
+    """Uploads and deletions in the background; used on the gateway's event loop only."""
+
+    def __init__(self, bucket: Bucket, table: FileTable, folder: Path, cipher: FileCipher | None) -> None:
+        self.bucket = bucket
+        self._table = table
+        self._objects = table.objects
+        self._folder = folder
+        self._cipher = cipher
+        self._queue: asyncio.Queue[_Upload] = asyncio.Queue()
+        self._known: set[str] = set()  # paths that are queued or in progress
+        self._active: set[str] = set()  # paths that are being uploaded
+        self._deleted = asyncio.Event()
+        self._pause = _SHORTEST
+        self._reported: float | None = None  # when the log said that the bucket does not answer
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Upload what earlier runs have left on the disk, and start to upload and delete."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._search()),
+            loop.create_task(self._delete_for_ever()),
+            *(loop.create_task(self._upload_for_ever()) for _ in range(_UPLOADS_AT_ONCE)),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(_ended)
+
+    async def close(self) -> None:
+        """Stop; the next start continues."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.bucket.close()
+
+    def add(self, path: str, id: str, *, encrypt_first: bool = False, keep: bool = False) -> None:
+        """Upload a file soon. Its row must be committed.
+
+        Args:
+            path: the path relative to the folder of files.
+            id: the id of the file, or of the trained version.
+            encrypt_first: whether to wait until the file is encrypted.
+            keep: whether to keep the local file.
+        """
+        if path not in self._known:
+            self._known.add(path)
+            self._queue.put_nowait(_Upload(path, id, encrypt_first, keep))
+
+    async def add_version(self, version: str) -> None:
+        """Upload the files of a trained version, and keep the local files."""
+        for path in await asyncio.to_thread(self._files_below, f"{VERSIONS}{version}"):
+            self.add(path, version, keep=True)
+
+    def wake(self) -> None:
+        """Delete the objects of rows that were deleted, without waiting for the next regular time."""
+        self._deleted.set()
+
+    async def download(self, path: str, target: Path) -> None:
+        """Write the object at ``path`` to ``target``, as it is in the bucket.
+
+        Raises:
+            BucketUnavailable: the object cannot be read.
+            OSError: the target cannot be written.
+        """
+
+        def copy() -> None:
+            source = self.bucket.open(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                while piece := source.read(_PIECE):
+                    file.write(piece)
+
+        await self.bucket.run(copy)
+
+    # -- uploads
+
+    async def _search(self) -> None:
+        await self._until_done("files on the disk could not be listed", self._add_local)
+        for version in await self._objects.versions():
+            await self._until_done(
+                f"version {version} could not be copied from the bucket", partial(self._restore, version)
+            )
+
+    async def _until_done(self, failure: str, action: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await action()
+            except BucketUnavailable as error:
+                await self._wait(error)
+            except (StoreError, OSError) as error:
+                _log.error("%s, retrying: %s", failure, error)
+                await asyncio.sleep(RETRY_STORE)
+            else:
+                return
+
+    async def _add_local(self) -> None:
+        ids = await self._objects.files()
+        outputs = {} if self._cipher is None else await self._table.output_paths()
+        for kind in ("uploads", "outputs"):
+            for path in await asyncio.to_thread(self._files_below, kind):
+                if path in ids:
+                    self.add(path, ids[path], encrypt_first=path in outputs)
+
+    def _files_below(self, folder: str) -> list[str]:
+        found = (self._folder / folder).rglob("*")
+        return sorted(str(file.relative_to(self._folder)) for file in found if file.is_file())
+
+    async def _restore(self, version: str) -> None:
+        """Upload a trained version; or copy it from the bucket, if its folder is not on the disk."""
+        folder = self._folder / VERSIONS / version
+        if folder.is_dir():
+            await self.add_version(version)
+            return
+        paths = await self._objects.of_version(version)
+        if not paths:
+            return
+        unfinished = folder.with_name(f".restored-{version}")
+        await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
+        for path in paths:
+            await self.download(path, unfinished / path.removeprefix(f"{VERSIONS}{version}/"))
+        unfinished.rename(folder)
+        _log.info("copied version %s from %s", version, self.bucket.url)
+
+    async def _upload_for_ever(self) -> None:
+        while True:
+            upload = await self._queue.get()
+            try:
+                done = await self._move(upload)
+            except BucketUnavailable as error:
+                await self._wait(error)
+                done = False
+            except (StoreError, OSError) as error:
+                _log.error("the file %s is not in the bucket yet, retrying: %s", upload.path, error)
+                await asyncio.sleep(RETRY_STORE)
+                done = False
+            if done:
+                self._known.discard(upload.path)
+            else:
+                asyncio.get_running_loop().call_later(_SHORTEST, self._queue.put_nowait, upload)
+
+    async def _move(self, upload: _Upload) -> bool:
+        """Move a file to the bucket; return False if this must be repeated later.
+
+        Raises:
+            BucketUnavailable: the object could not be written.
+            StoreError, OSError: the state could not be stored, or the file could not be read.
+        """
+        file = self._folder / upload.path
+        self._active.add(upload.path)
+        try:
+            if upload.encrypt_first and self._cipher is not None:
+                if not await asyncio.to_thread(self._cipher.is_encrypted, file):
+                    return False
+            elif not await asyncio.to_thread(file.is_file):
+                return True
+            state = await self._objects.begin(upload.path, upload.id)
+            if state is None:
+                return True  # deleted meanwhile
+            if state == "deleting":
+                self.wake()
+                return False
+            if state == "uploading" or not upload.keep:
+                # A restored database may say `stored` of an object that was deleted after the backup.
+                await self.bucket.upload(upload.path, file)
+                self._answered()
+                if state == "uploading" and not await self._objects.complete(upload.path):
+                    self.wake()  # the row was deleted during the upload
+                    return True
+            if not upload.keep:
+                await asyncio.to_thread(file.unlink, missing_ok=True)
+        except FileNotFoundError:  # deleted meanwhile
+            return True
+        finally:
+            self._active.discard(upload.path)
+        return True
+
+    # -- deletions
+
+    async def _delete_for_ever(self) -> None:
+        while True:
+            self._deleted.clear()
+            found: list[str] = []
+            try:
+                found = [each for each in await self._objects.to_delete(_BATCH) if each not in self._active]
+                for start in range(0, len(found), _DELETIONS_AT_ONCE):
+                    await asyncio.gather(*map(self._delete, found[start : start + _DELETIONS_AT_ONCE]))
+            except BucketUnavailable as error:
+                await self._wait(error)
+                continue
+            except StoreError as error:
+                _log.error("objects could not be deleted from the bucket, retrying: %s", error)
+                found = []
+            if len(found) < _BATCH:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_INTERVAL):
+                        await self._deleted.wait()
+
+    async def _delete(self, path: str) -> None:
+        await self.bucket.delete(path)
+        await self._objects.forget(path)
+        self._answered()
+
+    # -- a bucket that does not answer
+
+    async def _wait(self, error: ApplianceError) -> None:
+        now = time.monotonic()
+        if self._reported is None or now - self._reported > _SILENCE:
+            self._reported = now
+            _log.error("files cannot be moved to the bucket, or deleted there, retrying: %s", error)
+        self._pause = min(self._pause * 2, _LONGEST)
+        await asyncio.sleep(self._pause)
+
+    def _answered(self) -> None:
+        self._pause = _SHORTEST
+        if self._reported is not None:
+            self._reported = None
+            _log.info("the bucket %s answers again", self.bucket.url)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        text = "files are not moved to the bucket until the next start, because of a bug"
+        _log.error(text, exc_info=error)

@@ -1,0 +1,61 @@
+"""A bucket in the memory of this process, which can stop to answer."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.store import MemoryStore
+
+from appliance.config import S3Config
+from appliance.domain.errors import BucketUnavailable
+from appliance.gateway.files.bucket import Bucket, BucketFile
+
+
+class MemoryBucket(Bucket):
+    """The client library's own store in memory, with switches for faults."""
+
+    def __init__(self, memory: MemoryStore | None = None) -> None:
+        """Create an empty bucket, or open the one of another ``MemoryBucket`` again."""
+        self.memory = memory or MemoryStore()
+        self.away = False  # whether each call fails
+        self.refuses_deletions = False
+        self.held: asyncio.Event | None = None  # uploads wait for it before they end
+        self.uploading: list[str] = []  # paths of uploads that began
+        super().__init__(S3Config(url="s3://bucket/prefix"))
+
+    def _store(self, config: S3Config, timeout: timedelta, *, retries: int) -> Any:
+        return self.memory
+
+    def objects(self) -> dict[str, bytes]:
+        """Return the content of all objects by path."""
+        paths = [each["path"] for batch in obstore.list(self.memory) for each in batch]
+        return {path: bytes(obstore.get(self.memory, path).bytes()) for path in paths}
+
+    async def upload(self, path: str, file: Path) -> None:
+        self.uploading.append(path)
+        self._answer()
+        await super().upload(path, file)
+        if self.held is not None:
+            await self.held.wait()
+
+    async def delete(self, path: str) -> None:
+        self._answer()
+        if self.refuses_deletions:
+            raise BucketUnavailable("s3://bucket/prefix: access denied")
+        await super().delete(path)
+
+    def open(self, path: str) -> BucketFile:
+        self._answer()
+        return super().open(path)
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        self._answer()
+        return super().read(path, start, end)
+
+    def _answer(self) -> None:
+        if self.away:
+            raise BucketUnavailable("s3://bucket/prefix: connection refused")

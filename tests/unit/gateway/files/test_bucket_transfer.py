@@ -1,0 +1,251 @@
+"""Files are moved to the bucket: none is lost, and none is forgotten there, whatever fails meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.config import FilesConfig
+from appliance.domain.errors import BucketUnavailable, OutputRemoved
+from appliance.domain.file import File
+from appliance.domain.model import Adapter
+from appliance.gateway.files import bucket_transfer
+from appliance.gateway.files.bucket_transfer import BucketTransfer
+from appliance.gateway.files.encrypted_file import FileCipher
+from appliance.gateway.files.file_store import FileStore
+from appliance.store import Store
+from tests.support.api_client import Api
+from tests.support.appliance_process import until
+from tests.support.engine_bench import Bench
+from tests.support.memory_bucket import MemoryBucket
+from tests.support.store_files import opened
+from tests.unit.gateway.files.test_output_encryption import output
+from tests.unit.store.test_erasures import prediction
+
+CONTENT = b"the content of a file " * 1000
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_transfer, "_SHORTEST", 0.001)
+    monkeypatch.setattr(bucket_transfer, "_LONGEST", 0.001)
+    monkeypatch.setattr(bucket_transfer, "_INTERVAL", 0.01)
+
+
+async def started(
+    store: Store, folder: Path, bucket: MemoryBucket, cipher: FileCipher | None = None
+) -> FileStore:
+    transfer = BucketTransfer(bucket, store.files, folder, cipher)
+    files = FileStore(store.files, folder, FilesConfig(), cipher, transfer)
+    await files.start()
+    return files
+
+
+async def upload(files: FileStore, content: bytes = CONTENT) -> File:
+    incoming = await files.incoming(len(content))
+    await incoming.write(content)
+    return await files.keep(incoming, owner="me", name="a.txt", content_type="text/plain", metadata={})
+
+
+async def moved(files: FileStore, path: str) -> None:
+    await until(lambda: files.table.objects.state(path) == "stored" and not (files.folder / path).exists())
+
+
+async def test_an_upload_is_moved_read_and_deleted(store: Store, tmp_path: Path) -> None:
+    bucket = MemoryBucket()
+    files = await started(store, tmp_path / "files", bucket)
+    file = await upload(files)
+    await moved(files, file.path)
+    assert bucket.objects() == {file.path: CONTENT}
+    assert await files.content(files.path(file)) == CONTENT
+    await files.copy_content(files.path(file), tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == CONTENT
+    await files.remove(file)
+    await until(lambda: not bucket.objects() and files.table.objects.state(file.path) is None)
+    with pytest.raises(OutputRemoved):
+        await files.content(files.path(file))
+    await files.close()
+
+
+async def test_files_stay_on_the_disk_while_the_bucket_is_away(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    bucket = MemoryBucket()
+    bucket.away = True
+    files = await started(store, tmp_path / "files", bucket)
+    file = await upload(files)
+    await until(lambda: len(bucket.uploading) > 3)
+    assert await files.content(files.path(file)) == CONTENT
+    bucket.away = False
+    await moved(files, file.path)
+    assert await files.content(files.path(file)) == CONTENT
+    bucket.away = True
+    with pytest.raises(BucketUnavailable):
+        await files.content(files.path(file))
+    away = [each for each in caplog.messages if "cannot be moved to the bucket" in each]
+    (message,) = away
+    assert message.endswith("deleted there, retrying: s3://bucket/prefix: connection refused")
+    assert "the bucket s3://bucket/prefix answers again" in caplog.messages
+    await files.close()
+
+
+@pytest.mark.parametrize("stopped", ["before the upload", "after the upload", "after the state"])
+async def test_a_restart_continues(tmp_path: Path, stopped: str) -> None:
+    folder, database = tmp_path / "files", tmp_path / "appliance.db"
+    bucket = MemoryBucket()
+    bucket.away = stopped == "before the upload"
+    bucket.held = asyncio.Event()
+    store = await opened(database)
+    first = await started(store, folder, bucket)
+    file = await upload(first)
+    await until(lambda: bucket.uploading and (bucket.away or bucket.objects()))
+    if stopped == "after the state":
+        assert await store.files.objects.complete(file.path)
+    await first.close()  # ends every task where it is
+    assert first.path(file).read_bytes() == CONTENT
+    await store.close()
+
+    bucket = MemoryBucket()
+    store = await opened(database)
+    again = await started(store, folder, bucket)
+    await moved(again, file.path)
+    assert bucket.objects() == {file.path: CONTENT}
+    await again.close()
+    await store.close()
+
+
+async def test_a_file_that_is_deleted_during_its_upload_leaves_no_object(
+    store: Store, tmp_path: Path
+) -> None:
+    bucket = MemoryBucket()
+    bucket.held = asyncio.Event()
+    files = await started(store, tmp_path / "files", bucket)
+    file = await upload(files)
+    await until(bucket.objects)
+    await files.remove(file)
+    bucket.held.set()
+    await until(lambda: not bucket.objects() and files.table.objects.state(file.path) is None)
+    await files.close()
+
+
+async def test_a_refused_deletion_is_repeated_also_after_a_restart(tmp_path: Path) -> None:
+    folder, database, bucket = tmp_path / "files", tmp_path / "appliance.db", MemoryBucket()
+    store = await opened(database)
+    files = await started(store, folder, bucket)
+    file = await upload(files)
+    await moved(files, file.path)
+    bucket.refuses_deletions = True
+    await files.remove(file)
+    assert await store.files.objects.counts() == {"deleting": 1}
+    await files.close()
+    await store.close()
+
+    store = await opened(database)
+    files = await started(store, folder, bucket)
+    assert await files.upload(file.id, None) is None
+    bucket.refuses_deletions = False
+    await until(lambda: not bucket.objects() and files.table.objects.state(file.path) is None)
+    await files.close()
+    await store.close()
+
+
+async def test_output_files_are_encrypted_before_they_are_moved(store: Store, tmp_path: Path) -> None:
+    bucket, cipher = MemoryBucket(), FileCipher(os.urandom(32))
+    files = await started(store, tmp_path / "files", bucket, cipher)
+    made = output(files, prediction("p", "ada", "text"))
+    sent = await upload(files)
+    for path in (made.path, sent.path):
+        await moved(files, path)
+    assert all(b"content" not in each and b"secret" not in each for each in bucket.objects().values())
+    assert await files.content(files.folder / made.path) == b"a secret text " * 1000
+    assert await files.content(files.folder / sent.path) == CONTENT
+    await files.remove_outputs(["p"])
+    await store.files.remove(made.id)
+    await until(lambda: list(bucket.objects()) == [sent.path])
+    await files.close()
+
+
+async def test_files_from_before_the_bucket_are_moved(store: Store, tmp_path: Path) -> None:
+    plain = FileStore(store.files, tmp_path / "files", FilesConfig())
+    await plain.start()
+    file = await upload(plain)
+    made = output(plain, prediction("p", "ada", "text"))
+    await until(lambda: not plain._unsaved)
+    await plain.close()
+    bucket = MemoryBucket()
+    files = await started(store, tmp_path / "files", bucket)
+    for path in (file.path, made.path):
+        await moved(files, path)
+    await files.close()
+
+    without = FileStore(store.files, tmp_path / "files", FilesConfig())
+    await without.start()
+    with pytest.raises(BucketUnavailable, match=r"set files\.s3 in models\.yaml again"):
+        await without.content(without.path(file))
+    await without.close()
+
+
+async def test_a_trained_version_is_copied_and_comes_back(store: Store, tmp_path: Path) -> None:
+    folder, bucket = tmp_path / "files", MemoryBucket()
+    files = await started(store, folder, bucket)
+    content = folder / "versions" / "abc" / "inner"
+    content.mkdir(parents=True)
+    (content / "weights.bin").write_bytes(CONTENT)
+    fields: dict[str, Any] = {"model": "me/tuned", "base_model": "b/b", "base_version": "v", "training": "t"}
+    await store.registry.add_adapter(Adapter(version="abc", created_at=1.0, path="versions/abc", **fields))
+    await files.keep_version("abc")
+    path = "versions/abc/inner/weights.bin"
+    await until(lambda: files.table.objects.state(path) == "stored")
+    assert (content / "weights.bin").exists()  # models are loaded from it
+    await files.close()
+
+    for each in (content / "weights.bin", content, content.parent):
+        each.rmdir() if each.is_dir() else each.unlink()
+    again = await started(store, folder, MemoryBucket(bucket.memory))
+    await until((content / "weights.bin").exists)
+    assert (content / "weights.bin").read_bytes() == CONTENT
+    await store.remove_version("abc", "me/tuned")
+    again.delete_objects()
+    await until(lambda: not bucket.objects())
+    await again.close()
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    bench.bucket = MemoryBucket()
+    await bench.start()
+    yield bench
+    await bench.stop()
+    await bench.cluster.close()
+
+
+async def test_clients_are_told_when_the_bucket_is_away(api: Api, bench: Bench) -> None:
+    assert isinstance(bench.bucket, MemoryBucket)
+    file = (await api.post("/v1/files", files={"content": ("a.txt", CONTENT)})).json()
+    await moved(bench.files, f"uploads/{file['id']}")
+    download = f"/v1/files/{file['id']}/download"
+    whole = await api.get(download)
+    assert (whole.status_code, whole.content) == (200, CONTENT)
+    part = {"Range": "bytes=4-10", "If-Range": whole.headers["etag"]}
+    assert (await api.get(download, headers=part)).content == CONTENT[4:11]
+    assert (await api.get(download, headers={**part, "If-Range": '"other"'})).content == CONTENT
+    input = {"text": "in a file", "file": file["urls"]["get"]}
+    made = await api.post("/v1/models/test/files/predictions", json={"input": input})
+    ended = await api.ended(made.json())
+    assert ended["status"] == "succeeded", ended
+    bench.bucket.away = True
+    refused = await api.get(download)
+    assert refused.status_code == 503
+    assert refused.json()["detail"].startswith("The storage with the content of the file does not answer")
+    assert refused.headers["retry-after"] == "30"
+    later = await api.post("/v1/files", files={"content": ("b.txt", b"later")})
+    assert later.status_code == 201
+    other = await api.get(f"/v1/files/{later.json()['id']}/download")
+    assert other.content == b"later"
