@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.support.appliance_process import PATIENCE, Appliance, wait_for
-from tests.support.s3_server import SECRET, S3Server
+from tests.support.s3_server import SECRET, VARIABLES, S3Server
 
 pytestmark = pytest.mark.integration
 
@@ -40,7 +40,7 @@ def configure(appliance: Appliance, s3: S3Server, **files: Any) -> None:
 
 @pytest.fixture
 def appliance(tmp_path: Path, s3: S3Server) -> Iterator[Appliance]:
-    appliance = Appliance(tmp_path / "home", tmp_path / "models.yaml")
+    appliance = Appliance(tmp_path / "home", tmp_path / "models.yaml", variables=VARIABLES)
     configure(appliance, s3)
     appliance.start()
     yield appliance
@@ -131,7 +131,7 @@ def test_files_are_moved_to_a_bucket_and_survive_every_fault(appliance: Applianc
     appliance.kill()  # after the row was stored, and before its content is in the bucket
     s3.resume()
     key = b64encode(os.urandom(32)).decode()
-    appliance.variables = {"APPLIANCE_ENCRYPTION_KEY": key}
+    appliance.variables = {**VARIABLES, "APPLIANCE_ENCRYPTION_KEY": key}
     enabled = command(appliance, "encryption", "enable", "--config", str(appliance.config))
     assert enabled.returncode == 0, enabled.stderr
     configure(appliance, s3, keep="5s")

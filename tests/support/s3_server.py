@@ -17,6 +17,8 @@ from tests.support.appliance_process import free_port, wait_for
 BUCKET = "files"
 PREFIX = "tests/one"
 KEY, SECRET = "test-key", "test secret of the bucket"
+#: Environment variables of an appliance that uses the server.
+VARIABLES = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
 
 
 class S3Server:
@@ -29,13 +31,8 @@ class S3Server:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The values of ``files.s3``."""
-        return {
-            "url": f"s3://{BUCKET}/{PREFIX}",
-            "endpoint": self.endpoint,
-            "access_key_id": KEY,
-            "secret_access_key": SECRET,
-        }
+        """The values of ``files.s3``; the keys are in ``VARIABLES``."""
+        return {"url": f"s3://{BUCKET}/{PREFIX}", "endpoint": self.endpoint}
 
     def start(self) -> None:
         """Start the server and create the bucket."""

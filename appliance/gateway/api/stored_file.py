@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -13,7 +14,6 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
-from appliance.domain.errors import OutputRemoved
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.open_content import OpenContent
 
@@ -42,18 +42,17 @@ async def respond(
     """
     header = _valid_range(request)
     if files.local_only:
-        try:
+        # Without the file, `open` below raises the error that fits.
+        with contextlib.suppress(FileNotFoundError):
             stat = await asyncio.to_thread(path.stat)
-        except FileNotFoundError as error:
-            raise OutputRemoved from error
-        return FileResponse(
-            path,
-            headers=headers,
-            media_type=media_type,
-            filename=filename,
-            stat_result=stat,
-            content_disposition_type=disposition,
-        )
+            return FileResponse(
+                path,
+                headers=headers,
+                media_type=media_type,
+                filename=filename,
+                stat_result=stat,
+                content_disposition_type=disposition,
+            )
     content = await files.open(path)
     etag = _etag(files, path, content.size)
     sent = {**headers, "accept-ranges": "bytes", "etag": etag}

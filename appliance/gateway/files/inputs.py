@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import logging
 import mimetypes
@@ -164,9 +165,10 @@ class Inputs:
         stored = self._files.path(file)
         try:
             if self._files.local_only:
-                await asyncio.to_thread(_link, stored, target)
-            else:
-                await self._files.copy_content(stored, target)
+                # Without the file, `copy_content` below raises the error that fits.
+                with contextlib.suppress(FileNotFoundError):
+                    return await asyncio.to_thread(_link, stored, target)
+            await self._files.copy_content(stored, target)
         except (BucketUnavailable, OutputRemoved) as error:
             raise ValueError(error.detail) from error
         except StoreError as error:  # its text has the path, which clients must not see

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.runners.child_environment import take_secrets, without_secrets
 
-SECRETS = {"APPLIANCE_TOKEN": "a", "REPLICATE_API_TOKEN": "b", "HF_TOKEN": "c"}
+SECRETS = {"APPLIANCE_TOKEN": "a", "REPLICATE_API_TOKEN": "b", "HF_TOKEN": "c", "AWS_SECRET_ACCESS_KEY": "d"}
 
 
 @pytest.fixture(autouse=True)

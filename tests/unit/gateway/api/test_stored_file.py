@@ -51,3 +51,17 @@ async def test_a_range_is_sent(api: Api, bench: Bench, range: str, part: bytes) 
 )
 async def test_a_range_that_is_not_valid_is_ignored(api: Api, bench: Bench, range: str) -> None:
     assert await download(api, bench, range) == (200, CONTENT)
+
+
+@pytest.mark.parametrize("bench", ["clear", "encrypted"], indirect=True)
+async def test_a_file_in_a_bucket_that_is_not_configured_any_more(api: Api, bench: Bench) -> None:
+    file = (await api.post("/v1/files", files={"content": ("a.bin", CONTENT)})).json()
+    path = f"uploads/{file['id']}"
+    assert await bench.store.files.objects.begin(path, file["id"]) == "uploading"
+    assert await bench.store.files.objects.complete(path)
+    (bench.folder / "files" / path).unlink()
+    reply = await api.get(f"/v1/files/{file['id']}/download")
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "30")
+    input = {"text": "x", "file": file["urls"]["get"]}
+    made = await api.post("/v1/models/test/files/predictions", json={"input": input})
+    assert "The storage with the content of the file" in (await api.ended(made.json()))["error"]
