@@ -17,7 +17,9 @@ from appliance.domain.prediction import Prediction
 from appliance.domain.token import Scope, Token
 from appliance.runners.base import LoadSpec
 from tests.support.api_client import SECRET, Api, services_of
+from tests.support.appliance_process import until
 from tests.support.engine_bench import Bench
+from tests.support.memory_bucket import MemoryBucket
 from tests.support.trainable_kind import pupil
 
 ORIGIN = "http://models.example.org:8000"
@@ -61,8 +63,11 @@ class School:
 
 
 @pytest.fixture
-async def school(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[School]:
+async def school(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[School]:
     bench = Bench(tmp_path)
+    bench.bucket = getattr(request, "param", None)
     bench.more = [pupil(monkeypatch)]
     await bench.start()
     for name, secret, owner in (("first", SECRET, "me"), ("second", "other", "you")):
@@ -216,6 +221,19 @@ async def test_a_version_is_deleted_with_its_predictions_and_weights(school: Sch
     assert list(folder.iterdir()) == []
     assert (await school.api.delete(f"/v1/models/me/cow/versions/{version}")).status_code == 404
     assert (await school.api.delete("/v1/models/me/cow")).status_code == 204
+
+
+@pytest.mark.parametrize("school", [MemoryBucket()], indirect=True, ids=["bucket"])
+async def test_a_version_is_copied_to_the_bucket_and_deleted_there(school: School) -> None:
+    bucket = school.bench.bucket
+    assert isinstance(bucket, MemoryBucket)
+    version = await school.trained()
+    assert await school.says(version) == "moo hello"
+    await until(lambda: any(path.startswith(f"versions/{version}/") for path in bucket.objects()))
+    assert await school.says(version) == "moo hello"
+    reply = await school.api.delete(f"/v1/models/me/cow/versions/{version}")
+    assert reply.status_code == 202, reply.text
+    await until(lambda: not any(path.startswith("versions/") for path in bucket.objects()))
 
 
 async def test_an_accepted_training_survives_a_restart(school: School) -> None:
