@@ -81,9 +81,7 @@ def _obstacle(settings: CogYaml) -> str | None:
     command = cog_environment.system_command(settings)
     if command is not None:
         return f"{command.key} of its cog.yaml changes the system"
-    if settings.system_packages and shutil.which("apt-get") is None:
-        return "this machine has no apt-get, which build.system_packages of its cog.yaml needs"
-    may_download = os.environ.get("UV_PYTHON_DOWNLOADS", "automatic") not in {"never", "false", "manual"}
+    may_download = os.environ.get("UV_PYTHON_DOWNLOADS") not in {"never", "false"}
     if not may_download and not interpreters.is_present(settings.minor):
         no_download = "UV_PYTHON_DOWNLOADS does not let uv download it"
         return f"this machine has no Python {settings.minor}, and {no_download}"

@@ -286,7 +286,8 @@ def downloads(config: Config, home: Path) -> Iterator[CheckResult]:
         if present:
             yield CheckResult("weights", "ok", f"{model.name}: at {weights.folder(home, model)}")
         else:
-            fix = f"appliance pull {model.name} (`appliance serve` downloads them as well)"
+            name = "" if model.kind == "component" else f" {model.name}"
+            fix = f"appliance pull{name} (`appliance serve` downloads them as well)"
             yield CheckResult("weights", "warning", f"{model.name}: not downloaded yet", fix)
 
 

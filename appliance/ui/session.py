@@ -175,7 +175,9 @@ class Sessions:
         encrypted = request.cookies.get(self._sign_in_cookie, "")
         try:
             kept = self._fernet.decrypt(encrypted.encode(errors="replace"), ttl=_SIGN_IN_LIFETIME)
-        except InvalidToken as error:
+            begun = json.loads(kept)
+            encrypted_request = begun["authorization_request"]
+        except (InvalidToken, KeyError) as error:  # cookies of earlier releases have another key
             reason = _("The sign-in did not begin in this browser, or too long ago: try again.")
             raise Unauthenticated(token_given=True, reason=reason) from error
         query = request.query_params
@@ -183,9 +185,8 @@ class Sessions:
             reason = _("The provider refused the sign-in: {reason}")
             shown = re.sub(r"[^a-z_]", "", query.get("error", ""))[:50] or "no code"
             raise Unauthenticated(token_given=True, reason=reason.format(reason=shown))
-        begun = json.loads(kept)
         answer = {
-            "authorization_request": begun["authorization_request"],
+            "authorization_request": encrypted_request,
             "state": query.get("state", ""),
             "code": query["code"],
         }

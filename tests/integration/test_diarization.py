@@ -158,9 +158,7 @@ async def test_audio_that_is_too_long_and_other_weights(diarizer: Loaded, tmp_pa
     with pytest.raises(PredictionFailed, match=r"input\.audio: this audio is longer than 2 s"):
         await run(short, job(diarizer.interface, tmp_path, audio=tmp_path / "a.wav"))
     for other in (tmp_path / "a.wav", tmp_path):
-        with pytest.raises(
-            LoadFailed, match=r"test/diarization: .* cannot be loaded as Resemblyzer"
-        ):
+        with pytest.raises(LoadFailed, match=r"test/diarization: .* cannot be loaded as Resemblyzer"):
             await DiarizationRunner(load_spec("diarization", other, max_duration=2.0)).setup()
     with pytest.raises(WeightsError, match=r"options\.speaker_encoder: .*none\.pt does not exist"):
         WhisperOptions(speaker_encoder=tmp_path / "none.pt").completed(tmp_path)

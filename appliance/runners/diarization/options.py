@@ -14,6 +14,8 @@ from appliance.runners.options import Options
 
 #: Main memory of a worker process besides the weights, with the samples of an hour of audio.
 _PROCESS: Final = 2 * GIB
+_INCLUDED: Final = 3600.0  # seconds of audio whose samples are in _PROCESS
+_SECOND: Final = 2 * 16_000 * 4  # bytes of the samples of a second, which are copied once
 
 
 class DiarizationOptions(Options):
@@ -31,7 +33,7 @@ class DiarizationOptions(Options):
     )
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        return weights.stored + _PROCESS
+        return weights.stored + _PROCESS + int(max(0.0, self.max_duration - _INCLUDED) * _SECOND)
 
 
 class DiarizationModel(ModelConfig):

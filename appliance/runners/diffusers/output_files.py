@@ -36,7 +36,7 @@ def sound_of_audio(result: Any, pipe: Any) -> Sound:
     import numpy as np
 
     configs = [part.config for name in _AUDIO_PARTS if (part := getattr(pipe, name, None)) is not None]
-    rates = (config.get(key) for config in configs for key in ("sampling_rate", "sample_rate"))
+    rates = (getattr(config, key, None) for config in configs for key in ("sampling_rate", "sample_rate"))
     rate = next((each for each in rates if each is not None), None)
     if rate is None:
         raise PredictionFailed(

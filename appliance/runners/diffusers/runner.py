@@ -336,8 +336,9 @@ class DiffusersRunner(TorchRunner):
         made = iter(zip(result.images, flags, strict=True))
         results = []
         for each in requests:
-            kept = [image for image, flagged in itertools.islice(made, each.image_count) if not flagged]
-            results.append(_Result(kept, each.image_count - len(kept)))
+            own = list(itertools.islice(made, each.image_count))
+            kept = [image for image, flagged in own if not flagged]
+            results.append(_Result(kept, len(own) - len(kept)))
         return results
 
     def _stoppable_scheduler(self, input: dict[str, Any], stops: Sequence[threading.Event]) -> Any:
@@ -398,6 +399,8 @@ class DiffusersRunner(TorchRunner):
             "width": width,
             "height": height,
         }
+        if self._pipeline.output == "audio" and not input.get("negative_prompt"):
+            arguments["negative_prompt"] = None  # Stable Audio encodes an empty text, other than none
         if self._has_ip_adapter and input["ip_adapter_image"] is None:
             from PIL import Image
 

@@ -41,6 +41,7 @@ class TransformersRunner(TorchRunner):
         self._task: str = spec.options["task"]
         self._compute: Compute | BatchCompute
         self._batches: Batches[Prepared, TaskResult]
+        self._preparing: asyncio.Semaphore
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
@@ -64,6 +65,8 @@ class TransformersRunner(TorchRunner):
             ) from error
         if isinstance(self._compute, BatchCompute):
             most = self._spec.options["max_batch"]
+            # Each image that is read needs memory, however large the batches are.
+            self._preparing = asyncio.Semaphore(2)
             self._batches = Batches(self._compute.compute, most=most, key=lambda prepared: prepared.key)
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
@@ -84,7 +87,8 @@ class TransformersRunner(TorchRunner):
         if not isinstance(compute, BatchCompute):
             return await interruptible(lambda cancelled: compute(TaskInput(job.input, folder, cancelled)))
         request = TaskInput(job.input, folder, threading.Event())
-        prepared = await uninterruptible(compute.prepare, request)
+        async with self._preparing:
+            prepared = await uninterruptible(compute.prepare, request)
         return await self._batches.result(prepared, on_cancel=request.cancelled.set)
 
     def _load(self, folder: Path) -> Compute | BatchCompute:

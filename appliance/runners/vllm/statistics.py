@@ -112,9 +112,14 @@ def report_changes_only() -> None:
     scheduler.appliance_make_stats = make_stats = scheduler.make_stats
 
     def report(self: Any, *arguments: Any, **keywords: Any) -> SchedulerStats | None:
+        queue = getattr(self, "deferred_waiting", None)
+        lookups = getattr(self.kv_cache_manager, "prefix_cache_stats", None)
+        if queue is None or lookups is None:  # another version of vLLM in the environment of a model
+            unchanged: SchedulerStats | None = make_stats(self, *arguments, **keywords)
+            return unchanged
         reports: Reports = self.__dict__.setdefault("appliance_reports", Reports())
-        requests = (*self.get_request_counts(), len(self.deferred_waiting))
-        if not reports.is_due(requests, self.kv_cache_manager.prefix_cache_stats.queries, time.monotonic()):
+        requests = (*self.get_request_counts(), len(queue))
+        if not reports.is_due(requests, lookups.queries, time.monotonic()):
             return None
         stats: SchedulerStats | None = make_stats(self, *arguments, **keywords)
         return stats

@@ -51,18 +51,6 @@ def test_a_project_is_built_as_an_image_if_it_has_to_be(
         assert found.parent == tmp_path / "weights" / "image"
 
 
-def test_a_project_that_needs_apt_get_is_built_as_an_image_where_there_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = model(tmp_path / "project", PLAIN + "build: {system_packages: [ffmpeg]}\n")
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert project_image.reason(tmp_path, wanted) is None
-    monkeypatch.setattr(shutil, "which", lambda name: None if name == "apt-get" else f"/usr/bin/{name}")
-    assert project_image.reason(tmp_path, wanted) == (
-        "this machine has no apt-get, which build.system_packages of its cog.yaml needs"
-    )
-
-
 def test_a_project_whose_python_cannot_be_had_is_built_as_an_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +61,7 @@ def test_a_project_whose_python_cannot_be_had_is_built_as_an_image(
         (programs / name).touch()
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
     wanted = model(tmp_path / "project", PLAIN + 'build: {python_version: "3.8"}\n')
+    monkeypatch.delenv("UV_PYTHON_DOWNLOADS", raising=False)
     assert project_image.reason(tmp_path, wanted) is None
     (programs / "python3.8").unlink()
     assert project_image.reason(tmp_path, wanted) is None  # uv downloads it

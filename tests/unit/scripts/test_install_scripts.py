@@ -121,11 +121,13 @@ def test_users_get_no_development_tools(checkout: Checkout) -> None:
 
 
 def test_packages_for_quantization_stay(checkout: Checkout) -> None:
-    expected = " requirements/cpu.lock requirements/quantization.lock"
-    assert of_sync(checkout.run("install", "--cpu", "--quantization")[1]).endswith(expected)
+    def installed(calls: list[str]) -> bool:
+        return any(call.endswith("--requirements requirements/quantization.lock") for call in calls)
+
+    assert installed(checkout.run("install", "--cpu", "--quantization")[1])
     assert not synced(checkout.run("install", "--cpu")[1])
     (checkout.root / "requirements" / "quantization.lock").write_text("quantization==2\n")
-    assert of_sync(checkout.run("install", "--cpu")[1]).endswith(expected)
+    assert installed(checkout.run("install", "--cpu")[1])
 
 
 def test_development_tools_stay(checkout: Checkout) -> None:

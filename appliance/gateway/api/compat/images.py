@@ -76,7 +76,7 @@ async def _generated(
     request: Request, caller: Token, entry: ServedVersion, given: dict[str, Any], files: dict[str, Any]
 ) -> Response:
     if entry.interface.output.get("type") != "array":
-        raise BadRequest(f"The model `{given['model']}` generates videos; use POST /v1/predictions.")
+        raise BadRequest(f"The model `{given['model']}` does not generate images; use POST /v1/predictions.")
     input = inputs(given, entry) | files
     if not set(files) <= entry.interface.input["properties"].keys():
         raise BadRequest(
