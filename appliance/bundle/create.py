@@ -45,7 +45,7 @@ class Plan(msgspec.Struct):
     variant: Variant
     python: bool  # whether the bundle contains a Python
     models: list[ModelConfig]
-    missing: list[str]  # names of models whose weights must be downloaded first; their size is not known
+    missing: list[str]  # of ``models.all_weights``: names of those to be downloaded; their size is unknown
     wheels: list[Wheel]
     weights: int  # bytes of the weights that are on the disk
     environments: dict[str, list[Wheel]] = {}  # wheels by their folder; looked up by ``create``
@@ -90,8 +90,9 @@ def plan(
     toolchain.check_checkout(root)
     chosen = models.choose(config, names)
     environment_wheels.check_variant(chosen, variant)
-    missing = [model.name for model in chosen if not _has_weights(home, model)]
-    present = [model for model in chosen if model.name not in missing]
+    loaded = models.all_weights(chosen)
+    missing = [model.name for model in loaded if not _has_weights(home, model)]
+    present = [model for model in loaded if model.name not in missing]
     with wheels.Index() as index:
         found = wheels.resolve(_lock(root, variant), toolchain.uv_program(), index)
     size = sum(member.path.stat().st_size for member in models.weight_files(home, present))
@@ -119,7 +120,7 @@ def create(
         work.mkdir(exist_ok=True)
         _check_texts(work, texts.texts, config)
         _pull(home, planned, progress)
-        members = models.weight_files(home, planned.models)
+        members = models.weight_files(home, models.all_weights(planned.models))
         with wheels.Index() as index:
             planned.environments = environment_wheels.resolve(home, planned.models, index)
             _check_space(target.parent, planned, members, work)
@@ -173,14 +174,16 @@ def _check_texts(work: Path, texts: dict[str, str], config: Config) -> None:
 
 def _pull(home: Path, planned: Plan, progress: Progress) -> None:
     for model in planned.models:
-        if model.name in planned.missing and not isinstance(model.source, FolderSource):
+        for each in models.all_weights([model]):
+            if each.name not in planned.missing or isinstance(each.source, FolderSource):
+                continue
             try:
-                weights.pull(home, model, progress)
+                weights.pull(home, each, progress)
             except WeightsError as error:
                 raise ApplianceError(
-                    f"the weights of model {model.name} are not on this machine, and cannot be downloaded: "
+                    f"the weights of model {each.name} are not on this machine, and cannot be downloaded: "
                     f"{error.detail}: run `appliance pull {model.name}` when the network can be reached, or "
-                    "leave the model out with --models"
+                    f"leave the model {model.name} out with --models"
                 ) from error
 
 
@@ -205,15 +208,10 @@ def _licences(
     home: Path, config: Config, planned: Plan, members: Sequence[Member], packages: Sequence[Path]
 ) -> Any:
     """Return the content of ``licences.json``."""
-    tops = {}
-    for model in planned.models:
-        folder = models.weights_folder(home, model)
-        if folder is not None and not isinstance(model.source, FolderSource):
-            tops[model.name] = f"{models.WEIGHTS}/{folder.parent.name}/{folder.name}"
-        elif folder is not None:
-            tops[model.name] = models.local_name(model)
+    loaded = models.all_weights(planned.models)
+    tops = {model.name: top for model in loaded if (top := models.weights_name(home, model)) is not None}
     return {
-        "models": licences.of_models(config, planned.models, members, tops),
+        "models": licences.of_models(config, loaded, members, tops),
         "packages": licences.of_packages(packages),
     }
 

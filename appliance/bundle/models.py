@@ -15,6 +15,7 @@ from appliance.config import variables as references
 from appliance.config.edit import change_entry, remove_entry
 from appliance.config.redact import secret_keys
 from appliance.domain.errors import ApplianceError, ConfigError
+from appliance.runners.adapters import adapters_of
 from appliance.weights import locations
 
 #: Folder of the config files in a bundle, and of weights whose source in models.yaml is a path.
@@ -36,6 +37,13 @@ class Files(NamedTuple):
 
     texts: dict[str, str]  # by their path relative to models.yaml
     notes: list[str]
+
+
+class Weights(NamedTuple):
+    """Weights that a model loads: its own, those of a component such as a ControlNet, or of an adapter."""
+
+    model: ModelConfig  # with the name and the source of the weights
+    path_key: tuple[str | int, ...]  # key in the model's entry in models.yaml that has the path, if any
 
 
 def choose(config: Config, names: Sequence[str]) -> list[ModelConfig]:
@@ -62,6 +70,35 @@ def choose(config: Config, names: Sequence[str]) -> list[ModelConfig]:
     return chosen
 
 
+def weights_of(model: ModelConfig) -> Iterator[Weights]:
+    """Yield the weights of the model, of its components, of its adapters, and at paths in its options."""
+    yield Weights(model, ("source", "path"))
+    for key, component in model.component_weights.items():
+        yield Weights(component, (*key.split("."), "path"))
+    for at, adapter in enumerate(adapters_of(model)):
+        yield Weights(adapter.as_model, ("adapters", at, "source", "path"))
+    for option, path in _option_paths(model):
+        name = f"{model.name}, {'.'.join(option)}"
+        source = FolderSource.model_construct(path=path)
+        yield Weights(ModelConfig.model_construct(name=name, kind="component", source=source), option)
+
+
+def _option_paths(model: ModelConfig) -> Iterator[tuple[tuple[str, ...], Path]]:
+    """Yield the paths in the model's options, such as those of ``gguf`` and ``loras``, with their keys."""
+    for option, value in model.options:
+        if isinstance(value, Path):
+            yield ("options", option), value
+        elif isinstance(value, dict):
+            yield from (
+                (("options", option, name), path) for name, path in value.items() if isinstance(path, Path)
+            )
+
+
+def all_weights(models: Sequence[ModelConfig]) -> list[ModelConfig]:
+    """Return everything that ``weights_of`` yields for the models."""
+    return [weights.model for model in models for weights in weights_of(model)]
+
+
 def weights_folder(home: Path, model: ModelConfig) -> Path | None:
     """Return the file or folder of the weights that a bundle must contain; None if there is none.
 
@@ -73,21 +110,28 @@ def weights_folder(home: Path, model: ModelConfig) -> Path | None:
     return source.path if isinstance(source, FolderSource) else locations.folder(home, model)
 
 
+def weights_name(home: Path, model: ModelConfig) -> str | None:
+    """Return the path of the weights in the bundle; None if it contains none of this model."""
+    folder = weights_folder(home, model)
+    if folder is None:
+        return None
+    is_path = isinstance(model.source, FolderSource)
+    return local_name(model) if is_path else f"{WEIGHTS}/{folder.parent.name}/{folder.name}"
+
+
 def weight_files(home: Path, models: Sequence[ModelConfig]) -> list[Member]:
-    """Return the files of the weights, each once.
+    """Return the files of the weights of ``models``, which are from ``all_weights``: each file once.
 
     Raises:
         ApplianceError: weights are missing.
     """
     members: dict[str, Path] = {}
     for model in models:
-        folder = weights_folder(home, model)
-        if folder is None:
+        folder, top = weights_folder(home, model), weights_name(home, model)
+        if folder is None or top is None:
             continue
         if not folder.exists():
             raise ApplianceError(f"the weights of model {model.name} are missing: {folder} does not exist")
-        is_path = isinstance(model.source, FolderSource)
-        top = local_name(model) if is_path else f"{WEIGHTS}/{folder.parent.name}/{folder.name}"
         for file in _files(folder):
             relative = file.relative_to(folder).as_posix()
             members[top if relative == "." else f"{top}/{relative}"] = file
@@ -120,8 +164,9 @@ def config_files(path: Path, config: Config, models: Sequence[ModelConfig]) -> F
                 text = remove_entry(text, name, str(file))
                 continue
             model = chosen[expanded]
-            if isinstance(model.source, FolderSource):
-                text = change_entry(text, name, ("source", "path"), local_name(model), str(file))
+            for weights in weights_of(model):
+                if isinstance(weights.model.source, FolderSource):
+                    text = change_entry(text, name, weights.path_key, local_name(weights.model), str(file))
             if model.readme is not None:
                 name_of_readme = _readme_name(model, model.readme, folder)
                 texts[name_of_readme] = text_file.read(model.readme)

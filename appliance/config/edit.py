@@ -83,8 +83,12 @@ def remove_entry(text: str, name: str, file: str = "models.yaml") -> str:
     return _first_valid_edit(wanted, text, _removals(text, index), file, f"model {name}")
 
 
-def change_entry(text: str, name: str, path: tuple[str, ...], value: str, file: str = "models.yaml") -> str:
+def change_entry(
+    text: str, name: str, path: tuple[str | int, ...], value: str, file: str = "models.yaml"
+) -> str:
     """Return ``text`` with another ``value`` at a key of a model, such as ``("source", "revision")``.
+
+    A number in ``path`` is the index of an item in a list, as in ``("adapters", 0, "source", "path")``.
 
     Raises:
         ConfigError: the model or the key is missing, or its value is not a plain text or number.
@@ -93,21 +97,20 @@ def change_entry(text: str, name: str, path: tuple[str, ...], value: str, file: 
     data = copy.deepcopy(_data(text, file))  # aliases share objects
     index = _index(_models(data, file), name, file)
     inner = data["models"][index]
+    dotted = ".".join(map(str, path))
     for key in path[:-1]:
-        inner = inner.get(key) if isinstance(inner, dict) else None
+        inner = _inner(inner, key)
     if not isinstance(inner, dict) or path[-1] not in inner:
-        raise ConfigError("is missing: add it", file=file, model=name, key=".".join(path))
+        raise ConfigError("is missing: add it", file=file, model=name, key=dotted)
     inner[path[-1]] = value
     node = _list(text).children[index]
     for key in path:
         found = _value(text, node, key)
         if found is None:
-            raise ConfigError(
-                "is set through an anchor: edit it by hand", file=file, model=name, key=".".join(path)
-            )
+            raise ConfigError("is set through an anchor: edit it by hand", file=file, model=name, key=dotted)
         node = found
     edits = [_Edit(node.start, node.end, written) for written in (value, json.dumps(value))]
-    return _first_valid_edit(data, text, iter(edits), file, f"model {name}")
+    return _first_valid_edit(data, text, iter(edits), file, f"key {dotted} of model {name}")
 
 
 # -- the places of an edit -------------------------------------------------------------------------------
@@ -312,8 +315,20 @@ def _list(text: str) -> _Node:
     return models
 
 
-def _value(text: str, node: _Node, key: str) -> _Node | None:
-    """Return the value of a key; None if the key is missing or comes from an anchor (``<<``)."""
+def _inner(value: Any, key: str | int) -> Any:
+    """Return the value of a key in a mapping, or the item at an index in a list; None if it is missing."""
+    if isinstance(value, list) and isinstance(key, int):
+        return value[key] if key < len(value) else None
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _value(text: str, node: _Node, key: str | int) -> _Node | None:
+    """Return the value of a key, or the item at an index in a list.
+
+    It is None if the key is missing or comes from an anchor (``<<``).
+    """
+    if isinstance(key, int):
+        return node.children[key] if node.kind == "sequence" and key < len(node.children) else None
     if node.kind != "mapping":
         return None
     for at in range(0, len(node.children), 2):

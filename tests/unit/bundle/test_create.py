@@ -222,6 +222,26 @@ def test_weights_that_cannot_be_downloaded_are_named(site: Site, monkeypatch: py
     assert site.create(site.plan("test/echo")).files == 10
 
 
+ADAPTERS = """    adapters:
+      - {name: test/style, source: {hub: a/style, revision: main}}
+      - {name: test/own, source: {path: own}}
+"""
+
+
+def test_adapters_that_cannot_be_downloaded_are_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (site.folder / "own").mkdir()
+    site.config.write_text(TEXT + ADAPTERS)
+    planned = site.plan()
+    assert planned.missing == ["test/style"]
+    with pytest.raises(
+        ApplianceError,
+        match=r"weights of model test/style are not on this machine, .*run `appliance pull test/language` .*"
+        r"leave the model test/language out",
+    ):
+        site.create(planned)
+
+
 def test_a_bundle_needs_a_checkout(site: Site) -> None:
     (site.root / "appliance" / "assets" / "manual" / "index.html").unlink()
     with pytest.raises(ApplianceError, match=r"manual, .* has not been built: run scripts/install"):
@@ -254,6 +274,33 @@ def test_it_installs_packages_weights_and_config(site: Site) -> None:
     command = [str(bundle / "install"), "--home", str(site.folder / "other")]
     subprocess.run(command, env=environment, check=True)
     assert (bundle / "models.yaml").read_text() == "edited"
+
+
+def test_it_installs_adapters(site: Site) -> None:
+    site.config.write_text(TEXT + ADAPTERS)
+    (site.folder / "own").mkdir()
+    (site.folder / "own" / "LICENSE").write_text("own")
+    style = models.weights_folder(site.home, models.all_weights(site.loaded().models)[2])
+    assert style is not None
+    style.mkdir()
+    (style / "LICENSE").write_text("style")
+    site.create()
+    shutil.rmtree(site.folder / "own")
+    bundle = site.unpacked()
+    ran = site.install(bundle)
+    assert ran.returncode == 0, ran.stderr
+    assert (site.folder / "home there" / style.relative_to(site.home) / "LICENSE").read_text() == "style"
+    own = models.all_weights(config.load(bundle / "models.yaml").models)[3]
+    assert isinstance(own.source, config.FolderSource)
+    assert own.source.path.is_relative_to(bundle / "local")
+    assert (own.source.path / "LICENSE").read_text() == "own"
+    described = json.loads((bundle / "licences.json").read_text())["models"]
+    assert {each["name"]: len(each["files"]) for each in described} == {
+        "test/echo": 0,
+        "test/language": 1,
+        "test/style": 1,
+        "test/own": 1,
+    }
 
 
 def test_another_data_folder_is_remembered(site: Site) -> None:

@@ -10,6 +10,7 @@ from appliance import config
 from appliance.bundle import models
 from appliance.config.redact import secret_keys
 from appliance.domain.errors import ApplianceError, ConfigError
+from appliance.runners.adapters import with_adapters
 
 HUB = "{hub: a/b, revision: main}"
 TEXT = f"""
@@ -40,6 +41,25 @@ def file(tmp_path: Path) -> Path:
         tmp_path / "models.d" / "more.yaml", f"models:\n  - {{name: test/more, kind: vllm, source: {HUB}}}\n"
     )
     return write(tmp_path / "models.yaml", TEXT)
+
+
+#: Name of the LoRA in the options of IMAGES.
+INK = "a/images, options.loras.ink"
+IMAGES = """models:
+  - name: a/images
+    kind: diffusers
+    source: {hub: a/sdxl, revision: main}
+    options:
+      controlnets:
+        canny: {hub: a/canny, revision: main}
+        depth: {path: depth} # of this machine
+      loras: {ink: ink.safetensors}
+    adapters:
+      - {name: a/hub-style, source: {hub: a/style, revision: main}}
+      - name: a/own-style
+        source:
+          path: style
+"""
 
 
 def texts(file: Path, *names: str) -> dict[str, str]:
@@ -191,6 +211,72 @@ def test_downloaded_weights_keep_their_place_in_the_data_folder(file: Path, tmp_
     assert [member.name for member in models.weight_files(tmp_path / "home", loaded.models)] == [
         f"weights/hub/{folder.name}/config.json"
     ]
+
+
+def images(folder: Path) -> Path:
+    """Write IMAGES, and the files that it names by a path."""
+    write(folder / "depth" / "model.safetensors", "depth")
+    write(folder / "style" / "adapter.safetensors", "style")
+    write(folder / "ink.safetensors", "ink")
+    return write(folder / "models.yaml", IMAGES)
+
+
+def test_weights_of_components_and_adapters_are_taken(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    chosen = config.load(images(tmp_path)).models
+    loaded = models.all_weights(chosen)
+    names = [each.name for each in loaded]
+    assert names == [
+        *("a/images", "a/images, options.controlnets.canny", "a/images, options.controlnets.depth"),
+        *("a/hub-style", "a/own-style", "a/images, options.loras.ink"),
+    ]
+    assert {each.name for each in with_adapters(chosen)} <= set(names)
+    for at, missing in ((1, "a/images, options.controlnets.canny"), (3, "a/hub-style")):
+        with pytest.raises(ApplianceError, match=f"the weights of model {missing} are missing"):
+            models.weight_files(home, [loaded[at]])
+    for at in (0, 1, 3):
+        folder = models.weights_folder(home, loaded[at])
+        assert folder is not None
+        write(folder / "x.safetensors", "x")
+    tops = [models.weights_name(home, each) for each in loaded]
+    assert [member.name for member in models.weight_files(home, loaded)] == [
+        f"{tops[0]}/x.safetensors",
+        f"{tops[1]}/x.safetensors",
+        f"{tops[2]}/model.safetensors",
+        f"{tops[3]}/x.safetensors",
+        f"{tops[4]}/adapter.safetensors",
+        tops[5],
+    ]
+    assert [str(top).partition("/")[0] for top in tops] == [
+        *("weights", "weights", "local", "weights", "local", "local")
+    ]
+
+
+def test_paths_of_components_and_adapters_are_changed_to_those_in_the_bundle(tmp_path: Path) -> None:
+    file = images(tmp_path)
+    loaded = config.load(file)
+    by_name = {each.name: each for each in models.all_weights(loaded.models)}
+    depth = models.local_name(by_name["a/images, options.controlnets.depth"])
+    style, ink = models.local_name(by_name["a/own-style"]), models.local_name(by_name[INK])
+    written = texts(file)["models.yaml"]
+    assert written == (
+        IMAGES.replace("path: depth", f"path: {depth}")
+        .replace("path: style", f"path: {style}")
+        .replace("ink.safetensors", ink)
+    )
+    there = tmp_path / "there"
+    models.check_written(write(there / "models.yaml", written).parent, loaded)
+    found = {each.name: each.source for each in models.all_weights(config.load(there / "models.yaml").models)}
+    for name, path in (("a/own-style", style), (INK, ink)):
+        assert found[name] == config.FolderSource(path=there / path)
+
+
+def test_a_path_that_cannot_be_changed_is_named(tmp_path: Path) -> None:
+    images(tmp_path)
+    text = IMAGES.replace("depth: {path: depth}", "depth: &same {path: depth}\n        scribble: *same")
+    file = write(tmp_path / "models.yaml", text)
+    with pytest.raises(ConfigError, match=r"key options\.controlnets\.depth\.path of model a/images by hand"):
+        texts(file)
 
 
 def test_secrets_are_found_by_their_keys() -> None:

@@ -108,6 +108,19 @@ def test_a_changed_value_is_the_only_difference(written: str) -> None:
     assert added == [f'      revision: "0123456"{" " + comment if comment else ""}\n']  # unquoted: a number
 
 
+@pytest.mark.parametrize("flow", [True, False])
+def test_an_item_of_a_list_is_changed(flow: bool) -> None:
+    second = "{name: a/c, source: {path: two}}" if flow else "name: a/c\n        source:\n          path: two"
+    text = (
+        "models:\n  - name: a/a\n    kind: vllm\n    adapters:\n"
+        f"      - {{name: a/b, source: {{path: one}}}}\n      - {second}\n"
+    )
+    path = ("adapters", 1, "source", "path")
+    assert change_entry(text, "a/a", path, "local/x") == text.replace("two", "local/x")
+    with pytest.raises(ConfigError, match=r"model a/a, key adapters\.2\.source\.path: is missing: add it"):
+        change_entry(text, "a/a", ("adapters", 2, "source", "path"), "local/x")
+
+
 def test_a_key_that_is_missing_is_not_changed() -> None:
     with pytest.raises(ConfigError, match=r"model a/a, key source.revision: is missing: add it"):
         change_entry("models: [{name: a/a, kind: echo}]", "a/a", ("source", "revision"), "x")
