@@ -1,4 +1,4 @@
-"""Groups spans of speech by speaker, given a vector for each span that is similar for the same speaker."""
+"""Clusters speech by speaker, from one speaker embedding per window of speech."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
     Labels = npt.NDArray[np.int64]
 
-WINDOW: Final = 1.6  # seconds of speech of one vector; the voice encoder was trained with this length
+WINDOW: Final = 1.6  # seconds of speech of one embedding; the voice encoder was trained with this length
 _STEP: Final = 0.4  # seconds from the start of one window to the next
 _MOST_WINDOWS: Final = 4000  # of a recording; windows of longer speech are further apart
-_SAME_SPEAKER: Final = 0.27  # largest average distance (1 - cosine) between vectors of one speaker
-#: Seconds of speech from which a group of windows is a speaker of its own. Windows with the end of one turn
-#: and the beginning of another can form a smaller group.
+_SAME_SPEAKER: Final = 0.27  # largest average distance (1 - cosine) between embeddings of one speaker
+#: Minimum seconds of speech for a cluster to count as a speaker. Windows that span a change of speaker can
+#: form smaller clusters.
 _SHORTEST_SPEAKER: Final = 1.6
 _FRAME: Final = 0.1  # seconds; speakers change only between frames
 _SHORTEST_TURN: Final = 0.5  # seconds; a shorter change of speaker is ignored
@@ -59,83 +59,83 @@ def _windows_of(span: Span, step: float) -> Iterator[Span]:
     yield Span(max(span.start, span.end - WINDOW), span.end)
 
 
-def turns(speech: Sequence[Span], found: Sequence[Span], vectors: Any, count: int | None) -> list[Turn]:
-    """Return who speaks when, in order.
+def turns(speech: Sequence[Span], windows: Sequence[Span], embeddings: Any, count: int | None) -> list[Turn]:
+    """Return the turns of all speakers, ordered by time.
 
     Args:
         speech: the parts of the audio with speech, in order.
-        found: the ``windows`` of ``speech``.
-        vectors: the vector of each window, of length 1, as an array.
+        windows: the windows of ``speech``, from the function ``windows``.
+        embeddings: the embedding of each window, of length 1, as an array.
         count: number of speakers; None: as many as differ. There may be fewer if the audio is short.
     """
     if not speech:
         return []
-    voices = _voices(vectors, [each.end - each.start for each in found], count)
-    rest = list(zip(found, vectors, strict=True))
+    centroids = _centroids(embeddings, [each.end - each.start for each in windows], count)
+    rest = list(zip(windows, embeddings, strict=True))
     made: list[Turn] = []
     for span in speech:
-        inside = [(window, vector) for window, vector in rest if window.start < span.end]
+        inside = [(window, embedding) for window, embedding in rest if window.start < span.end]
         rest = rest[len(inside) :]
-        made += _turns_of(span, inside, voices)
+        made += _turns_of(span, inside, centroids)
     return _in_order(_joined(made))
 
 
-def _voices(vectors: Any, lengths: Sequence[float], count: int | None) -> Any:
-    """Return the mean vector of each speaker, in an array."""
+def _centroids(embeddings: Any, lengths: Sequence[float], count: int | None) -> Any:
+    """Return the centroid of each speaker's embeddings, as an array."""
     import numpy as np
     from scipy.cluster.hierarchy import fcluster, linkage
 
-    if len(vectors) == 1 or count == 1:
-        return _mean(vectors)[None]
-    chosen = np.linspace(0, len(vectors) - 1, min(len(vectors), _MOST_WINDOWS)).round().astype(int)
-    some, seconds = vectors[chosen], np.asarray(lengths)[chosen] * _STEP / WINDOW
+    if len(embeddings) == 1 or count == 1:
+        return _mean(embeddings)[None]
+    chosen = np.linspace(0, len(embeddings) - 1, min(len(embeddings), _MOST_WINDOWS)).round().astype(int)
+    some, seconds = embeddings[chosen], np.asarray(lengths)[chosen] * _STEP / WINDOW
     tree = linkage(some, method="average", metric="cosine")
     if count is None:
         labels = fcluster(tree, _SAME_SPEAKER, criterion="distance")
-        return _large_groups(some, labels, seconds, most=None)
-    for groups in range(count, len(some) + 1):  # more groups, until enough of them are large
-        labels = fcluster(tree, groups, criterion="maxclust")
-        voices = _large_groups(some, labels, seconds, most=count)
-        if len(voices) == count:
-            return voices
-    return _large_groups(some, fcluster(tree, count, criterion="maxclust"), seconds, most=count)
+        return _large_clusters(some, labels, seconds, most=None)
+    for clusters in range(count, len(some) + 1):  # more clusters, until enough of them are large
+        labels = fcluster(tree, clusters, criterion="maxclust")
+        centroids = _large_clusters(some, labels, seconds, most=count)
+        if len(centroids) == count:
+            return centroids
+    return _large_clusters(some, fcluster(tree, count, criterion="maxclust"), seconds, most=count)
 
 
-def _large_groups(vectors: Any, labels: Labels, seconds: Any, most: int | None) -> Any:
-    """Return the mean vectors of the groups that are long enough for a speaker, the longest first."""
+def _large_clusters(embeddings: Any, labels: Labels, seconds: Any, most: int | None) -> Any:
+    """Return the centroids of the clusters that are long enough for a speaker, the longest first."""
     import numpy as np
 
     totals = {label: float(seconds[labels == label].sum()) for label in np.unique(labels)}
     largest = sorted(totals, key=lambda label: -totals[label])
     kept = [label for label in largest if totals[label] >= _SHORTEST_SPEAKER][:most] or largest[:1]
-    return np.stack([_mean(vectors[labels == label]) for label in kept])
+    return np.stack([_mean(embeddings[labels == label]) for label in kept])
 
 
-def _mean(vectors: Any) -> Any:
+def _mean(embeddings: Any) -> Any:
     import numpy as np
 
-    mean = vectors.mean(axis=0)
+    mean = embeddings.mean(axis=0)
     return mean / max(float(np.linalg.norm(mean)), 1e-8)
 
 
-def _turns_of(span: Span, inside: Sequence[tuple[Span, Any]], voices: Any) -> Iterator[Turn]:
-    """Yield the turns of one part with speech; ``inside`` are its windows and their vectors."""
+def _turns_of(span: Span, inside: Sequence[tuple[Span, Any]], centroids: Any) -> Iterator[Turn]:
+    """Yield the turns of one part with speech; ``inside`` are its windows and their embeddings."""
     count = max(1, round((span.end - span.start) / _FRAME))
     length = (span.end - span.start) / count
-    likeness = [(window, voices @ vector) for window, vector in inside]
+    similarities = [(window, centroids @ embedding) for window, embedding in inside]
     speakers: list[int] = []
     for number in range(count):
         middle = span.start + (number + 0.5) * length
-        near = [scores for window, scores in likeness if window.start <= middle <= window.end]
+        near = [scores for window, scores in similarities if window.start <= middle <= window.end]
         speakers.append(int(sum(near).argmax()))
     at = 0
-    for speaker, run in groupby(_steady(speakers, round(_SHORTEST_TURN / _FRAME))):
+    for speaker, run in groupby(_smooth(speakers, round(_SHORTEST_TURN / _FRAME))):
         frames = len(list(run))
         yield Turn(span.start + at * length, span.start + (at + frames) * length, speaker)
         at += frames
 
 
-def _steady(speakers: list[int], shortest: int) -> list[int]:
+def _smooth(speakers: list[int], shortest: int) -> list[int]:
     """Return the speakers of frames; runs shorter than ``shortest`` get the speaker before or after them."""
     runs = [[speaker, len(list(run))] for speaker, run in groupby(speakers)]
     while len(runs) > 1 and min(length for _, length in runs) < shortest:
@@ -172,7 +172,10 @@ def _in_order(made: Sequence[Turn]) -> list[Turn]:
 
 
 def speaker_at(start: float, end: float, made: Sequence[Turn]) -> int | None:
-    """Return who speaks for most of the time from ``start`` to ``end``, else the nearest; None: nobody."""
+    """Return the speaker with the most speech between ``start`` and ``end``.
+
+    If nobody speaks then, return the speaker of the nearest turn; None if there are no turns.
+    """
     if not made:
         return None
     middle = (start + end) / 2

@@ -1,4 +1,4 @@
-"""Resemblyzer's voice encoder, which turns speech into vectors that are similar for the same speaker.
+"""Resemblyzer's voice encoder, which computes speaker embeddings of speech.
 
 The weights are the file ``resemblyzer/pretrained.pt`` of the package Resemblyzer (Apache-2.0). The package
 itself is not used, because its last release is of 2023 and needs webrtcvad, which has no wheels:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from appliance.runners.audio import Samples
 
-    Vectors = npt.NDArray[np.float32]  # (number, 256), each of length 1
+    Embeddings = npt.NDArray[np.float32]  # (number, 256), each of length 1
 
 RATE: Final = 16_000  # samples/s
 _MELS: Final = 40
@@ -30,9 +30,9 @@ _UNITS: Final = 256
 _LAYERS: Final = 3
 _FFT: Final = 400  # samples, 25 ms
 _HOP: Final = 160  # samples, 10 ms
-_QUIET: Final = 10 ** (-30 / 20)  # quieter speech is amplified to this root mean square
+_MIN_RMS: Final = 10 ** (-30 / 20)  # -30 dBFS: speech with a lower root mean square is amplified to it
 _BATCH: Final = 64  # spans of speech that are computed together
-_CHUNK: Final = 120 * RATE  # samples in which speech is searched at a time; a cancel waits for one chunk
+_CHUNK: Final = 120 * RATE  # samples per call of the VAD; a cancellation takes effect between two calls
 
 
 class VoiceEncoder:
@@ -55,8 +55,8 @@ class VoiceEncoder:
         )
         self._filters = torch.from_numpy(filters).float()
 
-    def vectors(self, spans: Sequence[Samples]) -> Vectors:
-        """Return the vector of each span of speech. Spans of about 1.6 s give the best vectors."""
+    def embeddings(self, spans: Sequence[Samples]) -> Embeddings:
+        """Return the embedding of each span of speech. Spans of about 1.6 s give the best embeddings."""
         import numpy as np
         import torch
 
@@ -72,7 +72,7 @@ class VoiceEncoder:
         return found
 
     def _computed(self, spans: Any) -> Any:
-        """Return the vectors of spans of the same length."""
+        """Return the embeddings of spans of the same length."""
         import torch
 
         spectrum = torch.stft(
@@ -88,7 +88,7 @@ def _amplified(samples: Samples) -> Samples:
     import numpy as np
 
     level = float(np.sqrt(np.mean(np.square(samples)))) if samples.size else 0.0
-    return samples * np.float32(_QUIET / level) if 0 < level < _QUIET else samples
+    return samples * np.float32(_MIN_RMS / level) if 0 < level < _MIN_RMS else samples
 
 
 def load(path: Path, spec: LoadSpec) -> VoiceEncoder:
@@ -125,7 +125,7 @@ class Progress(NamedTuple):
 def find_turns(
     encoder: VoiceEncoder, samples: Samples, count: int | None
 ) -> Generator[Progress | list[Turn], None, None]:
-    """Yield the progress, and at last the turns of the speakers in ``samples``, which have ``RATE``.
+    """Yield the progress, then the turns of the speakers. The sampling rate of ``samples`` must be ``RATE``.
 
     ``count`` is the number of speakers; None: estimated from the audio.
     """
@@ -140,15 +140,15 @@ def find_turns(
     windows = speakers.windows(speech)
     spans = [samples[round(each.start * RATE) : round(each.end * RATE)] for each in windows]
     total = max(1, samples.size // RATE)
-    vectors = []
+    embeddings = []
     for at in range(0, len(spans), _BATCH):
-        vectors.append(encoder.vectors(spans[at : at + _BATCH]))
+        embeddings.append(encoder.embeddings(spans[at : at + _BATCH]))
         last = windows[min(at + _BATCH, len(windows)) - 1]
         yield Progress(min(total, round(last.end)), total)
-    yield speakers.turns(speech, windows, _joined(vectors), count)
+    yield speakers.turns(speech, windows, _joined(embeddings), count)
 
 
-def _joined(vectors: Sequence[Vectors]) -> Any:
+def _joined(embeddings: Sequence[Embeddings]) -> Any:
     import numpy as np
 
-    return np.concatenate(vectors) if vectors else np.zeros((0, _UNITS), np.float32)
+    return np.concatenate(embeddings) if embeddings else np.zeros((0, _UNITS), np.float32)

@@ -1,4 +1,4 @@
-"""Who speaks when, from vectors of windows of speech."""
+"""Who speaks when, from the embeddings of windows of speech."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from appliance.runners import speakers
 from appliance.runners.speakers import Span, Turn
 
 
-def vectors(found: list[Span], voices: list[tuple[float, int]]) -> np.ndarray:
-    """The vectors of windows; ``voices`` are the time at which each turn ends, and who speaks until then."""
+def embeddings(found: list[Span], voices: list[tuple[float, int]]) -> np.ndarray:
+    """The embeddings of windows; ``voices`` are the end of each turn, and who speaks until then."""
     noise = np.random.default_rng(0)
     made = []
     for window in found:
         middle = (window.start + window.end) / 2
         voice = next(voice for end, voice in voices if middle < end)
-        vector = np.eye(16)[voice] + 0.08 * noise.standard_normal(16)
-        made.append(vector / np.linalg.norm(vector))
+        embedding = np.eye(16)[voice] + 0.08 * noise.standard_normal(16)
+        made.append(embedding / np.linalg.norm(embedding))
     return np.array(made, np.float32)
 
 
@@ -38,7 +38,7 @@ def test_turns_are_numbered_in_the_order_of_their_beginning() -> None:
     speech = [Span(0, 5), Span(6, 11), Span(11.2, 15), Span(18, 20)]
     found = speakers.windows(speech)
     voices = [(5.5, 3), (11.1, 1), (16.0, 3), (20.0, 1)]
-    made = speakers.turns(speech, found, vectors(found, voices), None)
+    made = speakers.turns(speech, found, embeddings(found, voices), None)
     assert made == [Turn(0, 5, 0), Turn(6, 11, 1), Turn(11.2, 15, 0), Turn(18, 20, 1)]
     assert speakers.name(1) == "SPEAKER_01"
 
@@ -46,7 +46,7 @@ def test_turns_are_numbered_in_the_order_of_their_beginning() -> None:
 def test_the_speaker_may_change_without_a_pause() -> None:
     speech = [Span(0, 10)]
     found = speakers.windows(speech)
-    first, second = speakers.turns(speech, found, vectors(found, [(6, 0), (10, 1)]), None)
+    first, second = speakers.turns(speech, found, embeddings(found, [(6, 0), (10, 1)]), None)
     assert (first.start, second.end) == (0, 10)
     assert first.end == second.start == pytest.approx(6, abs=0.4)
     assert (first.speaker, second.speaker) == (0, 1)
@@ -55,7 +55,7 @@ def test_the_speaker_may_change_without_a_pause() -> None:
 def test_short_pauses_and_short_sounds_of_others_do_not_end_a_turn() -> None:
     speech = [Span(0, 5), Span(5.3, 9), Span(9.2, 9.6), Span(9.8, 14)]
     found = speakers.windows(speech)
-    made = speakers.turns(speech, found, vectors(found, [(9.1, 0), (9.7, 1), (14, 0)]), None)
+    made = speakers.turns(speech, found, embeddings(found, [(9.1, 0), (9.7, 1), (14, 0)]), None)
     assert made == [Turn(0, 14, 0)]
 
 
@@ -63,14 +63,14 @@ def test_short_pauses_and_short_sounds_of_others_do_not_end_a_turn() -> None:
 def test_the_number_of_speakers_may_be_given(count: int) -> None:
     speech = [Span(10 * number, 10 * number + 8) for number in range(3)]
     found = speakers.windows(speech)
-    made = speakers.turns(speech, found, vectors(found, [(9, 0), (19, 1), (29, 2)]), count)
+    made = speakers.turns(speech, found, embeddings(found, [(9, 0), (19, 1), (29, 2)]), count)
     assert len({turn.speaker for turn in made}) == count
 
 
 def test_more_speakers_than_there_is_speech_for() -> None:
     speech = [Span(0, 3)]
     found = speakers.windows(speech)
-    made = speakers.turns(speech, found, vectors(found, [(3, 0)]), 20)
+    made = speakers.turns(speech, found, embeddings(found, [(3, 0)]), 20)
     assert {turn.speaker for turn in made} <= {0, 1}
     assert speakers.turns([Span(0, 0.4)], [Span(0, 0.4)], np.ones((1, 16)) / 4, None) == [Turn(0, 0.4, 0)]
     assert speakers.turns([], [], np.zeros((0, 16)), None) == []
