@@ -24,7 +24,7 @@ from appliance.runners.schemas import boolean, choice, number, string
 from appliance.runners.threads import stepwise
 from appliance.runners.voice_encoder import Progress, VoiceEncoder, find_turns
 from appliance.runners.voice_encoder import load as load_encoder
-from appliance.runners.whisper import diarized, subtitles
+from appliance.runners.whisper import speaker_labels, subtitles
 
 _RATE: Final = 16_000  # samples/s that Whisper expects
 #: Samples that are transcribed together, because memory grows by 50 MB for each minute. Longer audio is cut
@@ -132,7 +132,7 @@ class WhisperRunner:
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
         return interface_of(
-            _INPUTS | (diarized.INPUTS if options.get("speaker_encoder") else {}),
+            _INPUTS | (speaker_labels.INPUTS if options.get("speaker_encoder") else {}),
             _OUTPUT,
             required=("audio",),
             aliases={"audio_file": "audio", "file": "audio", "prompt": "initial_prompt"},
@@ -189,13 +189,13 @@ class WhisperRunner:
         seconds = math.ceil(duration)
         yield Log(f"{bar(seconds, seconds)}\n")  # after the last words there is only silence
         if job.input.get("diarize"):
-            async for event in self._named(found, samples, job.input):
+            async for event in self._label_speakers(found, samples, job.input):
                 yield event
         yield Metric("real_time_factor", round((time.perf_counter() - began) / duration, 4))
         detected = self._languages.get(language or "", language)
         yield Output([_output(found, detected, job.input["transcription"])], append=False)
 
-    async def _named(
+    async def _label_speakers(
         self, found: dict[str, list[dict[str, Any]]], samples: audio.Samples, input: Mapping[str, Any]
     ) -> AsyncIterator[Log]:
         """Add the speakers to the segments of each list in ``found``; yield the progress."""
@@ -205,7 +205,9 @@ class WhisperRunner:
                 yield Log(f"Speakers: {bar(step.done, step.total)}\n")
             else:
                 for task, segments in found.items():
-                    found[task] = diarized.named(segments, step, words=input["word_timestamps"])
+                    found[task] = speaker_labels.label_speakers(
+                        segments, step, words=input["word_timestamps"]
+                    )
 
     async def close(self) -> None:
         """Do nothing: the memory is freed when the process ends."""

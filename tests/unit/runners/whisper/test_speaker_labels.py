@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.runners.speakers import Turn
-from appliance.runners.whisper import diarized
+from appliance.runners.whisper import speaker_labels
 
 TURNS = [Turn(0, 2, 0), Turn(2, 4, 1)]
 
@@ -28,7 +28,7 @@ def test_a_segment_is_cut_where_the_speaker_changes() -> None:
         segment(0, (" Is", 0.1), (" it?", 0.5)),
         segment(1, (" Yes.", 1.2), (" No.", 2.1), (" Oh.", 2.5)),
     ]
-    found = diarized.named(given, TURNS, words=False)
+    found = speaker_labels.label_speakers(given, TURNS, words=False)
     assert [(each["id"], each["text"], each["speaker"]) for each in found] == [
         (0, " Is it?", "SPEAKER_00"),
         (1, " Yes.", "SPEAKER_00"),
@@ -40,7 +40,7 @@ def test_a_segment_is_cut_where_the_speaker_changes() -> None:
 
 
 def test_words_are_kept_if_they_are_asked_for() -> None:
-    (found,) = diarized.named([segment(0, (" Is", 2.1), (" it?", 2.6))], TURNS, words=True)
+    (found,) = speaker_labels.label_speakers([segment(0, (" Is", 2.1), (" it?", 2.6))], TURNS, words=True)
     assert [(word["word"], word["speaker"]) for word in found["words"]] == [
         (" Is", "SPEAKER_01"),
         (" it?", "SPEAKER_01"),
@@ -48,7 +48,7 @@ def test_words_are_kept_if_they_are_asked_for() -> None:
 
 
 def test_without_speech_there_is_no_speaker() -> None:
-    (found,) = diarized.named([segment(0, (" Hm", 2.1))], [], words=True)
+    (found,) = speaker_labels.label_speakers([segment(0, (" Hm", 2.1))], [], words=True)
     assert "speaker" not in found
-    (silent,) = diarized.named([{**segment(3, (" x", 0.5)), "words": []}], TURNS, words=False)
+    (silent,) = speaker_labels.label_speakers([{**segment(3, (" x", 0.5)), "words": []}], TURNS, words=False)
     assert (silent["id"], silent["speaker"]) == (0, "SPEAKER_00")

@@ -1,4 +1,4 @@
-"""Adds the names of speakers to the segments of a transcript."""
+"""Adds speaker labels to the segments of a transcript."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INPUTS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def named(
+def label_speakers(
     segments: Sequence[Mapping[str, Any]], turns: Sequence[Turn], *, words: bool
 ) -> list[dict[str, Any]]:
     """Return the segments with the key ``speaker``, cut where the speaker changes between two words.
