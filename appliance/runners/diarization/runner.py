@@ -1,4 +1,4 @@
-"""Who speaks when, computed on the CPU even where there is a GPU.
+"""Speaker diarization: detects who speaks when. Always runs on the CPU, also on machines with a GPU.
 
 Silero VAD, which faster-whisper contains, finds the speech. Resemblyzer's voice encoder and clustering tell
 the speakers apart.
