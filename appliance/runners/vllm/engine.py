@@ -23,7 +23,7 @@ from appliance.domain.errors import LoadFailed
 from appliance.runners import failures, images
 from appliance.runners.vllm import adapters, errors, kv_cache, tokenizer_copies
 from appliance.runners.vllm.grammars import check_grammars, use_own_backends
-from appliance.runners.vllm.statistics import report_changes_only, stat_logger
+from appliance.runners.vllm.statistics import stat_logger, throttle_scheduler_stats
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -137,7 +137,7 @@ def _start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     # possible, vLLM falls back to spawn.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
     use_own_backends()
-    report_changes_only()
+    throttle_scheduler_stats()
     patch_grey_images()
     with tokenizer_copies.made_while_core_starts():
         # With ``disable_log_stats`` the engine has only this stat logger, none that writes log lines.

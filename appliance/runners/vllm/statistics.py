@@ -35,7 +35,7 @@ class Statistics:
     ) -> None:
         """Add the measurements of one step. vLLM calls this for each step, so it must be fast.
 
-        Most steps have no ``scheduler_stats``: see ``report_changes_only``.
+        Most steps have no ``scheduler_stats``: see ``throttle_scheduler_stats``.
         """
         since = self._since
         if scheduler_stats is not None:
@@ -79,8 +79,8 @@ class Statistics:
         """Do nothing: the appliance sets no limits of this kind."""
 
 
-class Reports:
-    """When the engine core reports the state of its scheduler."""
+class StatsThrottle:
+    """Decides which steps of the engine core report scheduler statistics."""
 
     def __init__(self) -> None:
         self._requests = (0, 0, 0)  # of the last report
@@ -98,8 +98,11 @@ class Reports:
         return True
 
 
-def report_changes_only() -> None:
-    """Make engine cores report the state of their scheduler when it has changed; forked ones inherit it.
+def throttle_scheduler_stats() -> None:
+    """Make vLLM's engine core send scheduler statistics for few of its steps.
+
+    It sends them only when the requests change, after a prefix cache lookup, or every ``REPORT_INTERVAL``
+    seconds. Call it before the engine core is forked.
 
     Unpatched, an engine core sends a report of 500 bytes with each step, and the worker process decodes it.
     vLLM adds up the lookups in the prefix cache until they are reported.
@@ -117,9 +120,9 @@ def report_changes_only() -> None:
         if queue is None or lookups is None:  # another version of vLLM in the environment of a model
             unchanged: SchedulerStats | None = make_stats(self, *arguments, **keywords)
             return unchanged
-        reports: Reports = self.__dict__.setdefault("appliance_reports", Reports())
+        throttle: StatsThrottle = self.__dict__.setdefault("appliance_throttle", StatsThrottle())
         requests = (*self.get_request_counts(), len(queue))
-        if not reports.is_due(requests, lookups.queries, time.monotonic()):
+        if not throttle.is_due(requests, lookups.queries, time.monotonic()):
             return None
         stats: SchedulerStats | None = make_stats(self, *arguments, **keywords)
         return stats

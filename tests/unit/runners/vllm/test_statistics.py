@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from appliance.domain.engine_metrics import EngineMetrics
-from appliance.runners.vllm.statistics import REPORT_INTERVAL, Reports, Statistics
+from appliance.runners.vllm.statistics import REPORT_INTERVAL, Statistics, StatsThrottle
 
 
 def scheduler(running: int = 0, waiting: int = 0, usage: float = 0.0, **prefixes: int) -> Any:
@@ -53,7 +53,7 @@ def test_steps_are_added_up_and_counted_once() -> None:
 
 
 def test_an_engine_without_requests_has_an_empty_batch() -> None:
-    """vLLM reports no step after the last request was aborted."""
+    """vLLM throttle no step after the last request was aborted."""
     statistics = Statistics()
     statistics.record(scheduler(1, 0, 0.5), iteration(3, 1))
     assert statistics.take(idle=False) is not None
@@ -62,23 +62,23 @@ def test_an_engine_without_requests_has_an_empty_batch() -> None:
 
 
 def test_the_scheduler_is_reported_when_its_requests_change() -> None:
-    reports = Reports()
-    assert not reports.is_due((0, 0, 0), 0, 0.1)
-    assert reports.is_due((1, 0, 0), 0, 0.2)
-    assert not reports.is_due((1, 0, 0), 0, 0.3)
-    assert reports.is_due((0, 0, 0), 0, 0.4)
+    throttle = StatsThrottle()
+    assert not throttle.is_due((0, 0, 0), 0, 0.1)
+    assert throttle.is_due((1, 0, 0), 0, 0.2)
+    assert not throttle.is_due((1, 0, 0), 0, 0.3)
+    assert throttle.is_due((0, 0, 0), 0, 0.4)
 
 
 def test_lookups_in_the_prefix_cache_are_reported_at_once() -> None:
-    reports = Reports()
-    assert reports.is_due((1, 0, 0), 10, 0.1)
-    assert reports.is_due((1, 0, 0), 12, 0.2)
-    assert not reports.is_due((1, 0, 0), 0, 0.3)
+    throttle = StatsThrottle()
+    assert throttle.is_due((1, 0, 0), 10, 0.1)
+    assert throttle.is_due((1, 0, 0), 12, 0.2)
+    assert not throttle.is_due((1, 0, 0), 0, 0.3)
 
 
 def test_the_use_of_the_kv_cache_is_reported_from_time_to_time() -> None:
-    reports = Reports()
-    assert reports.is_due((1, 0, 0), 0, 100.0)
-    assert not reports.is_due((1, 0, 0), 0, 100.0 + REPORT_INTERVAL / 2)
-    assert reports.is_due((1, 0, 0), 0, 100.0 + REPORT_INTERVAL)
-    assert not reports.is_due((1, 0, 0), 0, 100.0 + REPORT_INTERVAL * 1.5)
+    throttle = StatsThrottle()
+    assert throttle.is_due((1, 0, 0), 0, 100.0)
+    assert not throttle.is_due((1, 0, 0), 0, 100.0 + REPORT_INTERVAL / 2)
+    assert throttle.is_due((1, 0, 0), 0, 100.0 + REPORT_INTERVAL)
+    assert not throttle.is_due((1, 0, 0), 0, 100.0 + REPORT_INTERVAL * 1.5)
