@@ -18,15 +18,18 @@ import ray.serve  # noqa: E402, F401 - after pandas is hidden
 from ray.serve._private.cluster_node_info_cache import ClusterNodeInfoCache  # noqa: E402 - as above
 
 #: Seconds between two requests of Serve's controller for the list of nodes. Serve has no option for this, and
-#: asks ten times a second, which takes most of the processor time of an idle appliance. The only node is this
-#: machine, and the driver notices if its processes end.
+#: asks ten times a second. That is most of the time of its control loop. The only node is this machine, and
+#: the driver notices if its processes end.
 NODES_INTERVAL: Final = 1.0
 
 
-def at_most_every(
+def throttled(
     seconds: float, method: Callable[[Any], None], clock: Callable[[], float] = time.monotonic
 ) -> Callable[[Any], None]:
-    """Return ``method``, limited to one successful call per object in ``seconds``; others do nothing."""
+    """Return a method that calls ``method`` at most once in ``seconds`` for each object.
+
+    Other calls return at once. A call that raises is not counted.
+    """
 
     @functools.wraps(method)
     def limited(self: Any) -> None:
@@ -41,4 +44,4 @@ def at_most_every(
 
 if not hasattr(ClusterNodeInfoCache.update, "__wrapped__"):
     _cache: Any = ClusterNodeInfoCache
-    _cache.update = at_most_every(NODES_INTERVAL, _cache.update)
+    _cache.update = throttled(NODES_INTERVAL, _cache.update)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.serve._private.cluster_node_info_cache import DefaultClusterNodeInfoCache
 
-from appliance.cluster.ray_worker import at_most_every
+from appliance.cluster.ray_worker import throttled
 
 
 class Clock:
@@ -32,7 +32,7 @@ class Cache:
 
 def test_calls_within_the_interval_do_nothing() -> None:
     clock, cache, other = Clock(), Cache(), Cache()
-    update = at_most_every(1.0, Cache.update, clock)
+    update = throttled(1.0, Cache.update, clock)
     for clock.now in (5.0, 5.5, 5.9, 6.0, 6.5):
         update(cache)
     assert cache.updates == 2
@@ -42,7 +42,7 @@ def test_calls_within_the_interval_do_nothing() -> None:
 
 def test_a_failed_call_is_repeated() -> None:
     cache = Cache()
-    update = at_most_every(1.0, Cache.update, Clock())
+    update = throttled(1.0, Cache.update, Clock())
     cache.broken = True
     with pytest.raises(ConnectionError):
         update(cache)
