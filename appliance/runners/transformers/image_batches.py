@@ -37,15 +37,15 @@ class PreparedImage(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The input of one prediction, as tensors for the model; ``value`` is more about that input."""
+    """The input of one prediction, as tensors for the model."""
 
     request: TaskInput
     tensors: Mapping[str, torch.Tensor]
-    value: Any = None
+    value: Any = None  # task-specific data about the input
 
 
 #: Turns the outputs of the model for one image, and that image, into the result of its prediction.
-Finish = Callable[[TaskInput, Any, PreparedImage], TaskResult]
+Postprocess = Callable[[TaskInput, Any, PreparedImage], TaskResult]
 
 
 def prepare_image(
@@ -70,7 +70,7 @@ def shapes(tensors: Mapping[str, torch.Tensor]) -> Hashable:
     return tuple((name, tuple(each.shape)) for name, each in tensors.items())
 
 
-def joined(batch: list[Encoded]) -> dict[str, torch.Tensor]:
+def collate(batch: list[Encoded]) -> dict[str, torch.Tensor]:
     """Return the tensors of several predictions, which have the same shapes, as one batch."""
     import torch
 
@@ -80,16 +80,16 @@ def joined(batch: list[Encoded]) -> dict[str, torch.Tensor]:
 
 
 def compute_images(
-    loading: LoadRequest, model: Any, items: list[Prepared], finish: Finish
+    loading: LoadRequest, model: Any, items: list[Prepared], postprocess: Postprocess
 ) -> list[TaskResult | Exception]:
     """Compute the images of ``items``, which ``prepare_image`` has prepared."""
     import torch
 
     def compute(batch: list[Encoded]) -> list[TaskResult | Exception]:
         with torch.inference_mode():
-            outputs = model(**on_device(model, joined(batch)))
+            outputs = model(**on_device(model, collate(batch)))
         return [
-            outcome(partial(finish, each.request, of_one(outputs, row)), each.value)
+            outcome(partial(postprocess, each.request, outputs_of_row(outputs, row)), each.value)
             for row, each in enumerate(batch)
         ]
 
@@ -115,7 +115,7 @@ def _compute(
     items: Sequence[Encoded | Exception],
     compute: Callable[[list[Encoded]], Sequence[TaskResult | Exception]],
 ) -> list[TaskResult | Exception]:
-    """Return the result of each item. Items that are cancelled meanwhile are left out: theirs are empty."""
+    """Return the result of each item. A cancelled item is not computed, and its result is empty."""
     found: list[TaskResult | Exception] = [
         each if isinstance(each, Exception) else TaskResult(None) for each in items
     ]
@@ -124,9 +124,9 @@ def _compute(
         if isinstance(each, Encoded):
             groups.setdefault(shapes(each.tensors), {})[number] = each
     for group in groups.values():
-        # The image is the largest tensor, and has three numbers for each pixel.
-        numbers_of_one = max(each.numel() for each in next(iter(group.values())).tensors.values())
-        size = max(1, min(loading.max_batch, 3 * _BATCH_PIXELS // numbers_of_one))
+        # The image is the largest tensor, with three values per pixel.
+        values_of_one = max(each.numel() for each in next(iter(group.values())).tensors.values())
+        size = max(1, min(loading.max_batch, 3 * _BATCH_PIXELS // values_of_one))
         numbers = list(group)
         for at in range(0, len(numbers), size):
             batch = {
@@ -140,7 +140,7 @@ def _compute(
     return found
 
 
-def of_one(outputs: Any, row: int) -> Any:
+def outputs_of_row(outputs: Any, row: int) -> Any:
     """Return the outputs for one image of a batch, as an object of the same type."""
     import torch
 

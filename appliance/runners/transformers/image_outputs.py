@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from appliance.domain.errors import PredictionFailed
 from appliance.runners import images
 from appliance.runners.transformers.image_batches import (
-    Finish,
+    Postprocess,
     PreparedImage,
     compute_images,
     on_cpu,
@@ -177,7 +177,7 @@ def image_segmentation(loading: LoadRequest) -> BatchCompute:
     """Find the regions of an image; the mask of each has the size of the image."""
     model = _segmentation_model(loading)
 
-    def finish(request: TaskInput, outputs: Any, image: PreparedImage) -> TaskResult:
+    def postprocess(request: TaskInput, outputs: Any, image: PreparedImage) -> TaskResult:
         request.folder.mkdir(parents=True, exist_ok=True)
         segments = model.segments(outputs, image.scaled, request.input.get("threshold"))
         output: list[dict[str, Any]] = []
@@ -192,14 +192,14 @@ def image_segmentation(loading: LoadRequest) -> BatchCompute:
             output.append({"label": segment.label, "score": segment.score, "box": sides, "mask": file})
         return TaskResult(output)
 
-    return _segmenting(loading, model, finish)
+    return _segmenting(loading, model, postprocess)
 
 
 def background_removal(loading: LoadRequest) -> BatchCompute:
     """Cut the foreground out of an image, with a model that segments images."""
     model = _segmentation_model(loading)
 
-    def finish(request: TaskInput, outputs: Any, image: PreparedImage) -> TaskResult:
+    def postprocess(request: TaskInput, outputs: Any, image: PreparedImage) -> TaskResult:
         import numpy as np
 
         keep = request.input.get("labels")
@@ -215,12 +215,14 @@ def background_removal(loading: LoadRequest) -> BatchCompute:
         _composed(whole, _as_image(shares * 255, image.size), request.input["background_type"]).save(file)
         return TaskResult(file)
 
-    return _segmenting(loading, model, finish)
+    return _segmenting(loading, model, postprocess)
 
 
-def _segmenting(loading: LoadRequest, model: _SemanticModel | _ObjectModel, finish: Finish) -> BatchCompute:
+def _segmenting(
+    loading: LoadRequest, model: _SemanticModel | _ObjectModel, postprocess: Postprocess
+) -> BatchCompute:
     return BatchCompute(
-        lambda items: compute_images(loading, model.model, items, finish),
+        lambda items: compute_images(loading, model.model, items, postprocess),
         partial(prepare_image, model.process, scale=_small),
     )
 
@@ -284,7 +286,7 @@ def depth_estimation(loading: LoadRequest) -> BatchCompute:
     model = load_model(loading, "AutoModelForDepthEstimation")
     processor = load_image_processor(loading)
 
-    def finish(request: TaskInput, outputs: Any, image: PreparedImage) -> TaskResult:
+    def postprocess(request: TaskInput, outputs: Any, image: PreparedImage) -> TaskResult:
         import numpy as np
         from PIL import Image as Images
 
@@ -301,7 +303,7 @@ def depth_estimation(loading: LoadRequest) -> BatchCompute:
         return TaskResult({"grey_depth": grey, "depth_16_bits": exact, "minimum": low, "maximum": high})
 
     return BatchCompute(
-        lambda items: compute_images(loading, model, items, finish),
+        lambda items: compute_images(loading, model, items, postprocess),
         partial(prepare_image, partial(processor, return_tensors="pt")),
     )
 

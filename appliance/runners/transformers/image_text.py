@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import images
-from appliance.runners.transformers.image_batches import Encoded, compute_encoded, joined, of_one, shapes
+from appliance.runners.transformers.image_batches import (
+    Encoded,
+    collate,
+    compute_encoded,
+    outputs_of_row,
+    shapes,
+)
 from appliance.runners.transformers.loading import (
     BatchCompute,
     LoadRequest,
@@ -234,8 +240,8 @@ def zero_shot_object_detection(loading: LoadRequest) -> BatchCompute:
 
     def compute(batch: list[Encoded]) -> list[TaskResult]:
         with torch.inference_mode():
-            outputs = model(**on_device(model, joined(batch)))
-        return [result(each, of_one(outputs, row)) for row, each in enumerate(batch)]
+            outputs = model(**on_device(model, collate(batch)))
+        return [result(each, outputs_of_row(outputs, row)) for row, each in enumerate(batch)]
 
     return BatchCompute(lambda items: compute_encoded(loading, items, encode, compute))
 

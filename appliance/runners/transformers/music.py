@@ -43,11 +43,11 @@ def text_to_audio(loading: LoadRequest) -> Compute:
     """
     from transformers import AutoTokenizer
 
-    kind = model_type(loading)
-    if kind not in _MODEL_TYPES:
+    type_name = model_type(loading)
+    if type_name not in _MODEL_TYPES:
         raise LoadFailed(
-            f"text-to-audio supports the model types {' and '.join(_MODEL_TYPES)}, not {kind!r}; for models "
-            "that speak, use the task text-to-speech"
+            f"text-to-audio supports the model types {' and '.join(_MODEL_TYPES)}, not {type_name!r}; for "
+            "models that speak, use the task text-to-speech"
         )
     model = load_model(loading, "AutoModelForTextToWaveform")
     tokenizer = load_processor(AutoTokenizer, loading)
@@ -61,7 +61,7 @@ def text_to_audio(loading: LoadRequest) -> Compute:
         inputs: dict[str, Any] = dict(tokenizer([input["prompt"]], return_tensors="pt"))
         prompt_tokens = 0
         if input.get("input_audio") is not None:
-            start = _audio_to_continue(input, kind, model)
+            start = _audio_to_continue(input, type_name, model)
             prompt_tokens = math.ceil(start.shape[-1] / codec.sampling_rate * codec.frame_rate)
             inputs["input_values"] = start
         seed = input.get("seed", -1)
@@ -75,7 +75,7 @@ def text_to_audio(loading: LoadRequest) -> Compute:
             **on_device(model, inputs),
             **_sampling(input),
             max_new_tokens=tokens - prompt_tokens + delay,
-            stopping_criteria=_watched(request.cancelled, prompt_tokens, tokens + delay),
+            stopping_criteria=_progress_criterion(request.cancelled, prompt_tokens, tokens + delay),
         )
         samples = values[0].float().cpu().numpy()[:, : round(input["duration"] * codec.sampling_rate)]
         request.folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def _sampling(input: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _audio_to_continue(input: Mapping[str, Any], kind: str, model: Any) -> torch.Tensor:
+def _audio_to_continue(input: Mapping[str, Any], type_name: str, model: Any) -> torch.Tensor:
     """Return the samples of ``input_audio`` in the shape (1, channels, samples).
 
     Raises:
@@ -107,7 +107,7 @@ def _audio_to_continue(input: Mapping[str, Any], kind: str, model: Any) -> torch
     """
     import torch
 
-    if not _MODEL_TYPES[kind]:
+    if not _MODEL_TYPES[type_name]:
         raise PredictionFailed(
             "input.input_audio: MusicGen Melody cannot continue audio, and following the melody of "
             "input_audio is not supported: leave this input out, or use MusicGen or MusicGen Stereo"
@@ -123,11 +123,12 @@ def _audio_to_continue(input: Mapping[str, Any], kind: str, model: Any) -> torch
     return torch.from_numpy(samples).expand(1, channels, -1)
 
 
-def _watched(cancelled: threading.Event, done: int, total: int) -> Any:
-    """Return a stopping criterion for ``generate`` that stops nothing, but raises an error after a cancel.
+def _progress_criterion(cancelled: threading.Event, done: int, total: int) -> Any:
+    """Return a ``StoppingCriteria`` that prints the progress.
 
-    It also prints the progress. ``done`` and ``total`` are the tokens of one codebook at the start and at the
-    end. MusicGen cannot decode audio that ends early.
+    It raises ``PredictionFailed`` once the prediction is cancelled. It never ends the generation itself,
+    because MusicGen cannot decode audio that ends early. ``done`` and ``total`` are the tokens of one
+    codebook at the start and at the end.
     """
     import torch
     from transformers import StoppingCriteriaList

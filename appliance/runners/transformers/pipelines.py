@@ -148,11 +148,11 @@ def text_to_speech(loading: LoadRequest) -> Compute:
 def image_classification(loading: LoadRequest) -> BatchCompute:
     pipe = _image_pipeline(loading, "image-classification", "AutoModelForImageClassification")
 
-    def finish(request: TaskInput, outputs: Any, _: PreparedImage) -> TaskResult:
+    def postprocess(request: TaskInput, outputs: Any, _: PreparedImage) -> TaskResult:
         return TaskResult(_labels(pipe.postprocess(on_cpu(outputs), top_k=request.input["top_k"])))
 
     return BatchCompute(
-        lambda items: compute_images(loading, pipe.model, items, finish),
+        lambda items: compute_images(loading, pipe.model, items, postprocess),
         partial(prepare_image, pipe.preprocess),
     )
 
@@ -163,7 +163,7 @@ def object_detection(loading: LoadRequest) -> BatchCompute:
 
     pipe = _image_pipeline(loading, "object-detection", "AutoModelForObjectDetection")
 
-    def finish(request: TaskInput, outputs: Any, image: PreparedImage) -> TaskResult:
+    def postprocess(request: TaskInput, outputs: Any, image: PreparedImage) -> TaskResult:
         outputs = on_cpu(outputs)
         width, height = image.size
         outputs["target_size"] = torch.IntTensor([[height, width]])
@@ -175,7 +175,7 @@ def object_detection(loading: LoadRequest) -> BatchCompute:
         return TaskResult(sorted(boxes, key=lambda box: -box["score"]))
 
     return BatchCompute(
-        lambda items: compute_images(loading, pipe.model, items, finish),
+        lambda items: compute_images(loading, pipe.model, items, postprocess),
         partial(prepare_image, partial(pipe.image_processor, return_tensors="pt")),
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import images
-from appliance.runners.transformers.image_batches import Encoded, compute_encoded, joined
+from appliance.runners.transformers.image_batches import Encoded, collate, compute_encoded
 from appliance.runners.transformers.loading import (
     BatchCompute,
     LoadRequest,
@@ -73,11 +73,14 @@ def _image_to_text(loading: LoadRequest, question: str) -> BatchCompute:
         start = batch[0].tensors["input_ids"].shape[1] if chats else 0
         return _texts(model, tokenizer, batch, start)
 
-    return BatchCompute(lambda items: compute_encoded(loading, items, encode, compute), _with_same_limits)
+    return BatchCompute(lambda items: compute_encoded(loading, items, encode, compute), _prepare)
 
 
-def _with_same_limits(request: TaskInput) -> Prepared:
-    """Return a prediction that shares a batch with those that have the same arguments of ``generate``."""
+def _prepare(request: TaskInput) -> Prepared:
+    """Prepare a prediction for batching.
+
+    Predictions share a batch if ``max_new_tokens`` and ``num_beams`` are equal.
+    """
     return Prepared(request, (request.input["max_new_tokens"], request.input.get("num_beams")))
 
 
@@ -86,7 +89,7 @@ def _texts(model: Any, tokenizer: Any, batch: list[Encoded], start: int = 0) -> 
 
     ``start`` is the number of tokens of the prompt, which the model repeats before a text.
     """
-    tokens = _generate(model, joined(batch), [each.request for each in batch])
+    tokens = _generate(model, collate(batch), [each.request for each in batch])
     found = []
     for row in tokens:
         made = _without_final_padding(row[start:], model, tokenizer)
@@ -144,10 +147,10 @@ def visual_question_answering(loading: LoadRequest) -> BatchCompute:
         if kind == "blip":
             return _texts(model, processor.tokenizer, batch)
         with torch.inference_mode():
-            best = model(**on_device(model, joined(batch))).logits.argmax(-1).tolist()
+            best = model(**on_device(model, collate(batch))).logits.argmax(-1).tolist()
         return [TaskResult(model.config.id2label[each]) for each in best]
 
-    return BatchCompute(lambda items: compute_encoded(loading, items, encode, compute), _with_same_limits)
+    return BatchCompute(lambda items: compute_encoded(loading, items, encode, compute), _prepare)
 
 
 def translation(loading: LoadRequest) -> BatchCompute:

@@ -34,7 +34,7 @@ def batches(items: Sequence[Prepared], most: int) -> tuple[list[list[int]], list
 
     def compute(batch: list[Encoded]) -> list[TaskResult]:
         numbers = [each.request.input["number"] for each in batch]
-        assert image_batches.joined(batch)["pixel_values"].shape[0] == len(batch)
+        assert image_batches.collate(batch)["pixel_values"].shape[0] == len(batch)
         seen.append(numbers)
         return [TaskResult(number) for number in numbers]
 
