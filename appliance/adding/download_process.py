@@ -18,7 +18,7 @@ from rich.progress import Progress, TaskID
 from appliance import weights
 from appliance.adding.pending import Pending
 from appliance.domain.errors import ApplianceError
-from appliance.runners.adapters import with_adapters
+from appliance.runners.adapters import with_downloads
 
 _INTERVAL: Final = 0.2  # seconds between two lines about the same step
 
@@ -76,7 +76,7 @@ def main(home: Path, pending: Pending, mark: str) -> Line:
     """Download the weights, and check that the model's options can be completed from them."""
     model = pending.config()
     try:
-        for each in with_adapters([model]):
+        for each in with_downloads([model]):
             weights.prepare(home, each, _Lines(each.name, mark))
         with weights.as_weights_errors(model.name):
             weights.complete_options(home, model)

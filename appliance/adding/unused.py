@@ -13,7 +13,7 @@ from appliance.adding import pending
 from appliance.builds import environments, git, project_image
 from appliance.config import CogModel, Config, GitSource, HubSource, ImageSource, PypiSource
 from appliance.domain.errors import ApplianceError, Conflict, WeightsError
-from appliance.runners.adapters import with_adapters
+from appliance.runners.adapters import with_downloads
 from appliance.weights import folder, locations
 
 _KINDS: Final = ("hub", "pypi", "local", "git", "image", "adapters")
@@ -38,7 +38,7 @@ def unused(home: Path, configs: Callable[[], Iterable[Config]]) -> list[Unused]:
     used: set[Path | None] = set()
     kinds = set(_KINDS)
     added = [each.config() for each in pending.read_all(home)]
-    for model in with_adapters([*added, *(model for config in configs() for model in config.models)]):
+    for model in with_downloads([*added, *(model for config in configs() for model in config.models)]):
         used.add(environments.folder(home, model))
         if isinstance(model.source, GitSource):
             used.add(git.folder(home, model.source))

@@ -286,11 +286,11 @@ def _pull(home: Path, model: ModelConfig) -> None:
     )
 
     from appliance import weights
-    from appliance.runners.adapters import with_adapters
+    from appliance.runners.adapters import with_downloads
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns) as progress:
-        for each in with_adapters([model]):
+        for each in with_downloads([model]):
             weights.prepare(home, each, progress)
     with weights.as_weights_errors(model.name):
         weights.complete_options(home, model)  # raises if the weights are not of this kind

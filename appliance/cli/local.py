@@ -322,7 +322,7 @@ def pull(
     )
 
     from appliance import weights
-    from appliance.runners.adapters import with_adapters
+    from appliance.runners.adapters import with_downloads
 
     checked = load_config(config)
     chosen = _chosen(checked, models or [])
@@ -330,7 +330,7 @@ def pull(
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     failed = []
     with Progress(TextColumn("{task.description}"), *columns) as progress:
-        for model in with_adapters(chosen):
+        for model in with_downloads(chosen):
             try:
                 weights.prepare(home_folder(home, checked), model, progress)
             except WeightsError as error:

@@ -32,7 +32,7 @@ from appliance.gateway.listener import socket_address
 from appliance.gateway.sign_on import discover
 from appliance.machine import landlock
 from appliance.runners import KINDS
-from appliance.runners.adapters import with_adapters
+from appliance.runners.adapters import with_downloads
 
 FILES: Final = 4096  # open files; each client and each replica needs several
 _FIX: Final = "appliance doctor --fix"
@@ -268,7 +268,7 @@ def shared_memory(mount: Path) -> CheckResult:
 
 def downloads(config: Config, home: Path) -> Iterator[CheckResult]:
     """Check for each model whether its weights are downloaded, and its environment is built."""
-    for model in with_adapters(config.models):
+    for model in with_downloads(config.models):
         if model.environment is not None:
             yield _environment(model, home)
         if model.source is None:

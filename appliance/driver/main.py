@@ -47,7 +47,7 @@ from appliance.gateway.settings import GatewaySettings, client_files
 from appliance.machine.processes import kill_marked
 from appliance.observability import logs
 from appliance.runners import KINDS, hidden_packages, preloaded_modules
-from appliance.runners.adapters import with_adapters
+from appliance.runners.adapters import with_downloads
 from appliance.runners.child_environment import take_secrets
 from appliance.store import Store
 from appliance.worker.cleanup import kill_leftover_workers
@@ -179,7 +179,7 @@ def pull_missing(config: Config, home: Path, console: Console) -> None:
     """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        for model in with_adapters(config.models):
+        for model in with_downloads(config.models):
             try:
                 if not weights.is_prepared(home, model):
                     weights.prepare(home, model, progress)

@@ -114,11 +114,14 @@ def adapters_of(model: ModelConfig) -> tuple[AdapterConfig, ...]:
     return model.adapters if isinstance(model, AdaptableModel) else ()
 
 
-def with_adapters(models: Iterable[ModelConfig]) -> Iterator[ModelConfig]:
-    """Yield each model, its components and its adapters: everything whose weights are downloaded."""
+def with_downloads(models: Iterable[ModelConfig]) -> Iterator[ModelConfig]:
+    """Yield each model, and each of its ControlNets, IP-Adapters and LoRA adapters.
+
+    That is everything whose weights are downloaded.
+    """
     for model in models:
         yield model
-        yield from model.component_weights.values()
+        yield from model.extra_weights.values()
         yield from (adapter.as_model for adapter in adapters_of(model))
 
 

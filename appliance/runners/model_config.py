@@ -295,8 +295,11 @@ class ModelConfig(Section):
         return None
 
     @property
-    def component_weights(self) -> Mapping[str, ModelConfig]:
-        """Further weights that the model loads: models that have only a source, by key in models.yaml."""
+    def extra_weights(self) -> Mapping[str, ModelConfig]:
+        """Sources of further weights that the model loads, such as ControlNets, by their key in models.yaml.
+
+        Each is a ``ModelConfig`` of which only ``name`` and ``source`` are set.
+        """
         return {}
 
     @property

@@ -60,15 +60,15 @@ class Options(Section):
         """
         return self
 
-    def with_components(self, paths: Mapping[str, Path], size: WeightSize) -> Options:
-        """Return these options with the weights of ``ModelConfig.component_weights``.
+    def with_extra_weights(self, paths: Mapping[str, Path], size: WeightSize) -> Options:
+        """Return these options with the weights of ``ModelConfig.extra_weights``.
 
         Args:
-            paths: folder or file of each component, by its key in models.yaml.
-            size: size of the weights of all components together.
+            paths: folder or file of each of these weights, by its key in models.yaml.
+            size: total size of all these weights.
 
         Raises:
-            WeightsError: the weights of a component are missing or cannot be used.
+            WeightsError: some of these weights are missing or cannot be used.
         """
         raise NotImplementedError
 

@@ -25,7 +25,7 @@ def complete_options(home: Path, model: ModelConfig) -> ModelConfig:
     if model.source is None:
         return model
     options = model.options.completed(locations.folder(home, model))
-    if components := model.component_weights:
-        paths = {key: locations.folder(home, component) for key, component in components.items()}
-        options = options.with_components(paths, total_size(map(weight_size_of, paths.values())))
+    if extra := model.extra_weights:
+        paths = {key: locations.folder(home, weights) for key, weights in extra.items()}
+        options = options.with_extra_weights(paths, total_size(map(weight_size_of, paths.values())))
     return model.model_copy(update={"options": options})

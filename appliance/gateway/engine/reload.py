@@ -24,7 +24,7 @@ from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Engine
 from appliance.machine import Device
 from appliance.runners import preloaded_modules
-from appliance.runners.adapters import with_adapters
+from appliance.runners.adapters import with_downloads
 from appliance.store import Store, VersionRow
 
 _log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Reload:
     async def _fetch(self, config: Config) -> dict[str, str]:
         """Download weights, build projects and environments; return the failed models with their reasons."""
         failed: dict[str, str] = {}
-        for model in with_adapters(config.models):
+        for model in with_downloads(config.models):
             try:
                 if weights.is_prepared(self.home, model):
                     continue

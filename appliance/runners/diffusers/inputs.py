@@ -14,10 +14,10 @@ from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.runners import audio
 from appliance.runners.diffusers.pipeline import (
-    CONDITIONED,
-    SEVERAL_IMAGES,
+    FRAME_CONDITIONS,
+    MULTI_IMAGE_ARGUMENTS,
     Argument,
-    Controlled,
+    ControlNetPipelines,
     Pipeline,
     PipelineCall,
 )
@@ -147,7 +147,7 @@ def _prompts(pipeline: Pipeline) -> dict[str, Any]:
 
 def _images(pipeline: Pipeline) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
-    if pipeline.call.name in SEVERAL_IMAGES:
+    if pipeline.call.name in MULTI_IMAGE_ARGUMENTS:
         inputs["image"] = {**FILE, "description": "Image to edit; comes before those of image_input"}
         inputs["image_input"] = {
             "type": "array",
@@ -167,7 +167,7 @@ def _images(pipeline: Pipeline) -> dict[str, Any]:
     calls = [
         call
         for call in (pipeline.call, pipeline.with_image, pipeline.with_mask)
-        if call is not None and call.name not in CONDITIONED
+        if call is not None and call.name not in FRAME_CONDITIONS
     ]
     if has_last_image(pipeline):
         inputs["last_image"] = {**FILE, "description": "Image to end with; needs image"}
@@ -272,7 +272,11 @@ def _other_arguments(call: PipelineCall) -> dict[str, Any]:
     """Return schemas for further arguments that are images, numbers, texts or booleans."""
     inputs: dict[str, Any] = {}
     for name, argument in call.arguments.items():
-        if argument.type is None or name in {*_NO_INPUTS, call.duration, SEVERAL_IMAGES.get(call.name)}:
+        if argument.type is None or name in {
+            *_NO_INPUTS,
+            call.duration,
+            MULTI_IMAGE_ARGUMENTS.get(call.name),
+        }:
             continue
         described = f"{name} of diffusers' {call.name}"
         if argument.type == "image":
@@ -343,7 +347,7 @@ def _format(output: str) -> dict[str, Any]:
 def has_last_image(pipeline: Pipeline) -> bool:
     """Return whether the pipeline can end a video with an image."""
     calls = [call for call in (pipeline.call, pipeline.with_image) if call is not None]
-    return any(call.name in CONDITIONED or "last_image" in call.arguments for call in calls)
+    return any(call.name in FRAME_CONDITIONS or "last_image" in call.arguments for call in calls)
 
 
 def other_images(call: PipelineCall) -> list[str]:
@@ -352,21 +356,27 @@ def other_images(call: PipelineCall) -> list[str]:
 
 
 def call_for(
-    pipeline: Pipeline, *, image: bool, mask: bool, controlled: Controlled | None = None
+    pipeline: Pipeline, *, image: bool, mask: bool, controlnet_pipelines: ControlNetPipelines | None = None
 ) -> PipelineCall:
     """Return the pipeline class for a prediction; ``image`` and ``mask``: whether its input has them.
 
-    ``controlled`` has the classes with ControlNets, if the input has control images.
+    ``controlnet_pipelines`` are those of the model, if the input has control images.
 
     Raises:
         PredictionFailed: the input has a mask but no image, or an image that the ControlNets do not support.
     """
-    if pipeline.call.name in SEVERAL_IMAGES:
+    if pipeline.call.name in MULTI_IMAGE_ARGUMENTS:
         return pipeline.call
     if mask and not image:
         raise PredictionFailed("input.mask: a mask needs an image; set input.image too")
-    if controlled is not None:
-        call = controlled.with_mask if mask else controlled.with_image if image else controlled.call
+    if controlnet_pipelines is not None:
+        call = (
+            controlnet_pipelines.with_mask
+            if mask
+            else controlnet_pipelines.with_image
+            if image
+            else controlnet_pipelines.call
+        )
         if call is None:
             name = "mask" if mask else "image"
             raise PredictionFailed(

@@ -15,9 +15,9 @@ from appliance.domain.section import subsection
 from appliance.domain.values import GIB, KIB, FilePath
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.adapters import AdaptableModel
-from appliance.runners.diffusers import components, quantization
+from appliance.runners.diffusers import controlnets, quantization
 from appliance.runners.diffusers import pipeline as pipelines
-from appliance.runners.diffusers.components import ComponentSource, IpAdapter
+from appliance.runners.diffusers.controlnets import ComponentSource, IpAdapter
 from appliance.runners.diffusers.quantization import GGUF, GgufFiles, Quantization
 from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import TORCH_RESIDUE, Options, in_dtype
@@ -167,18 +167,18 @@ class DescribedDiffusersOptions(DiffusersOptions):
     """``DiffusersOptions`` plus the description of the pipeline, which users cannot set."""
 
     UNVERSIONED = DiffusersOptions.UNVERSIONED | {
-        *("pipeline", "shares", "controlled", "component_paths", "component_size"),
+        *("pipeline", "shares", "controlnet_pipelines", "extra_weight_paths", "extra_weight_size"),
     }
 
     pipeline: dict[str, Any]  # fields of ``runners.diffusers.pipeline.Pipeline``
     #: Share of the bytes of all weights, by the name of each component that is quantized.
     shares: dict[str, float] = Field(default={}, exclude_if=operator.not_)
-    #: Fields of ``runners.diffusers.pipeline.Controlled``; empty without ControlNets.
-    controlled: dict[str, Any] = Field(default={}, exclude_if=operator.not_)
+    #: Fields of ``runners.diffusers.pipeline.ControlNetPipelines``; empty without ControlNets.
+    controlnet_pipelines: dict[str, Any] = Field(default={}, exclude_if=operator.not_)
     #: Folder or file of each ControlNet, IP-Adapter and image encoder, by its key in models.yaml.
-    component_paths: dict[str, str] = Field(default={}, exclude_if=operator.not_)
-    #: Fields of the ``WeightSize`` of all these together.
-    component_size: tuple[int, int | None, bool] | None = Field(
+    extra_weight_paths: dict[str, str] = Field(default={}, exclude_if=operator.not_)
+    #: Total size of the files in ``extra_weight_paths``: the fields of ``WeightSize``.
+    extra_weight_size: tuple[int, int | None, bool] | None = Field(
         default=None, strict=False, exclude_if=lambda value: value is None
     )
 
@@ -187,46 +187,47 @@ class DescribedDiffusersOptions(DiffusersOptions):
         batched = self.pipeline["call"]["name"] in pipelines.BATCHED and self.ip_adapter is None
         return (self.max_batch or self.max_outputs) if batched else 1
 
-    def with_components(self, paths: Mapping[str, Path], size: WeightSize) -> DescribedDiffusersOptions:
+    def with_extra_weights(self, paths: Mapping[str, Path], size: WeightSize) -> DescribedDiffusersOptions:
         name = self.pipeline["call"]["name"]
         for key, path in paths.items():
             if not path.exists():
                 raise WeightsError(
                     f"{key}: {path} does not exist: correct the source, or run `appliance pull`"
                 )
-        if self.ip_adapter is not None and name not in components.WITH_IP_ADAPTER:
-            known = " and ".join(sorted(components.WITH_IP_ADAPTER))
+        if self.ip_adapter is not None and name not in controlnets.WITH_IP_ADAPTER:
+            known = " and ".join(sorted(controlnets.WITH_IP_ADAPTER))
             raise WeightsError(f"options.ip_adapter is supported with {known}, not with {name}: remove it")
-        found = pipelines.controlled(name)
-        for key in (f"{components.CONTROLNETS}.{each}" for each in self.controlnets):
-            kind = components.controlnet_class(key, paths[key])
+        found = pipelines.controlnet_pipelines(name)
+        for key in (f"{controlnets.CONTROLNETS}.{each}" for each in self.controlnets):
+            controlnet_class = controlnets.controlnet_class(key, paths[key])
             if found is None:
                 raise WeightsError(
                     f"options.controlnets: {name} is not supported, only Stable Diffusion, SDXL and FLUX.1 "
                     "are: remove the option"
                 )
-            if kind != found.controlnet:
+            if controlnet_class != found.controlnet:
                 raise WeightsError(
-                    f"{key} has a {kind}, but {name} needs a {found.controlnet}: correct the source"
+                    f"{key} has a {controlnet_class}, but {name} needs a {found.controlnet}: correct the "
+                    "source"
                 )
         located = dict(paths)
-        if components.IP_ADAPTER in located:
-            located[components.IP_ADAPTER] = components.weights_file(
-                components.IP_ADAPTER, located[components.IP_ADAPTER]
+        if controlnets.IP_ADAPTER in located:
+            located[controlnets.IP_ADAPTER] = controlnets.weights_file(
+                controlnets.IP_ADAPTER, located[controlnets.IP_ADAPTER]
             )
         described = {
-            "controlled": msgspec.to_builtins(found) if self.controlnets else {},
-            "component_paths": {key: str(path) for key, path in located.items()},
-            "component_size": tuple(size),
+            "controlnet_pipelines": msgspec.to_builtins(found) if self.controlnets else {},
+            "extra_weight_paths": {key: str(path) for key, path in located.items()},
+            "extra_weight_size": tuple(size),
         }
         return self.model_copy(update=described)
 
     def _loaded(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         loaded = super()._loaded(weights, device)
-        if self.component_size is None:
+        if self.extra_weight_size is None:
             return loaded
         dtype = "bfloat16" if self.dtype == "auto" and device == "cuda" else self.dtype
-        return loaded + in_dtype(WeightSize(*self.component_size), dtype, device)
+        return loaded + in_dtype(WeightSize(*self.extra_weight_size), dtype, device)
 
     def _quantized(self, loaded: int, bits: int) -> int:
         quantized = loaded
@@ -262,12 +263,14 @@ class DiffusersModel(AdaptableModel):
         return self.options.variant
 
     @property
-    def component_weights(self) -> Mapping[str, ModelConfig]:
+    def extra_weights(self) -> Mapping[str, ModelConfig]:
         options = self.options
-        sources = {f"{components.CONTROLNETS}.{name}": source for name, source in options.controlnets.items()}
+        sources = {
+            f"{controlnets.CONTROLNETS}.{name}": source for name, source in options.controlnets.items()
+        }
         if options.ip_adapter is not None:
-            sources[components.IP_ADAPTER] = options.ip_adapter.weights
-            sources[components.IMAGE_ENCODER] = options.ip_adapter.image_encoder
+            sources[controlnets.IP_ADAPTER] = options.ip_adapter.weights
+            sources[controlnets.IMAGE_ENCODER] = options.ip_adapter.image_encoder
         return {
             key: ModelConfig.model_construct(name=f"{self.name}, {key}", kind="component", source=source)
             for key, source in sources.items()

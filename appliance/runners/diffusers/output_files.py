@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _FORMATS: Final = {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}
-_AUDIO_PARTS: Final = ("vocoder", "vae", "unet")  # whose config has the samples/s of audio
+_AUDIO_PARTS: Final = (
+    "vocoder",
+    "vae",
+    "unet",
+)  # pipeline components whose config may have the sampling rate
 
 
-class Sound(NamedTuple):
-    """Generated audio, alone or of a video."""
+class Audio(NamedTuple):
+    """Generated audio: the whole output, or the sound track of a video."""
 
     samples: audio.Samples  # from -1 to 1, one row for each of one or two channels
     rate: int  # samples per second
@@ -27,7 +31,7 @@ class Sound(NamedTuple):
         return float(self.samples.shape[1] / self.rate)
 
 
-def sound_of_audio(result: Any, pipe: Any) -> Sound:
+def audio_of(result: Any, pipe: Any) -> Audio:
     """Return the audio in the result of a pipeline for audio.
 
     Raises:
@@ -42,16 +46,16 @@ def sound_of_audio(result: Any, pipe: Any) -> Sound:
         raise PredictionFailed(
             f"the configs of {type(pipe).__name__} have no sampling rate; use another model"
         )
-    return Sound(np.atleast_2d(np.asarray(result.audios[0], dtype=np.float32)), int(rate))
+    return Audio(np.atleast_2d(np.asarray(result.audios[0], dtype=np.float32)), int(rate))
 
 
-def sound_of_video(result: Any, pipe: Any) -> Sound | None:
-    """Return the sound in the result of a pipeline with a vocoder, such as LTX-2; None for others."""
+def sound_track_of(result: Any, pipe: Any) -> Audio | None:
+    """Return the sound track in the result of a pipeline with a vocoder, such as LTX-2; None for others."""
     sound, vocoder = getattr(result, "audio", None), getattr(pipe, "vocoder", None)
     if sound is None or vocoder is None:
         return None
     samples = sound[0].float().cpu().clamp(-1, 1).numpy()
-    return Sound(samples.reshape(-1, samples.shape[-1]), int(vocoder.config.output_sampling_rate))
+    return Audio(samples.reshape(-1, samples.shape[-1]), int(vocoder.config.output_sampling_rate))
 
 
 def write_images(made: list[Image], input: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -65,14 +69,14 @@ def write_images(made: list[Image], input: Mapping[str, Any], folder: Path) -> l
     return files
 
 
-def write_audio(sound: Sound, input: Mapping[str, Any], folder: Path) -> Path:
+def write_audio(sound: Audio, input: Mapping[str, Any], folder: Path) -> Path:
     """Write an audio file in the format that ``input`` names."""
     file = folder / f"output.{input['output_format']}"
     audio.write(file, sound.samples, sound.rate)
     return file
 
 
-def write_video(frames: list[Image], sound: Sound | None, input: Mapping[str, Any], folder: Path) -> Path:
+def write_video(frames: list[Image], sound: Audio | None, input: Mapping[str, Any], folder: Path) -> Path:
     """Write an MP4 file in H.264 and AAC, which every browser plays, or an animated GIF without sound."""
     rate, suffix = input["fps"], input["output_format"]
     file = folder / f"output.{suffix}"

@@ -45,9 +45,9 @@ BATCHED: Final = frozenset(
         *("Flux", "FluxImg2Img", "FluxInpaint"),
     )
 )
-#: Pipelines that make one output from several input images -> the argument that accepts a list of images.
-#: Other pipelines treat a list as a batch.
-SEVERAL_IMAGES: Final = {
+#: Pipelines that combine several input images -> name of the argument that takes the list. Other pipelines
+#: treat a list as a batch.
+MULTI_IMAGE_ARGUMENTS: Final = {
     "BriaFibo2Pipeline": "image",
     "BriaFiboEditPipeline": "image",
     "Flux2Pipeline": "image",
@@ -71,7 +71,7 @@ class FrameCondition(NamedTuple):
 
 
 #: Pipelines that get images as frames of the video.
-CONDITIONED: Final = {
+FRAME_CONDITIONS: Final = {
     "LTXConditionPipeline": FrameCondition("LTXVideoCondition", "image", "frame_index", latent=False),
     "LTX2ConditionPipeline": FrameCondition("LTX2VideoCondition", "frames", "index", latent=True),
 }
@@ -129,8 +129,8 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     safety_checker: bool = False
 
 
-class Controlled(msgspec.Struct, frozen=True, kw_only=True):
-    """Pipeline classes for the same weights and ControlNets."""
+class ControlNetPipelines(msgspec.Struct, frozen=True, kw_only=True):
+    """Pipeline classes that run the same weights together with ControlNets."""
 
     controlnet: str  # class of the ControlNets
     call: PipelineCall
@@ -138,8 +138,8 @@ class Controlled(msgspec.Struct, frozen=True, kw_only=True):
     with_mask: PipelineCall | None = None  # class that repaints a part of an image
 
 
-def controlled(name: str) -> Controlled | None:
-    """Return the classes for the pipeline ``name`` and ControlNets; None if there are none."""
+def controlnet_pipelines(name: str) -> ControlNetPipelines | None:
+    """Return the classes that run the weights of ``name`` with ControlNets; None if there are none."""
     keys = [key for key, found in _tables()[_TEXT_ONLY[0]].items() if found == name and key in _CONTROLNETS]
     if not keys:
         return None
@@ -148,7 +148,7 @@ def controlled(name: str) -> Controlled | None:
         for table in (_TEXT_ONLY[0], _WITH_IMAGE[0], _WITH_MASK[0])
     )
     assert text is not None, "_CONTROLNETS has only pipelines with such a class"
-    return Controlled(
+    return ControlNetPipelines(
         controlnet=_CONTROLNETS[keys[0]],
         call=_call(text),
         with_image=None if image is None else _call(image),

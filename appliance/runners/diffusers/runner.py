@@ -28,15 +28,15 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import failures, images
 from appliance.runners.base import LoadSpec
 from appliance.runners.batches import Batches
-from appliance.runners.diffusers import adapters, components, inputs, output_files, quantization
+from appliance.runners.diffusers import adapters, controlnets, inputs, output_files, quantization
 from appliance.runners.diffusers.adapters import Adapters
-from appliance.runners.diffusers.components import LIBRARY_ERRORS
+from appliance.runners.diffusers.controlnets import LIBRARY_ERRORS
 from appliance.runners.diffusers.inputs import Size
 from appliance.runners.diffusers.pipeline import (
     BATCHED,
-    CONDITIONED,
-    SEVERAL_IMAGES,
-    Controlled,
+    FRAME_CONDITIONS,
+    MULTI_IMAGE_ARGUMENTS,
+    ControlNetPipelines,
     Pipeline,
     PipelineCall,
 )
@@ -73,7 +73,8 @@ class _Request(NamedTuple):
     mask: Image | None
     last_image: Image | None  # to end a video with
     control: dict[str, Image]  # control images, by the name of the ControlNet
-    edited: list[Image]  # input images of a pipeline in ``SEVERAL_IMAGES``; ``image`` is None then
+    #: Input images of a pipeline in ``MULTI_IMAGE_ARGUMENTS``; ``image`` is None then.
+    input_images: list[Image]
     seed: int
     adapter: str | None  # path of the adapter that the model itself is
     context: Context  # of the prediction; text that is printed in it goes to the log of the prediction
@@ -114,7 +115,7 @@ class _Logs:
 class _Result(NamedTuple):
     images: list[Image]  # or the frames of a video
     flagged: int  # number of images that the safety checker removed
-    sound: output_files.Sound | None = None  # of a video, or the audio of a pipeline for audio
+    sound: output_files.Audio | None = None  # of a video, or the audio of a pipeline for audio
 
 
 class DiffusersRunner(TorchRunner):
@@ -123,8 +124,10 @@ class DiffusersRunner(TorchRunner):
     def __init__(self, spec: LoadSpec) -> None:
         super().__init__(spec)
         self._pipeline = msgspec.convert(spec.options["pipeline"], Pipeline)
-        controlled = spec.options.get("controlled")
-        self._controlled = msgspec.convert(controlled, Controlled) if controlled else None
+        with_controlnets = spec.options.get("controlnet_pipelines")
+        self._controlnet_pipelines = (
+            msgspec.convert(with_controlnets, ControlNetPipelines) if with_controlnets else None
+        )
         self._controlnets: dict[str, Any] = {}  # by name
         #: By the name of the class and the names of its ControlNets; all share the weights.
         self._pipes: dict[tuple[str, ...], Any] = {}
@@ -206,7 +209,7 @@ class DiffusersRunner(TorchRunner):
         name = ("float32" if on_cpu else "bfloat16") if options["dtype"] == "auto" else options["dtype"]
         self._dtype = getattr(torch, name)
         quantized = quantization.components(self._spec.model, weights, options, self._dtype)
-        encoder = components.load_image_encoder(self._spec.model, options, self._dtype)
+        encoder = controlnets.load_image_encoder(self._spec.model, options, self._dtype)
         pipe = DiffusionPipeline.from_pretrained(
             weights,
             **quantized,
@@ -223,8 +226,8 @@ class DiffusersRunner(TorchRunner):
                     f"model {self._spec.model}: options.loras.{lora} is {path}, which does not exist; "
                     "correct it"
                 )
-        components.load_ip_adapter(self._spec.model, options, pipe)
-        self._controlnets = components.load_controlnets(self._spec.model, options, self._dtype)
+        controlnets.load_ip_adapter(self._spec.model, options, pipe)
+        self._controlnets = controlnets.load_controlnets(self._spec.model, options, self._dtype)
         if options["vae_tiling"]:
             pipe.vae.enable_tiling()
         if options["offload"] == "model":
@@ -266,14 +269,14 @@ class DiffusersRunner(TorchRunner):
             self._pipeline,
             image=image is not None,
             mask=mask is not None,
-            controlled=self._controlled if control else None,
+            controlnet_pipelines=self._controlnet_pipelines if control else None,
         )
-        edited = []
-        if call.name in SEVERAL_IMAGES:
-            edited, image = _read_several(image, input.get("image_input") or []), None
+        input_images = []
+        if call.name in MULTI_IMAGE_ARGUMENTS:
+            input_images, image = _read_several(image, input.get("image_input") or []), None
         size = None
         if "aspect_ratio" in input:
-            first = image if image is not None else next(iter([*edited, *control.values()]), None)
+            first = image if image is not None else next(iter([*input_images, *control.values()]), None)
             image_size = None if first is None else Size(*first.size)
             size = inputs.size(input, self._pipeline, self._spec.options, image_size)
             image, mask, last_image = (
@@ -293,7 +296,7 @@ class DiffusersRunner(TorchRunner):
             mask=mask,
             last_image=last_image,
             control=control,
-            edited=edited,
+            input_images=input_images,
             seed=seed,
             adapter=job.adapter,
             context=copy_context(),
@@ -329,9 +332,9 @@ class DiffusersRunner(TorchRunner):
             if self._spec.options["offload"] != "none":
                 pipe.maybe_free_model_hooks()
         if self._pipeline.output == "audio":
-            return [_Result([], 0, output_files.sound_of_audio(result, pipe))]
+            return [_Result([], 0, output_files.audio_of(result, pipe))]
         if self._pipeline.output == "video":
-            return [_Result(list(result.frames[0]), 0, output_files.sound_of_video(result, pipe))]
+            return [_Result(list(result.frames[0]), 0, output_files.sound_track_of(result, pipe))]
         flags = getattr(result, "nsfw_content_detected", None) or [False] * len(result.images)
         made = iter(zip(result.images, flags, strict=True))
         results = []
@@ -356,18 +359,18 @@ class DiffusersRunner(TorchRunner):
         requested = input.get("scheduler", inputs.OWN_SCHEDULER)
         if requested != inputs.OWN_SCHEDULER:
             name, settings = inputs.SCHEDULERS[requested]
-        kind = getattr(diffusers, name)
-        scheduler = kind.from_config(own.config, **settings)
+        scheduler_class = getattr(diffusers, name)
+        scheduler = scheduler_class.from_config(own.config, **settings)
 
-        @functools.wraps(kind.step)  # pipelines inspect its signature
+        @functools.wraps(scheduler_class.step)  # pipelines inspect its signature
         def step(self: Any, *arguments: Any, **keywords: Any) -> Any:
             if all(stop.is_set() for stop in stops):
                 raise _Canceled
-            return kind.step(self, *arguments, **keywords)
+            return scheduler_class.step(self, *arguments, **keywords)
 
         # A class, because LTX-2 copies the scheduler for the sound: the copy of an instance attribute would
         # still call the method of the original.
-        scheduler.__class__ = type(name, (kind,), {"step": step})
+        scheduler.__class__ = type(name, (scheduler_class,), {"step": step})
         return scheduler
 
     def _arguments(self, requests: list[_Request]) -> dict[str, Any]:
@@ -414,12 +417,12 @@ class DiffusersRunner(TorchRunner):
                 "mask_image": None if request.mask is None else [each.mask for each in each_image],
                 "num_images_per_prompt": 1,
             }
-        if request.call.name in CONDITIONED:
+        if request.call.name in FRAME_CONDITIONS:
             arguments |= _conditions(request)
         if request.control:
             arguments |= _control_arguments(request)
-        if request.edited:
-            arguments[SEVERAL_IMAGES[request.call.name]] = request.edited
+        if request.input_images:
+            arguments[MULTI_IMAGE_ARGUMENTS[request.call.name]] = request.input_images
         known = request.call.arguments
         return {name: value for name, value in arguments.items() if name in known and value is not None}
 
@@ -436,16 +439,16 @@ def _read(name: str, path: str | None) -> Image | None:
 
 
 def _conditions(request: _Request) -> dict[str, Any]:
-    """Return the arguments of a pipeline in ``CONDITIONED`` for the first and last frame of the video."""
+    """Return the arguments of a pipeline in ``FRAME_CONDITIONS`` for the first and last frame."""
     import diffusers
 
     module = sys.modules[getattr(diffusers, request.call.name).__module__]
-    condition = CONDITIONED[request.call.name]
-    kind = getattr(module, condition.name)
+    condition = FRAME_CONDITIONS[request.call.name]
+    condition_class = getattr(module, condition.name)
     last = -1 if condition.latent else request.input["num_frames"] - 1
     frames = ((0, request.image), (last, request.last_image))
     found = [
-        kind(**{condition.image: image, condition.position: index})
+        condition_class(**{condition.image: image, condition.position: index})
         for index, image in frames
         if image is not None
     ]

@@ -18,7 +18,7 @@ from appliance.runners.adapters import (
     interface_with,
     remote,
     unfetched,
-    with_adapters,
+    with_downloads,
 )
 
 FRENCH = {"name": "me/french", "source": {"path": "/french"}}
@@ -53,7 +53,7 @@ def test_adapters_of_a_config(tmp_path: Path) -> None:
     )
     names = [each.name for each in adapters_of(found.models[0])]
     assert names == ["me/french", "me/german"]
-    assert [each.name for each in with_adapters(found.models)] == ["me/base", *names]
+    assert [each.name for each in with_downloads(found.models)] == ["me/base", *names]
 
 
 @pytest.mark.parametrize(

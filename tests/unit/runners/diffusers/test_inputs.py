@@ -82,7 +82,7 @@ def test_the_inputs_follow_from_the_arguments_of_the_pipeline() -> None:
 
 
 def test_pipelines_that_combine_images_take_a_list() -> None:
-    for name, argument in pipeline.SEVERAL_IMAGES.items():
+    for name, argument in pipeline.MULTI_IMAGE_ARGUMENTS.items():
         call = pipeline._call(name)
         assert argument in call.arguments, name
         found = interface(Pipeline(call=call, output="images", width=512, height=512, multiple=16))

@@ -59,7 +59,7 @@ def test_videos_that_begin_and_end_with_an_image(tmp_path: Path) -> None:
     found = pipeline.read(weights(tmp_path / "ltx", "LTX2Pipeline", vae=VAE))
     assert found.output == "video"
     assert found.with_image is not None
-    assert found.with_image.name in pipeline.CONDITIONED
+    assert found.with_image.name in pipeline.FRAME_CONDITIONS
     wan = pipeline.read(weights(tmp_path / "wan", "WanImageToVideoPipeline", vae=("AutoencoderKLWan", {})))
     assert wan.call.arguments["last_image"].type == "image"
     assert wan.call.arguments["image"].required

@@ -1,4 +1,4 @@
-"""ControlNets and an IP-Adapter, which are loaded beside the weights of a pipeline."""
+"""ControlNets and an IP-Adapter, which are loaded together with the weights of a pipeline."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def load_image_encoder(model: str, options: Mapping[str, Any], dtype: Any) -> di
         return {}
     from transformers import CLIPVisionModelWithProjection
 
-    folder = options["component_paths"][IMAGE_ENCODER]
-    encoder = _loaded(model, IMAGE_ENCODER, CLIPVisionModelWithProjection, folder, dtype)
+    folder = options["extra_weight_paths"][IMAGE_ENCODER]
+    encoder = _load(model, IMAGE_ENCODER, CLIPVisionModelWithProjection, folder, dtype)
     return {"image_encoder": encoder}
 
 
@@ -96,7 +96,7 @@ def load_ip_adapter(model: str, options: Mapping[str, Any], pipe: Any) -> None:
         return
     from safetensors import SafetensorError
 
-    file = Path(options["component_paths"][IP_ADAPTER])
+    file = Path(options["extra_weight_paths"][IP_ADAPTER])
     try:
         pipe.load_ip_adapter(
             str(file.parent),
@@ -106,7 +106,7 @@ def load_ip_adapter(model: str, options: Mapping[str, Any], pipe: Any) -> None:
             local_files_only=True,
         )
     except (*LIBRARY_ERRORS, SafetensorError) as error:
-        raise _does_not_fit(model, IP_ADAPTER, file, error) from error
+        raise _load_failed(model, IP_ADAPTER, file, error) from error
 
 
 def load_controlnets(model: str, options: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
@@ -119,21 +119,21 @@ def load_controlnets(model: str, options: Mapping[str, Any], dtype: Any) -> dict
 
     found = {}
     for name in options.get("controlnets", {}):
-        kind = getattr(diffusers, options["controlled"]["controlnet"])
+        model_class = getattr(diffusers, options["controlnet_pipelines"]["controlnet"])
         key = f"{CONTROLNETS}.{name}"
-        found[name] = _loaded(model, key, kind, options["component_paths"][key], dtype)
+        found[name] = _load(model, key, model_class, options["extra_weight_paths"][key], dtype)
     return found
 
 
-def _loaded(model: str, key: str, kind: Any, folder: str, dtype: Any) -> Any:
+def _load(model: str, key: str, model_class: Any, folder: str, dtype: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        return model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     except (*LIBRARY_ERRORS, SafetensorError) as error:
-        raise _does_not_fit(model, key, Path(folder), error) from error
+        raise _load_failed(model, key, Path(folder), error) from error
 
 
-def _does_not_fit(model: str, key: str, path: Path, error: Exception) -> LoadFailed:
+def _load_failed(model: str, key: str, path: Path, error: Exception) -> LoadFailed:
     reason = failures.summary(" ".join(str(error).split()) or type(error).__name__, ())
     return LoadFailed(f"model {model}: {key}: {path} cannot be loaded: {reason}")

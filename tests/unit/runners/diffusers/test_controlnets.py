@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from appliance.config import HubSource
-from appliance.runners.adapters import with_adapters
+from appliance.runners.adapters import with_downloads
 from appliance.runners.diffusers import pipeline
 from appliance.runners.diffusers.options import DiffusersModel
 
@@ -25,7 +25,7 @@ def model(**options: Any) -> DiffusersModel:
 
 
 def test_components_are_downloaded_like_the_weights() -> None:
-    found = list(with_adapters([model(controlnets={"canny": CANNY}, ip_adapter=ADAPTER)]))
+    found = list(with_downloads([model(controlnets={"canny": CANNY}, ip_adapter=ADAPTER)]))
     names = [
         "a/b",
         "options.controlnets.canny",
@@ -34,7 +34,7 @@ def test_components_are_downloaded_like_the_weights() -> None:
     ]
     assert [each.name for each in found] == [names[0], *(f"a/b, {key}" for key in names[1:])]
     assert found[1].source == HubSource(hub="a/canny", revision="main")
-    assert list(with_adapters([model()])) == [model()]
+    assert list(with_downloads([model()])) == [model()]
 
 
 def test_the_version_of_a_model_without_components_stays_the_same() -> None:
@@ -56,7 +56,7 @@ def test_names_of_controlnets_are_parts_of_names_of_inputs(name: str) -> None:
 
 
 def test_classes_with_controlnets(tmp_path: Path) -> None:
-    found = pipeline.controlled("StableDiffusionXLPipeline")
+    found = pipeline.controlnet_pipelines("StableDiffusionXLPipeline")
     assert found is not None
     assert found.controlnet == "ControlNetModel"
     assert found.call.name == "StableDiffusionXLControlNetPipeline"
@@ -65,5 +65,8 @@ def test_classes_with_controlnets(tmp_path: Path) -> None:
     assert found.with_mask is not None
     assert {"control_image", "mask_image"} <= found.with_mask.arguments.keys()
     for name in pipeline._CONTROLNETS:
-        assert pipeline.controlled(pipeline._tables()["AUTO_TEXT2IMAGE_PIPELINES_MAPPING"][name]) is not None
-    assert pipeline.controlled("Flux2Pipeline") is None
+        assert (
+            pipeline.controlnet_pipelines(pipeline._tables()["AUTO_TEXT2IMAGE_PIPELINES_MAPPING"][name])
+            is not None
+        )
+    assert pipeline.controlnet_pipelines("Flux2Pipeline") is None
