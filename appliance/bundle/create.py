@@ -48,7 +48,8 @@ class Plan(msgspec.Struct):
     missing: list[str]  # of ``models.all_weights``: names of those to be downloaded; their size is unknown
     wheels: list[Wheel]
     weights: int  # bytes of the weights that are on the disk
-    environments: dict[str, list[Wheel]] = {}  # wheels by their folder; looked up by ``create``
+    #: Folder in the bundle -> wheels of the environment; set by create().
+    environments: dict[str, list[Wheel]] = {}
 
     @property
     def all_wheels(self) -> list[Wheel]:

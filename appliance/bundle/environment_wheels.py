@@ -51,7 +51,7 @@ def check(model: ModelConfig) -> None:
 
 
 def check_variant(models: list[ModelConfig], variant: str) -> None:
-    """Check that the appliance here has the packages of ``variant``, from which environments are made.
+    """Check that this appliance is installed as ``variant``, because environments are built on its packages.
 
     Raises:
         ApplianceError: a model has an environment, and the bundle is for the other variant.
@@ -96,7 +96,7 @@ def resolve(home: Path, models: list[ModelConfig], index: Index) -> dict[str, li
 
 
 def _wheels(home: Path, model: ModelConfig, index: Index) -> list[Wheel]:
-    """Return the wheels of the packages that the model's environment does not have from the appliance."""
+    """Return the wheels of the packages that the environment adds to, or replaces in, the appliance's own."""
     pins = [
         f"{change.name}=={change.version}"
         for change in environments.changes(home, model)

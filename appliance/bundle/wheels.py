@@ -94,7 +94,7 @@ class Index:
 def resolve(lock: Path, uv: str, index_: Index, *, cpu: bool | None = None) -> list[Wheel]:
     """Return the wheels of a lock file that fit this Python and processor.
 
-    ``cpu`` chooses the indexes of packages for CPUs. Default: if the lock file has such packages.
+    ``cpu``: use the package indexes for CPUs. None: only if the lock file has packages for CPUs.
 
     Raises:
         ApplianceError: uv cannot reach the package index, or a package has no wheel that fits.
