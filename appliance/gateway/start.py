@@ -1,6 +1,7 @@
-"""Starts the gateway. The driver imports this module, which imports the gateway only when it is called.
+"""Entry point of the gateway.
 
-So the driver's process neither spends time nor about 15 MiB on modules that only the gateway uses.
+It imports the gateway inside ``start_gateway()``, so that importing this module does not cost the driver's
+process about 15 MiB and the import time.
 """
 
 from __future__ import annotations

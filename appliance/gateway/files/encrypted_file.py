@@ -53,8 +53,8 @@ class FileCipher:
         with path.open("rb") as file:
             return self._size(file.read(_HEADER)) is not None
 
-    def write(self, file: BinaryIO) -> EncryptedWriter:
-        """Return a writer to an empty file."""
+    def writer(self, file: BinaryIO) -> EncryptedWriter:
+        """Return a writer that encrypts into an empty, open file."""
         salt = os.urandom(_SALT)
         return EncryptedWriter(file, salt, self._of(salt))
 
@@ -71,7 +71,7 @@ class FileCipher:
             new = path.with_name(f".encrypted-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}")
             try:
                 with new.open("wb") as target:
-                    writer = self.write(target)
+                    writer = self.writer(target)
                     while piece := source.read(CHUNK):
                         writer.write(piece)
                     writer.close()

@@ -84,7 +84,7 @@ class Incoming:
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._buffer = bytearray()
         self._file: BinaryIO = path.open("xb")
-        self._encrypted = None if cipher is None else cipher.write(self._file)
+        self._encrypted = None if cipher is None else cipher.writer(self._file)
 
     async def write(self, data: bytes) -> None:
         self.size += len(data)

@@ -1,4 +1,4 @@
-"""Authorization requests: the secrets of a sign-in at a provider, from its start to its end."""
+"""State, nonce and PKCE verifier of sign-ins at an identity provider."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_USED: Final = 100_000  # used authorization requests that are remembered
 
 
 class AuthorizationRequest(msgspec.Struct, frozen=True):
-    """The secrets of one sign-in."""
+    """State, nonce and PKCE code verifier of one sign-in."""
 
     state: str  # the provider returns it with the code
     nonce: str  # the provider puts it into the ID token

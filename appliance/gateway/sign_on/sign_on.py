@@ -46,7 +46,7 @@ class Browser(NamedTuple):
 
 
 class ProviderCallback(NamedTuple):
-    """What a browser brings back from the provider."""
+    """Parameters of the provider's redirect to the callback URL."""
 
     authorization_request: str  # encrypted
     state: str

@@ -50,7 +50,7 @@ def test_every_part_can_be_read(tmp_path: Path, size: int) -> None:
 def test_it_can_be_written_in_pieces(tmp_path: Path, size: int) -> None:
     content = os.urandom(size)
     with (tmp_path / "file").open("wb") as file:
-        writer = FileCipher(KEY).write(file)
+        writer = FileCipher(KEY).writer(file)
         pieces = io.BytesIO(content)
         while piece := pieces.read(10_007):
             writer.write(piece)
