@@ -84,9 +84,10 @@ class ModelState:
         self.load_seconds: float | None = None  # duration of the last load
         self.sleep_seconds: dict[SleepLevel, float] = {}  # the last duration of falling asleep
         self.wake_seconds: dict[SleepLevel, float] = {}  # the last duration of waking
-        #: Duration of falling asleep, from then until READY, even if the sleeping model was unloaded.
-        self.seconds_to_sleep = 0.0
-        self.seconds_to_ready = 0.0  # `seconds_to_sleep` plus the duration of the load or of waking
+        #: Seconds that falling asleep took. Reset to 0 when the model is READY again; kept if the sleeping
+        #: model was unloaded.
+        self.last_sleep_seconds = 0.0
+        self.seconds_to_ready = 0.0  # `last_sleep_seconds` plus the duration of the load or of waking
 
     @property
     def name(self) -> str:

@@ -79,7 +79,7 @@ def expected_gap(model: ModelState, now: float) -> float:
 
 def min_residency(model: ModelState) -> float:
     if model.state is Residency.LOADING:
-        return max(MIN_RESIDENCY, model.seconds_to_sleep + expected_load(model))
+        return max(MIN_RESIDENCY, model.last_sleep_seconds + expected_load(model))
     level = model.sleep_level
     if level is not None:  # it sleeps or wakes
         return max(MIN_RESIDENCY, expected_sleep(model, level) + expected_wake(model, level))

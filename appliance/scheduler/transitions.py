@@ -30,7 +30,7 @@ class Transitions:
 
     def loaded(self, entry: ModelState, levels: frozenset[SleepLevel], now: float) -> None:
         entry.load_seconds = entry.transition_to(Residency.READY, now)
-        entry.seconds_to_ready, entry.seconds_to_sleep = entry.seconds_to_sleep + entry.load_seconds, 0.0
+        entry.seconds_to_ready, entry.last_sleep_seconds = entry.last_sleep_seconds + entry.load_seconds, 0.0
         entry.ready_since = entry.last_used = now
         entry.sleep_levels = levels
         entry.failures = 0
@@ -82,7 +82,7 @@ class Transitions:
         assert entry.sleep_level is not None
         assert entry.demand.sleep_footprint is not None
         seconds = entry.transition_to(Residency.ASLEEP, now)
-        entry.sleep_seconds[entry.sleep_level] = entry.seconds_to_sleep = seconds
+        entry.sleep_seconds[entry.sleep_level] = entry.last_sleep_seconds = seconds
         before = entry.reserved
         residue = min(entry.demand.sleep_footprint.residue, entry.reserved)
         self._ledger.reserve(entry, entry.devices, residue)
@@ -103,7 +103,7 @@ class Transitions:
         assert entry.sleep_level is not None
         seconds = entry.transition_to(Residency.READY, now)
         entry.wake_seconds[entry.sleep_level] = seconds
-        entry.seconds_to_ready, entry.seconds_to_sleep = entry.seconds_to_sleep + seconds, 0.0
+        entry.seconds_to_ready, entry.last_sleep_seconds = entry.last_sleep_seconds + seconds, 0.0
         entry.ready_since = entry.last_used = now
         entry.sleep_level = None
         entry.wanted = entry.pinned
