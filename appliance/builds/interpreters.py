@@ -57,7 +57,10 @@ def find(version: str, build: BuildProcess, key: str) -> Interpreter:
 
 
 def is_present(minor: str) -> bool:
-    """Return whether this machine has a Python of a minor version, such as 3.11. It is not run."""
+    """Return whether a Python of a minor version, such as 3.11, is on this machine.
+
+    Its program is not started to check this.
+    """
     return any(candidate.exists() for candidate in _candidates(minor))
 
 

@@ -71,12 +71,12 @@ def reason(home: Path, model: CogModel) -> str | None:
     if not all(map(shutil.which, _PROGRAMS)):
         return None
     try:
-        return _obstacle(cog_yaml.read(model.name, project))
+        return _why_no_environment(cog_yaml.read(model.name, project))
     except WeightsError:  # the build reports it
         return None
 
 
-def _obstacle(settings: CogYaml) -> str | None:
+def _why_no_environment(settings: CogYaml) -> str | None:
     """Return why no environment can be built for the project on this machine; None if one can."""
     command = cog_environment.system_command(settings)
     if command is not None:
