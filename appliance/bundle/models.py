@@ -73,7 +73,7 @@ def choose(config: Config, names: Sequence[str]) -> list[ModelConfig]:
 def weights_of(model: ModelConfig) -> Iterator[Weights]:
     """Yield the weights of the model, of its components, of its adapters, and at paths in its options."""
     yield Weights(model, ("source", "path"))
-    for key, component in model.component_weights.items():
+    for key, component in model.extra_weights.items():
         yield Weights(component, (*key.split("."), "path"))
     for at, adapter in enumerate(adapters_of(model)):
         yield Weights(adapter.as_model, ("adapters", at, "source", "path"))

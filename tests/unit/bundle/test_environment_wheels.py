@@ -39,7 +39,9 @@ def test_a_bundle_for_other_processors_is_refused(
     monkeypatch.setattr(metadata, "version", lambda _: "2.11.0+cpu")
     environment_wheels.check_variant(models, "cpu")
     environment_wheels.check_variant(models[:1], "gpu")  # which has no environment
-    with pytest.raises(ApplianceError, match=r"model test/one: a bundle for gpu cannot contain its environment"):
+    with pytest.raises(
+        ApplianceError, match=r"model test/one: a bundle for gpu cannot contain its environment"
+    ):
         environment_wheels.check_variant(models, "gpu")
 
 

@@ -10,7 +10,7 @@ from appliance import config
 from appliance.bundle import models
 from appliance.config.redact import secret_keys
 from appliance.domain.errors import ApplianceError, ConfigError
-from appliance.runners.adapters import with_adapters
+from appliance.runners.adapters import with_downloads
 
 HUB = "{hub: a/b, revision: main}"
 TEXT = f"""
@@ -230,7 +230,7 @@ def test_weights_of_components_and_adapters_are_taken(tmp_path: Path) -> None:
         *("a/images", "a/images, options.controlnets.canny", "a/images, options.controlnets.depth"),
         *("a/hub-style", "a/own-style", "a/images, options.loras.ink"),
     ]
-    assert {each.name for each in with_adapters(chosen)} <= set(names)
+    assert {each.name for each in with_downloads(chosen)} <= set(names)
     for at, missing in ((1, "a/images, options.controlnets.canny"), (3, "a/hub-style")):
         with pytest.raises(ApplianceError, match=f"the weights of model {missing} are missing"):
             models.weight_files(home, [loaded[at]])

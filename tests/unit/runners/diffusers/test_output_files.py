@@ -26,11 +26,11 @@ def pipe(**parts: Any) -> SimpleNamespace:
 )
 def test_the_sampling_rate_is_that_of_a_component(parts: dict[str, Any]) -> None:
     result = SimpleNamespace(audios=[np.zeros(8_000)])
-    sound = output_files.sound_of_audio(result, pipe(**parts))
+    sound = output_files.audio_of(result, pipe(**parts))
     assert (sound.rate, sound.samples.shape, sound.seconds) == (16_000, (1, 8_000), 0.5)
 
 
 def test_a_pipeline_without_a_sampling_rate_is_refused() -> None:
     result = SimpleNamespace(audios=[np.zeros(8)])
     with pytest.raises(PredictionFailed, match="no sampling rate"):
-        output_files.sound_of_audio(result, pipe(vae=SimpleNamespace()))
+        output_files.audio_of(result, pipe(vae=SimpleNamespace()))
