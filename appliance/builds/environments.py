@@ -92,7 +92,7 @@ def folder(home: Path, model: ModelConfig) -> Path | None:
         "python": wanted.python or _OWN_PYTHON,
         "kind": model.kind,
         "prefix": sys.prefix,
-        "inherited": _inherited(model.kind),
+        "inherited": inherited(model.kind),
     }
     text = json.dumps(facts, sort_keys=True)
     return root(home) / hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -152,8 +152,7 @@ def build(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        inherited = _inherited(model.kind)
-        cpu = "+cpu" in inherited.get("torch", "")
+        cpu = "+cpu" in inherited(model.kind).get("torch", "")
         variables = package_index.uv_variables(without_secrets(), cpu=cpu)
         process = BuildProcess(model.name, partial, say, variables, "environment")
         options = package_index.torch_options(cpu=cpu)
@@ -183,7 +182,7 @@ def _make(kind: str, wanted: Environment, build: BuildProcess, indexes: list[str
     build.step(f"making an environment with Python {version} ({path})")
     venv = build.folder / ENVIRONMENT
     build.run([*uv, "venv", "--quiet", "--relocatable", "--python", path, str(venv)], build.folder)
-    site, own = site_packages(venv), _inherited(kind)
+    site, own = site_packages(venv), inherited(kind)
     file = build.folder / "requirements.txt"
     file.write_text("".join(f"{each}\n" for each in _lines(kind, wanted)), encoding="utf-8")
     if version == _OWN_PYTHON:
@@ -217,7 +216,7 @@ def _lines(kind: str, wanted: Environment) -> list[str]:
     Packages that the appliance's own code imports stay in the range that it declares. Libraries of the kind
     that the model does not name keep their version.
     """
-    own = _inherited(kind)
+    own = inherited(kind)
     declared: dict[str, str] = {}
     for text in metadata.requires("appliance") or ():
         required = Requirement(text)
@@ -279,7 +278,7 @@ def _roots(kind: str) -> list[str]:
 
 
 @functools.cache
-def _inherited(kind: str) -> dict[str, str]:
+def inherited(kind: str) -> dict[str, str]:
     """Return the installed packages that models of a kind need, and their dependencies: name -> version."""
     found: dict[str, str] = {}
     seen: set[tuple[str, frozenset[str]]] = set()

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from appliance.builds import environments, package_index
 from appliance.bundle import toolchain, wheels
@@ -50,11 +52,14 @@ def check(model: ModelConfig) -> None:
             )
 
 
-def check_variant(models: list[ModelConfig], variant: str) -> None:
+def check_variant(models: list[ModelConfig], variant: str, root: Path = toolchain.CHECKOUT) -> None:
     """Check that this appliance is installed as ``variant``, because environments are built on its packages.
 
+    ``root`` is the checkout with the lock files.
+
     Raises:
-        ApplianceError: a model has an environment, and the bundle is for the other variant.
+        ApplianceError: a model has an environment, and the bundle is for the other variant, or a package that
+            the environment uses is installed here in another version than the lock file has.
     """
     installed = "cpu" if "+cpu" in metadata.version("torch") else "gpu"
     for model in models:
@@ -64,6 +69,38 @@ def check_variant(models: list[ModelConfig], variant: str) -> None:
                 f"appliance is installed for {installed}: run `appliance bundle` in an installation for "
                 f"{variant}, or name the other models with --models"
             )
+    if any(model.environment is not None for model in models):
+        _check_versions(models, root / "requirements" / f"{variant}.lock")
+
+
+def _check_versions(models: list[ModelConfig], lock: Path) -> None:
+    """Check that the packages for environments are installed in the versions of the lock file.
+
+    The wheels for an environment are those that differ from the packages installed here, and the other
+    machine gets the packages of the lock file. Packages that the lock file does not have are not checked.
+    """
+    pins = _pins(lock)
+    for model in models:
+        if model.environment is None:
+            continue
+        for name, version in environments.inherited(model.kind).items():
+            if name in pins and not pins[name].contains(version, prereleases=True):
+                raise ApplianceError(
+                    f"model {model.name}: a bundle cannot contain its environment, because {name} is "
+                    f"installed here in version {version}, and {lock.name} has {str(pins[name])[2:]}: "
+                    "run scripts/install"
+                )
+
+
+def _pins(lock: Path) -> dict[str, SpecifierSet]:
+    """Return the version of each package of a lock file for this Python and platform, as ``==version``."""
+    found: dict[str, SpecifierSet] = {}
+    for line in lock.read_text(encoding="utf-8").splitlines():
+        if line[:1].isalnum():
+            required = Requirement(line.rstrip("\\ "))
+            if required.marker is None or required.marker.evaluate():
+                found[canonicalize_name(required.name)] = required.specifier
+    return found
 
 
 def folder(model: ModelConfig) -> str:
