@@ -7,10 +7,12 @@ all files and installed the packages. Weights become hard links if both folders 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -20,10 +22,14 @@ from appliance.builds import environments
 from appliance.bundle import environment_wheels
 from appliance.bundle.models import WEIGHTS
 from appliance.config import ModelConfig
-from appliance.domain.errors import ApplianceError, WeightsError
+from appliance.domain.errors import ApplianceError, ConfigError, WeightsError
 from appliance.domain.units import readable_bytes
 from appliance.driver import permissions
 from appliance.weights import locations
+
+#: File in the folder of the bundle: the environments of models are not built, because ``models.yaml`` could
+#: not be read. The script ``install`` looks for it too.
+PENDING: Final = ".environments-pending"
 
 
 def place(bundle: Path, home: Path, progress: Progress) -> None:
@@ -77,8 +83,7 @@ def _place(folder: Path, root: Path, progress: Progress, task: TaskID) -> None:
 def build_environments(bundle: Path, home: Path, models: Sequence[ModelConfig]) -> None:
     """Build the environments of ``models`` from the wheels of the bundle, unless they exist.
 
-    Raises:
-        ApplianceError: an environment cannot be built.
+    An environment that cannot be built is named on stderr; only its models are not served.
     """
     for model in models:
         if model.environment is None or environments.is_built(home, model):
@@ -90,26 +95,52 @@ def build_environments(bundle: Path, home: Path, models: Sequence[ModelConfig]) 
         try:
             environments.build(home, model, wheels=wheels)
         except WeightsError as error:
-            raise ApplianceError(error.detail) from error
+            print(
+                f"install: warning: the model {model.name} will not be served: {error.detail}: correct this, "
+                f"and run ./install --home {shlex.quote(str(home))} again",
+                file=sys.stderr,
+            )
+
+
+def _build_all(bundle: Path, home: Path) -> None:
+    """Build the environments of the models in ``models.yaml``.
+
+    If the file cannot be read now, because a variable is not set or because of a mistake, the file
+    ``PENDING`` tells the script ``install`` to try again.
+    """
+    pending = bundle / PENDING
+    if not (bundle / environment_wheels.FOLDER).is_dir():
+        pending.unlink(missing_ok=True)
+        return
+    try:
+        models = config.load(bundle / config.CONFIG_FILE).models
+    except ConfigError as error:
+        pending.touch()
+        print(
+            f"install: warning: the environments of models are not built yet: {error.detail}: correct this; "
+            "the next ./install or ./serve builds them",
+            file=sys.stderr,
+        )
+        return
+    build_environments(bundle, home, models)
+    pending.unlink(missing_ok=True)
 
 
 def main(arguments: list[str]) -> int:
     bundle = Path(arguments[0])
     permissions.restrict()
     try:
-        has_environments = (bundle / environment_wheels.FOLDER).is_dir()
-        loaded = None
-        if has_environments or len(arguments) == 1:
-            loaded = config.load(bundle / config.CONFIG_FILE)
-        home = Path(arguments[1]).absolute() if loaded is None or len(arguments) > 1 else config.home(loaded)
+        if len(arguments) > 1:
+            home = Path(arguments[1]).absolute()
+        else:
+            home = config.home(config.load(bundle / config.CONFIG_FILE))
         with Progress(console=Console(stderr=True)) as progress:
             place(bundle, home, progress)
-        if loaded is not None and has_environments:
-            build_environments(bundle, home, loaded.models)
     except ApplianceError as error:
         print(f"install: {error.detail}", file=sys.stderr)
         return 1
     print(f"the weights are in {home / WEIGHTS}")
+    _build_all(bundle, home)
     return 0
 
 
