@@ -95,7 +95,7 @@ def _check_versions(models: list[ModelConfig], lock: Path) -> None:
 def _pins(lock: Path) -> dict[str, SpecifierSet]:
     """Return the version of each package of a lock file for this Python and platform, as ``==version``."""
     found: dict[str, SpecifierSet] = {}
-    for line in lock.read_text(encoding="utf-8").splitlines():
+    for line in lock.read_text(encoding="utf-8").split("\n"):
         if line[:1].isalnum():
             required = Requirement(line.rstrip("\\ "))
             if required.marker is None or required.marker.evaluate():
