@@ -96,8 +96,8 @@ def build_environments(bundle: Path, home: Path, models: Sequence[ModelConfig]) 
             environments.build(home, model, wheels=wheels)
         except WeightsError as error:
             print(
-                f"install: warning: the model {model.name} will not be served: {error.detail}: correct this, "
-                f"and run ./install --home {shlex.quote(str(home))} again",
+                f"install: warning: {error.detail}\nThe model {model.name} will not be served. Correct the "
+                f"reason, and run ./install --home {shlex.quote(str(home))} again.",
                 file=sys.stderr,
             )
 

@@ -77,15 +77,18 @@ def test_an_environment_that_cannot_be_built_does_not_stop_the_installation(
     def build(_: Path, model: config.ModelConfig, *, wheels: Path) -> None:
         tried.append(model.name)
         if model.name == "test/one":
-            raise WeightsError("no version of b")
+            raise WeightsError("model test/one: no version of b")
 
     monkeypatch.setattr(environments, "build", build)
     assert bundle.place() == 0
     assert tried == ["test/one", "test/other"]
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "install: warning: the model test/one will not be served: no version of b: correct this, "
-        f"and run ./install --home '{bundle.home}' again"
-    )
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "install: warning: model test/one: no version of b",
+        (
+            "The model test/one will not be served. Correct the reason, and run "
+            f"./install --home '{bundle.home}' again."
+        ),
+    ]
     assert not bundle.pending.exists()
 
 
