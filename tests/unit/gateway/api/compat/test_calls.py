@@ -377,7 +377,7 @@ async def test_a_form_may_say_that_it_wants_no_stream(
     given = {"model": "test/echo", "prompt": "a cat", "stream": stream}
     reply = await api.post("/openai/v1/images/edits", data=given, files={"image": ("x.png", b"x")})
     assert reply.status_code == 400
-    assert "generates videos" in reply.json()["error"]["message"]
+    assert "does not generate images" in reply.json()["error"]["message"]
 
 
 async def test_a_mask_needs_a_model_that_repaints(
