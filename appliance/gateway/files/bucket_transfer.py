@@ -59,6 +59,7 @@ class BucketTransfer:
         self._cipher = cipher
         self._queue: asyncio.Queue[_Upload] = asyncio.Queue()
         self._known: set[str] = set()  # paths that are queued or in progress
+        self._again: dict[str, _Upload] = {}  # added while they were in progress, by path
         self._active: set[str] = set()  # paths that are being uploaded
         self._deleted = asyncio.Event()
         self._pause = _SHORTEST
@@ -92,9 +93,12 @@ class BucketTransfer:
             encrypt_first: whether to wait until the file is encrypted.
             keep: whether to keep the local file.
         """
-        if path not in self._known:
+        upload = _Upload(path, id, encrypt_first, keep)
+        if path in self._known:  # such as a version that was deleted and made again during the upload
+            self._again[path] = upload
+        else:
             self._known.add(path)
-            self._queue.put_nowait(_Upload(path, id, encrypt_first, keep))
+            self._queue.put_nowait(upload)
 
     async def add_version(self, version: str) -> None:
         """Upload the files of a trained version, and keep the local files."""
@@ -183,7 +187,9 @@ class BucketTransfer:
                 _log.error("the file %s is not in the bucket yet, retrying: %s", upload.path, error)
                 await asyncio.sleep(RETRY_STORE)
                 done = False
-            if done:
+            if done and (again := self._again.pop(upload.path, None)) is not None:
+                self._queue.put_nowait(again)
+            elif done:
                 self._known.discard(upload.path)
             else:
                 asyncio.get_running_loop().call_later(_SHORTEST, self._queue.put_nowait, upload)

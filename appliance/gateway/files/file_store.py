@@ -345,8 +345,8 @@ class FileStore:
                 path, encryption = Path(value.path), self._encryption
                 if record.destination is not None:  # weights, which are not encrypted
                     encryption = None
-                if encryption is not None:
-                    path = _anonymous(path, value.id)
+                if encryption is not None or (self._transfer is not None and record.destination is None):
+                    path = self._anonymous(path, value.id)
                 value.path = str(path.relative_to(self.folder))
                 file = File(
                     id=value.id,
@@ -370,6 +370,19 @@ class FileStore:
             case dict():
                 return {key: self._registered(record, each) for key, each in value.items()}
         return value
+
+    def _anonymous(self, path: Path, id: str) -> Path:
+        """Rename an output file by its id, and return its path.
+
+        Its name may be that of an input, which must not be visible with encryption. And a file that is moved
+        to a bucket frees its path for the next output with the same name.
+        """
+        renamed = path.with_name(hashlib.sha256(id.encode()).hexdigest()[:32])
+        # After a crash an output is registered again. Then another file may be at its first path.
+        if not renamed.exists() and self.table.objects.state(str(renamed.relative_to(self.folder))) is None:
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(renamed)
+        return renamed
 
     def _save(self, file: File, *, encrypt_first: bool) -> None:
         """Store the row of an output file; ``encrypt_first`` says whether the file is to be encrypted."""
@@ -430,14 +443,3 @@ class FileStore:
         for folder in (self.folder / "outputs").iterdir():
             if folder.name not in made:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _anonymous(path: Path, id: str) -> Path:
-    """Rename a file, whose name may be that of an input, and return its path.
-
-    After a crash the same file is registered again, and has been renamed before.
-    """
-    renamed = path.with_name(hashlib.sha256(id.encode()).hexdigest()[:32])
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(renamed)
-    return renamed

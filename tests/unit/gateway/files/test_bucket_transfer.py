@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from appliance.config import FilesConfig
 from appliance.domain.errors import BucketUnavailable, OutputRemoved
-from appliance.domain.file import File
+from appliance.domain.file import File, OutputFile
 from appliance.domain.model import Adapter
 from appliance.gateway.files import bucket_transfer
 from appliance.gateway.files.bucket_transfer import BucketTransfer
@@ -50,6 +51,12 @@ async def upload(files: FileStore, content: bytes = CONTENT) -> File:
     incoming = await files.incoming(len(content))
     await incoming.write(content)
     return await files.keep(incoming, owner="me", name="a.txt", content_type="text/plain", metadata={})
+
+
+def adapter(version: str) -> Adapter:
+    """Return the row of a trained version."""
+    fields: dict[str, Any] = {"model": "me/tuned", "base_model": "b/b", "base_version": "v", "training": "t"}
+    return Adapter(version=version, created_at=1.0, path=f"versions/{version}", **fields)
 
 
 async def moved(files: FileStore, path: str) -> None:
@@ -171,6 +178,59 @@ async def test_output_files_are_encrypted_before_they_are_moved(store: Store, tm
     await files.close()
 
 
+async def test_outputs_with_one_name_keep_their_content(store: Store, tmp_path: Path) -> None:
+    bucket = MemoryBucket()
+    files = await started(store, tmp_path / "files", bucket)
+    record = prediction("p", "ada", "text")
+    folder = Path(files.outputs(record.id, 1))
+    folder.mkdir(parents=True)
+
+    def made(number: int) -> OutputFile:
+        content = f"output {number}".encode()
+        (folder / "out.txt").write_bytes(content)
+        return OutputFile(
+            id=f"id-{number}", name="out.txt", content_type="text/plain", size=len(content), sha256="",
+            md5="", path=str(folder / "out.txt"),
+        )  # fmt: skip
+
+    outputs = [made(1)]
+    files.register(record, outputs)
+    await moved(files, outputs[0].path)
+    outputs.append(made(2))
+    # After a crash of the gateway, outputs whose record was not stored are registered again.
+    repeated = copy.copy(outputs[0])
+    repeated.path = str(folder / "out.txt")
+    files.register(record, [repeated])
+    assert repeated.path == outputs[0].path
+    files.register(record, outputs[1:])
+    await moved(files, outputs[1].path)
+    for number, file in enumerate(outputs, 1):
+        assert await files.content(files.folder / file.path) == f"output {number}".encode()
+    await files.close()
+
+
+async def test_a_version_that_is_made_again_during_its_upload_is_in_the_bucket(
+    store: Store, tmp_path: Path
+) -> None:
+    bucket = MemoryBucket()
+    bucket.held = asyncio.Event()
+    files = await started(store, tmp_path / "files", bucket)
+    weights = tmp_path / "files" / "versions" / "abc" / "weights.bin"
+    weights.parent.mkdir()
+    weights.write_bytes(CONTENT)
+    await store.registry.add_adapter(adapter("abc"))
+    await files.keep_version("abc")
+    await until(bucket.objects)
+    await store.remove_version("abc", "me/tuned")
+    await store.registry.add_adapter(adapter("abc"))
+    await files.keep_version("abc")
+    bucket.held.set()
+    path = "versions/abc/weights.bin"
+    await until(lambda: len(bucket.uploading) == 2 and files.table.objects.state(path) == "stored")
+    assert bucket.objects() == {path: CONTENT}
+    await files.close()
+
+
 async def test_files_from_before_the_bucket_are_moved(store: Store, tmp_path: Path) -> None:
     plain = FileStore(store.files, tmp_path / "files", FilesConfig())
     await plain.start()
@@ -197,8 +257,7 @@ async def test_a_trained_version_is_copied_and_comes_back(store: Store, tmp_path
     content = folder / "versions" / "abc" / "inner"
     content.mkdir(parents=True)
     (content / "weights.bin").write_bytes(CONTENT)
-    fields: dict[str, Any] = {"model": "me/tuned", "base_model": "b/b", "base_version": "v", "training": "t"}
-    await store.registry.add_adapter(Adapter(version="abc", created_at=1.0, path="versions/abc", **fields))
+    await store.registry.add_adapter(adapter("abc"))
     await files.keep_version("abc")
     path = "versions/abc/inner/weights.bin"
     await until(lambda: files.table.objects.state(path) == "stored")
