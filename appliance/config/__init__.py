@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
-from appliance.config import includes, runtime, yaml_source
+from appliance.config import includes, runtime, variables, yaml_source
 from appliance.config.account_sections import OidcConfig, SignOnConfig
 from appliance.config.changes import Changes, Report, compare
 from appliance.config.problems import Problem, config_error, conflicts, from_pydantic
 from appliance.config.redact import redact, secrets
+from appliance.config.secret_references import secret_variables
 from appliance.config.sections import (
     AuditConfig,
     CollectionConfig,
@@ -26,6 +28,7 @@ from appliance.config.sections import (
     TlsConfig,
 )
 from appliance.domain.errors import ConfigError
+from appliance.runners import child_environment
 from appliance.runners.cog.options import BuiltCogOptions, CogModel, ImageCogOptions
 from appliance.runners.model_config import (
     BuiltinSource,
@@ -71,6 +74,7 @@ __all__ = [
     "json_schema",
     "load",
     "redact",
+    "referenced_variables",
     "runtime",
     "secrets",
     "validated",
@@ -86,11 +90,26 @@ _DEFAULT_HOME: Final = "~/.local/share/appliance"
 def load(path: Path) -> Config:
     """Read and validate a config file and its included files, ``models.d/*.yaml`` beside the file.
 
+    Child processes that are started from now on do not inherit the variables to which secrets refer.
+
     Raises:
         ConfigError: lists all problems of the file with line, model and key. Conflicts between values are
             only listed if every single value is valid.
     """
-    return validated(includes.read(path, os.environ), path)
+    document = includes.read(path, os.environ)
+    config = validated(document, path)
+    child_environment.hide(secret_variables(document, os.environ))
+    return config
+
+
+def referenced_variables(path: Path, environment: Mapping[str, str]) -> set[str]:
+    """Return the names of the variables in ``environment`` to which a config file refers.
+
+    Raises:
+        ConfigError: as ``includes.read``.
+    """
+    written = includes.read(path, environment).written
+    return {name for text in written.values() for name in variables.names(text)} & environment.keys()
 
 
 def validated(document: yaml_source.Document, path: Path) -> Config:

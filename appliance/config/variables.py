@@ -33,6 +33,11 @@ def expand(text: str, environment: Mapping[str, str]) -> str:
     return _REFERENCE.sub(value, text)
 
 
+def names(text: str) -> set[str]:
+    """Return the names of the variables to which ``text`` refers."""
+    return {found[1] for found in _REFERENCE.finditer(text) if found[1] is not None}
+
+
 def escape(value: Any) -> Any:
     """Return JSON data with every dollar sign doubled, so that ``expand`` returns the original."""
     if isinstance(value, dict):

@@ -87,7 +87,17 @@ def ui_supervisor(settings: GatewaySettings) -> Supervisor:
         command += ["--certificates", os.environ[self_url.CERTIFICATES]]
     if _own_certificate(settings) is not None:
         command += ["--client-certificate", str(_own_certificate(settings))]
-    return Supervisor("UI", lambda: command, settings.home / "logs" / "ui.log")
+
+    def secrets() -> dict[str, str]:
+        """Return the secrets to which models.yaml refers, because the UI reads models.yaml too."""
+        variables = {**os.environ, **settings.secrets}
+        try:
+            names = configuration.referenced_variables(settings.config_file, variables)
+        except ConfigError:
+            return {}  # the UI reads the same file, and its log says what is wrong
+        return {name: settings.secrets[name] for name in sorted(names & settings.secrets.keys())}
+
+    return Supervisor("UI", lambda: command, settings.home / "logs" / "ui.log", secrets=secrets)
 
 
 def _own_certificate(settings: GatewaySettings) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,15 +32,18 @@ class Supervisor:
         command: Callable[[], Sequence[str]],
         log: Path,
         variables: Mapping[str, str] | None = None,
+        secrets: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         """``command`` returns the command line and is called at each start. Output is appended to ``log``.
 
-        The child's environment is the driver's environment without secrets, plus ``variables``.
+        The child's environment is the driver's environment without secrets, plus ``variables``. If
+        ``secrets`` is given, the child gets its result as a line of JSON on its standard input.
         """
         self._name = name
         self._command = command
         self._log = log
         self._variables = variables or {}
+        self._secrets = secrets
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
         self._pause = FIRST_PAUSE
@@ -72,6 +76,8 @@ class Supervisor:
                 env={**without_secrets(), **self._variables},
                 start_new_session=True,  # Ctrl-C in the terminal is only for the driver
             )
+        if self._secrets is not None and self._process.stdin is not None:
+            self._process.stdin.write(json.dumps(self._secrets()).encode() + b"\n")
 
     async def _restart_when_ended(self) -> None:
         while self._process is not None:

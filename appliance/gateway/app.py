@@ -53,6 +53,7 @@ from appliance.observability.audit_log import AuditLog
 from appliance.observability.history import History
 from appliance.observability.metrics import Metrics
 from appliance.observability.slow_predictions import SlowPredictions
+from appliance.runners import child_environment
 from appliance.scheduler import Event, Scheduler
 from appliance.store import Store
 
@@ -259,6 +260,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     """Create and start the gateway on the running loop; return once it answers requests."""
     settings = msgspec.structs.replace(settings, config=settings.in_force)
     os.environ |= settings.secrets  # /proc/PID/environ shows only variables that a process was started with
+    child_environment.hide(settings.secrets)
     logs.configure(settings.log_file, settings.config.logging)
     store = Store(settings.database)
     await store.open()

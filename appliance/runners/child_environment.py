@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Final
 
 #: Secrets of the appliance and its operator. A Cog project gets only those in its option ``environment``.
@@ -10,8 +11,12 @@ _SECRETS: Final = frozenset(
     {
         "APPLIANCE_ENCRYPTION_KEY",
         "APPLIANCE_TOKEN",
+        "AWS_ACCESS_KEY_ID",  # without its secret, it would only confuse programs
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
         "AWS_SECRET_ACCESS_KEY",
         "AWS_SESSION_TOKEN",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
         "REPLICATE_API_TOKEN",  # a project gets its own token for each prediction
         "RAY_AUTH_TOKEN",  # allows its holder to run code in every process of Ray
         "HF_TOKEN",
@@ -22,6 +27,13 @@ _SECRETS: Final = frozenset(
 )
 #: Those that downloads of weights need.
 _HUB: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+#: The further variables that ``hide`` got in this process.
+_hidden: set[str] = set()
+
+
+def hide(names: Iterable[str]) -> None:
+    """Treat further variables as secrets from now on, such as those to which secrets in models.yaml refer."""
+    _hidden.update(names)
 
 
 def take_secrets() -> dict[str, str]:
@@ -29,13 +41,13 @@ def take_secrets() -> dict[str, str]:
 
     The exception is ``RAY_AUTH_TOKEN``, which all processes of Ray need.
     """
-    taken = sorted((_SECRETS - {"RAY_AUTH_TOKEN"}) & os.environ.keys())
+    taken = sorted(((_SECRETS | _hidden) - {"RAY_AUTH_TOKEN"}) & os.environ.keys())
     return {name: os.environ.pop(name) for name in taken}
 
 
 def without_secrets() -> dict[str, str]:
     """Return the environment variables of this process, except secrets."""
-    return {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    return {name: value for name, value in os.environ.items() if name not in _SECRETS | _hidden}
 
 
 def hub_secrets() -> dict[str, str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -87,6 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logs.configure()
     _lower_priority()
+    os.environ |= json.loads(sys.stdin.readline())  # variables with secrets to which models.yaml refers
     asyncio.run(serve(arguments))
 
 

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -17,6 +18,8 @@ from tests.support.appliance_process import TOKEN, Appliance
 
 pytestmark = pytest.mark.integration
 
+#: The value of a variable to which a secret in models.yaml refers.
+REFERENCED = "secret of the provider"
 #: A Cog project that searches the environment of all processes.
 SPY = {
     "cog.yaml": 'run: "run.py:Runner"\n',
@@ -53,8 +56,12 @@ def secretive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
         {"name": "test/spy", "kind": "cog", "memory": "256MiB", "source": {"path": str(project)}},
     ]
     config = folder / "models.yaml"
-    config.write_text(yaml.safe_dump({"code": {"cog": True}, "models": models}))
-    appliance = Appliance(folder / "home", config, ui=True)
+    # The client of the provider is used only when someone signs in.
+    oidc = {"issuer": "https://127.0.0.1", "client_id": "appliance", "client_secret": "${SIGN_ON_VALUE}"}
+    variables = {"SIGN_ON_VALUE": REFERENCED}
+    appliance = Appliance(folder / "home", config, ui=True, variables=variables)
+    written = {"code": {"cog": True}, "models": models, "sign_on": {"oidc": oidc}}
+    config.write_text(yaml.safe_dump({**written, "server": {"public_url": appliance.url}}))
     appliance.start()
     with appliance.client() as client:
         for model, input in (("echo", {"text": "x"}), ("spy", {"names": "NOTHING"})):
@@ -110,6 +117,19 @@ def test_only_ray_and_the_driver_are_started_with_the_token_of_ray(secretive: Ap
     for worker in workers:
         for process in (worker, *worker.children(recursive=True)):
             assert not {TOKEN, secret} & set(environment(process).values())
+
+
+def test_only_the_driver_is_started_with_a_variable_to_which_a_secret_refers(secretive: Appliance) -> None:
+    having = [process for process in secretive.processes() if REFERENCED in environment(process).values()]
+    assert len(having) == 1
+    assert "appliance.driver.main" in command_line(having[0])
+
+
+def test_a_reload_and_the_ui_know_the_variable(secretive: Appliance) -> None:
+    with secretive.client() as client:
+        assert client.post("/admin/reload").status_code == 200
+    page = httpx.get(f"{secretive.url}/", headers={"accept": "text/html"}, follow_redirects=True)
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
 
 
 @pytest.mark.skipif(not landlock.supported(), reason="the kernel does not support Landlock")

@@ -49,6 +49,19 @@ async def test_a_child_that_ends_is_restarted_until_it_is_stopped(
     assert len(log.read_text().splitlines()) == 2
 
 
+async def test_a_child_gets_its_secrets_on_its_standard_input_at_each_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
+    log = tmp_path / "child.log"
+    prints = "import sys; print(sys.stdin.readline().strip(), flush=True)"
+    child = Supervisor("child", lambda: [sys.executable, "-c", prints], log, secrets=lambda: {"NAME": "ä"})
+    await child.start()
+    found = await lines(log, 2)
+    await child.stop()
+    assert [json.loads(line) for line in found] == [{"NAME": "ä"}] * 2
+
+
 async def test_a_child_gets_none_of_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The zygote is such a child; worker processes inherit its environment, and models may contain code."""
     secrets = (

@@ -1,0 +1,56 @@
+"""The environment variables from which models.yaml takes secrets, such as ``${S3_SECRET}``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from appliance.config import variables
+from appliance.config.redact import secret_keys
+from appliance.config.yaml_source import Document, Place
+
+#: Keys that ``redact`` shows, although their values are parts of a secret.
+_FURTHER_KEYS: Final = frozenset({"files.s3.access_key_id"})
+#: Variables that every process needs.
+_NEEDED: Final = frozenset({"HOME", "LOGNAME", "PATH", "USER"})
+#: Words in names of variables with secrets. They are needed only for ``environment`` of a model, which may
+#: also refer to other variables, such as ``${LD_LIBRARY_PATH}``.
+_WORDS: Final = re.compile(
+    r"(?:^|_)(?:api_?key|auth|credentials?|keys?|pass|passwd|password|pwd|secrets?|tokens?)(?:_|\d|$)",
+    re.IGNORECASE,
+)
+
+
+def secret_variables(document: Document, environment: Mapping[str, str]) -> set[str]:
+    """Return the names of the variables to which secrets in a config file refer."""
+    found: set[str] = set()
+    for place, written in document.written.items():
+        keys = [part for part in place if isinstance(part, str)]
+        names = variables.names(written)
+        if keys[-2:-1] == ["environment"] and keys[:-1] != ["models", "environment"]:
+            names = {name for name in names if _WORDS.search(name) or _WORDS.search(keys[-1])}
+        secrets = _secrets(keys, str(_value(document.data, place)))
+        for name in names - _NEEDED:
+            value = environment.get(name)
+            if value and any(value in secret or secret in value for secret in secrets):
+                found.add(name)
+    return found
+
+
+def _secrets(keys: list[str], value: str) -> list[str]:
+    """Return the secrets in the value of a key, which are parts of ``value`` if it is a URL."""
+    if ".".join(keys) in _FURTHER_KEYS:
+        return [value]
+    if keys[-1].endswith("_file"):  # the path of a file is no secret
+        return []
+    nested: Any = value
+    for key in reversed(keys):
+        nested = {key: nested}
+    return [secret for _, secret in secret_keys(nested)]
+
+
+def _value(data: Any, place: Place) -> Any:
+    for part in place:
+        data = data[part]
+    return data
