@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from appliance.config import S3Config
+from appliance.config.redact import HIDDEN
 from appliance.domain.errors import ApplianceError, BucketUnavailable
+
+if TYPE_CHECKING:
+    from obstore.store import S3Credential, S3CredentialProvider
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _THREADS: Final = 32  # reads at the same time; others wait
+_MOST_WAITING: Final = 64  # reads that wait for a thread; further ones fail at once
 _CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 _READ_TIMEOUT: Final = timedelta(seconds=10)  # for one range
 _WRITE_TIMEOUT: Final = timedelta(seconds=120)  # for one part of an upload
@@ -26,6 +36,11 @@ _PARTS_AT_ONCE: Final = 2
 _FIRST_RANGE: Final = 128 * 1024  # bytes read at the beginning, which may be all that is needed
 _RANGE: Final = 2 * 1024 * 1024  # bytes read at once afterwards
 _LONGEST_ERROR: Final = 300  # characters
+#: Environment variables with the keys of requests, if models.yaml has none.
+_VARIABLES: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+#: The body of an error response, see https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
+_ANSWER: Final = re.compile(r"(<\?xml[^>]*>\s*)?<Error\b.*", re.DOTALL)
+_SHOWN_TAGS: Final = tuple(re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Code", "Message"))
 
 
 class Bucket:
@@ -46,19 +61,24 @@ class Bucket:
         except ImportError as error:
             text = "files.s3 in models.yaml needs the package obstore: install appliance[s3]"
             raise ApplianceError(text) from error
+        for name, value in _keys(config).items():
+            if not (value.isascii() and value.isprintable()):  # the client library would panic
+                text = f"{name} has a line end or another character that keys do not have: remove it"
+                raise ApplianceError(f"files.s3 in models.yaml: {text}")
+        self._secrets = [value for name, value in _keys(config).items() if "id" not in name.lower()]
         self._obstore = obstore
         self.url = config.url
         self._endpoint = config.endpoint
         self._reading = self._store(config, _READ_TIMEOUT, retries=1)
         self._writing = self._store(config, _WRITE_TIMEOUT, retries=2)
-        self._threads = ThreadPoolExecutor(_THREADS, "bucket")
+        self._threads = _Threads()
+        self._free = asyncio.Semaphore(_THREADS)
+        self._waiting = 0  # calls of `run` that wait for a free thread
 
     def _store(self, config: S3Config, timeout: timedelta, *, retries: int) -> Any:
         settings = {
             "endpoint": config.endpoint,
             "region": config.region,
-            "access_key_id": config.access_key_id,
-            "secret_access_key": config.secret_access_key,
         }
         try:
             return self._obstore.store.S3Store(
@@ -67,6 +87,7 @@ class Bucket:
                 config={name: value for name, value in settings.items() if value is not None},  # type: ignore[arg-type]
                 client_options={"allow_http": True, "timeout": timeout, "connect_timeout": _CONNECT_TIMEOUT},
                 retry_config={"max_retries": retries, "retry_timeout": timeout},
+                credential_provider=_credentials(config),
             )
         except self._obstore.exceptions.BaseError as error:
             reason = _first_line(error)
@@ -75,15 +96,36 @@ class Bucket:
             raise ApplianceError(f"files.s3 in models.yaml: {reason}") from error
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function that reads from the bucket in a thread of the bucket.
 
         Threads that wait for a slow bucket cannot hold up work that the gateway does in other threads.
+
+        Raises:
+            BucketUnavailable: too many reads wait already. The other errors are those of the function.
         """
+        if self._waiting >= _MOST_WAITING:
+            raise BucketUnavailable(
+                f"{self.url}: {_THREADS} reads have not ended and {self._waiting} wait: "
+                "check that the server of the bucket answers"
+            )
+        self._waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._waiting -= 1
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        result: Future[T] = Future()
+
+        def ended(_: Future[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._free.release)
+
+        result.add_done_callback(ended)  # a thread is free when it ends, even if the caller was cancelled
+        self._threads.submit(result, lambda: function(*args, **kwargs))
+        return await asyncio.wrap_future(result)
 
     async def check(self) -> None:
         """Write, read and delete a small object.
@@ -152,7 +194,8 @@ class Bucket:
         found = self._obstore.exceptions
         try:
             yield
-        except (found.BaseError, OSError) as error:
+        # ValueError: the client library reports some errors with it, such as control characters in a key.
+        except (found.BaseError, OSError, ValueError) as error:
             if isinstance(error, found.NotFoundError | FileNotFoundError):
                 advice = "check the name of the bucket in files.s3.url of models.yaml"
             elif isinstance(error, found.PermissionDeniedError | found.UnauthenticatedError):
@@ -160,7 +203,47 @@ class Bucket:
             else:
                 advice = "check files.s3 in models.yaml, and that the server of the bucket answers"
             place = self.url if self._endpoint is None else f"{self.url} at {self._endpoint}"
-            raise BucketUnavailable(f"{place}: {_first_line(error)}: {advice}") from error
+            reason = _first_line(error)
+            for secret in self._secrets:
+                reason = reason.replace(secret, HIDDEN)
+            raise BucketUnavailable(f"{place}: {reason}: {advice}") from error
+
+
+class _Threads:
+    """Up to ``_THREADS`` threads.
+
+    Unlike the threads of ThreadPoolExecutor, these do not delay the end of the process.
+    """
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._count = 0
+
+    def submit(self, result: Future[T], function: Callable[[], T]) -> None:
+        """Call ``function`` in a thread, and put what it returns or raises into ``result``."""
+
+        def call() -> None:
+            if not result.set_running_or_notify_cancel():
+                return
+            try:
+                result.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - the caller gets it
+                result.set_exception(error)
+
+        self._calls.put(call)
+        if self._count < _THREADS:
+            self._count += 1
+            Thread(target=self._run, name=f"bucket {self._count}", daemon=True).start()
+
+    def close(self) -> None:
+        """End the threads after the calls that were submitted."""
+        for _ in range(self._count):
+            self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+            del call  # otherwise its result would be kept until the next call
 
 
 class BucketFile:
@@ -204,7 +287,38 @@ class BucketFile:
         self._buffer = self._bucket.read(self._path, self._start, min(self._start + length, self.size))
 
 
+def _credentials(config: S3Config) -> S3CredentialProvider | None:
+    """Return the keys in models.yaml, which never have a session token; None without keys there.
+
+    The client library would add ``AWS_SESSION_TOKEN`` to keys in its config.
+    """
+    id, secret = config.access_key_id, config.secret_access_key
+    if id is None or secret is None:
+        return None
+    found: S3Credential = {
+        "access_key_id": id,
+        "secret_access_key": secret,
+        "token": None,
+        "expires_at": None,
+    }
+    return lambda: found
+
+
+def _keys(config: S3Config) -> dict[str, str]:
+    """Return the values with which requests are signed, by the names of their keys and variables."""
+    if config.access_key_id is not None and config.secret_access_key is not None:
+        return {"access_key_id": config.access_key_id, "secret_access_key": config.secret_access_key}
+    return {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
+
+
 def _first_line(error: Exception) -> str:
-    """Return an error of the client library in one line, without its technical appendix."""
-    text = " ".join(str(error).partition("\n\nDebug source")[0].split())
+    """Return an error of the client library in one line, without its technical appendix.
+
+    Of an error of the server, this has only its code and message.
+    """
+    text = str(error).partition("\n\nDebug source")[0]
+    if (answer := _ANSWER.search(text)) is not None:
+        parts = [found[1] for tag in _SHOWN_TAGS if (found := tag.search(answer[0])) is not None]
+        text = text[: answer.start()] + ": ".join(parts)
+    text = " ".join(text.split())
     return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}..."
