@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from base64 import b64encode
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,11 +19,9 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import audio, failures
 from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import FILE, interface_of
-from appliance.runners.operations import SPEECH
 from appliance.runners.piper.voices import voice_files
-from appliance.runners.progress import bar
 from appliance.runners.schemas import choice, number, string
-from appliance.runners.threads import stepwise
+from appliance.runners.speech_output import speech_output
 
 #: Phonemes that are computed together. Memory grows with their square; a sentence has about a hundred.
 _MAX_PHONEMES: Final = 400
@@ -80,8 +77,6 @@ class PiperRunner:
                 )
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        import numpy as np
-
         text = job.input["text"]
         voice = self._voice(job.input.get("voice"))
         speaker = _speaker(voice, job.input.get("speaker"))
@@ -90,26 +85,9 @@ class PiperRunner:
         pieces = _pieces(await asyncio.to_thread(voice.phonemize, text))
         if not pieces:
             raise PredictionFailed("input.text: the text has nothing that can be spoken; write words")
-        spoken: list[audio.Samples] = []
-        parts = _noted(_speak(voice, pieces, job.input, speaker), spoken)
-        if job.operation == SPEECH:
-            chunks = audio.encoded(parts, voice.config.sample_rate, job.input["output_format"])
-            async for chunk in stepwise(chunks):
-                yield Output([{"type": "speech.audio.delta", "audio": b64encode(chunk).decode()}])
-            yield Metric("audio_duration", round(sum(map(len, spoken)) / voice.config.sample_rate, 3))
-            yield Output([{"type": "speech.audio.done"}])
-            return
-        async for _ in stepwise(parts):
-            yield Log(f"{bar(len(spoken), len(pieces))}\n")
-        folder = Path(job.folder)
-        file = folder / f"output.{job.input['output_format']}"
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        rate = voice.config.sample_rate
-        samples = np.concatenate(spoken)
-        await asyncio.to_thread(audio.write, file, samples, rate)
-        yield Metric("audio_duration", round(samples.size / rate, 3))
-        yield Metric("real_time_factor", round((time.perf_counter() - began) * rate / samples.size, 4))
-        yield Output([file], append=False)
+        parts = _speak(voice, pieces, job.input, speaker)
+        async for event in speech_output(job, parts, len(pieces), voice.config.sample_rate, began):
+            yield event
 
     async def close(self) -> None:
         """Do nothing: the memory is freed when the process ends."""
@@ -178,13 +156,6 @@ def _pieces(sentences: Sequence[Sequence[str]]) -> list[list[str]]:
             rest = rest[cut:]
         pieces.append(rest)
     return [piece for piece in pieces if any(not part.isspace() for part in piece)]
-
-
-def _noted(parts: Iterator[audio.Samples], seen: list[audio.Samples]) -> Generator[audio.Samples, None, None]:
-    """Yield ``parts``, and append each to ``seen`` before."""
-    for part in parts:
-        seen.append(part)
-        yield part
 
 
 def _speak(
