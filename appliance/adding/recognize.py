@@ -58,8 +58,9 @@ _SMALLER: Final = 0.75  # a variant is chosen if its files have at most this sha
 _LOOKED_FOR: Final = (
     "cog.yaml (a Cog project), model_index.json (a diffusers pipeline), a file .gguf, modules.json (a "
     "sentence-transformers model), model.bin with config.json (Whisper in CTranslate2's format), files .onnx "
-    "with .onnx.json (Piper voices), files .onnx with det and rec in their names (text in images), "
-    "silero_vad.onnx (voice activity), and config.json with a known architecture"
+    "with .onnx.json (Piper voices), files .onnx with voices/*.bin (Kokoro), files .onnx with det and rec in "
+    "their names (text in images), silero_vad.onnx (voice activity), and config.json with a known "
+    "architecture"
 )
 
 
@@ -218,10 +219,20 @@ def _voices(listing: Listing, file: str | None) -> list[str]:
     return voices
 
 
+def _kokoro(listing: Listing, file: str | None) -> Recognized | None:
+    """Recognise Kokoro by its voices beside an ONNX file; of several files, model.onnx is loaded."""
+    if not any(fnmatch(name, each) for name in listing.sizes for each in ("voices/*.bin", "voices*.bin")):
+        return None
+    names = [name for name in listing.sizes if name.endswith(".onnx") and file in {None, name}]
+    return Recognized("kokoro", "Kokoro, text to speech", file=file) if names else None
+
+
 def _onnx(listing: Listing, file: str | None) -> Recognized | None:
     """Recognise models in ONNX files that need no description of their inputs and outputs."""
     if voices := _voices(listing, file):
         return Recognized("piper", f"Piper: {' '.join(voices)}", file=file)
+    if found := _kokoro(listing, file):
+        return found
     if file is not None:
         return None
     files = [PurePosixPath(name) for name in listing.sizes if name.endswith(".onnx")]

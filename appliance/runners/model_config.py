@@ -219,6 +219,8 @@ class ModelConfig(Section):
 
     #: Patterns of the weight files to download from a hub repository.
     WEIGHT_FILES: ClassVar[tuple[str, ...]] = ("*.safetensors",)
+    #: Patterns of files to download with the weight file, even if `source.file` names only that file.
+    COMPANION_FILES: ClassVar[tuple[str, ...]] = ()
 
     name: ModelName = Field(description='Name of the model in the API: "owner/name".')
     kind: str = Field(description="Kind of the model: it selects the library that runs it.")

@@ -15,6 +15,7 @@ EXAMPLES: Final = {
     "vllm": "Write one sentence about the sea.",
     "diffusers": "a large red star on a white background",
     "piper": "Hello! This voice was made on your own machine.",
+    "kokoro": "Hello! This voice was made on your own machine.",
     "embeddings": "A cat sleeps on the sofa.",
     "echo": "Hello!",
 }

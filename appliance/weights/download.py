@@ -109,8 +109,17 @@ def _fetch(source: Source, model: ModelConfig, work: Path, report: _Report) -> P
         case HubSource():
             folder = work / "snapshot"
             report.say("downloading from the hub")
-            hub.snapshot(source, folder, model.WEIGHT_FILES, report.advance, variant=model.weight_variant)
+            hub.snapshot(
+                source,
+                folder,
+                model.WEIGHT_FILES,
+                report.advance,
+                variant=model.weight_variant,
+                companions=model.COMPANION_FILES,
+            )
             shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's state for resuming
+            if model.COMPANION_FILES:
+                return folder
             if source.file and not locations.is_gguf(source):  # a voice, which another file describes
                 return (folder / source.file).parent
             return folder / source.file if source.file else folder

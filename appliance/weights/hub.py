@@ -61,10 +61,12 @@ def snapshot(
     advance: Advance = lambda _have, _total: None,
     *,
     variant: str | None = None,
+    companions: tuple[str, ...] = (),
 ) -> None:
     """Download a repository at its revision into ``folder``, except files that are there already.
 
     ``weights`` are patterns of the repository's weight files; ``variant`` is the variant of them to download.
+    ``companions`` are patterns of files that are downloaded even if the source names one file.
     The environment variables HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE apply. ``advance`` gets the progress of
     the bytes.
 
@@ -88,7 +90,7 @@ def snapshot(
             source.hub,
             revision=source.revision,
             local_dir=folder,
-            allow_patterns=[glob.escape(name) for name in (*wanted, *_others(source, hashes))],
+            allow_patterns=[glob.escape(name) for name in (*wanted, *_others(source, hashes, companions))],
             tqdm_class=_progress_bar(advance),
         )
         _verify(source, folder, hashes)
@@ -114,9 +116,10 @@ def _wanted(
     return selection.weight_files(names, weights, variant=variant, pipeline=pipeline)
 
 
-def _others(source: HubSource, names: Iterable[str]) -> list[str]:
+def _others(source: HubSource, names: Iterable[str], companions: tuple[str, ...]) -> list[str]:
     """Return the files to download besides weights."""
     patterns = (f"{glob.escape(source.file)}.json", *_LICENSES) if source.file else _PATTERNS
+    patterns = (*patterns, *companions)
     return [
         name
         for name in names

@@ -41,7 +41,7 @@ PLACES = {
     "PIL": ("runners",),
     "faster_whisper": ("runners.whisper", "runners.voice_encoder"),
     "scipy": ("runners.speakers",),
-    "piper": ("runners.piper",),
+    "piper": ("runners.piper", "runners.kokoro"),
     "cv2": ("runners.ocr",),
     "onnxruntime": ("runners.onnx_session", "runners.piper"),
     "pandas": ("ui",),

@@ -50,6 +50,8 @@ def encoder_decoder(architecture: str, stated: str | None = None, settings: Sequ
         (listing("cog.yaml", "run.py"), "cog"),
         (listing("model.bin", "vocabulary.txt", config={}), "whisper"),
         (listing("joe.onnx", "joe.onnx.json"), "piper"),
+        (listing("onnx/model.onnx", "onnx/model_fp16.onnx", "voices/af_bella.bin", config={}), "kokoro"),
+        (listing("kokoro-v1.0.onnx", "voices-v1.0.bin"), "kokoro"),
         (listing("a_det.onnx", "b/a_rec_small.onnx", "x_cls.onnx"), "ocr"),
         (listing("onnx/silero_vad.onnx", "README.md"), "vad"),
     ],

@@ -584,6 +584,7 @@ def test_a_model_class_is_known_for_every_kind() -> None:
             "diffusers",
             "whisper",
             "piper",
+            "kokoro",
             "transformers",
             "onnx",
             "ocr",

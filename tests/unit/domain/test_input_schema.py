@@ -213,6 +213,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "embeddings": {"max_batch": 64},
     "whisper": {},
     "piper": {"voices": {"alloy": "en_GB-a-medium"}, "found": ["en_GB-a-medium"]},
+    "kokoro": {"voices": {"alloy": "af_alloy"}, "found": ["af_alloy"]},
     **{f"transformers {task}": {"task": task} for task in TASKS},
 }  # fmt: skip
 

@@ -111,6 +111,7 @@ def test_curl_uploads_the_files_and_asks_for_what_the_form_holds(tmp_path: Path)
         ("diffusers", {"prompt": "a", "width": 64, "height": 32, "num_outputs": 2}, "images.generate"),
         ("whisper", {"audio": LocalFile("/x/a.wav")}, "audio.transcriptions.create"),
         ("piper", {"text": "a", "voice": "b"}, "audio.speech.create"),
+        ("kokoro", {"text": "a", "voice": "b"}, "audio.speech.create"),
     ],
 )
 def test_kinds_that_openais_api_knows_have_its_words(kind: str, input: dict[str, Any], path: str) -> None:

@@ -534,6 +534,7 @@ def test_one_file_of_a_repository(tmp_path: Path, fake_hub: Hub) -> None:
     [
         ("whisper", ["model.bin", "config.json", "tokenizer.json", "vocabulary.txt"]),
         ("piper", ["en/a.onnx", "en/a.onnx.json"]),
+        ("kokoro", ["onnx/model.onnx", "tokenizer.json", "voices/af_bella.bin"]),
     ],
 )
 def test_weights_have_the_form_of_their_kind(
@@ -555,6 +556,16 @@ def test_one_voice_of_a_repository_comes_with_its_description(tmp_path: Path, fa
     folder = weights.pull(tmp_path, wanted)
     assert sorted(file.name for file in folder.iterdir()) == ["a.onnx", "a.onnx.json"]
     assert set(fake_hub.files) <= set(fake_hub.calls[0]["allow_patterns"])
+
+
+def test_one_variant_of_kokoro_comes_with_its_voices(tmp_path: Path, fake_hub: Hub) -> None:
+    files = ["onnx/small.onnx", "tokenizer.json", "voices/af_bella.bin"]
+    fake_hub.files = [*files, "onnx/model.onnx"]
+    source = {"hub": "org/kokoro", "revision": "abc", "file": "onnx/small.onnx"}
+    wanted = ModelConfig.model_validate({"name": "test/voice", "kind": "kokoro", "source": source})
+    folder = weights.pull(tmp_path, wanted)
+    assert all((folder / name).exists() for name in files)
+    assert fake_hub.calls[0]["allow_patterns"] == files
 
 
 def test_a_repository_without_weights_is_refused(tmp_path: Path, fake_hub: Hub) -> None:

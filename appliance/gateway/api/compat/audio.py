@@ -1,4 +1,5 @@
-"""Routes of OpenAI's transcriptions and translations, for whisper models, and speech, for piper models.
+"""Routes of OpenAI's transcriptions and translations, for whisper models, and speech, for piper and
+kokoro models.
 
 A request for a stream is a prediction with an operation, whose output is the events of the stream. Every
 other request is an ordinary prediction of the model.

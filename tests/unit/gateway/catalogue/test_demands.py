@@ -51,6 +51,7 @@ def test_a_pipeline_that_is_offloaded_does_not_sleep(tmp_path: Path) -> None:
 
 def test_what_computes_on_the_cpu_takes_main_memory_beside_gpus(tmp_path: Path) -> None:
     assert asked(tmp_path, "piper").on_cpu
+    assert asked(tmp_path, "kokoro").on_cpu
     assert asked(tmp_path, "echo").on_cpu
     assert not asked(tmp_path, "piper", cuda=False).on_cpu
     assert not asked(tmp_path, "vllm").on_cpu
