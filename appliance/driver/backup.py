@@ -48,6 +48,7 @@ from appliance.store.snapshot import Reference
 ROUNDS: Final = 10
 _LEVEL: Final = 1  # of gzip; media are compressed already
 _STAGING: Final = ".backup"  # prefix of the folder with hard links to the content of a backup that is written
+_VERSIONS: Final = "files/versions/"
 
 
 class Saved(NamedTuple):
@@ -135,6 +136,9 @@ def _stage(home: Path, staging: Path, progress: Progress) -> set[str]:
         )
         snapshot.check(copied)
         earlier, missing = missing, _link_all(home, staging, copied)
+        # Files may have been moved to the bucket since the copy was made; trained versions stay.
+        if gone := {each for each in missing - snapshot.in_bucket(copied) if not each.startswith(_VERSIONS)}:
+            snapshot.record_in_bucket(copied, gone & snapshot.in_bucket(home / DATABASE))
         # The others are lost if their rows were not deleted between the two copies.
         if missing - snapshot.in_bucket(copied) <= earlier:
             _unlink_unknown(staging, copied)

@@ -805,6 +805,11 @@ SELECT state FROM bucket_objects WHERE path = :path;
 -- Record that an object is complete, unless it is to be deleted.
 UPDATE bucket_objects SET state = 'stored' WHERE path = :path AND state = 'uploading';
 
+-- query: add_stored_object
+-- Record that an object is complete, in a copy of the database that was made before.
+INSERT INTO bucket_objects (path, state) VALUES (:path, 'stored')
+ON CONFLICT (path) DO UPDATE SET state = 'stored';
+
 -- query: objects_to_delete
 -- Objects whose deletion is not finished.
 SELECT path FROM bucket_objects WHERE state = 'deleting' ORDER BY path LIMIT :limit;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -89,6 +89,20 @@ def in_bucket(path: Path) -> set[str]:
         found = {f"files/{value}" for (value,) in reader.execute(QUERIES["stored_objects"])}
     versions = {"/".join(path.split("/")[:3]) for path in found if path.startswith("files/versions/")}
     return found | versions
+
+
+def record_in_bucket(path: Path, contents: Iterable[str]) -> None:
+    """Record in a copy of the database that contents are complete in the bucket.
+
+    ``contents`` are paths of files, as those of ``in_bucket``.
+
+    Raises:
+        StoreError: the copy cannot be written.
+    """
+    given = [{"path": content.removeprefix("files/")} for content in contents]
+    with _errors(path), contextlib.closing(open_database(path, data_key(path))) as copied:
+        copied.executemany(QUERIES["add_stored_object"], given)
+        copied.commit()
 
 
 def _reference(table: str, value: Any) -> Reference:

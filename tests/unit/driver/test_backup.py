@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -230,6 +231,34 @@ async def test_files_that_are_only_in_the_bucket_are_counted(home: Path, tmp_pat
     assert (saved.lost, saved.in_bucket) == ((), 1)
     restore(tmp_path / "b.tar.gz", tmp_path / "elsewhere", QUIET)
     assert repair.missing(tmp_path / "elsewhere") == []
+
+
+async def test_a_file_that_is_moved_after_the_copy_of_the_database_is_in_the_bucket(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(home / "appliance.db")
+    assert await store.files.objects.begin("uploads/one", "one") == "uploading"
+    await store.close()
+    copy = snapshot.copy
+
+    def copy_and_move(source: Path, target: Path, progress: Callable[[int, int], None]) -> None:
+        copy(source, target, progress)
+        with contextlib.closing(sqlite3.connect(source)) as writer:
+            writer.executemany(
+                "REPLACE INTO bucket_objects VALUES (?, 'stored')", [("uploads/one",), ("uploads/two",)]
+            )
+            writer.commit()
+        for name in ("one", "two"):
+            (home / "files" / "uploads" / name).unlink(missing_ok=True)
+
+    monkeypatch.setattr(snapshot, "copy", copy_and_move)
+    monkeypatch.setattr(backup, "ROUNDS", 1)
+    saved = save(home, tmp_path / "b.tar.gz")
+    assert (saved.lost, saved.in_bucket) == ((), 2)
+    restored = tmp_path / "elsewhere"
+    restore(tmp_path / "b.tar.gz", restored, QUIET)
+    assert repair.missing(restored) == []
+    assert snapshot.in_bucket(restored / "appliance.db") == {"files/uploads/one", "files/uploads/two"}
 
 
 def test_endless_deletions_end_the_backup(
