@@ -174,6 +174,8 @@ async def test_a_copy_for_a_backup_is_encrypted_with_the_same_key(
     await store.close()
     assert snapshot.check(tmp_path / "copy" / "db") == snapshot.FORMAT
     assert len(list(snapshot.references(tmp_path / "copy" / "db"))) == 3
+    snapshot.record_in_bucket(tmp_path / "copy" / "db", ["files/uploads/a"])
+    assert snapshot.in_bucket(tmp_path / "copy" / "db") == {"files/uploads/a"}
     assert traces(tmp_path / "copy", MARKER) == {}
     store = await created(tmp_path / "copy" / "db")
     assert await found_by_search(store) == 30
