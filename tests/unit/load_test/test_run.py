@@ -20,6 +20,7 @@ class Scripted:
         self.created = 0
         self.canceled: list[str] = []
         self.endless = False
+        self.waiting = 0  # creations that are not accepted yet, and streams that do not end
         self.accepting = asyncio.Event()
         self.accepting.set()
         self.statuses = ["succeeded"]  # of the predictions, in turn
@@ -35,13 +36,16 @@ class Scripted:
         if path.endswith("/cancel"):
             self.canceled.append(path.split("/")[3])
             return None
+        self.waiting += 1
         await self.accepting.wait()
+        self.waiting -= 1
         number = self.created
         self.created += 1
         return {"id": str(number), "urls": {"stream": "/v1/streams/secret"}}
 
     async def stream(self, url: str) -> AsyncIterator[ServerSentEvent]:
         yield ServerSentEvent("output", "one")
+        self.waiting += self.endless
         await asyncio.sleep(3600 if self.endless else 0.001)
         yield ServerSentEvent("output", "two")
         yield ServerSentEvent("done", "{}")
@@ -89,10 +93,11 @@ async def test_a_cancelled_test_cancels_all_its_predictions(created: bool) -> No
     running = asyncio.create_task(test.run())
     while api.created < 4:
         await asyncio.sleep(0.001)
-    api.endless = True
+    api.endless = created
     if not created:
         api.accepting.clear()
-    await asyncio.sleep(0.05)
+    while api.waiting < 3:
+        await asyncio.sleep(0.001)
     before = api.created
     running.cancel()
     await asyncio.sleep(0)

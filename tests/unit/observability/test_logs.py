@@ -204,7 +204,9 @@ def test_warnings_are_records_too(file: Path) -> None:
     logs.configure(file)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        logging.captureWarnings(True)  # catch_warnings has put the plain hook back
+        # catch_warnings has put the plain hook back, of which logging does not know.
+        logging.captureWarnings(False)
+        logging.captureWarnings(True)
         warnings.warn("old call", DeprecationWarning, stacklevel=1)
     assert "DeprecationWarning: old call" in lines(file)[0]
 
