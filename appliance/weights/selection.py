@@ -18,6 +18,9 @@ PIPELINE: Final = "model_index.json"
 OTHER_FORMATS: Final = ("original/*", "onnx/*", "openvino/*")
 #: Weights for Mistral's own library. Other libraries load the files beside them.
 _CONSOLIDATED: Final = re.compile(r"consolidated[.-]")
+#: Weights for transformers. The files beside them are for the library of the model's authors:
+#: https://huggingface.co/sesame/csm-1b/tree/main
+_FOR_TRANSFORMERS: Final = "transformers"
 _SHARD: Final = re.compile(r"-\d+-of-\d+")
 _VARIANT: Final = re.compile(r"\.([A-Za-z]\w*)$")
 
@@ -84,6 +87,8 @@ def _of_folder(names: list[str], variant: str | None) -> list[str]:
             wanted = each.variant is None or (each.stem, each.suffix, None) not in stems
         if wanted:
             chosen.append(name)
+    if named := [name for name in chosen if parts[name].stem == _FOR_TRANSFORMERS]:
+        return named
     others = [name for name in chosen if not _CONSOLIDATED.match(PurePosixPath(name).name)]
     return others if any(PurePosixPath(name).name.startswith("model") for name in others) else chosen
 
