@@ -38,6 +38,7 @@ _TASKS: Final = {
     "WhisperForConditionalGeneration": "automatic-speech-recognition",
     "SpeechT5ForTextToSpeech": "text-to-speech",
     "VitsModel": "text-to-speech",
+    "CsmForConditionalGeneration": "text-to-speech",
     "MusicgenForConditionalGeneration": "text-to-audio",
     "MusicgenMelodyForConditionalGeneration": "text-to-audio",
     "MarianMTModel": "translation",

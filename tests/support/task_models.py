@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import torch
 
+from appliance.domain.interface import Interface
 from appliance.runners.transformers.options import TransformersOptions
 from appliance.runners.transformers.runner import TransformersRunner
 from tests.support import tiny_models, tiny_vision_models
@@ -39,10 +40,15 @@ class Models:
             await self._loaded[task, maker].setup()
         return self._loaded[task, maker]
 
+    def interface(self, task: str, maker: Callable[[Path], None] | None = None) -> Interface:
+        """The interface of a model whose weights are known."""
+        known = TransformersOptions.model_validate({"task": task}).completed(self.made(maker or MAKERS[task]))
+        return TransformersRunner.interface(known.model_dump(mode="json"))
+
     async def __call__(self, task: str, maker: Callable[[Path], None] | None = None, /, **given: Any) -> Ran:
         """One prediction, whose output is held to what the interface says."""
         runner = await self.loaded(task, maker)
-        interface = runner.interface({"task": task})
+        interface = self.interface(task, maker)
         ran = await run(runner, job(interface, self.folder / "output", **given))
         jsonschema.validate(json.loads(json.dumps(ran.output, default=str)), interface.output)
         return ran

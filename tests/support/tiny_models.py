@@ -305,6 +305,48 @@ def text_to_speech(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def csm(folder: Path) -> None:
+    """CSM with the sampling rate and the frame rate of the real one: 24000 samples/s and 12.5 frames/s."""
+    from transformers import (
+        CsmConfig,
+        CsmForConditionalGeneration,
+        CsmProcessor,
+        EncodecFeatureExtractor,
+        GenerationConfig,
+    )
+
+    words = tokenizer(folder, model_max_length=2048)
+    words.add_special_tokens({"additional_special_tokens": ["<|AUDIO|>", "<|audio_eos|>"]})
+    rows = {"num_codebooks": 4, "vocab_size": 35, "num_key_value_heads": 1, "initializer_range": 1.0}
+    codec = {
+        "model_type": "mimi", "hidden_size": 16, "num_filters": 2, "num_residual_layers": 1,
+        "codebook_size": 32, "vector_quantization_hidden_dimension": 16, "codebook_dim": 16,
+        "upsample_groups": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "num_quantizers": 4, "intermediate_size": 32, "head_dim": 8,
+    }  # fmt: skip
+    audio_token, audio_end = words.convert_tokens_to_ids(["<|AUDIO|>", "<|audio_eos|>"])
+    config = CsmConfig(
+        text_vocab_size=len(words), max_position_embeddings=512, codebook_pad_token_id=34,
+        codebook_eos_token_id=0, bos_token_id=2, eos_token_id=None, pad_token_id=audio_token,
+        audio_token_id=audio_token, audio_eos_token_id=audio_end, codec_config=codec,
+        depth_decoder_config={**SMALL, **rows, "backbone_hidden_size": 16, "max_position_embeddings": 5},
+        **rows, **SMALL,
+    )  # fmt: skip
+    model = CsmForConditionalGeneration(config)
+    both = model.codec_model.quantizer
+    for quantizer in (both.semantic_residual_vector_quantizer, both.acoustic_residual_vector_quantizer):
+        for layer in quantizer.layers:  # otherwise all tokens sound alike
+            layer.codebook.embed_sum.normal_()
+            layer.codebook.cluster_usage.fill_(1)
+    model.generation_config = GenerationConfig(do_sample=True)
+    model.save_pretrained(folder)
+    template = (
+        "{% for message in messages %}{{ bos_token }} {{ message.role }} {{ message.content[0].text }} "
+        "{{ eos_token }}{% if message.content | length > 1 %}<|AUDIO|><|audio_eos|>{% endif %}{% endfor %}"
+    )
+    CsmProcessor(EncodecFeatureExtractor(), words, chat_template=template).save_pretrained(folder)
+
+
 def musicgen(folder: Path) -> None:
     """MusicGen with one channel of 3200 samples/s and 50 tokens/s, in four codebooks."""
     _musicgen(folder, "Musicgen", channels=1)

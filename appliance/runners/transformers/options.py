@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Final, Literal, get_args
 
 from pydantic import Field
@@ -14,6 +16,10 @@ from appliance.runners.options import TORCH_RESIDUE, TRUST_REMOTE_CODE, Options,
 
 #: Bytes that a worker process needs besides weights: libraries and working memory.
 _PROCESS: Final = GIB
+#: The `model_type` of CSM, which speaks with the voice of a recording.
+CSM: Final = "csm"
+#: Bytes that CSM's codec needs to decode 90 s of float32 audio, the longest output; 2.6 GiB on a CPU.
+_CODEC: Final = 3 * GIB
 
 Task = Literal[
     "automatic-speech-recognition",
@@ -72,6 +78,12 @@ class TransformersOptions(Options):
     )
     trust_remote_code: bool = TRUST_REMOTE_CODE
 
+    def completed(self, folder: Path) -> TransformersOptions:
+        if self.task != "text-to-speech":
+            return self
+        found = {"model_type": _model_type(folder)}
+        return FoundTransformersOptions.model_validate(self.model_dump() | found)
+
     @property
     def predictions_at_once(self) -> int:
         return self.max_batch if self.task in BATCHED else 1
@@ -86,6 +98,28 @@ class TransformersOptions(Options):
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         return in_dtype(weights, self.dtype, device) + _PROCESS
+
+
+class FoundTransformersOptions(TransformersOptions):
+    """``TransformersOptions`` plus the ``model_type`` of the weights' config.json; users cannot set it."""
+
+    UNVERSIONED = TransformersOptions.UNVERSIONED | {"model_type"}
+    OOM_HINT = "ask for shorter speech"
+
+    model_type: str  # empty before the weights are downloaded
+
+    def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
+        codec = _CODEC if self.model_type == CSM else 0
+        return super().footprint(weights, device) + codec
+
+
+def _model_type(folder: Path) -> str:
+    """Return ``model_type`` of config.json; empty if the file is missing or damaged: loading shows why."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(config.get("model_type", "")) if isinstance(config, dict) else ""
 
 
 class TransformersModel(ModelConfig):

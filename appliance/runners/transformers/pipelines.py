@@ -119,29 +119,6 @@ def _language(input: Mapping[str, Any], languages: Mapping[str, Any] | None) -> 
     return {"task": input["task"], **({"language": code} if named else {})}
 
 
-def text_to_speech(loading: LoadRequest) -> Compute:
-    """Speak a text with a model such as VITS. Models that need a separate vocoder are not supported."""
-    from transformers import AutoTokenizer
-
-    model = load_model(loading, "AutoModelForTextToWaveform")
-    pipe = make_pipeline(loading, "text-to-audio", model, tokenizer=load_processor(AutoTokenizer, loading))
-
-    def compute(request: TaskInput) -> TaskResult:
-        import numpy as np
-
-        more = {"stopping_criteria": stopping_criteria(request.cancelled)} if model.can_generate() else {}
-        made = pipe(request.input["text"], **({"generate_kwargs": more} if more else {}))
-        samples = np.asarray(made["audio"], dtype=np.float32).reshape(-1)
-        if not samples.size:
-            raise PredictionFailed("input.text: the text has nothing that can be spoken; write words")
-        request.folder.mkdir(parents=True, exist_ok=True)
-        file = request.folder / f"output.{request.input['output_format']}"
-        audio.write(file, samples, int(made["sampling_rate"]))
-        return TaskResult(file, {"audio_duration": round(samples.size / made["sampling_rate"], 3)})
-
-    return compute
-
-
 # -- images
 
 

@@ -46,7 +46,8 @@ class TransformersRunner(TorchRunner):
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
         task = TASKS[options["task"]]
-        return interface_of(task.inputs, task.output, required=task.required, aliases=task.aliases)
+        inputs = {**task.inputs, **task.inputs_of_type.get(options.get("model_type", ""), {})}
+        return interface_of(inputs, task.output, required=task.required, aliases=task.aliases)
 
     async def setup(self) -> None:
         folder = failures.existing_weights(self._spec)

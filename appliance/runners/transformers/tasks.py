@@ -11,20 +11,25 @@ from appliance.domain.interface import FILE_LINES
 from appliance.runners import audio
 from appliance.runners.interfaces import FILE
 from appliance.runners.schemas import boolean, choice, integer, number, string
-from appliance.runners.transformers import image_outputs, image_text, music, pipelines, seq2seq
+from appliance.runners.transformers import image_outputs, image_text, music, pipelines, seq2seq, speech
 from appliance.runners.transformers.loading import BatchCompute, Compute, LoadRequest
+from appliance.runners.transformers.options import CSM
 
 Schema = dict[str, Any]
 
 
 class Task(NamedTuple):
-    """One task: the arguments of ``interface_of``, and ``load``, which loads a model for the task."""
+    """One task: the arguments of ``interface_of``, and ``load``, which loads a model for the task.
+
+    ``inputs_of_type`` has further inputs of some models, by the ``model_type`` of their config.json.
+    """
 
     inputs: Mapping[str, Schema]
     output: Schema
     load: Callable[[LoadRequest], Compute | BatchCompute]
     required: tuple[str, ...]
     aliases: Mapping[str, str] = MappingProxyType({})
+    inputs_of_type: Mapping[str, Mapping[str, Schema]] = MappingProxyType({})
 
 
 _NUMBER: Final[Schema] = {"type": "number"}
@@ -56,6 +61,26 @@ _LABELS: Final = _list_of(label=_STRING, score=_NUMBER)
 _BOX: Final[Schema] = {
     "type": "object",
     "properties": dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), _INTEGER),
+}
+_SEED: Final = integer(
+    "Equal seeds give equal outputs on the same machine. Default and -1: random", ge=-1, le=2**53 - 1
+)
+#: Inputs of models that speak with the voice of a recording.
+_VOICE: Final[dict[str, Schema]] = {
+    "reference_audio": {
+        **FILE,
+        "description": "Audio or video file whose voice speaks, from "
+        f"{speech.SHORTEST_REFERENCE} to {speech.LONGEST_REFERENCE} seconds; it needs reference_text. "
+        "Default: a random voice",
+    },
+    "reference_text": string("The words that are spoken in reference_audio"),
+    "max_duration": integer(
+        "Maximum length of the output in seconds", default=60, ge=1, le=speech.LONGEST_OUTPUT
+    ),
+    "temperature": number(
+        "Sampling temperature; higher values give more varied speech", default=0.9, ge=0.01, le=2
+    ),
+    "seed": _SEED,
 }
 _TOP_K: Final = _count("Maximum number of labels to return, the most likely first", default=5)
 
@@ -92,9 +117,10 @@ TASKS: Final[dict[str, Task]] = {
             "output_format": choice("Format of the audio file", audio.FORMATS, default="wav"),
         },
         output=dict(FILE),
-        load=pipelines.text_to_speech,
+        load=speech.text_to_speech,
         required=("text",),
         aliases={"prompt": "text"},
+        inputs_of_type={CSM: _VOICE},
     ),
     "text-to-audio": Task(
         inputs={
@@ -124,11 +150,7 @@ TASKS: Final[dict[str, Task]] = {
             "classifier_free_guidance": number(
                 "How closely the output follows the prompt", default=3, ge=1, le=20
             ),
-            "seed": integer(
-                "Equal seeds give equal outputs on the same machine. Default and -1: random",
-                ge=-1,
-                le=2**53 - 1,
-            ),
+            "seed": _SEED,
             "output_format": choice("Format of the audio file", audio.WITH_HEADER, default="wav"),
         },
         output=dict(FILE),

@@ -137,6 +137,15 @@ MISTRAL = Repository(
     },
     {"config.json": {"architectures": ["MistralForCausalLM"], "torch_dtype": "bfloat16"}},
 )
+CSM = Repository(
+    {
+        "ckpt.pt": 6220,
+        "model.safetensors": 6210,
+        "transformers-00001-of-00002.safetensors": 4940,
+        "transformers-00002-of-00002.safetensors": 2190,
+    },
+    {"config.json": {"architectures": ["CsmForConditionalGeneration"], "torch_dtype": "float32"}},
+)
 MINILM = Repository(
     {
         "model.safetensors": 91,
@@ -181,6 +190,7 @@ def use(monkeypatch: pytest.MonkeyPatch, listing: Listing) -> None:
         pytest.param(WHISPER, "transformers", {"task": "automatic-speech-recognition"}, 3090, id="whisper"),
         pytest.param(LLAMA, "vllm", None, 4980 + 1440, id="llama"),
         pytest.param(MISTRAL, "vllm", None, 4950 + 5000 + 4550, id="mistral"),
+        pytest.param(CSM, "transformers", {"task": "text-to-speech"}, 4940 + 2190, id="csm"),
         pytest.param(MINILM, "embeddings", None, 91, id="minilm"),
     ],
 )

@@ -69,6 +69,7 @@ def test_kind(files: Listing, kind: str) -> None:
         (transformer("BartForSequenceClassification", "no", "ENTAILMENT"), "zero-shot-classification"),
         (transformer("BertForSequenceClassification", "bad", "good"), "text-classification"),
         (transformer("WhisperForConditionalGeneration"), "automatic-speech-recognition"),
+        (transformer("CsmForConditionalGeneration"), "text-to-speech"),
         (transformer("MusicgenMelodyForConditionalGeneration"), "text-to-audio"),
         (transformer("CLIPModel"), "image-text-embeddings"),
         (transformer("YolosForObjectDetection"), "object-detection"),

@@ -215,6 +215,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "piper": {"voices": {"alloy": "en_GB-a-medium"}, "found": ["en_GB-a-medium"]},
     "kokoro": {"voices": {"alloy": "af_alloy"}, "found": ["af_alloy"]},
     **{f"transformers {task}": {"task": task} for task in TASKS},
+    "transformers csm": {"task": "text-to-speech", "model_type": "csm"},
 }  # fmt: skip
 
 
