@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Samples = npt.NDArray[np.float32]
 
 #: Keeps FFmpeg from opening the files and URLs that a playlist names: no protocol is called "none".
-_ONE_FILE: Final = {"protocol_whitelist": "none"}
+ONE_FILE: Final = {"protocol_whitelist": "none"}
 #: FFmpeg's floating-point sample formats -> NumPy's dtypes
 _FLOATS: Final = {"flt": "float32", "dbl": "float64"}
 
@@ -65,7 +65,7 @@ def read(path: Path, rate: int, field: str, *, longest: float) -> Samples:
 
     parts: list[Samples] = []
     try:
-        with path.open("rb") as file, av.open(file, metadata_errors="ignore", options=_ONE_FILE) as container:
+        with path.open("rb") as file, av.open(file, metadata_errors="ignore", options=ONE_FILE) as container:
             if not container.streams.audio:
                 raise PredictionFailed(f"input.{field}: this file has no audio; send one with an audio track")
             for frame in _resampled(_decoded(container, longest, field), rate):

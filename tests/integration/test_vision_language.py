@@ -6,6 +6,7 @@ Idefics3 is one of the few architectures that vLLM loads without torchvision.
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import pytest_asyncio
 from PIL import Image
 
 from appliance.domain.prediction import Done
-from appliance.runners import preloaded_modules
+from appliance.runners import preloaded_modules, video_frames
 from appliance.runners.operations import CHAT
 from appliance.runners.vllm.options import VllmOptions
 from appliance.worker.replica import Replica
 from tests.support import tiny_vision_models
+from tests.support.videos import write_video
 from tests.support.worker_processes import Caller, Zygote, spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -53,6 +55,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     Image.new("RGB", (40, 30), (220, 20, 10)).save(folder / "red.png")
     Image.new("RGB", (30, 40), (10, 20, 220)).save(folder / "blue.jpg")
+    write_video(folder / "half.mp4", [(220, 20, 10)] * 10 + [(10, 20, 220)] * 10)
     (folder / "text.txt").write_text("no image " * 100)
     return folder
 
@@ -91,9 +94,23 @@ async def test_the_same_image_gives_the_same_text_in_both_apis(caller: Caller, f
     assert response["choices"][0]["message"]["content"] == "".join(caller.output("replicate"))
 
 
+async def test_a_video_is_given_as_some_of_its_frames(caller: Caller, files: Path) -> None:
+    given = {"video": str(files / "half.mp4"), "video_frames": 2}
+    assert await caller.run("video", **GREEDY, **given) == Done("succeeded"), caller.logs("video")
+    frames = video_frames.read(files / "half.mp4", 2, "video", threading.Event())
+    for number, frame in enumerate(frames):
+        frame.save(files / f"{number}.png")
+    asked = {"image": str(files / "0.png"), "images": [str(files / "1.png")]}
+    assert await caller.run("frames", **GREEDY, **asked) == Done("succeeded")
+    assert caller.metrics("video")["input_token_count"] == caller.metrics("frames")["input_token_count"]
+    assert caller.output("video") == caller.output("frames")
+
+
 async def test_files_that_are_no_images_are_refused(caller: Caller, files: Path) -> None:
     done = await caller.run("text", **GREEDY, image=str(files / "text.txt"))
     assert done.status == "failed"
     assert "input.image: this is not an image" in str(done.error)
+    done = await caller.run("video of text", **GREEDY, video=str(files / "text.txt"))
+    assert "input.video: this video cannot be decoded" in str(done.error)
     template = await caller.run("t", **GREEDY, image=str(files / "red.png"), prompt_template="{prompt}")
     assert "input.prompt_template cannot be combined with images" in str(template.error)

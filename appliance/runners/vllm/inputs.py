@@ -14,6 +14,7 @@ import msgspec
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.runners.interfaces import FILE, interface_of
+from appliance.runners.schemas import integer
 
 #: Name of an input in other models and client libraries -> its name here. To every model, LiteLLM sends
 #: max_new_tokens and LlamaIndex max_length.
@@ -63,6 +64,8 @@ class Request(Defaults, frozen=True, kw_only=True):
     stop: tuple[str, ...]
     seed: int | None
     images: tuple[str, ...] = ()  # paths
+    video: str | None = None  # path
+    video_frames: int = 0
 
 
 def interface(options: Mapping[str, Any]) -> Interface:
@@ -102,6 +105,8 @@ def request(input: Mapping[str, Any], defaults: Defaults) -> Request:
         stop=stop_strings(input.get("stop_sequences")),
         seed=None if seed is None else seed & _SEED_BITS,
         images=_images(input),
+        video=input.get("video"),
+        video_frames=int(input.get("video_frames") or _VIDEO_FRAMES),
     )
 
 
@@ -109,11 +114,11 @@ def _images(input: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the paths of the images, that of the input ``image`` first.
 
     Raises:
-        PredictionFailed: there are images and a prompt template, which has no place for them.
+        PredictionFailed: there are images or a video, and a prompt template, which has no place for them.
     """
     first = input.get("image")
     paths = (*((first,) if first else ()), *(input.get("images") or ()))
-    if paths and input.get("prompt_template") is not None:
+    if (paths or input.get("video")) and input.get("prompt_template") is not None:
         raise PredictionFailed("input.prompt_template cannot be combined with images: leave it out")
     return paths
 
@@ -221,6 +226,8 @@ def max_output_tokens(prompt_tokens: int, context: int) -> int:
     return context - prompt_tokens
 
 
+_VIDEO_FRAMES: Final = 8
+_MOST_FRAMES: Final = 32
 _IMAGES: Final[dict[str, dict[str, Any]]] = {
     "image": {**FILE, "description": "Image that the prompt is about."},
     "images": {
@@ -228,6 +235,14 @@ _IMAGES: Final[dict[str, dict[str, Any]]] = {
         "items": FILE,
         "description": "Further images that the prompt is about, in order, after `image`.",
     },
+    "video": {
+        **FILE,
+        "description": "Video that the prompt is about. The model gets some of its frames as images, after "
+        "`image` and `images`. It gets no sound.",
+    },
+    "video_frames": integer(
+        "Number of frames of `video`, evenly spaced", default=_VIDEO_FRAMES, ge=1, le=_MOST_FRAMES
+    ),
 }
 
 

@@ -13,8 +13,10 @@ import io
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -24,16 +26,18 @@ from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
-from appliance.runners import failures, images
+from appliance.runners import failures, images, video_frames
 from appliance.runners.adapters import LORA
 from appliance.runners.base import LoadSpec
 from appliance.runners.operations import CHAT
+from appliance.runners.threads import interruptible
 from appliance.runners.vllm import engine, errors, inputs
 from appliance.runners.vllm.adapters import Adapters
 from appliance.runners.vllm.compat import CompatApis
 from appliance.runners.vllm.statistics import statistics_of
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from vllm import CompletionOutput, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -105,7 +109,7 @@ class VllmRunner:
 
         progress = _Progress()
         request = inputs.request(job.input, self._defaults)
-        if request.images:
+        if request.images or request.video:
             async for event in self._predict_with_images(job, request, adapter):
                 yield event
             return
@@ -134,7 +138,7 @@ class VllmRunner:
         self, job: Job, request: inputs.Request, adapter: LoRARequest | None
     ) -> AsyncGenerator[Output | Metric]:
         """Run a prediction as a chat completion: vLLM knows how each model marks images in its prompt."""
-        urls = await asyncio.to_thread(lambda: [_data_url(path) for path in request.images])
+        urls = await interruptible(partial(_data_urls, request))
         body = inputs.chat_request(request, urls, system_in_prompt=self._system_in_prompt)
         chat = msgspec.structs.replace(job, input={**body, "model": self._spec.model}, operation=CHAT)
         events = self._operations().run(chat, adapter)
@@ -249,10 +253,19 @@ class VllmRunner:
         os._exit(1)
 
 
-def _data_url(path: str) -> str:
-    """Return an image file as a ``data:`` URL of a PNG image, upright and in 8-bit colours."""
+def _data_urls(request: inputs.Request, cancelled: threading.Event) -> list[str]:
+    """Return the images, and then the frames of the video, as ``data:`` URLs."""
+    urls = [_data_url(images.read(Path(path), "image")) for path in request.images]
+    if request.video:
+        frames = video_frames.read(Path(request.video), request.video_frames, "video", cancelled)
+        urls += [_data_url(frame) for frame in frames]
+    return urls
+
+
+def _data_url(image: Image) -> str:
+    """Return an image as a ``data:`` URL of a PNG image."""
     file = io.BytesIO()
-    images.read(Path(path), "image").save(file, "PNG", compress_level=1)
+    image.save(file, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -1,0 +1,79 @@
+"""Frames of videos, for models that accept images."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+from appliance.domain.errors import PredictionFailed
+from appliance.runners import audio
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: Longest video that is accepted, in seconds: its frames are decoded one after the other.
+LONGEST: Final = 600.0
+_SIDE: Final = 1024  # longest side of a frame, in pixels; larger frames are scaled down
+
+
+def read(path: Path, count: int, field: str, cancelled: threading.Event) -> list[Image]:
+    """Return at most ``count`` frames of a video, upright and evenly spaced from its beginning to its end.
+
+    Args:
+        path: the file; no other file or URL is opened, even if this is a playlist.
+        count: number of frames. A video with fewer frames gives all of them.
+        field: name of the input with the file, for error messages.
+        cancelled: ends the decoding early when it is set.
+
+    Raises:
+        PredictionFailed: the file has no video, cannot be decoded, or is too long.
+    """
+    import av
+
+    try:
+        with path.open("rb") as file:
+            total = _count(file, field)
+            wanted = {(2 * number + 1) * total // (2 * count) for number in range(count)}
+            file.seek(0)
+            frames = []
+            with av.open(file, metadata_errors="ignore", options=audio.ONE_FILE) as container:
+                for number, frame in enumerate(container.decode(container.streams.video[0])):
+                    if number in wanted:
+                        frames.append(_image(frame))
+                    if cancelled.is_set() or number >= max(wanted):
+                        break
+    except (av.FFmpegError, ValueError) as error:  # ValueError comes from PyAV's own checks
+        reason = getattr(error, "strerror", None) or error
+        raise PredictionFailed(f"input.{field}: this video cannot be decoded: {reason}") from error
+    if not frames:
+        raise PredictionFailed(f"input.{field}: this file has no video; send one with a video track")
+    return frames
+
+
+def _count(file: BinaryIO, field: str) -> int:
+    """Return the number of frames, without decoding them.
+
+    Raises:
+        PredictionFailed: the file has no video, or is too long.
+    """
+    import av
+
+    with av.open(file, metadata_errors="ignore", options=audio.ONE_FILE) as container:
+        if not container.streams.video:
+            raise PredictionFailed(f"input.{field}: this file has no video; send one with a video track")
+        total = 0
+        for packet in container.demux(container.streams.video[0]):
+            if packet.pts is not None and packet.pts * packet.time_base > LONGEST:
+                raise PredictionFailed(
+                    f"input.{field}: the video is longer than {LONGEST:.0f} s; send a shorter one"
+                )
+            total += packet.size > 0
+        return total
+
+
+def _image(frame: Any) -> Image:
+    scale = min(1.0, _SIDE / max(frame.width, frame.height))
+    width, height = (max(1, round(side * scale)) for side in (frame.width, frame.height))
+    image: Image = frame.reformat(width, height, format="rgb24").to_image()
+    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
