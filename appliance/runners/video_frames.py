@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Longest video that is accepted, in seconds: its frames are decoded one after the other.
 LONGEST: Final = 600.0
+#: FFmpeg's formats that show a text file as a video of a terminal.
+_TEXT: Final = frozenset({"adf", "bin", "idf", "tty", "xbin"})
 _SIDE: Final = 1024  # longest side of a frame, in pixels; larger frames are scaled down
 
 
@@ -60,7 +62,7 @@ def _count(file: BinaryIO, field: str) -> int:
     import av
 
     with av.open(file, metadata_errors="ignore", options=audio.ONE_FILE) as container:
-        if not container.streams.video:
+        if not container.streams.video or container.format.name in _TEXT:
             raise PredictionFailed(f"input.{field}: this file has no video; send one with a video track")
         total = 0
         for packet in container.demux(container.streams.video[0]):

@@ -46,10 +46,12 @@ def test_files_without_video_and_long_videos_are_refused(
     tmp_path: Path, film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "text").write_text("no video")
+    (tmp_path / "long.txt").write_text("no video " * 100)
     with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(b"\0" * 8000)
-    for name, reason in (("text", "cannot be decoded"), ("sound.wav", "this file has no video")):
+    nothing = "this file has no video"
+    for name, reason in (("text", "cannot be decoded"), ("long.txt", nothing), ("sound.wav", nothing)):
         with pytest.raises(PredictionFailed, match=rf"input\.video: .*{reason}"):
             greys(tmp_path / name, 4)
     monkeypatch.setattr(video_frames, "LONGEST", 5.0)

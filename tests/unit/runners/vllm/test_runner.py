@@ -58,7 +58,7 @@ def test_a_model_with_a_part_for_images_has_inputs_for_them(tmp_path: Path) -> N
     completed = options.completed(tmp_path)
     assert completed.max_num_seqs == 7
     interface = VllmRunner.interface(completed.model_dump())
-    assert interface.file_inputs == ["image", "images"]
+    assert interface.file_inputs == ["image", "images", "video"]
     assert interface.aliases["media"] == "image"
     assert interface.aliases["max_new_tokens"] == "max_tokens"
     assert interface_with().file_inputs == []
