@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from typing import Any, Final, Literal
+from collections.abc import Iterable
+from typing import Final, Literal
 
 from appliance.domain.model import Adapter
 from appliance.store import rows
@@ -39,6 +40,18 @@ class BucketTable:
         await self._connections.change("begin_object", {"path": path, "id": id})
         return self.state(path)
 
+    def begin_version(self, version: str, paths: Iterable[str]) -> asyncio.Future[None]:
+        """Record that the upload of all files of a trained version begins.
+
+        So a version of which only some files are in the bucket is known to be incomplete.
+        """
+
+        def action(connection: sqlite3.Connection) -> None:
+            begun = [{"path": path, "id": version} for path in paths]
+            connection.executemany(QUERIES["begin_object"], begun)
+
+        return self._connections.write(action)
+
     def state(self, path: str) -> State | None:
         row = self._connections.row("object_state", {"path": path})
         return None if row is None else row[0]
@@ -51,17 +64,26 @@ class BucketTable:
 
         return self._connections.write(action)
 
-    async def to_delete(self, limit: int) -> list[str]:
-        return await self._paths("objects_to_delete", {"limit": limit})
+    async def to_delete(self, after: str, limit: int) -> list[str]:
+        """Return up to ``limit`` paths of objects that are to be deleted, in order, after ``after``."""
+
+        def action(connection: sqlite3.Connection) -> list[str]:
+            parameters = {"after": after, "limit": limit}
+            return [path for (path,) in connection.execute(QUERIES["objects_to_delete"], parameters)]
+
+        return await self._connections.read(action)
 
     def forget(self, path: str) -> asyncio.Future[None]:
         """Remove the row of an object that was deleted."""
         return self._connections.change("forget_object", {"path": path})
 
-    async def of_version(self, version: str) -> list[str]:
-        """Return the complete objects of a trained version."""
+    async def of_version(self, version: str) -> dict[str, State]:
+        """Return the objects of a trained version with their states."""
         first = f"{VERSIONS}{version}/"
-        return await self._paths("objects_below", {"first": first, "last": f"{first[:-1]}0"})
+        parameters = {"first": first, "last": f"{first[:-1]}0"}
+        return await self._connections.read(
+            lambda connection: dict(connection.execute(QUERIES["objects_below"], parameters).fetchall())
+        )
 
     async def counts(self) -> dict[State, int]:
         """Return the number of objects by state."""
@@ -83,8 +105,3 @@ class BucketTable:
             return [rows.unpack(body, Adapter).version for (body,) in found]
 
         return await self._connections.read(action)
-
-    async def _paths(self, query: str, parameters: dict[str, Any]) -> list[str]:
-        return await self._connections.read(
-            lambda connection: [path for (path,) in connection.execute(QUERIES[query], parameters)]
-        )

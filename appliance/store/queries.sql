@@ -811,20 +811,20 @@ INSERT INTO bucket_objects (path, state) VALUES (:path, 'stored')
 ON CONFLICT (path) DO UPDATE SET state = 'stored';
 
 -- query: objects_to_delete
--- Objects whose deletion is not finished.
-SELECT path FROM bucket_objects WHERE state = 'deleting' ORDER BY path LIMIT :limit;
+-- Objects whose deletion is not finished, after a path.
+SELECT path FROM bucket_objects WHERE state = 'deleting' AND path > :after ORDER BY path LIMIT :limit;
 
 -- query: forget_object
 -- Forget an object that was deleted.
 DELETE FROM bucket_objects WHERE path = :path AND state = 'deleting';
 
--- query: stored_objects
--- The paths of all complete objects.
-SELECT path FROM bucket_objects WHERE state = 'stored';
+-- query: all_objects
+-- The paths and states of all objects.
+SELECT path, state FROM bucket_objects;
 
 -- query: objects_below
--- The complete objects of a trained version.
-SELECT path FROM bucket_objects WHERE state = 'stored' AND path >= :first AND path < :last;
+-- The paths and states of the objects of a trained version.
+SELECT path, state FROM bucket_objects WHERE path >= :first AND path < :last;
 
 -- query: count_objects
 -- The number of objects in each state.

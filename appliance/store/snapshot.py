@@ -86,9 +86,16 @@ def in_bucket(path: Path) -> set[str]:
         query = "SELECT 1 FROM sqlite_schema WHERE name = 'bucket_objects'"
         if reader.execute(query).fetchone() is None:  # an earlier format
             return set()
-        found = {f"files/{value}" for (value,) in reader.execute(QUERIES["stored_objects"])}
-    versions = {"/".join(path.split("/")[:3]) for path in found if path.startswith("files/versions/")}
-    return found | versions
+        states = {f"files/{value}": state for value, state in reader.execute(QUERIES["all_objects"])}
+    found = {path for path, state in states.items() if state == "stored"}
+    # A version is complete only if all its files are.
+    versions = {_version(path) for path in found} - {_version(path) for path in states.keys() - found}
+    return found | versions - {""}
+
+
+def _version(path: str) -> str:
+    """Return the folder of the trained version to which a file belongs, or ``""``."""
+    return "/".join(path.split("/")[:3]) if path.startswith("files/versions/") else ""
 
 
 def record_in_bucket(path: Path, contents: Iterable[str]) -> None:

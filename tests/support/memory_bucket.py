@@ -22,7 +22,7 @@ class MemoryBucket(Bucket):
         """Create an empty bucket, or open the one of another ``MemoryBucket`` again."""
         self.memory = memory or MemoryStore()
         self.away = False  # whether each call fails
-        self.refuses_deletions = False
+        self.refused: set[str] = set()  # paths of objects that cannot be deleted or read
         self.held: asyncio.Event | None = None  # uploads wait for it before they end
         self.uploading: list[str] = []  # paths of uploads that began
         super().__init__(S3Config(url="s3://bucket/prefix"))
@@ -44,12 +44,12 @@ class MemoryBucket(Bucket):
 
     async def delete(self, path: str) -> None:
         self._answer()
-        if self.refuses_deletions:
-            raise BucketUnavailable("s3://bucket/prefix: access denied")
+        self._refuse(path)
         await super().delete(path)
 
     def open(self, path: str) -> BucketFile:
         self._answer()
+        self._refuse(path)
         return super().open(path)
 
     def read(self, path: str, start: int, end: int) -> bytes:
@@ -59,3 +59,7 @@ class MemoryBucket(Bucket):
     def _answer(self) -> None:
         if self.away:
             raise BucketUnavailable("s3://bucket/prefix: connection refused")
+
+    def _refuse(self, path: str) -> None:
+        if path in self.refused:
+            raise BucketUnavailable("s3://bucket/prefix: access denied")

@@ -49,10 +49,16 @@ class Trainings:
         assert isinstance(weights, OutputFile), "a trainer's output is its adapter"
         assert record.destination is not None
         try:
-            card = self._catalogue.card(record.destination, UNRESTRICTED)
+            return await self._finalize(record, record.destination, weights)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, self._unpacked(record), ignore_errors=True)
+
+    async def _finalize(self, record: Prediction, destination: str, weights: OutputFile) -> Prediction:
+        try:
+            card = self._catalogue.card(destination, UNRESTRICTED)
         except NotFound as error:
             raise PredictionFailed(
-                f"the destination model {record.destination} was deleted during the training"
+                f"the destination model {destination} was deleted during the training"
             ) from error
         made = Path(self._files.outputs(record.id, record.attempt)) / ADAPTER
         if not made.is_dir():
@@ -81,7 +87,6 @@ class Trainings:
             VersionRow(id=version, model=card.name, created_at=adapter.created_at, document=document)
         )
         await self._files.keep_version(version)
-        await asyncio.to_thread(shutil.rmtree, self._unpacked(record), ignore_errors=True)
         self._serve(adapter, self._catalogue)
         _log.info("training %s created version %s of model %s", record, version, card.name)
         return record.evolve(output={"version": f"{card.name}:{version}", "weights": weights})
@@ -130,9 +135,12 @@ def _copy(made: Path, target: Path) -> None:
         return
     unfinished = target.with_name(f".{target.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
-    if made.is_dir():
-        shutil.copytree(made, unfinished)
-    else:
-        unfinished.mkdir()
-        shutil.copy(made, unfinished)
-    unfinished.rename(target)
+    try:
+        if made.is_dir():
+            shutil.copytree(made, unfinished)
+        else:
+            unfinished.mkdir()
+            shutil.copy(made, unfinished)
+        unfinished.rename(target)
+    finally:  # the folder is left if something failed
+        shutil.rmtree(unfinished, ignore_errors=True)

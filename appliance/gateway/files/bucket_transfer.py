@@ -13,7 +13,6 @@ import logging
 import shutil
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -102,7 +101,9 @@ class BucketTransfer:
 
     async def add_version(self, version: str) -> None:
         """Upload the files of a trained version, and keep the local files."""
-        for path in await asyncio.to_thread(self._files_below, f"{VERSIONS}{version}"):
+        paths = await asyncio.to_thread(self._files_below, f"{VERSIONS}{version}")
+        await self._objects.begin_version(version, paths)
+        for path in paths:
             self.add(path, version, keep=True)
 
     def wake(self) -> None:
@@ -130,22 +131,35 @@ class BucketTransfer:
 
     async def _search(self) -> None:
         await self._until_done("files on the disk could not be listed", self._add_local)
-        for version in await self._objects.versions():
-            await self._until_done(
-                f"version {version} could not be copied from the bucket", partial(self._restore, version)
-            )
+        await self._until_done("trained versions could not be listed", self._restore_all)
 
     async def _until_done(self, failure: str, action: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
                 await action()
-            except BucketUnavailable as error:
-                await self._wait(error)
             except (StoreError, OSError) as error:
                 _log.error("%s, retrying: %s", failure, error)
                 await asyncio.sleep(RETRY_STORE)
             else:
                 return
+
+    async def _restore_all(self) -> None:
+        """Restore all versions; one that fails is tried again after the others."""
+        pending = await self._objects.versions()
+        reported: set[str] = set()
+        while pending:
+            failed: dict[str, ApplianceError | OSError] = {}
+            for version in pending:
+                try:
+                    await self._restore(version)
+                except (BucketUnavailable, StoreError, OSError) as error:
+                    failed[version] = error
+            for version in failed.keys() - reported:
+                text = "version %s could not be copied from the bucket, retrying: %s"
+                _log.error(text, version, failed[version])
+            reported |= failed.keys()
+            if pending := list(failed):
+                await asyncio.sleep(_LONGEST)
 
     async def _add_local(self) -> None:
         ids = await self._objects.files()
@@ -165,14 +179,21 @@ class BucketTransfer:
         if folder.is_dir():
             await self.add_version(version)
             return
-        paths = await self._objects.of_version(version)
-        if not paths:
+        states = await self._objects.of_version(version)
+        if not states:
+            return
+        if incomplete := sorted(path for path, state in states.items() if state != "stored"):
+            text = "version %s is not copied from the bucket: %d of its %d files are not complete there: %s"
+            _log.error(text, version, len(incomplete), len(states), ", ".join(incomplete[:3]))
             return
         unfinished = folder.with_name(f".restored-{version}")
         await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
-        for path in paths:
-            await self.download(path, unfinished / path.removeprefix(f"{VERSIONS}{version}/"))
-        unfinished.rename(folder)
+        try:
+            for path in states:
+                await self.download(path, unfinished / path.removeprefix(f"{VERSIONS}{version}/"))
+            unfinished.rename(folder)
+        finally:  # the folder is left if something failed
+            await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
         _log.info("copied version %s from %s", version, self.bucket.url)
 
     async def _upload_for_ever(self) -> None:
@@ -235,21 +256,37 @@ class BucketTransfer:
     async def _delete_for_ever(self) -> None:
         while True:
             self._deleted.clear()
-            found: list[str] = []
             try:
-                found = [each for each in await self._objects.to_delete(_BATCH) if each not in self._active]
-                for start in range(0, len(found), _DELETIONS_AT_ONCE):
-                    await asyncio.gather(*map(self._delete, found[start : start + _DELETIONS_AT_ONCE]))
+                await self._delete_all()
             except BucketUnavailable as error:
                 await self._wait(error)
                 continue
             except StoreError as error:
                 _log.error("objects could not be deleted from the bucket, retrying: %s", error)
-                found = []
-            if len(found) < _BATCH:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_INTERVAL):
-                        await self._deleted.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_INTERVAL):
+                    await self._deleted.wait()
+
+    async def _delete_all(self) -> None:
+        """Delete all objects that are to be deleted, and go on after each that cannot be deleted.
+
+        Raises:
+            BucketUnavailable, StoreError: the first failure.
+        """
+        last = ""
+        failure: BaseException | None = None
+        while found := await self._objects.to_delete(last, _BATCH):
+            last = found[-1]
+            paths = [path for path in found if path not in self._active]
+            for start in range(0, len(paths), _DELETIONS_AT_ONCE):
+                group = paths[start : start + _DELETIONS_AT_ONCE]
+                results = await asyncio.gather(*map(self._delete, group), return_exceptions=True)
+                errors = [each for each in results if each is not None]
+                failure = next(iter(errors), None) if failure is None else failure
+                if len(errors) == len(group) and isinstance(errors[0], BucketUnavailable):
+                    await self._wait(errors[0])  # the bucket may be away
+        if failure is not None:
+            raise failure
 
     async def _delete(self, path: str) -> None:
         await self.bucket.delete(path)

@@ -443,3 +443,5 @@ class FileStore:
         for folder in (self.folder / "outputs").iterdir():
             if folder.name not in made:
                 shutil.rmtree(folder, ignore_errors=True)
+        for folder in (self.folder / "versions").glob(".*"):  # unfinished copies of weights
+            shutil.rmtree(folder, ignore_errors=True)

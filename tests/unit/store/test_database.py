@@ -376,7 +376,7 @@ def test_every_query_is_described_and_uses_an_index(empty: sqlite3.Connection, n
         "file_paths": ["SCAN files"],  # once at start
         "file_ids": ["SCAN files"],  # once at start, with files.s3
         "begin_object": ["SCAN CONSTANT ROW"],
-        "stored_objects": ["SCAN bucket_objects"],  # for backups
+        "all_objects": ["SCAN bucket_objects"],  # for backups
         "count_objects": ["SCAN bucket_objects", "USE TEMP B-TREE FOR GROUP BY"],  # once at start
         "oldest_with_files": [  # every few seconds, and only where there is a limit that is exceeded
             "USE TEMP B-TREE FOR GROUP BY",

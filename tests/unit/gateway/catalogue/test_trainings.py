@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from appliance.domain import token
+from appliance.domain.errors import ApplianceError
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import Scope, Token
+from appliance.gateway.catalogue import trainings
 from appliance.runners.base import LoadSpec
 from tests.support.api_client import SECRET, Api, services_of
 from tests.support.appliance_process import until
@@ -234,6 +236,20 @@ async def test_a_version_is_copied_to_the_bucket_and_deleted_there(school: Schoo
     reply = await school.api.delete(f"/v1/models/me/cow/versions/{version}")
     assert reply.status_code == 202, reply.text
     await until(lambda: not any(path.startswith("versions/") for path in bucket.objects()))
+
+
+@pytest.mark.parametrize("school", [MemoryBucket()], indirect=True, ids=["bucket"])
+async def test_a_failed_version_leaves_no_copy_of_its_weights(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> str:
+        raise ApplianceError(f"{path.name} cannot be read")
+
+    monkeypatch.setattr(trainings, "fingerprint", fail)
+    monkeypatch.setattr(trainings, "ADAPTER", "not made")  # so the output file is the weights
+    record = await school.ended((await school.train()).json()["id"])
+    assert (record["status"], "could not be created" in record["error"]) == ("failed", True)
+    assert list((school.bench.folder / "files" / "versions").iterdir()) == []
 
 
 async def test_an_accepted_training_survives_a_restart(school: School) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import shutil
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from appliance.gateway.files import bucket_transfer
 from appliance.gateway.files.bucket_transfer import BucketTransfer
 from appliance.gateway.files.encrypted_file import FileCipher
 from appliance.gateway.files.file_store import FileStore
-from appliance.store import Store
+from appliance.store import Store, snapshot
 from tests.support.api_client import Api
 from tests.support.appliance_process import until
 from tests.support.engine_bench import Bench
@@ -57,6 +59,10 @@ def adapter(version: str) -> Adapter:
     """Return the row of a trained version."""
     fields: dict[str, Any] = {"model": "me/tuned", "base_model": "b/b", "base_version": "v", "training": "t"}
     return Adapter(version=version, created_at=1.0, path=f"versions/{version}", **fields)
+
+
+def stored(files: FileStore, path: str) -> bool:
+    return files.table.objects.state(path) == "stored"
 
 
 async def moved(files: FileStore, path: str) -> None:
@@ -147,7 +153,7 @@ async def test_a_refused_deletion_is_repeated_also_after_a_restart(tmp_path: Pat
     files = await started(store, folder, bucket)
     file = await upload(files)
     await moved(files, file.path)
-    bucket.refuses_deletions = True
+    bucket.refused = {file.path}
     await files.remove(file)
     assert await store.files.objects.counts() == {"deleting": 1}
     await files.close()
@@ -156,10 +162,31 @@ async def test_a_refused_deletion_is_repeated_also_after_a_restart(tmp_path: Pat
     store = await opened(database)
     files = await started(store, folder, bucket)
     assert await files.upload(file.id, None) is None
-    bucket.refuses_deletions = False
+    bucket.refused = set()
     await until(lambda: not bucket.objects() and files.table.objects.state(file.path) is None)
     await files.close()
     await store.close()
+
+
+async def test_objects_that_cannot_be_deleted_do_not_keep_others(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_transfer, "_BATCH", 2)
+    monkeypatch.setattr(bucket_transfer, "_DELETIONS_AT_ONCE", 2)
+    bucket = MemoryBucket()
+    files = await started(store, tmp_path / "files", bucket)
+    sent = [await upload(files) for _ in range(5)]
+    for file in sent:
+        await moved(files, file.path)
+    paths = sorted(file.path for file in sent)
+    bucket.refused = {*paths[:2], paths[3]}  # a whole group, and one of a group
+    for file in sent:
+        await files.remove(file)
+    await until(lambda: set(bucket.objects()) == bucket.refused)
+    await until(lambda: {path for path in paths if files.table.objects.state(path)} == bucket.refused)
+    bucket.refused = set()
+    await until(lambda: not bucket.objects())
+    await files.close()
 
 
 async def test_output_files_are_encrypted_before_they_are_moved(store: Store, tmp_path: Path) -> None:
@@ -273,6 +300,71 @@ async def test_a_trained_version_is_copied_and_comes_back(store: Store, tmp_path
     again.delete_objects()
     await until(lambda: not bucket.objects())
     await again.close()
+
+
+async def with_versions(files: FileStore, store: Store, *versions: str) -> None:
+    """Make trained versions of two files each; wait until they are in the bucket, and delete them locally."""
+    for version in versions:
+        folder = files.folder / "versions" / version
+        folder.mkdir()
+        (folder / "a.bin").write_bytes(CONTENT)
+        (folder / "b.bin").write_bytes(CONTENT)
+        await store.registry.add_adapter(adapter(version))
+        await files.keep_version(version)
+        for name in ("a.bin", "b.bin"):
+            await until(partial(stored, files, f"versions/{version}/{name}"))
+        shutil.rmtree(folder)
+
+
+async def test_a_version_that_cannot_be_copied_back_does_not_keep_others(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket, folder = MemoryBucket(), tmp_path / "files"
+    first = await started(store, folder, bucket)
+    await with_versions(first, store, "aaa", "bbb")
+    await first.close()
+    bucket = MemoryBucket(bucket.memory)
+    bucket.refused = {"versions/aaa/b.bin"}
+    files = await started(store, folder, bucket)
+    await until((folder / "versions" / "bbb").exists)
+    assert not (folder / "versions" / "aaa").exists()
+    await until(lambda: "version aaa could not be copied from the bucket" in caplog.text)
+    bucket.refused = set()
+    await until((folder / "versions" / "aaa").exists)
+    assert (folder / "versions" / "aaa" / "b.bin").read_bytes() == CONTENT
+    await files.close()
+
+
+async def test_an_incomplete_version_is_not_copied_back(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket, folder = MemoryBucket(), tmp_path / "files"
+    first = await started(store, folder, bucket)
+    await with_versions(first, store, "bbb")
+    bucket.held = asyncio.Event()
+    weights = folder / "versions" / "aaa"
+    weights.mkdir()
+    for number in range(9):  # more than are uploaded at the same time
+        (weights / f"{number}.bin").write_bytes(CONTENT)
+    await store.registry.add_adapter(adapter("aaa"))
+    await first.keep_version("aaa")
+    assert await store.files.objects.counts() == {"stored": 2, "uploading": 9}
+    assert await store.files.objects.complete("versions/aaa/0.bin")
+    await first.close()
+    complete = {
+        each for each in snapshot.in_bucket(tmp_path / "data" / "appliance.db") if each.count("/") == 2
+    }
+    assert complete == {"files/versions/bbb"}
+    shutil.rmtree(weights)
+    leftover = weights.with_name(".of-a-training")
+    leftover.mkdir()
+    files = await started(store, folder, MemoryBucket(bucket.memory))
+    assert not leftover.exists()
+    await until((folder / "versions" / "bbb").exists)
+    text = "version aaa is not copied from the bucket: 8 of its 9 files are not complete there"
+    assert text in caplog.text
+    assert [each.name for each in (folder / "versions").iterdir()] == ["bbb"]
+    await files.close()
 
 
 @pytest.fixture
