@@ -137,6 +137,15 @@ class OutputRemoved(NotFound):
         )
 
 
+class ContentMissing(NotFound):
+    """The content of a stored file is in neither the data folder nor the bucket."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The content of the file is missing in the storage of the appliance: upload or create it again."
+        )
+
+
 class DestinationNotFound(NotFound):
     """The model that a training names as its destination does not exist."""
 
@@ -305,6 +314,10 @@ class BucketUnavailable(ApplianceError):
 
     def body(self) -> dict[str, Any]:
         return {**super().body(), "retry_after": self.retry_after}
+
+
+class ObjectNotFound(BucketUnavailable):
+    """The server of a bucket answered that an object, or the bucket, does not exist."""
 
 
 class StatusConflict(StoreError):

@@ -24,15 +24,23 @@ import psutil
 from appliance import machine, weights
 from appliance.builds import environments
 from appliance.config import Config, ModelConfig, S3Config
-from appliance.domain.errors import ApplianceError, BucketUnavailable, EncryptionError, WeightsError
+from appliance.domain.errors import (
+    ApplianceError,
+    BucketUnavailable,
+    EncryptionError,
+    StoreError,
+    WeightsError,
+)
 from appliance.domain.local_url import host_and_port, is_loopback
 from appliance.domain.units import readable_bytes
 from appliance.driver import home_lock, repair
+from appliance.driver.backup_format import DATABASE
 from appliance.gateway.listener import socket_address
 from appliance.gateway.sign_on import discover
 from appliance.machine import landlock
 from appliance.runners import KINDS
 from appliance.runners.adapters import with_downloads
+from appliance.store import snapshot
 
 FILES: Final = 4096  # open files; each client and each replica needs several
 _FIX: Final = "appliance doctor --fix"
@@ -75,7 +83,7 @@ def examine(config: Config, home: Path, port: int) -> list[CheckResult]:
         isolation(),
         *downloads(config, home),
         *identity_provider(config),
-        *bucket(config),
+        *bucket(config, home),
     ]
 
 
@@ -312,27 +320,39 @@ def identity_provider(config: Config) -> Iterator[CheckResult]:
         yield CheckResult("identity provider", "ok", f"{oidc.issuer} answers")
 
 
-def bucket(config: Config) -> Iterator[CheckResult]:
-    """Check that objects can be written to the bucket of ``files.s3``, read, and deleted."""
+def bucket(config: Config, home: Path) -> Iterator[CheckResult]:
+    """Check that objects can be written to the bucket of ``files.s3``, read, and deleted.
+
+    The bucket must also be the one that this appliance has used before.
+    """
     if config.files.s3 is None:
         return
+    from appliance.gateway.files import bucket_mark
     from appliance.gateway.files.bucket import Bucket  # needs a library that is optional
 
-    async def check(settings: S3Config) -> None:
+    async def check(settings: S3Config) -> str | None:
         opened = Bucket(settings)
         try:
             await opened.check()
+            found = await bucket_mark.read(opened)
         finally:
             opened.close()
+        return found
 
+    url = config.files.s3.url
     try:
-        asyncio.run(check(config.files.s3))
-    except BucketUnavailable as error:
+        found = asyncio.run(check(config.files.s3))
+        database = home / DATABASE
+        expected, used = snapshot.bucket_id(database) if database.exists() else (None, False)
+    except (BucketUnavailable, StoreError) as error:
         yield CheckResult("bucket", "failed", str(error))
     except ApplianceError as error:
         yield CheckResult("bucket", "failed", error.detail)
     else:
-        yield CheckResult("bucket", "ok", f"{config.files.s3.url} can be written and read")
+        if (problem := bucket_mark.problem(url, found, expected, used=used)) is not None:
+            yield CheckResult("bucket", "failed", problem)
+        else:
+            yield CheckResult("bucket", "ok", f"{url} can be written and read")
 
 
 def _environment(model: ModelConfig, home: Path) -> CheckResult:

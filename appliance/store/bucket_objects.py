@@ -19,6 +19,8 @@ from appliance.store.queries import QUERIES
 
 State = Literal["uploading", "stored", "deleting"]
 
+#: Name of the id of this appliance that is also in its bucket, among the values of ``FileTable.secret``.
+BUCKET_ID: Final = "bucket-id"
 VERSIONS: Final = "versions/"  # prefix of the paths of trained versions
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from appliance.domain.errors import StoreError
 from appliance.domain.model import Adapter, Project
 from appliance.store import rows
+from appliance.store.bucket_objects import BUCKET_ID
 from appliance.store.database import connect_reader, store_error
 from appliance.store.encryption import data_key, key_file, open_database
 from appliance.store.queries import QUERIES, STEPS
@@ -91,6 +92,17 @@ def in_bucket(path: Path) -> set[str]:
     # A version is complete only if all its files are.
     versions = {_version(path) for path in found} - {_version(path) for path in states.keys() - found}
     return found | versions - {""}
+
+
+def bucket_id(path: Path) -> tuple[str | None, bool]:
+    """Return the id that is also in the bucket of files.s3, and whether there are objects in the bucket."""
+    with _reading(path) as reader:
+        query = "SELECT 1 FROM sqlite_schema WHERE name = 'bucket_objects'"
+        if reader.execute(query).fetchone() is None:  # an earlier format
+            return None, False
+        row = reader.execute(QUERIES["secret"], {"name": BUCKET_ID}).fetchone()
+        used = reader.execute(QUERIES["count_objects"]).fetchone() is not None
+    return None if row is None else row[0], used
 
 
 def _version(path: str) -> str:

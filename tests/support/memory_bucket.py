@@ -13,6 +13,7 @@ from obstore.store import MemoryStore
 from appliance.config import S3Config
 from appliance.domain.errors import BucketUnavailable
 from appliance.gateway.files.bucket import Bucket, BucketFile
+from appliance.gateway.files.bucket_mark import MARK
 
 
 class MemoryBucket(Bucket):
@@ -31,9 +32,17 @@ class MemoryBucket(Bucket):
         return self.memory
 
     def objects(self) -> dict[str, bytes]:
-        """Return the content of all objects by path."""
+        """Return the content of all objects by path, without the id of the appliance."""
         paths = [each["path"] for batch in obstore.list(self.memory) for each in batch]
-        return {path: bytes(obstore.get(self.memory, path).bytes()) for path in paths}
+        return {path: bytes(obstore.get(self.memory, path).bytes()) for path in paths if path != MARK}
+
+    def lose(self, path: str) -> None:
+        """Delete an object, as another program would."""
+        obstore.delete(self.memory, path)
+
+    async def write(self, path: str, content: bytes) -> None:
+        self._answer()
+        await super().write(path, content)
 
     async def upload(self, path: str, file: Path) -> None:
         self.uploading.append(path)

@@ -12,6 +12,7 @@ import boto3
 from botocore.config import Config as ClientConfig
 from botocore.exceptions import BotoCoreError
 
+from appliance.gateway.files.bucket_mark import MARK
 from tests.support.appliance_process import free_port, wait_for
 
 BUCKET = "files"
@@ -60,9 +61,10 @@ class S3Server:
         self._process.send_signal(signal.SIGCONT)
 
     def object_paths(self) -> list[str]:
-        """Return the keys of all objects, without the prefix."""
+        """Return the keys of all objects, without the prefix, and without the id of the appliance."""
         found = self._client().list_objects_v2(Bucket=BUCKET).get("Contents", [])
-        return [each["Key"].removeprefix(f"{PREFIX}/") for each in found]
+        paths = [each["Key"].removeprefix(f"{PREFIX}/") for each in found]
+        return [path for path in paths if path != MARK]
 
     def content(self, key: str) -> bytes:
         """Return the bytes of an object."""

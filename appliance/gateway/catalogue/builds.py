@@ -21,6 +21,7 @@ from appliance.builds import project
 from appliance.config import BuiltCogOptions
 from appliance.domain.errors import (
     BucketUnavailable,
+    ContentMissing,
     DiskFull,
     NotFound,
     OutputRemoved,
@@ -239,7 +240,7 @@ class ProjectBuilds:
         """
         try:
             await self._files.copy_content(archive, target)
-        except (BucketUnavailable, OutputRemoved) as error:
+        except (BucketUnavailable, ContentMissing, OutputRemoved) as error:
             raise WeightsError(f"the uploaded project cannot be read: {error.detail}") from error
 
     async def _built(self, build: Build, archive: Path) -> Path:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from appliance.config import S3Config
 from appliance.config.redact import HIDDEN
-from appliance.domain.errors import ApplianceError, BucketUnavailable
+from appliance.domain.errors import ApplianceError, BucketUnavailable, ObjectNotFound
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential, S3CredentialProvider
@@ -139,6 +139,15 @@ class Bucket:
             await self._obstore.get_range_async(self._reading, path, start=0, end=1)
             await self._obstore.delete_async(self._reading, path)
 
+    async def write(self, path: str, content: bytes) -> None:
+        """Write a small object.
+
+        Raises:
+            BucketUnavailable: the object may not be in the bucket.
+        """
+        with self._errors():
+            await self._obstore.put_async(self._writing, path, content)
+
     async def upload(self, path: str, file: Path) -> None:
         """Write the content of ``file`` to the bucket in parts; it is never whole in memory.
 
@@ -171,7 +180,8 @@ class Bucket:
         """Open an object to read it. Call this, and the methods of the result, with ``run``.
 
         Raises:
-            BucketUnavailable: the object cannot be read, or does not exist.
+            ObjectNotFound: the object, or the bucket, does not exist.
+            BucketUnavailable: the object cannot be read.
         """
         with self._errors():
             size = self._obstore.head(self._reading, path)["size"]
@@ -196,7 +206,9 @@ class Bucket:
             yield
         # ValueError: the client library reports some errors with it, such as control characters in a key.
         except (found.BaseError, OSError, ValueError) as error:
+            kind = BucketUnavailable
             if isinstance(error, found.NotFoundError | FileNotFoundError):
+                kind = ObjectNotFound
                 advice = "check the name of the bucket in files.s3.url of models.yaml"
             elif isinstance(error, found.PermissionDeniedError | found.UnauthenticatedError):
                 advice = "check the access key, and that it may read, write and delete objects of the bucket"
@@ -206,7 +218,7 @@ class Bucket:
             reason = _first_line(error)
             for secret in self._secrets:
                 reason = reason.replace(secret, HIDDEN)
-            raise BucketUnavailable(f"{place}: {reason}: {advice}") from error
+            raise kind(f"{place}: {reason}: {advice}") from error
 
 
 class _Threads:

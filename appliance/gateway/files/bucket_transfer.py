@@ -10,22 +10,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import shutil
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from appliance.domain.errors import ApplianceError, BucketUnavailable, StoreError
+from appliance.domain.errors import (
+    ApplianceError,
+    BucketUnavailable,
+    ContentMissing,
+    ObjectNotFound,
+    StoreError,
+)
+from appliance.gateway.files import bucket_mark
 from appliance.gateway.files.bucket import Bucket
+from appliance.gateway.files.open_content import open_remote
 from appliance.store import RETRY_STORE
-from appliance.store.bucket_objects import VERSIONS
+from appliance.store.bucket_objects import BUCKET_ID, VERSIONS
 from appliance.store.files import FileTable
 
 if TYPE_CHECKING:
-    from appliance.gateway.files.encrypted_file import FileCipher
+    from appliance.gateway.files.encrypted_file import ContentReader, FileCipher
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -64,11 +75,15 @@ class BucketTransfer:
         self._pause = _SHORTEST
         self._reported: float | None = None  # when the log said that the bucket does not answer
         self._tasks: list[asyncio.Task[None]] = []
+        self._checked = asyncio.Event()  # whether the bucket is the one of this appliance
+        self._check: asyncio.Task[None] | None = None
+        self._missing: set[str] = set()  # paths of missing objects that the log has named
 
     def start(self) -> None:
         """Upload what earlier runs have left on the disk, and start to upload and delete."""
         loop = asyncio.get_running_loop()
         self._tasks = [
+            loop.create_task(self._check_for_ever()),
             loop.create_task(self._search()),
             loop.create_task(self._delete_for_ever()),
             *(loop.create_task(self._upload_for_ever()) for _ in range(_UPLOADS_AT_ONCE)),
@@ -78,9 +93,10 @@ class BucketTransfer:
 
     async def close(self) -> None:
         """Stop; the next start continues."""
-        for task in self._tasks:
+        tasks = self._tasks if self._check is None else [*self._tasks, self._check]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self.bucket.close()
 
     def add(self, path: str, id: str, *, encrypt_first: bool = False, keep: bool = False) -> None:
@@ -110,10 +126,23 @@ class BucketTransfer:
         """Delete the objects of rows that were deleted, without waiting for the next regular time."""
         self._deleted.set()
 
+    async def open(self, path: str) -> ContentReader:
+        """Open an object, decrypted.
+
+        Raises:
+            ContentMissing: the object does not exist.
+            BucketUnavailable: the object cannot be read, or the bucket is not the one of this appliance.
+            StoreError: the database does not answer.
+        """
+        if not self._checked.is_set():
+            await self._compare_once()
+        return await self._existing(path, lambda: open_remote(self.bucket, path, self._cipher))
+
     async def download(self, path: str, target: Path) -> None:
         """Write the object at ``path`` to ``target``, as it is in the bucket.
 
         Raises:
+            ContentMissing: the object does not exist.
             BucketUnavailable: the object cannot be read.
             OSError: the target cannot be written.
         """
@@ -125,11 +154,67 @@ class BucketTransfer:
                 while piece := source.read(_PIECE):
                     file.write(piece)
 
-        await self.bucket.run(copy)
+        await self._existing(path, copy)
+
+    async def _existing(self, path: str, read: Callable[[], T]) -> T:
+        """Return the result of ``read``, which reads the object at ``path``.
+
+        Raises:
+            ContentMissing: the object does not exist.
+            BucketUnavailable: the object cannot be read.
+        """
+        try:
+            return await self.bucket.run(read)
+        except ObjectNotFound as error:
+            await self._compare_once()  # otherwise the whole bucket may be missing
+            if path not in self._missing and self._objects.state(path) == "stored":
+                self._missing.add(path)
+                _log.error(
+                    "the content of a file is missing: there is no object %s in %s", path, self.bucket.url
+                )
+            raise ContentMissing from error
+
+    # -- the identity of the bucket
+
+    async def _check_for_ever(self) -> None:
+        while not self._checked.is_set():
+            try:
+                await self._compare_once()
+            except BucketUnavailable as error:
+                await self._wait(error)
+            except StoreError as error:
+                _log.error("the bucket could not be checked, retrying: %s", error)
+                await asyncio.sleep(RETRY_STORE)
+
+    async def _compare_once(self) -> None:
+        """Wait for the comparison in progress, or begin one; the errors are those of ``_compare``."""
+        if self._check is None or self._check.done():
+            self._check = asyncio.get_running_loop().create_task(self._compare())
+            self._check.add_done_callback(_retrieved)
+        await asyncio.shield(self._check)
+
+    async def _compare(self) -> None:
+        """Compare the id in the bucket with the one in the database; write it to a bucket without objects.
+
+        Raises:
+            BucketUnavailable: the bucket does not answer, or has another id.
+            StoreError: the database does not answer.
+        """
+        expected = await self._table.secret(BUCKET_ID, secrets.token_hex(16))
+        found = await bucket_mark.read(self.bucket)
+        used = found != expected and bool(await self._objects.counts())
+        if found is None and not used:
+            await self.bucket.write(bucket_mark.MARK, expected.encode())
+            found = expected
+        if (problem := bucket_mark.problem(self.bucket.url, found, expected, used=used)) is not None:
+            raise BucketUnavailable(problem)
+        self._checked.set()
+        self._answered()
 
     # -- uploads
 
     async def _search(self) -> None:
+        await self._checked.wait()
         await self._until_done("files on the disk could not be listed", self._add_local)
         await self._until_done("trained versions could not be listed", self._restore_all)
 
@@ -152,6 +237,8 @@ class BucketTransfer:
             for version in pending:
                 try:
                     await self._restore(version)
+                except ContentMissing as error:
+                    _log.error("version %s is not copied from the bucket: %s", version, error)
                 except (BucketUnavailable, StoreError, OSError) as error:
                     failed[version] = error
             for version in failed.keys() - reported:
@@ -197,6 +284,7 @@ class BucketTransfer:
         _log.info("copied version %s from %s", version, self.bucket.url)
 
     async def _upload_for_ever(self) -> None:
+        await self._checked.wait()
         while True:
             upload = await self._queue.get()
             try:
@@ -254,6 +342,7 @@ class BucketTransfer:
     # -- deletions
 
     async def _delete_for_ever(self) -> None:
+        await self._checked.wait()
         while True:
             self._deleted.clear()
             try:
@@ -308,6 +397,12 @@ class BucketTransfer:
         if self._reported is not None:
             self._reported = None
             _log.info("the bucket %s answers again", self.bucket.url)
+
+
+def _retrieved(task: asyncio.Task[None]) -> None:
+    """Mark the error of a task as known, as the last reader that waits for the task may be gone."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _ended(task: asyncio.Task[None]) -> None:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from appliance.config import FilesConfig
 from appliance.domain.errors import (
     BucketUnavailable,
+    ContentMissing,
     FileQuotaExceeded,
     OutputRemoved,
     StoreError,
@@ -36,7 +37,7 @@ from appliance.domain.errors import (
 )
 from appliance.domain.file import File, OutputFile
 from appliance.domain.prediction import Prediction, new_id
-from appliance.gateway.files.open_content import OpenContent, open_local, open_remote
+from appliance.gateway.files.open_content import OpenContent, open_local
 from appliance.store import RETRY_STORE
 from appliance.store.files import FileTable
 
@@ -249,6 +250,7 @@ class FileStore:
 
         Raises:
             OutputRemoved: the file was deleted.
+            ContentMissing: the content should be in a bucket, and is not there.
             BucketUnavailable: the content is in a bucket that does not answer.
             OSError: the file cannot be read.
         """
@@ -260,15 +262,15 @@ class FileStore:
             raise OutputRemoved
         if self._transfer is None:
             raise BucketUnavailable(f"{relative} is in a bucket: set files.s3 in models.yaml again")
-        bucket = self._transfer.bucket
         try:
-            reader = await bucket.run(open_remote, bucket, relative, self.cipher)
-        except BucketUnavailable as error:
+            reader = await self._transfer.open(relative)
+        except (BucketUnavailable, ContentMissing) as error:
             if self.table.objects.state(relative) != "stored":
                 raise OutputRemoved from error
-            _log.error("the file %s cannot be read: %s", relative, error)
+            if isinstance(error, BucketUnavailable):
+                _log.error("the file %s cannot be read: %s", relative, error)
             raise
-        return OpenContent(reader, bucket)
+        return OpenContent(reader, self._transfer.bucket)
 
     @property
     def local_only(self) -> bool:
@@ -280,6 +282,7 @@ class FileStore:
 
         Raises:
             OutputRemoved: the file was deleted.
+            ContentMissing: the content should be in a bucket, and is not there.
             BucketUnavailable: the content is in a bucket that does not answer.
             OSError: the file cannot be read.
             StoreError: the encrypted file is damaged.
@@ -292,6 +295,7 @@ class FileStore:
 
         Raises:
             OutputRemoved: the file was deleted.
+            ContentMissing: the content should be in a bucket, and is not there.
             BucketUnavailable: the content is in a bucket that does not answer.
             OSError: a file cannot be read or written.
             StoreError: the encrypted file is damaged.

@@ -27,6 +27,7 @@ import msgspec
 from appliance import weights
 from appliance.domain.errors import (
     BucketUnavailable,
+    ContentMissing,
     DiskFull,
     OutputRemoved,
     PredictionFailed,
@@ -169,7 +170,7 @@ class Inputs:
                 with contextlib.suppress(FileNotFoundError):
                     return await asyncio.to_thread(_link, stored, target)
             await self._files.copy_content(stored, target)
-        except (BucketUnavailable, OutputRemoved) as error:
+        except (BucketUnavailable, ContentMissing, OutputRemoved) as error:
             raise ValueError(error.detail) from error
         except StoreError as error:  # its text has the path, which clients must not see
             _log.error("an input file of a prediction cannot be read: %s", error.detail)

@@ -74,6 +74,7 @@ def open_remote(bucket: Bucket, path: str, cipher: FileCipher | None) -> Content
     """Open an object in the bucket.
 
     Raises:
+        ObjectNotFound: the object, or the bucket, does not exist.
         BucketUnavailable: the object cannot be read.
     """
     from appliance.gateway.files.encrypted_file import PlainReader  # imports a large library

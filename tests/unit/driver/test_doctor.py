@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import importlib.util
 import os
@@ -29,16 +30,21 @@ from appliance.cli.application import app
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError
 from appliance.domain.file import File
+from appliance.domain.model import Adapter
 from appliance.driver import doctor, home_lock
 from appliance.driver.doctor import CheckResult
+from appliance.gateway.files import bucket
+from appliance.gateway.files.bucket_mark import MARK
 from appliance.gateway.sign_on import discover
 from appliance.machine import landlock
 from appliance.machine.proc import read_stat
 from appliance.store import encryption
+from appliance.store.bucket_objects import BUCKET_ID
 from appliance.store.queries import STEPS
 from appliance.worker.cleanup import PidFile, pid_folder
 from tests.support.appliance_process import free_port, has_ipv6
 from tests.support.identity_provider import ISSUER, IdentityProvider
+from tests.support.memory_bucket import MemoryBucket
 from tests.support.store_files import created, opened
 
 ECHO = "models: [{name: test/echo, kind: echo}]"
@@ -386,14 +392,50 @@ def test_the_identity_provider_is_asked(monkeypatch: pytest.MonkeyPatch) -> None
     assert list(doctor.identity_provider(Config.model_validate({"models": fields["models"]}))) == []
 
 
-def test_a_bucket_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", certifi.where())
     endpoint = f"http://127.0.0.1:{free_port()}"
     s3 = {"url": "s3://bucket", "endpoint": endpoint, "access_key_id": "a", "secret_access_key": "hidden"}
     model = {"name": "test/echo", "kind": "echo"}
-    (found,) = doctor.bucket(Config.model_validate({"files": {"s3": s3}, "models": [model]}))
+    (found,) = doctor.bucket(Config.model_validate({"files": {"s3": s3}, "models": [model]}), tmp_path)
     assert (found.state, found.subject) == ("failed", "bucket")
     assert found.found.startswith(f"s3://bucket at {endpoint}: ")
     assert "check files.s3" in found.found
     assert "hidden" not in found.found
-    assert list(doctor.bucket(Config.model_validate({"models": [model]}))) == []
+    assert list(doctor.bucket(Config.model_validate({"models": [model]}), tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("mark", "state", "text"),
+    [
+        ("own", "ok", "can be written and read"),
+        ("other", "failed", "is used by another appliance"),
+        (None, "failed", "has no object .appliance"),
+    ],
+)
+async def test_a_bucket_of_another_appliance_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mark: str | None, state: str, text: str
+) -> None:
+    store = await opened(tmp_path / "appliance.db")
+    assert await store.files.secret(BUCKET_ID, "own") == "own"
+    await store.registry.add_adapter(
+        Adapter(
+            version="v",
+            model="a/b",
+            base_model="a/a",
+            base_version="b",
+            training="t",
+            created_at=1.0,
+            path="",
+        )
+    )
+    assert await store.files.objects.begin("versions/v/weights", "v") == "uploading"
+    await store.close()
+    memory = MemoryBucket()
+    if mark is not None:
+        await memory.write(MARK, mark.encode())
+    monkeypatch.setattr(bucket, "Bucket", lambda _: memory)
+    model = {"name": "test/echo", "kind": "echo"}
+    settings = Config.model_validate({"files": {"s3": {"url": "s3://bucket"}}, "models": [model]})
+    (found,) = await asyncio.to_thread(lambda: list(doctor.bucket(settings, tmp_path)))
+    assert (found.state, text in found.found) == (state, True)

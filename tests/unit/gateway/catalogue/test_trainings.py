@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from appliance.domain import token
-from appliance.domain.errors import ApplianceError
+from appliance.domain.errors import ApplianceError, ContentMissing
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import Scope, Token
 from appliance.gateway.catalogue import trainings
@@ -250,6 +250,20 @@ async def test_a_failed_version_leaves_no_copy_of_its_weights(
     record = await school.ended((await school.train()).json()["id"])
     assert (record["status"], "could not be created" in record["error"]) == ("failed", True)
     assert list((school.bench.folder / "files" / "versions").iterdir()) == []
+
+
+@pytest.mark.parametrize("school", [MemoryBucket()], indirect=True, ids=["bucket"])
+async def test_a_training_whose_weights_are_missing_in_the_bucket_fails(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def missing(path: Path, target: Path) -> None:
+        raise ContentMissing
+
+    monkeypatch.setattr(school.bench.files, "copy_content", missing)
+    monkeypatch.setattr(trainings, "ADAPTER", "not made")  # so the output file is the weights
+    record = await school.ended((await school.train()).json()["id"])
+    assert record["status"] == "failed"
+    assert "The content of the file is missing" in record["error"]
 
 
 async def test_an_accepted_training_survives_a_restart(school: School) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from appliance.config import FilesConfig
-from appliance.domain.errors import BucketUnavailable, OutputRemoved
+from appliance.domain.errors import BucketUnavailable, ContentMissing, OutputRemoved
 from appliance.domain.file import File, OutputFile
 from appliance.domain.model import Adapter
 from appliance.gateway.files import bucket_transfer
+from appliance.gateway.files.bucket_mark import MARK
 from appliance.gateway.files.bucket_transfer import BucketTransfer
 from appliance.gateway.files.encrypted_file import FileCipher
 from appliance.gateway.files.file_store import FileStore
@@ -46,6 +47,7 @@ async def started(
     transfer = BucketTransfer(bucket, store.files, folder, cipher)
     files = FileStore(store.files, folder, FilesConfig(), cipher, transfer)
     await files.start()
+    await until(transfer._checked.is_set)
     return files
 
 
@@ -90,8 +92,8 @@ async def test_files_stay_on_the_disk_while_the_bucket_is_away(
 ) -> None:
     caplog.set_level("INFO")
     bucket = MemoryBucket()
-    bucket.away = True
     files = await started(store, tmp_path / "files", bucket)
+    bucket.away = True
     file = await upload(files)
     await until(lambda: len(bucket.uploading) > 3)
     assert await files.content(files.path(file)) == CONTENT
@@ -112,10 +114,10 @@ async def test_files_stay_on_the_disk_while_the_bucket_is_away(
 async def test_a_restart_continues(tmp_path: Path, stopped: str) -> None:
     folder, database = tmp_path / "files", tmp_path / "appliance.db"
     bucket = MemoryBucket()
-    bucket.away = stopped == "before the upload"
     bucket.held = asyncio.Event()
     store = await opened(database)
     first = await started(store, folder, bucket)
+    bucket.away = stopped == "before the upload"
     file = await upload(first)
     await until(lambda: bucket.uploading and (bucket.away or bucket.objects()))
     if stopped == "after the state":
@@ -124,7 +126,9 @@ async def test_a_restart_continues(tmp_path: Path, stopped: str) -> None:
     assert first.path(file).read_bytes() == CONTENT
     await store.close()
 
-    bucket = MemoryBucket()
+    bucket = MemoryBucket(bucket.memory)
+    if bucket.objects():
+        bucket.lose(file.path)  # as if it was deleted after a backup of the database
     store = await opened(database)
     again = await started(store, folder, bucket)
     await moved(again, file.path)
@@ -159,6 +163,8 @@ async def test_a_refused_deletion_is_repeated_also_after_a_restart(tmp_path: Pat
     await files.close()
     await store.close()
 
+    bucket = MemoryBucket(bucket.memory)
+    bucket.refused = {file.path}
     store = await opened(database)
     files = await started(store, folder, bucket)
     assert await files.upload(file.id, None) is None
@@ -302,6 +308,64 @@ async def test_a_trained_version_is_copied_and_comes_back(store: Store, tmp_path
     await again.close()
 
 
+async def test_a_missing_object_is_not_a_bucket_that_is_away(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket = MemoryBucket()
+    files = await started(store, tmp_path / "files", bucket)
+    file = await upload(files)
+    await moved(files, file.path)
+    bucket.lose(file.path)
+    for _ in range(2):
+        with pytest.raises(ContentMissing):
+            await files.content(files.path(file))
+    text = f"the content of a file is missing: there is no object {file.path} in s3://bucket/prefix"
+    assert caplog.messages == [text]
+    bucket.lose(MARK)  # as if the whole bucket was lost
+    with pytest.raises(BucketUnavailable, match=r"has no object \.appliance"):
+        await files.content(files.path(file))
+    await files.close()
+
+
+@pytest.mark.parametrize("other", [None, b"the id of another appliance"])
+async def test_another_bucket_is_not_used(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, other: bytes | None
+) -> None:
+    right, wrong = MemoryBucket(), MemoryBucket()
+    first = await started(store, tmp_path / "files", right)
+    kept, removed = await upload(first), await upload(first)
+    for file in (kept, removed):
+        await moved(first, file.path)
+    await first.close()
+    if other is not None:
+        await wrong.write(MARK, other)
+    transfer = BucketTransfer(wrong, store.files, tmp_path / "files", None)
+    files = FileStore(store.files, tmp_path / "files", FilesConfig(), None, transfer)
+    await files.start()
+    await files.remove(removed)
+    waiting = await upload(files)
+    await until(lambda: "files cannot be moved to the bucket" in caplog.text)
+    with pytest.raises(BucketUnavailable, match=r"check files\.s3\.url in models\.yaml and restart"):
+        await files.content(files.path(kept))
+    assert await files.content(files.path(waiting)) == CONTENT
+    assert wrong.objects() == {}
+    assert await store.files.objects.counts() == {"stored": 1, "deleting": 1}
+    await files.close()
+
+    again = await started(store, tmp_path / "files", MemoryBucket(right.memory))
+    await until(lambda: right.objects().keys() == {kept.path, waiting.path})
+    await again.close()
+
+
+async def test_a_prefix_of_another_appliance_is_not_used(store: Store, tmp_path: Path) -> None:
+    bucket = MemoryBucket()
+    await bucket.write(MARK, b"the id of another appliance")
+    transfer = BucketTransfer(bucket, store.files, tmp_path / "files", None)
+    with pytest.raises(BucketUnavailable, match=r"set files\.s3\.url in models\.yaml to another prefix"):
+        await transfer.open("uploads/a")
+    await transfer.close()
+
+
 async def with_versions(files: FileStore, store: Store, *versions: str) -> None:
     """Make trained versions of two files each; wait until they are in the bucket, and delete them locally."""
     for version in versions:
@@ -391,6 +455,10 @@ async def test_clients_are_told_when_the_bucket_is_away(api: Api, bench: Bench) 
     made = await api.post("/v1/models/test/files/predictions", json={"input": input})
     ended = await api.ended(made.json())
     assert ended["status"] == "succeeded", ended
+    bench.bucket.lose(f"uploads/{file['id']}")
+    lost = await api.get(download)
+    assert lost.status_code == 404
+    assert lost.json()["detail"].startswith("The content of the file is missing in the storage")
     bench.bucket.away = True
     refused = await api.get(download)
     assert refused.status_code == 503
