@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from appliance.config import FilesConfig
-from appliance.domain.errors import BucketUnavailable, ContentMissing, OutputRemoved
+from appliance.domain.errors import BucketUnavailable, ContentMissing, OutputRemoved, StoreError
 from appliance.domain.file import File, OutputFile
 from appliance.domain.model import Adapter
 from appliance.gateway.files import bucket_transfer
@@ -396,6 +396,28 @@ async def test_a_version_that_cannot_be_copied_back_does_not_keep_others(
     bucket.refused = set()
     await until((folder / "versions" / "aaa").exists)
     assert (folder / "versions" / "aaa" / "b.bin").read_bytes() == CONTENT
+    await files.close()
+
+
+async def test_versions_are_copied_back_once_the_store_answers_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket, folder = MemoryBucket(), tmp_path / "files"
+    first = await started(store, folder, bucket)
+    await with_versions(first, store, "aaa")
+    await first.close()
+    list_versions, failures = store.files.objects.versions, [StoreError("the disk cannot be read")]
+
+    async def versions() -> list[str]:
+        if failures:
+            raise failures.pop()
+        return await list_versions()
+
+    monkeypatch.setattr(store.files.objects, "versions", versions)
+    monkeypatch.setattr(bucket_transfer, "RETRY_STORE", 0.001)
+    files = await started(store, folder, MemoryBucket(bucket.memory))
+    await until((folder / "versions" / "aaa").exists)
+    assert caplog.messages == ["trained versions could not be listed, retrying: the disk cannot be read"]
     await files.close()
 
 
