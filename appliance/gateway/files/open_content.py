@@ -44,13 +44,10 @@ class OpenContent:
         Raises:
             OSError: a file cannot be read or written. The other errors are those of ``pieces``.
         """
-
-        def copy() -> None:
-            with target.open("xb") as file:
-                for piece in self._reader.pieces(0, self.size):
-                    file.write(piece)
-
-        await self._run(copy)
+        # In pieces, so that a large file does not keep a thread of the bucket from all other reads.
+        with await asyncio.to_thread(target.open, "xb") as file:
+            async for piece in self.pieces():
+                await asyncio.to_thread(file.write, piece)
 
     def close(self) -> None:
         self._reader.close()
