@@ -448,7 +448,7 @@ async def test_an_incomplete_version_is_not_copied_back(
     assert not leftover.exists()
     await until((folder / "versions" / "bbb").exists)
     text = "version aaa is not copied from the bucket: 8 of its 9 files are not complete there"
-    assert text in caplog.text
+    await until(lambda: text in caplog.text)
     assert [each.name for each in (folder / "versions").iterdir()] == ["bbb"]
     await files.close()
 
