@@ -17,9 +17,10 @@ _NEEDED: Final = frozenset({"HOME", "LOGNAME", "PATH", "USER"})
 #: Words in names of variables with secrets. They are needed only for ``environment`` of a model, which may
 #: also refer to other variables, such as ``${LD_LIBRARY_PATH}``.
 _WORDS: Final = re.compile(
-    r"(?:^|_)(?:api_?key|auth|credentials?|keys?|pass|passwd|password|pwd|secrets?|tokens?)(?:_|\d|$)",
+    r"(?:(?:^|_)(?:api_?key|auth|credentials?|dsn|keys?|pass|pat)|passwd|password|pwd|secrets?|tokens?)(?:_|\d|$)",
     re.IGNORECASE,
 )
+_CREDENTIALS: Final = re.compile(r"://[^/\s@]+@")  # in a URL
 
 
 def secret_variables(document: Document, environment: Mapping[str, str]) -> set[str]:
@@ -29,7 +30,11 @@ def secret_variables(document: Document, environment: Mapping[str, str]) -> set[
         keys = [part for part in place if isinstance(part, str)]
         names = variables.names(written)
         if keys[-2:-1] == ["environment"] and keys[:-1] != ["models", "environment"]:
-            names = {name for name in names if _WORDS.search(name) or _WORDS.search(keys[-1])}
+            names = {
+                name
+                for name in names
+                if any(map(_WORDS.search, (name, keys[-1]))) or _CREDENTIALS.search(environment.get(name, ""))
+            }
         secrets = _secrets(keys, str(_value(document.data, place)))
         for name in names - _NEEDED:
             value = environment.get(name)

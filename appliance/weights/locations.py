@@ -126,6 +126,8 @@ def digest(source: Source) -> str:
 def mark(model: ModelConfig) -> str:
     """Return 16 hex digits that identify the files that are downloaded for the model."""
     source = source_of(model)
+    if isinstance(source, HubSource) and model.COMPANION_FILES:  # another kind downloads fewer files
+        return hashlib.sha256(f"{identity(source)}:with companions".encode()).hexdigest()[:16]
     if model.weight_variant is None or not isinstance(source, HubSource):
         return digest(source)
     return hashlib.sha256(f"{identity(source)}:{model.weight_variant}".encode()).hexdigest()[:16]

@@ -97,7 +97,7 @@ async def test_the_same_image_gives_the_same_text_in_both_apis(caller: Caller, f
 async def test_a_video_is_given_as_some_of_its_frames(caller: Caller, files: Path) -> None:
     given = {"video": str(files / "half.mp4"), "video_frames": 2}
     assert await caller.run("video", **GREEDY, **given) == Done("succeeded"), caller.logs("video")
-    frames = video_frames.read(files / "half.mp4", 2, "video", threading.Event())
+    frames = list(video_frames.read(files / "half.mp4", 2, "video", threading.Event()))
     for number, frame in enumerate(frames):
         frame.save(files / f"{number}.png")
     asked = {"image": str(files / "0.png"), "images": [str(files / "1.png")]}

@@ -136,4 +136,5 @@ async def test_a_cancel_ends_the_computation(models: Models) -> None:
     made.cancel()
     with pytest.raises(asyncio.CancelledError):
         await made
+    assert not list(Path(asked.folder).glob("**/*.wav"))
     assert (await speak(models)).output.is_file()

@@ -60,6 +60,12 @@ class Trainings:
             raise PredictionFailed(
                 f"the destination model {destination} was deleted during the training"
             ) from error
+        try:
+            document = self._catalogue.by_version(record.version, UNRESTRICTED).document
+        except InvalidVersion as error:
+            raise PredictionFailed(
+                f"version {record.version} of {record.model}, its base version, is no longer served"
+            ) from error
         made = Path(self._files.outputs(record.id, record.attempt)) / ADAPTER
         if not made.is_dir():
             made = await self._local(record, self._files.folder / weights.path)
@@ -76,12 +82,6 @@ class Trainings:
             created_at=round(time.time(), 6),
             path=f"versions/{version}" if made.is_dir() else f"versions/{version}/{made.name}",
         )
-        try:
-            document = self._catalogue.by_version(record.version, UNRESTRICTED).document
-        except InvalidVersion as error:
-            raise PredictionFailed(
-                f"version {record.version} of {record.model}, its base version, is no longer served"
-            ) from error
         await self._store.registry.add_adapter(adapter)
         await self._store.record_version(
             VersionRow(id=version, model=card.name, created_at=adapter.created_at, document=document)

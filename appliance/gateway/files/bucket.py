@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -26,7 +28,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _THREADS: Final = 32  # reads at the same time; others wait
-_MOST_WAITING: Final = 64  # reads that wait for a thread; further ones fail at once
+_MOST_WAITING: Final = 64  # reads that wait for a thread; further ones fail at once if the bucket hangs
+_HANGS: Final = 10.0  # seconds without a successful read after which a bucket with many reads hangs
 _CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 _READ_TIMEOUT: Final = timedelta(seconds=10)  # for one range
 _WRITE_TIMEOUT: Final = timedelta(seconds=120)  # for one part of an upload
@@ -74,6 +77,8 @@ class Bucket:
         self._threads = _Threads()
         self._free = asyncio.Semaphore(_THREADS)
         self._waiting = 0  # calls of `run` that wait for a free thread
+        self._running = 0
+        self._answered = 0.0  # when a read last succeeded, or the first of the present ones began
 
     def _store(self, config: S3Config, timeout: timedelta, *, retries: int) -> Any:
         settings = {
@@ -104,9 +109,11 @@ class Bucket:
         Threads that wait for a slow bucket cannot hold up work that the gateway does in other threads.
 
         Raises:
-            BucketUnavailable: too many reads wait already. The other errors are those of the function.
+            BucketUnavailable: many reads wait already, and none has succeeded for 10 seconds.
+
+        Other errors are those of the function.
         """
-        if self._waiting >= _MOST_WAITING:
+        if self._waiting >= _MOST_WAITING and time.monotonic() - self._answered > _HANGS:
             raise BucketUnavailable(
                 f"{self.url}: {_THREADS} reads have not ended and {self._waiting} wait: "
                 "check that the server of the bucket answers"
@@ -119,9 +126,20 @@ class Bucket:
         loop = asyncio.get_running_loop()
         result: Future[T] = Future()
 
-        def ended(_: Future[T]) -> None:
+        if self._running == 0:
+            self._answered = time.monotonic()
+        self._running += 1
+
+        def free(*, answered: bool) -> None:
+            self._running -= 1
+            if answered:
+                self._answered = time.monotonic()
+            self._free.release()
+
+        def ended(done: Future[T]) -> None:
+            answered = not done.cancelled() and not isinstance(done.exception(), BucketUnavailable)
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._free.release)
+                loop.call_soon_threadsafe(partial(free, answered=answered))
 
         result.add_done_callback(ended)  # a thread is free when it ends, even if the caller was cancelled
         self._threads.submit(result, lambda: function(*args, **kwargs))

@@ -278,6 +278,8 @@ class BucketTransfer:
         try:
             for path in states:
                 await self.download(path, unfinished / path.removeprefix(f"{VERSIONS}{version}/"))
+            if await self._objects.of_version(version) != states:
+                return  # the version was deleted meanwhile
             unfinished.rename(folder)
         finally:  # the folder is left if something failed
             await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)

@@ -16,8 +16,11 @@ _ELLIPSIS: Final = re.compile(r"(?<=\w)(\.{2,}|…)(?=\s+\S)")
 
 
 def speakable(text: str) -> str:
-    """Return ``text`` with a comma for each ellipsis between words, which espeak-ng would join."""
-    return _ELLIPSIS.sub(",", text)
+    """Return ``text`` with a comma for each ellipsis between words, which espeak-ng would join.
+
+    NUL characters, which it refuses, become spaces.
+    """
+    return _ELLIPSIS.sub(",", text.replace("\0", " "))
 
 
 def known(sentences: Sequence[Sequence[str]], vocabulary: Collection[str]) -> list[str]:

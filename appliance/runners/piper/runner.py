@@ -82,7 +82,7 @@ class PiperRunner:
         speaker = _speaker(voice, job.input.get("speaker"))
         began = time.perf_counter()
         yield Metric("input_character_count", len(text))
-        pieces = _pieces(await asyncio.to_thread(voice.phonemize, text))
+        pieces = _pieces(await asyncio.to_thread(voice.phonemize, text.replace("\0", " ")))
         if not pieces:
             raise PredictionFailed("input.text: the text has nothing that can be spoken; write words")
         parts = _speak(voice, pieces, job.input, speaker)

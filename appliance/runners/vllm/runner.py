@@ -62,6 +62,7 @@ class VllmRunner:
         self._adapters: Adapters
         self._context = 0  # maximum length of prompt and output together, in tokens
         self._level = 0  # of the last sleep
+        self._reading_images = asyncio.Semaphore(2)  # images and videos that are read need much memory
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
@@ -138,7 +139,8 @@ class VllmRunner:
         self, job: Job, request: inputs.Request, adapter: LoRARequest | None
     ) -> AsyncGenerator[Output | Metric]:
         """Run a prediction as a chat completion: vLLM knows how each model marks images in its prompt."""
-        urls = await interruptible(partial(_data_urls, request))
+        async with self._reading_images:
+            urls = await interruptible(partial(_data_urls, request))
         body = inputs.chat_request(request, urls, system_in_prompt=self._system_in_prompt)
         chat = msgspec.structs.replace(job, input={**body, "model": self._spec.model}, operation=CHAT)
         events = self._operations().run(chat, adapter)

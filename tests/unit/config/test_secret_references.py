@@ -32,6 +32,8 @@ ENVIRONMENT = {
     "REGION": "us-east-1",
     "HOST": "example.org",
     "UNUSED_TOKEN": "unused",
+    "PGPASSWORD": "of the database",
+    "DATABASE_URL": "postgres://user:hidden@example.org/x",
     "USER": "someone",
 }
 
@@ -53,6 +55,8 @@ ENVIRONMENT = {
             {"VENDOR_KEY"},
         ),
         ("models: [{options: {environment: {API_TOKEN: '${HEADER}'}}}]", {"HEADER"}),
+        ("models: [{options: {environment: {PGPASSWORD: '${PGPASSWORD}'}}}]", {"PGPASSWORD"}),
+        ("models: [{options: {environment: {DATABASE: '${DATABASE_URL}'}}}]", {"DATABASE_URL"}),
         ("models: [{options: {environment: {PATH_OF_KEYS: '${USER}'}}}]", set()),
     ],
 )

@@ -42,6 +42,18 @@ def test_large_frames_are_scaled_down(tmp_path: Path) -> None:
     assert frame.size == (1024, 256)
 
 
+@pytest.mark.parametrize("suffix", ["ts", "h264"])
+def test_times_may_begin_later_or_be_missing(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"film.{suffix}"
+    write_video(path, [(2 * number,) * 3 for number in range(20)], begin=40_000)
+    assert greys(path, 2) == pytest.approx([5, 15], abs=3)
+    monkeypatch.setattr(video_frames, "LONGEST", 0.1)
+    with pytest.raises(PredictionFailed, match="the video is longer"):
+        greys(path, 2)
+
+
 def test_files_without_video_and_long_videos_are_refused(
     tmp_path: Path, film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +66,7 @@ def test_files_without_video_and_long_videos_are_refused(
     for name, reason in (("text", "cannot be decoded"), ("long.txt", nothing), ("sound.wav", nothing)):
         with pytest.raises(PredictionFailed, match=rf"input\.video: .*{reason}"):
             greys(tmp_path / name, 4)
+    assert len(greys(film, 4)) == 4
     monkeypatch.setattr(video_frames, "LONGEST", 5.0)
     with pytest.raises(PredictionFailed, match=r"input\.video: the video is longer than 5 s"):
         greys(film, 4)

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 from rich.progress import Progress
 
 from appliance import weights
@@ -485,7 +485,7 @@ class Hub(ModuleType):
 
     def __init__(self, files: list[str], error: Exception | None = None) -> None:
         super().__init__("huggingface_hub")
-        self.errors = errors
+        self.errors, self.constants = errors, constants
         self.files = files
         self.error = error
         self.calls: list[dict[str, Any]] = []

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -204,6 +205,7 @@ async def test_the_queue_of_a_bucket_that_hangs_is_bounded() -> None:
     most = bucket._THREADS + bucket._MOST_WAITING
     reads = [asyncio.ensure_future(opened.run(answer.wait)) for _ in range(most)]
     await asyncio.sleep(0)  # all have begun
+    opened._answered -= 60
     with pytest.raises(BucketUnavailable, match="32 reads have not ended and 64 wait"):
         await opened.run(answer.wait)
     for read in (reads[0], reads[-1]):  # one that has a thread, and one that waits for a thread
@@ -216,6 +218,13 @@ async def test_the_queue_of_a_bucket_that_hangs_is_bounded() -> None:
     answer.set()
     assert await asyncio.gather(*reads[1:-1], instead) == [True] * (most - 1)
     assert await opened.run(len, "free again") == 10
+    opened.close()
+
+
+async def test_many_reads_of_a_bucket_that_answers_slowly_all_succeed() -> None:
+    opened = MemoryBucket()
+    reads = [opened.run(time.sleep, 0.001) for _ in range(3 * (bucket._THREADS + bucket._MOST_WAITING))]
+    assert set(await asyncio.gather(*reads)) == {None}
     opened.close()
 
 
