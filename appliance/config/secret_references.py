@@ -10,12 +10,12 @@ from appliance.config import variables
 from appliance.config.redact import secret_keys
 from appliance.config.yaml_source import Document, Place
 
-#: Keys that ``redact`` shows, although their values are parts of a secret.
+#: Keys that ``redact`` does not hide, but whose variables child processes must not inherit.
 _FURTHER_KEYS: Final = frozenset({"files.s3.access_key_id"})
 #: Variables that every process needs.
 _NEEDED: Final = frozenset({"HOME", "LOGNAME", "PATH", "USER"})
-#: Words in names of variables with secrets. They are needed only for ``environment`` of a model, which may
-#: also refer to other variables, such as ``${LD_LIBRARY_PATH}``.
+#: Words that mark the name of a variable as secret. Used only for ``environment`` of a model, where most
+#: variables, such as ``${LD_LIBRARY_PATH}``, are not secret.
 _WORDS: Final = re.compile(
     r"(?:(?:^|_)(?:api_?key|auth|credentials?|dsn|keys?|pass|pat)|passwd|password|pwd|secrets?|tokens?)(?:_|\d|$)",
     re.IGNORECASE,
@@ -44,7 +44,7 @@ def secret_variables(document: Document, environment: Mapping[str, str]) -> set[
 
 
 def _secrets(keys: list[str], value: str) -> list[str]:
-    """Return the secrets in the value of a key, which are parts of ``value`` if it is a URL."""
+    """Return the secrets in the value of a key: the whole value, or the secret parts of a URL."""
     if ".".join(keys) in _FURTHER_KEYS:
         return [value]
     if keys[-1].endswith("_file"):  # the path of a file is no secret

@@ -1,4 +1,4 @@
-"""The events of a prediction that speaks: a stream of audio or an audio file, and its metrics."""
+"""Events of a text-to-speech prediction: an audio stream or an audio file, and metrics."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def speech_output(
 
 
 def _noted(parts: Iterator[audio.Samples], seen: list[audio.Samples]) -> Generator[audio.Samples, None, None]:
-    """Yield ``parts``, and append each to ``seen`` before."""
+    """Append each part to ``seen``, and then yield it."""
     for part in parts:
         seen.append(part)
         yield part

@@ -52,7 +52,7 @@ def read(path: Path, count: int, field: str, cancelled: threading.Event) -> Iter
         reason = getattr(error, "strerror", None) or error
         raise PredictionFailed(f"input.{field}: this video cannot be decoded: {reason}") from error
     if not found and not cancelled.is_set():
-        raise PredictionFailed(f"input.{field}: this file has no video; send one with a video track")
+        raise PredictionFailed(f"input.{field}: this file has no video stream; send a video file")
 
 
 def _count(file: BinaryIO, field: str, cancelled: threading.Event) -> int:
@@ -65,7 +65,7 @@ def _count(file: BinaryIO, field: str, cancelled: threading.Event) -> int:
 
     with av.open(file, metadata_errors="ignore", options=audio.ONE_FILE) as container:
         if not container.streams.video or container.format.name in _TEXT:
-            raise PredictionFailed(f"input.{field}: this file has no video; send one with a video track")
+            raise PredictionFailed(f"input.{field}: this file has no video stream; send a video file")
         total, begin = 0, None
         for packet in container.demux(container.streams.video[0]):
             if cancelled.is_set():

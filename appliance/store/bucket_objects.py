@@ -19,7 +19,7 @@ from appliance.store.queries import QUERIES
 
 State = Literal["uploading", "stored", "deleting"]
 
-#: Name of the id of this appliance that is also in its bucket, among the values of ``FileTable.secret``.
+#: Name under which ``FileTable.secret`` stores the id that is also in the bucket.
 BUCKET_ID: Final = "bucket-id"
 VERSIONS: Final = "versions/"  # prefix of the paths of trained versions
 
@@ -45,7 +45,8 @@ class BucketTable:
     def begin_version(self, version: str, paths: Iterable[str]) -> asyncio.Future[None]:
         """Record that the upload of all files of a trained version begins.
 
-        So a version of which only some files are in the bucket is known to be incomplete.
+        The rows of all files are written first, so that a partly uploaded version is recognized as
+        incomplete.
         """
 
         def action(connection: sqlite3.Connection) -> None:

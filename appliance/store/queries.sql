@@ -806,12 +806,12 @@ SELECT state FROM bucket_objects WHERE path = :path;
 UPDATE bucket_objects SET state = 'stored' WHERE path = :path AND state = 'uploading';
 
 -- query: add_stored_object
--- Record that an object is complete, in a copy of the database that was made before.
+-- Record in a backup copy of the database that an object is complete.
 INSERT INTO bucket_objects (path, state) VALUES (:path, 'stored')
 ON CONFLICT (path) DO UPDATE SET state = 'stored';
 
 -- query: objects_to_delete
--- Objects whose deletion is not finished, after a path.
+-- The next objects to delete, in order of their paths, after the path :after.
 SELECT path FROM bucket_objects WHERE state = 'deleting' AND path > :after ORDER BY path LIMIT :limit;
 
 -- query: forget_object

@@ -111,6 +111,6 @@ async def test_files_that_are_no_images_are_refused(caller: Caller, files: Path)
     assert done.status == "failed"
     assert "input.image: this is not an image" in str(done.error)
     done = await caller.run("video of text", **GREEDY, video=str(files / "text.txt"))
-    assert "input.video: this file has no video" in str(done.error)
+    assert "input.video: this file has no video stream" in str(done.error)
     template = await caller.run("t", **GREEDY, image=str(files / "red.png"), prompt_template="{prompt}")
     assert "input.prompt_template cannot be combined with images" in str(template.error)

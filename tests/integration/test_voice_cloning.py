@@ -90,12 +90,12 @@ async def test_the_reference_changes_the_speech(models: Models, tmp_path: Path) 
         (2, 0.5, {"reference_text": " "}, r"input\.reference_text: this model needs the words"),
         (None, 0.5, {"reference_text": "the cat"}, r"input\.reference_audio: .* send the recording,"),
         (31, 0.5, {"reference_text": "the cat"}, r"input\.reference_audio: this audio is longer than 30 s"),
-        (0.4, 0.5, {"reference_text": "the cat"}, r"input\.reference_audio: .* 0\.4 s; send one"),
+        (0.4, 0.5, {"reference_text": "the cat"}, r"input\.reference_audio: .* 0\.4 s long; send one"),
         (2, 0.001, {"reference_text": "the cat"}, r"input\.reference_audio: this recording is silent"),
         (None, 0.5, {"text": " "}, r"input\.text: the text has nothing that can be spoken"),
         (None, 0.5, {"text": "a <|AUDIO|>"}, r"input\.text: remove <\|AUDIO\|> from this text"),
-        (None, 0.5, {"text": "cat " * 600}, r"input\.text: .* 603 tokens, .* 13, .* 512 in all;"),
-        (20, 0.5, {"reference_text": "cat", "max_duration": 30}, r"260 tokens, and max_duration has 375, "),
+        (None, 0.5, {"text": "cat " * 600}, r"input\.text: .* 603 tokens, .* 13, .* 512 tokens;"),
+        (20, 0.5, {"reference_text": "cat", "max_duration": 30}, r"260 tokens, and max_duration takes 375, "),
     ],
 )
 async def test_inputs_that_are_refused(

@@ -1,4 +1,4 @@
-"""A bucket of Amazon S3, or of a server with its API, that has the content of files."""
+"""A bucket of Amazon S3 or of an S3-compatible server, which stores the content of files."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Bucket:
                 credential_provider=_credentials(config),
             )
         except self._obstore.exceptions.BaseError as error:
-            reason = _first_line(error)
+            reason = _one_line(error)
             if "No CA certificates" in str(error):
                 reason = "the system has no CA certificates: install ca-certificates, or set SSL_CERT_FILE"
             raise ApplianceError(f"files.s3 in models.yaml: {reason}") from error
@@ -233,7 +233,7 @@ class Bucket:
             else:
                 advice = "check files.s3 in models.yaml, and that the server of the bucket answers"
             place = self.url if self._endpoint is None else f"{self.url} at {self._endpoint}"
-            reason = _first_line(error)
+            reason = _one_line(error)
             for secret in self._secrets:
                 reason = reason.replace(secret, HIDDEN)
             raise kind(f"{place}: {reason}: {advice}") from error
@@ -341,10 +341,10 @@ def _keys(config: S3Config) -> dict[str, str]:
     return {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
 
 
-def _first_line(error: Exception) -> str:
-    """Return an error of the client library in one line, without its technical appendix.
+def _one_line(error: Exception) -> str:
+    """Return an error of the client library in one line, without its debug output.
 
-    Of an error of the server, this has only its code and message.
+    If the server sent an error response, only its code and message are kept.
     """
     text = str(error).partition("\n\nDebug source")[0]
     if (answer := _ANSWER.search(text)) is not None:

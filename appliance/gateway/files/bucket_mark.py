@@ -49,5 +49,8 @@ def problem(url: str, found: str | None, expected: str | None, *, used: bool) ->
         reason = f"has no object {MARK}, so it is not the bucket that has the files of this appliance"
     else:
         reason = f"is used by another appliance, as its object {MARK} says"
-    change = f"check files.s3.url in models.yaml and restart, or replace the content of {MARK} by {expected}"
+    change = (
+        "correct files.s3.url in models.yaml and restart; or, if the bucket is the right one, write "
+        f"{expected} to its object {MARK}"
+    )
     return f"{url} {reason}: {change if used else 'set files.s3.url in models.yaml to another prefix'}"

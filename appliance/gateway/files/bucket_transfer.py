@@ -166,7 +166,7 @@ class BucketTransfer:
         try:
             return await self.bucket.run(read)
         except ObjectNotFound as error:
-            await self._compare_once()  # otherwise the whole bucket may be missing
+            await self._compare_once()  # raises BucketUnavailable if the bucket itself is missing
             if path not in self._missing and self._objects.state(path) == "stored":
                 self._missing.add(path)
                 _log.error(
@@ -194,7 +194,10 @@ class BucketTransfer:
         await asyncio.shield(self._check)
 
     async def _compare(self) -> None:
-        """Compare the id in the bucket with the one in the database; write it to a bucket without objects.
+        """Compare the id in the bucket with the id in the database.
+
+        If the bucket has no id and the database has no objects in a bucket, write the id of the database to
+        the bucket.
 
         Raises:
             BucketUnavailable: the bucket does not answer, or has another id.
@@ -281,7 +284,7 @@ class BucketTransfer:
             if await self._objects.of_version(version) != states:
                 return  # the version was deleted meanwhile
             unfinished.rename(folder)
-        finally:  # the folder is left if something failed
+        finally:  # remove the incomplete copy after an error
             await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
         _log.info("copied version %s from %s", version, self.bucket.url)
 
@@ -402,7 +405,7 @@ class BucketTransfer:
 
 
 def _retrieved(task: asyncio.Task[None]) -> None:
-    """Mark the error of a task as known, as the last reader that waits for the task may be gone."""
+    """Retrieve the error of a task, so that asyncio does not log it if all callers were cancelled."""
     if not task.cancelled():
         task.exception()
 

@@ -350,7 +350,7 @@ class FileStore:
                 if record.destination is not None:  # weights, which are not encrypted
                     encryption = None
                 if encryption is not None or (self._transfer is not None and record.destination is None):
-                    path = self._anonymous(path, value.id)
+                    path = self._rename_by_id(path, value.id)
                 value.path = str(path.relative_to(self.folder))
                 file = File(
                     id=value.id,
@@ -375,11 +375,11 @@ class FileStore:
                 return {key: self._registered(record, each) for key, each in value.items()}
         return value
 
-    def _anonymous(self, path: Path, id: str) -> Path:
-        """Rename an output file by its id, and return its path.
+    def _rename_by_id(self, path: Path, id: str) -> Path:
+        """Rename an output file to a hash of its id, and return the new path.
 
-        Its name may be that of an input, which must not be visible with encryption. And a file that is moved
-        to a bucket frees its path for the next output with the same name.
+        With encryption, this hides the name, which may be the name of an input file. With a bucket, it
+        prevents a later output with the same name from getting the same path.
         """
         renamed = path.with_name(hashlib.sha256(id.encode()).hexdigest()[:32])
         # After a crash an output is registered again. Then another file may be at its first path.

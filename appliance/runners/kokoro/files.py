@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 #: First letter of a voice's name -> espeak-ng's name of its language. Japanese (j) and Mandarin (z) are left
-#: out: Kokoro was trained with phonemes of these languages that espeak-ng does not make.
+#: out, because espeak-ng does not produce the phonemes that these voices were trained on.
 LANGUAGES: Final = {
     "a": "en-us",
     "b": "en",  # British English
@@ -58,7 +58,7 @@ def model_file(folder: Path) -> Path:
     named = found if len(found) == 1 else [file for file in found if file.name == "model.onnx"]
     if len(named) != 1:
         names = ", ".join(str(file.relative_to(folder)) for file in found)
-        raise ValueError(f"{folder} has several .onnx files ({names}); keep one, or call one model.onnx")
+        raise ValueError(f"{folder} has several .onnx files ({names}); keep one, or rename one to model.onnx")
     return named[0]
 
 

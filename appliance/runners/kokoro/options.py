@@ -25,8 +25,8 @@ class KokoroOptions(Options):
 
     voices: dict[str, str] = Field(
         default={},
-        description="Additional names for voices: name -> voice in the weights. Use it for the voice names "
-        "of a hosted model that this model replaces.",
+        description="Additional names for voices: name -> voice in the weights. For example, the voice "
+        "names of the hosted model that this model replaces.",
     )
 
     def completed(self, folder: Path) -> FoundKokoroOptions:

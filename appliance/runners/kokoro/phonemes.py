@@ -1,4 +1,4 @@
-"""Phonemes of a text, in parts that Kokoro computes at a time."""
+"""Split the phonemes of a text into chunks that Kokoro computes one at a time."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
-#: Most phonemes of a part. The model accepts 510. Its authors say that voices rush above 400 and are weak
-#: below 20: https://huggingface.co/hexgrad/Kokoro-82M/blob/main/VOICES.md
+#: Maximum number of phonemes in a chunk. The model accepts 510. Its authors say that voices rush above 400
+#: and are weak below 20: https://huggingface.co/hexgrad/Kokoro-82M/blob/main/VOICES.md
 LONGEST: Final = 400
 #: Short sentences are joined up to this number of phonemes.
 USUAL: Final = 200
@@ -16,9 +16,9 @@ _ELLIPSIS: Final = re.compile(r"(?<=\w)(\.{2,}|…)(?=\s+\S)")
 
 
 def speakable(text: str) -> str:
-    """Return ``text`` with a comma for each ellipsis between words, which espeak-ng would join.
+    """Replace each ellipsis between two words with a comma, and NUL characters with spaces.
 
-    NUL characters, which it refuses, become spaces.
+    espeak-ng would join the words around an ellipsis, and refuses NUL characters.
     """
     return _ELLIPSIS.sub(",", text.replace("\0", " "))
 
@@ -34,7 +34,7 @@ def known(sentences: Sequence[Sequence[str]], vocabulary: Collection[str]) -> li
 
 
 def parts(sentences: Sequence[str]) -> list[str]:
-    """Return the phonemes of the parts: short sentences are joined, long ones are split between words."""
+    """Return the phonemes of the chunks: short sentences are joined, long ones are split between words."""
     found: list[str] = []
     for sentence in sentences:
         for piece in _pieces(sentence):

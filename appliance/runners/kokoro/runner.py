@@ -98,8 +98,9 @@ class KokoroRunner:
         floats = [self._inputs.get(name) for name in ("style", "speed")]
         if len(inputs) != 3 or not tokens or not all(each in _FLOATS for each in floats):
             raise LoadFailed(
-                f"model {model}: {file} is not Kokoro, which has the inputs input_ids or tokens (int64), "
-                f"style and speed (float32): it has {', '.join(map(described, inputs))}; correct the source"
+                f"model {model}: {file} is not a Kokoro model: it has the inputs "
+                f"{', '.join(map(described, inputs))}, but Kokoro has input_ids or tokens (int64), style and "
+                "speed (float32 or float16); correct the source"
             )
         (width,) = (tensor.shape[-1] for tensor in inputs if tensor.name == "style")
         for name, voice in files.voice_files(folder).items():

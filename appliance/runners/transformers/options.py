@@ -16,7 +16,7 @@ from appliance.runners.options import TORCH_RESIDUE, TRUST_REMOTE_CODE, Options,
 
 #: Bytes that a worker process needs besides weights: libraries and working memory.
 _PROCESS: Final = GIB
-#: The `model_type` of CSM, which speaks with the voice of a recording.
+#: The `model_type` of CSM, which clones the voice of a recording.
 CSM: Final = "csm"
 #: Bytes that CSM's codec needs to decode 90 s of float32 audio, the longest output; 2.6 GiB on a CPU.
 _CODEC: Final = 3 * GIB

@@ -34,13 +34,16 @@ if TYPE_CHECKING:
 SHORTEST_REFERENCE: Final = 1  # seconds of reference_audio
 LONGEST_REFERENCE: Final = 30
 LONGEST_OUTPUT: Final = 90  # seconds; with the longest reference, half a page of text still fits
-_SILENCE: Final = 0.003  # samples of a recording that is quieter than this have no voice
+_SILENCE: Final = 0.003  # a recording whose peak amplitude is lower is refused as silent
 _TOP_K: Final = 50  # as in the code of CSM's authors: https://github.com/SesameAILabs/csm
 _FRAMES_BETWEEN_BARS: Final = 25  # two seconds of audio
 
 
 def text_to_speech(loading: LoadRequest) -> Compute:
-    """Speak a text with CSM, or with a model such as VITS. Separate vocoders are not supported."""
+    """Load CSM or a model such as VITS, and return the function that synthesizes speech.
+
+    Separate vocoders are not supported.
+    """
     return _csm(loading) if model_type(loading) == CSM else _by_pipeline(loading)
 
 
@@ -64,7 +67,9 @@ def _by_pipeline(loading: LoadRequest) -> Compute:
 
 
 def _csm(loading: LoadRequest) -> Compute:
-    """Speak with CSM, which continues a conversation: the recording and its transcript are its first message.
+    """Load CSM.
+
+    Its prompt is a conversation whose first message is the reference recording and its transcript.
 
     Raises:
         LoadFailed: the weights have no chat template, which the format of the text depends on.
@@ -164,8 +169,8 @@ def _reference(file: Path, rate: int) -> audio.Samples:
     samples = audio.read(file, rate, "reference_audio", longest=LONGEST_REFERENCE)
     if samples.size < SHORTEST_REFERENCE * rate:
         raise PredictionFailed(
-            f"input.reference_audio: this recording has {samples.size / rate:.1f} s; send one with at least "
-            f"{SHORTEST_REFERENCE} s of speech"
+            f"input.reference_audio: this recording is {samples.size / rate:.1f} s long; send one with at "
+            f"least {SHORTEST_REFERENCE} s of speech"
         )
     if abs(samples).max() < _SILENCE:
         raise PredictionFailed("input.reference_audio: this recording is silent; send one with speech")
@@ -173,15 +178,15 @@ def _reference(file: Path, rate: int) -> audio.Samples:
 
 
 def _check_fits(tokens: int, frames: int, limit: int) -> None:
-    """Check that the model can attend to its whole input and output.
+    """Check that the input and the output fit in the context of the model.
 
     Raises:
-        PredictionFailed: it cannot.
+        PredictionFailed: they do not fit.
     """
     if tokens + frames > limit:
         raise PredictionFailed(
-            f"input.text: the text and the reference have {tokens} tokens, and max_duration has {frames}, "
-            f"but this model accepts {limit} in all; shorten the text or reference_audio, or lower "
+            f"input.text: the text and the reference take {tokens} tokens, and max_duration takes {frames}, "
+            f"but the context of this model is {limit} tokens; shorten the text or reference_audio, or lower "
             "max_duration"
         )
 

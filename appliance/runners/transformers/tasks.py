@@ -65,12 +65,12 @@ _BOX: Final[Schema] = {
 _SEED: Final = integer(
     "Equal seeds give equal outputs on the same machine. Default and -1: random", ge=-1, le=2**53 - 1
 )
-#: Inputs of models that speak with the voice of a recording.
+#: Inputs of models that clone the voice of a recording.
 _VOICE: Final[dict[str, Schema]] = {
     "reference_audio": {
         **FILE,
-        "description": "Audio or video file whose voice speaks, from "
-        f"{speech.SHORTEST_REFERENCE} to {speech.LONGEST_REFERENCE} seconds; it needs reference_text. "
+        "description": "Audio or video file with the voice to clone, "
+        f"{speech.SHORTEST_REFERENCE} to {speech.LONGEST_REFERENCE} seconds long; requires reference_text. "
         "Default: a random voice",
     },
     "reference_text": string("The words that are spoken in reference_audio"),

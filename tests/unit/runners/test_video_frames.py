@@ -62,7 +62,7 @@ def test_files_without_video_and_long_videos_are_refused(
     with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(b"\0" * 8000)
-    nothing = "this file has no video"
+    nothing = "this file has no video stream"
     for name, reason in (("text", "cannot be decoded"), ("long.txt", nothing), ("sound.wav", nothing)):
         with pytest.raises(PredictionFailed, match=rf"input\.video: .*{reason}"):
             greys(tmp_path / name, 4)

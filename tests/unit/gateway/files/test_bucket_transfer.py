@@ -345,7 +345,7 @@ async def test_another_bucket_is_not_used(
     await files.remove(removed)
     waiting = await upload(files)
     await until(lambda: "files cannot be moved to the bucket" in caplog.text)
-    with pytest.raises(BucketUnavailable, match=r"check files\.s3\.url in models\.yaml and restart"):
+    with pytest.raises(BucketUnavailable, match=r"correct files\.s3\.url in models\.yaml and restart"):
         await files.content(files.path(kept))
     assert await files.content(files.path(waiting)) == CONTENT
     assert wrong.objects() == {}
