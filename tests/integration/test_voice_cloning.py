@@ -126,15 +126,15 @@ async def test_weights_without_a_chat_template_are_refused(tmp_path: Path) -> No
         await runner_of(tmp_path, TASK).setup()
 
 
-async def test_a_cancel_ends_the_computation(models: Models) -> None:
+async def test_a_cancel_ends_the_computation(models: Models, tmp_path: Path) -> None:
     runner = await models.loaded(TASK, tiny_models.csm)
     interface = models.interface(TASK, tiny_models.csm)
-    asked = job(interface, models.folder, text="the bird", max_duration=30, seed=7)
+    asked = job(interface, tmp_path, text="the bird", max_duration=30, seed=7)
     made = asyncio.create_task(run(runner, asked))
     await asyncio.sleep(0.1)
     assert not made.done(), "thirty seconds take longer"
     made.cancel()
     with pytest.raises(asyncio.CancelledError):
         await made
-    assert not list(Path(asked.folder).glob("**/*.wav"))
+    assert not list(tmp_path.glob("**/*.wav"))
     assert (await speak(models)).output.is_file()
