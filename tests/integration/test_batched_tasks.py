@@ -258,10 +258,11 @@ async def test_a_batch_whose_predictions_are_all_cancelled_ends_early(models: Mo
         asyncio.ensure_future(run(runner, each)) for each in jobs(runner, "summarization", asked, files)
     ]
     await until(lambda: bool(runner._batches._batch) and not runner._batches._waiting)
+    ended = {task for task in started if task.done()}
     for task in started:
         task.cancel()
     await asyncio.wait(started)
-    assert all(task.cancelled() for task in started)
+    assert all(task.cancelled() for task in started if task not in ended)
     assert (await models("summarization", text="the cat", max_new_tokens=2)).output is not None
 
 

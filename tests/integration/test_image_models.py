@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,6 +90,9 @@ def prediction(client: httpx.Client, model: str, **input: Any) -> dict[str, Any]
         f"/v1/models/{model}/predictions", json={"input": input}, headers={"Prefer": "wait=60"}
     )
     record: dict[str, Any] = reply.raise_for_status().json()
+    while record["status"] in {"starting", "processing"}:  # a busy machine may take longer
+        time.sleep(0.1)
+        record = client.get(f"/v1/predictions/{record['id']}").raise_for_status().json()
     return record
 
 

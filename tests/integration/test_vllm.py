@@ -107,7 +107,8 @@ async def test_what_was_measured(caller: Caller) -> None:
 
 async def test_the_engine_measures_itself(caller: Caller) -> None:
     long = "Count to ten. " * 8  # more than one block of the prefix cache, which has 128 tokens on a CPU
-    await until(lambda: caller.engine.running == 0)
+    done = sum(caller.metrics(id)["output_token_count"] for id in caller.order)
+    await until(lambda: caller.engine.running == 0 and caller.engine.generation_tokens == done)
     before = copy.deepcopy(caller.engine)
     for id in ("engine 1", "engine 2"):
         await text(caller, id, **{**CAPITAL, "prompt": long * 4, "max_tokens": 9, "min_tokens": 9})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -88,7 +89,7 @@ class TransformersRunner(TorchRunner):
         if not isinstance(compute, BatchCompute):
             return await interruptible(lambda cancelled: compute(TaskInput(job.input, folder, cancelled)))
         request = TaskInput(job.input, folder, threading.Event())
-        async with self._preparing:
+        async with self._preparing if "image" in job.input else contextlib.nullcontext():
             prepared = await uninterruptible(compute.prepare, request)
         return await self._batches.result(prepared, on_cancel=request.cancelled.set)
 
