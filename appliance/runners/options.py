@@ -64,11 +64,11 @@ class Options(Section):
         """Return these options with the weights of ``ModelConfig.extra_weights``.
 
         Args:
-            paths: folder or file of each of these weights, by its key in models.yaml.
+            paths: folder or file of each of the extra weights, by its key in models.yaml.
             size: total size of all these weights.
 
         Raises:
-            WeightsError: some of these weights are missing or cannot be used.
+            WeightsError: some of the extra weights are missing or cannot be used.
         """
         raise NotImplementedError
 

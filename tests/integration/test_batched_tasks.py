@@ -251,18 +251,23 @@ async def test_a_cancelled_text_ends_and_the_others_go_on(
             assert result.output == expected[at].output
 
 
-async def test_a_batch_whose_predictions_are_all_cancelled_ends_early(models: Models, files: Path) -> None:
+async def test_a_batch_whose_predictions_are_all_cancelled_ends_early(
+    models: Models, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runner = await models.loaded("summarization")
     asked = [{"text": text, "max_new_tokens": 4096} for text in TEXTS]
-    started = [
-        asyncio.ensure_future(run(runner, each)) for each in jobs(runner, "summarization", asked, files)
-    ]
+    given = jobs(runner, "summarization", asked, files)
+    (short,) = jobs(runner, "summarization", [{"text": TEXTS[0], "max_new_tokens": 2}], files)
+    held = HeldBatches(runner._batches, monkeypatch)
+    first, *started = await held.started([run(runner, each) for each in (short, *given)])
+    held.go.set()
+    await first
     await until(lambda: bool(runner._batches._batch) and not runner._batches._waiting)
-    ended = {task for task in started if task.done()}
     for task in started:
         task.cancel()
     await asyncio.wait(started)
-    assert all(task.cancelled() for task in started if task not in ended)
+    assert all(task.cancelled() for task in started)
+    assert held.seen == [1, len(started)]
     assert (await models("summarization", text="the cat", max_new_tokens=2)).output is not None
 
 

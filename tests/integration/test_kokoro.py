@@ -1,4 +1,4 @@
-"""Kind `kokoro` with a tiny model that has Kokoro's inputs and output; its real weights are not at hand."""
+"""Kind `kokoro`, with a tiny model that has the inputs and the output of Kokoro, not with real weights."""
 
 from __future__ import annotations
 

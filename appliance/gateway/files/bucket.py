@@ -149,7 +149,7 @@ class Bucket:
         """Write, read and delete a small object.
 
         Raises:
-            BucketUnavailable: one of these failed.
+            BucketUnavailable: the object could not be written, read or deleted.
         """
         path = ".check"
         with self._errors():

@@ -38,7 +38,7 @@ class OutputEncryption:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def forget(self, predictions: Collection[str]) -> None:
-        """Do not encrypt files of these predictions any more, and wait for one that is being encrypted.
+        """Stop encrypting files of ``predictions``, and wait for a file that is being encrypted.
 
         Afterwards the files can be deleted: no encrypted copy of one appears later.
         """

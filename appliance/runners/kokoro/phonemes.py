@@ -26,7 +26,7 @@ def speakable(text: str) -> str:
 def known(sentences: Sequence[Sequence[str]], vocabulary: Collection[str]) -> list[str]:
     """Return the phonemes of each sentence that ``vocabulary`` has, without sentences that have no sound.
 
-    Piper's phonemizer splits each character from its accent. Of these pairs only ç is one phoneme.
+    Piper's phonemizer splits each character from its accent. Only c with a cedilla is one phoneme.
     """
     joined = ("".join(sentence).replace("c\N{COMBINING CEDILLA}", "ç") for sentence in sentences)
     kept = ("".join(phoneme for phoneme in sentence if phoneme in vocabulary).strip() for sentence in joined)
