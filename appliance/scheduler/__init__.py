@@ -5,7 +5,7 @@ decisions out, and so does the simulator (``scripts/simulate``).
 
 **Input**: devices (``Capacity``), the needs of models (``Demand``), and events with their times. Events are
 calls of methods, for predictions (``queued``, ``finished``, ...), for models (``loaded``, ``unloaded``,
-``lost``, ...) and for devices (``device_used``).
+``lost``, ...), for devices (``device_used``) and for nodes of a cluster (``add_devices``, ...).
 
 **Output**: decisions, from ``Scheduler.decide``:
 
@@ -33,6 +33,9 @@ Files, in reading order:
 - ``model``: state, queue and measurements of one model
 - ``fair_queue``: the queue of one model, shared fairly between accounts
 - ``scheduler``: the class that the engine calls; read ``decide`` first
+- ``questions``: its base class, with everything that reports ask
+- ``nodes``: nodes of a cluster that are removed or drained
+- ``locality``: which nodes have the weights of a model
 - ``placements``: which waiting models are loaded, and which models are evicted for them
 - ``plan``: the best devices and victims for one model
 - ``policy``: costs, patience, the bound on thrashing, and other numbers behind these plans
@@ -62,6 +65,7 @@ from appliance.scheduler.facts import (
     Wake,
 )
 from appliance.scheduler.footprints import MARGIN, Footprint
+from appliance.scheduler.nodes import NodeStatus, UnplaceableModel
 from appliance.scheduler.policy import BACKOFF, MIN_RESIDENCY, PATIENCE
 from appliance.scheduler.scheduler import Scheduler
 
@@ -77,6 +81,7 @@ __all__ = [
     "EventKind",
     "Footprint",
     "Load",
+    "NodeStatus",
     "Origin",
     "Owner",
     "Refuse",
@@ -87,5 +92,6 @@ __all__ = [
     "SleepLevel",
     "Start",
     "Unload",
+    "UnplaceableModel",
     "Wake",
 ]

@@ -6,6 +6,7 @@ that slot or memory, parent and child wait for each other for ever.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
@@ -55,10 +56,10 @@ def _can_start(
     if model.state is Residency.DRAINING and not model.running <= completable:
         return False
     free = _eventually_free(model, models, capacities, completable)
-    large_enough = [
-        each for each in _eligible(model, capacities) if model.demand.bytes_on(each) <= free[each.device]
-    ]
-    return len(large_enough) >= model.demand.devices
+    large_enough = Counter(
+        each.node for each in _eligible(model, capacities) if model.demand.bytes_on(each) <= free[each.device]
+    )
+    return max(large_enough.values(), default=0) >= model.demand.devices
 
 
 def _eventually_free(
@@ -76,7 +77,12 @@ def _eventually_free(
 
 
 def _eligible(model: ModelState, capacities: Sequence[Capacity]) -> list[Capacity]:
-    return [capacity for capacity in capacities if capacity.is_main_memory is model.demand.on_cpu]
+    nodes = model.demand.nodes
+    return [
+        capacity
+        for capacity in capacities
+        if capacity.is_main_memory is model.demand.on_cpu and (nodes is None or capacity.node in nodes)
+    ]
 
 
 def explain_deadlock(
@@ -89,6 +95,8 @@ def explain_deadlock(
             "and its running predictions wait for child predictions: raise its concurrency in models.yaml"
         )
     devices = _eligible(model, capacities)
+    if not devices:
+        return f"this child prediction could never start: no device of the cluster may hold model {name}"
     waiting = sorted(each.name for each in models if each.devices and not each.running <= completable)
     free = _eventually_free(model, models, capacities, completable)
     sizes = ", ".join(f"{readable_bytes(free[each.device])} on {each.device}" for each in devices)

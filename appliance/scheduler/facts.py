@@ -55,6 +55,7 @@ class Capacity(msgspec.Struct, frozen=True):
     device: str
     memory: int
     is_main_memory: bool = False  # only with GPUs: for sleeping models, and models on the CPU
+    node: str = ""  # the machine of a cluster that has the device; empty on a single machine
 
 
 class SleepFootprint(msgspec.Struct, frozen=True):
@@ -72,13 +73,14 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     memory: int | None = None  # bytes on each of its devices; exclusive with share
     share: float | None = None  # fraction of each of its devices, over 0 up to 1
     origin: Origin = Origin.DECLARED  # of memory or share
-    devices: int = 1  # number of devices that hold the model together
+    devices: int = 1  # number of devices that hold the model together, all on one node
     pin: bool = False  # loaded at start and never evicted
     preload: bool = False  # loaded at start
     idle_unload_after: float | None = None  # seconds without a prediction
     priority: int = 0  # each step doubles the weight of its waiting time and of its eviction cost
     sleep_footprint: SleepFootprint | None = None  # None: the model cannot sleep
     on_cpu: bool = False  # on a machine with GPUs, the model computes on the CPU and is held in main memory
+    nodes: frozenset[str] | None = None  # that may hold the model; None: all nodes
 
     def bytes_on(self, capacity: Capacity) -> int:
         return self.memory if self.memory is not None else int((self.share or 1.0) * capacity.memory)

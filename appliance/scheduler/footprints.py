@@ -135,12 +135,15 @@ class Footprints:
     def _apply_peak(self, entry: ModelState) -> None:
         """Set the demand to the expected peak plus a margin, unless models.yaml declares the size.
 
-        The demand never exceeds what the devices can give.
+        The demand never exceeds what the devices can give. In a cluster it is not below the peak: the node
+        with enough memory may have been lost, and the model would run out of memory on the others.
         """
         peak = entry.expected_peak
         if entry.demand.origin is Origin.DECLARED or peak == 0:
             return
-        wanted = max(MINIMUM, min(int(peak * MARGIN), self._ledger.most_available(entry)))
+        available = self._ledger.most_available(entry)
+        least = max(MINIMUM, peak) if self._ledger.is_cluster else MINIMUM
+        wanted = max(least, min(int(peak * MARGIN), available))
         less = wanted < (entry.demand.memory or 0)
         if less and not entry.ran_once and not entry.earlier_peak:
             return  # the first prediction may take more memory than loading did

@@ -2,12 +2,12 @@
 
 A reservation is made before a load starts, and freed only when the unload is confirmed, so no device is
 overbooked. On a machine with GPUs, main memory is a device too: for models that compute on the CPU, and for
-the weights of sleeping models.
+the weights of sleeping models. Each node of a cluster has its own main memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from appliance.domain.errors import ModelTooLarge
@@ -24,14 +24,55 @@ class Ledger:
 
     def __init__(self, capacities: Sequence[Capacity]) -> None:
         """Create a ledger with all memory free. ``capacities`` has at least one device; names are unique."""
-        self.capacities = {capacity.device: capacity for capacity in capacities}
-        #: The name of the main-memory device; None on a machine without GPUs.
-        self.main_memory = next((each.device for each in capacities if each.is_main_memory), None)
-        self._models: dict[str, dict[str, ModelState]] = {device: {} for device in self.capacities}
-        self._free = {device: capacity.memory for device, capacity in self.capacities.items()}
-        self._foreign = dict.fromkeys(self.capacities, 0)
+        self.capacities: dict[str, Capacity] = {}
+        self.draining_nodes: set[str] = set()  # no new loads there
+        self.removed_nodes: set[str] = set()  # whose last models have not been released yet
+        self._main_memory: dict[str, str] = {}  # the device by node; a node without GPUs has none
+        self._models: dict[str, dict[str, ModelState]] = {}
+        self._free: dict[str, int] = {}
+        self._foreign: dict[str, int] = {}
+        self.add(capacities)
 
     # -- changes -----------------------------------------------------------------------------------------
+
+    def add(self, capacities: Iterable[Capacity]) -> None:
+        """Add devices, with all their memory free.
+
+        Raises:
+            ValueError: A device with this name exists, or models are still reserved on its removed node.
+        """
+        capacities = list(capacities)
+        for capacity in capacities:
+            if capacity.device in self.capacities or capacity.node in self.removed_nodes:
+                raise ValueError(
+                    f"device {capacity.device} exists already: remove its node, and report its models lost"
+                )
+        for capacity in capacities:
+            device = capacity.device
+            self.capacities[device] = capacity
+            self._models[device], self._free[device], self._foreign[device] = {}, capacity.memory, 0
+            if capacity.is_main_memory:
+                self._main_memory.setdefault(capacity.node, device)
+
+    def remove(self, node: str) -> list[ModelState]:
+        """Take no more loads on the devices of a node; return the models that are reserved there.
+
+        The devices are deleted once the last of these models is released.
+        """
+        self.draining_nodes.discard(node)
+        found = self.models_of(node)
+        if self.devices_of(node):
+            self.removed_nodes.add(node)
+        self._delete_if_removed(node)
+        return found
+
+    def _delete_if_removed(self, node: str | None) -> None:
+        if node is None or node not in self.removed_nodes or self.models_of(node):
+            return
+        for device in self.devices_of(node):
+            del self.capacities[device], self._models[device], self._free[device], self._foreign[device]
+        self.removed_nodes.discard(node)
+        self._main_memory.pop(node, None)
 
     def reserve(self, model: ModelState, devices: tuple[str, ...], memory: int) -> None:
         for device in model.devices:
@@ -44,18 +85,22 @@ class Ledger:
 
     def reserve_main_memory(self, model: ModelState, memory: int) -> None:
         """Replace the reservation of main memory for the weights of a sleeping model."""
-        if self.main_memory is None:
+        device = self.main_memory_of(model)
+        if device is None:
             return
-        self._free[self.main_memory] += model.main_memory - memory
+        self._free[device] += model.main_memory - memory
         model.main_memory = memory
         if memory:
-            self._models[self.main_memory][model.name] = model
-        elif self.main_memory not in model.devices:
-            self._models[self.main_memory].pop(model.name, None)
+            self._models[device][model.name] = model
+        elif device not in model.devices:
+            self._models[device].pop(model.name, None)
 
     def release(self, model: ModelState) -> None:
-        self.reserve(model, (), 0)
+        """Free all memory of the model."""
+        node = self.node_of(model)
         self.reserve_main_memory(model, 0)
+        self.reserve(model, (), 0)
+        self._delete_if_removed(node)
 
     def resize(self, model: ModelState, memory: int) -> int:
         """Change the reservation of a loaded model, as far as memory is free; return the new reservation."""
@@ -75,6 +120,50 @@ class Ledger:
         self._foreign[device] = foreign
         self._free[device] += before - foreign
         return abs(foreign - before) > capacity // 100
+
+    # -- questions about a node --------------------------------------------------------------------------
+
+    @property
+    def is_cluster(self) -> bool:
+        return any(capacity.node for capacity in self.capacities.values())
+
+    @property
+    def member_capacities(self) -> list[Capacity]:
+        """The devices of all nodes that were not removed."""
+        return [each for each in self.capacities.values() if each.node not in self.removed_nodes]
+
+    def devices_of(self, node: str) -> list[str]:
+        return [device for device, capacity in self.capacities.items() if capacity.node == node]
+
+    def models_of(self, node: str) -> list[ModelState]:
+        """Return the models that hold memory on the node."""
+        found = (each for device in self.devices_of(node) for each in self._models[device].values())
+        return list({each.name: each for each in found}.values())
+
+    def node_of(self, model: ModelState) -> str | None:
+        """Return the node that holds the model; None for an unloaded model."""
+        return self.capacities[model.devices[0]].node if model.devices else None
+
+    def main_memory_of(self, model: ModelState) -> str | None:
+        """Return the main-memory device of the model's node; None if the node has no GPUs."""
+        return self._main_memory.get(self.capacities[model.devices[0]].node) if model.devices else None
+
+    def takes_loads(self, device: str, demand: Demand) -> bool:
+        """Return whether the device's node takes loads, and may hold a model with this demand."""
+        capacity = self.capacities.get(device)
+        if capacity is None or capacity.node in self.removed_nodes or capacity.node in self.draining_nodes:
+            return False
+        return demand.nodes is None or capacity.node in demand.nodes
+
+    def on_one_node(self, devices: Iterable[str], count: int) -> tuple[str, ...] | None:
+        """Return the first ``count`` of the devices that are on one node; None if no node has enough."""
+        by_node: dict[str, list[str]] = {}
+        for device in devices:
+            found = by_node.setdefault(self.capacities[device].node, [])
+            found.append(device)
+            if len(found) == count:
+                return tuple(found)
+        return None
 
     # -- questions about a device ------------------------------------------------------------------------
 
@@ -112,7 +201,7 @@ class Ledger:
     def reserved_by(self, model: ModelState, device: str) -> int:
         if device in model.devices:
             return model.reserved
-        return model.main_memory if device == self.main_memory else 0
+        return model.main_memory if model.main_memory and device == self.main_memory_of(model) else 0
 
     def memory_for(self, demand: Demand, devices: Sequence[str]) -> int:
         """Return the bytes that a model with this demand reserves on each of ``devices``.
@@ -131,46 +220,76 @@ class Ledger:
             return model.reserved
         return model.reserved + max(0, min(self.free(device) for device in model.devices))
 
-    def eligible_devices(self, demand: Demand) -> list[str]:
-        """Return all GPUs, or main memory for a model that computes on the CPU."""
+    def eligible_devices(self, demand: Demand, *, draining: bool = False) -> list[str]:
+        """Return all GPUs that take loads, or main memory for a model that computes on the CPU.
+
+        With ``draining``, the devices of draining nodes are returned too.
+        """
+        closed = self.removed_nodes if draining else self.removed_nodes | self.draining_nodes
         return [
-            device for device, capacity in self.capacities.items() if demand.on_cpu is capacity.is_main_memory
+            device
+            for device, capacity in self.capacities.items()
+            if demand.on_cpu is capacity.is_main_memory
+            and capacity.node not in closed
+            and (demand.nodes is None or capacity.node in demand.nodes)
         ]
 
-    def devices_free_for(self, demand: Demand) -> list[str]:
-        return [
+    def free_now(self, demand: Demand) -> bool:
+        """Return whether enough devices of one node have the free memory for this demand."""
+        free = (
             device
             for device in self.eligible_devices(demand)
             if self.free(device) >= demand.bytes_on(self.capacities[device])
-        ]
+        )
+        return self.on_one_node(free, demand.devices) is not None
 
     def devices_large_enough(self, model: ModelState) -> list[str]:
         """Return the devices that are large enough for the model if only pinned models stay loaded."""
-        left = self._beside_pinned(model)
-        return [device for device in left if model.demand.bytes_on(self.capacities[device]) <= left[device]]
+        return list(self._large_enough(model, draining=True))
 
-    def most_available(self, model: ModelState) -> int:
-        """Return the most bytes of each device that the model gets if only pinned models stay loaded."""
-        left = sorted(self._beside_pinned(model).values(), reverse=True)
-        return left[min(model.demand.devices, len(left)) - 1] if left else 0
+    def fits(self, model: ModelState, *, draining: bool) -> bool:
+        """Return whether one node is large enough for the model if only pinned models stay loaded.
 
-    def _beside_pinned(self, model: ModelState) -> dict[str, int]:
-        left = {}
-        for device in self.eligible_devices(model.demand):
-            pinned = (each for each in self._models[device].values() if each.pinned and each is not model)
-            left[device] = self.capacities[device].memory - sum(
-                self.reserved_by(each, device) for each in pinned
-            )
-        return left
+        ``draining`` also allows the draining nodes.
+        """
+        devices = self._large_enough(model, draining=draining)
+        return self.on_one_node(devices, model.demand.devices) is not None
+
+    def _large_enough(self, model: ModelState, *, draining: bool) -> Iterator[str]:
+        for device in self.eligible_devices(model.demand, draining=draining):
+            if model.demand.bytes_on(self.capacities[device]) <= self._beside_pinned(model, device):
+                yield device
+
+    def most_available(self, model: ModelState, *, draining: bool = True) -> int:
+        """Return the most bytes of each device that the model gets if only pinned models stay loaded.
+
+        ``draining`` also allows the draining nodes.
+        """
+        count, by_node = model.demand.devices, dict[str, list[int]]()
+        for device in self.eligible_devices(model.demand, draining=draining):
+            left = self._beside_pinned(model, device)
+            by_node.setdefault(self.capacities[device].node, []).append(left)
+        found = [
+            (len(left) >= count, sorted(left, reverse=True)[min(count, len(left)) - 1])
+            for left in by_node.values()
+        ]
+        return max(found)[1] if found else 0
+
+    def _beside_pinned(self, model: ModelState, device: str) -> int:
+        """Return the bytes of the device for the model if only pinned models stay loaded there."""
+        pinned = (each for each in self._models[device].values() if each.pinned and each is not model)
+        return self.capacities[device].memory - sum(self.reserved_by(each, device) for each in pinned)
 
     def check_fits(self, model: ModelState) -> None:
         """Raise ``ModelTooLarge`` if the devices are too small for the model beside all pinned models."""
         demand = model.demand
         if model.devices and model.state is not Residency.ASLEEP:
             return
-        if len(self.devices_large_enough(model)) >= demand.devices:
+        if self.fits(model, draining=True):
             return
-        devices = self.eligible_devices(demand)
+        devices = self.eligible_devices(demand, draining=True)
+        if not devices:
+            raise ModelTooLarge(f"model {model.name} cannot be loaded: {self._no_device(demand)}")
         sizes = ", ".join(f"{each} has {readable_bytes(self.capacities[each].memory)}" for each in devices)
         needs = f"{demand.share:.0%}" if demand.memory is None else readable_bytes(demand.memory)
         pinned = sorted({each.name for device in devices for each in self.models_on(device) if each.pinned})
@@ -183,28 +302,40 @@ class Ledger:
             f"model {model.name} needs {needs}{demand.on_each}, but {sizes}{beside}: {advice}"
         )
 
+    def _no_device(self, demand: Demand) -> str:
+        if demand.nodes is not None:
+            names = ", ".join(sorted(demand.nodes))
+            return (
+                f"it may only be on node {names}, where no device takes it now: add the node to the cluster"
+            )
+        return "no node of the cluster has a device for it: add a node that has one"
+
     # -- questions about main memory for sleeping models -------------------------------------------------
 
     def older_sleepers(self, model: ModelState) -> list[ModelState]:
         """Return sleeping models that use main memory and were used before ``model``, oldest use first."""
-        if self.main_memory is None:
+        device = self.main_memory_of(model)
+        if device is None:
             return []
         older = [
             each
-            for each in self.models_on(self.main_memory)
+            for each in self.models_on(device)
             if each.state is Residency.ASLEEP and each.idle and each.last_used < model.last_used
         ]
         return sorted(older, key=lambda each: (each.last_used, each.name))
 
     def main_memory_for(self, model: ModelState) -> int:
         """Return the bytes of main memory free for the model's weights if ``older_sleepers`` are unloaded."""
-        if self.main_memory is None:
+        device = self.main_memory_of(model)
+        if device is None:
             return 0
         older = sum(each.main_memory for each in self.older_sleepers(model))
-        return self.free(self.main_memory) + self.main_memory_being_freed() + older
+        return self.free(device) + self.main_memory_being_freed(model) + older
 
-    def main_memory_being_freed(self) -> int:
-        if self.main_memory is None:
+    def main_memory_being_freed(self, model: ModelState) -> int:
+        """Return the bytes of main memory on the model's node that running unloads will free."""
+        device = self.main_memory_of(model)
+        if device is None:
             return 0
-        models = self._models[self.main_memory].values()
+        models = self._models[device].values()
         return sum(each.main_memory for each in models if each.state is Residency.UNLOADING)

@@ -47,6 +47,7 @@ class ModelState:
         self.ran_once = False  # whether a prediction has finished since the model was loaded
         self.exceeds = False  # whether the model uses more than models.yaml declares
         self.out_of_memory = 0  # how often its worker process ran out of memory
+        self.node_removed = False  # its node is gone, and the engine has not reported the model as lost yet
 
         # Sleep
         self.sleep_level: SleepLevel | None = None  # set from FALLING_ASLEEP until READY
@@ -81,7 +82,8 @@ class ModelState:
         self.last_arrival: float | None = None
         self.arrival_gap: float | None = None  # average between arrivals
         self.run_seconds: float | None = None  # average duration of a prediction
-        self.load_seconds: float | None = None  # duration of the last load
+        self.load_seconds: float | None = None  # duration of the last load, without a copy of the weights
+        self.copy_seconds = 0.0  # duration of the copy of the weights in the present load
         self.sleep_seconds: dict[SleepLevel, float] = {}  # the last duration of falling asleep
         self.wake_seconds: dict[SleepLevel, float] = {}  # the last duration of waking
         #: Seconds that falling asleep took. Reset to 0 when the model is READY again; kept if the sleeping
@@ -111,6 +113,8 @@ class ModelState:
     @property
     def free_slots(self) -> int:
         slots = 1 if self.alone else self.demand.concurrency
+        if self.node_removed:
+            return 0
         return max(0, slots - len(self.running))
 
     @property
@@ -119,7 +123,8 @@ class ModelState:
 
     @property
     def loadable(self) -> bool:
-        return self.state in {Residency.COLD, Residency.ASLEEP} and not self.pending_unload
+        settled = self.state in {Residency.COLD, Residency.ASLEEP}
+        return settled and not self.pending_unload and not self.node_removed
 
     @property
     def expected_peak(self) -> int:

@@ -9,6 +9,7 @@ from appliance.scheduler.children import Children
 from appliance.scheduler.deadlock import completable_predictions
 from appliance.scheduler.facts import Decision, Residency
 from appliance.scheduler.ledger import Ledger
+from appliance.scheduler.locality import Locality
 from appliance.scheduler.model import ModelState
 from appliance.scheduler.plan import Plan, plan
 from appliance.scheduler.transitions import Transitions
@@ -18,10 +19,16 @@ class Placements:
     """Decides which models are loaded, woken and evicted. Has no state of its own."""
 
     def __init__(
-        self, models: Mapping[str, ModelState], ledger: Ledger, children: Children, transitions: Transitions
+        self,
+        models: Mapping[str, ModelState],
+        ledger: Ledger,
+        locality: Locality,
+        children: Children,
+        transitions: Transitions,
     ) -> None:
         self._models = models
         self._ledger = ledger
+        self._locality = locality
         self._children = children
         self._transitions = transitions
 
@@ -67,9 +74,15 @@ class Placements:
             if self._child_is_next(entry) and entry.wants_load(now):
                 asleep = entry.state is Residency.ASLEEP
                 among = entry.devices if asleep else sorted(self._ledger.eligible_devices(entry.demand))
-                free = [device for device in among if self._can_load_now(device, entry, nothing)]
-                if len(free) >= entry.demand.devices:
-                    loads.append(self._load_or_wake(entry, tuple(free[: entry.demand.devices]), now))
+                free = [
+                    device
+                    for device in among
+                    if self._ledger.takes_loads(device, entry.demand)
+                    and self._can_load_now(device, entry, nothing)
+                ]
+                devices = self._ledger.on_one_node(free, entry.demand.devices)
+                if devices is not None:
+                    loads.append(self._load_or_wake(entry, devices, now))
         return loads
 
     def rank(self, entry: ModelState, now: float) -> tuple[bool, float]:
@@ -95,17 +108,36 @@ class Placements:
         among: tuple[str, ...] | None = None,
     ) -> Plan | None:
         """Plan a load; for a sleeping model return the better plan of waking it and loading it elsewhere."""
-        load = plan(entry, self._ledger, promised, now, patient=patient, completable=completable, among=among)
+        load = self._plan_among(among, entry, promised, now, completable, patient=patient)
         if entry.state is not Residency.ASLEEP:
             return load
-        wake = plan(
-            entry, self._ledger, promised, now, patient=patient, completable=completable, among=entry.devices
-        )
+        wake = self._plan_among(entry.devices, entry, promised, now, completable, patient=patient)
         if wake is None or load is None:
             return wake or load
         slower_by = policy.expected_load(entry) - policy.expected_time_to_ready(entry)
-        cost = load.cost + policy.priority_weight(entry) * max(1, len(entry.queue)) * slower_by
+        cost = load.cost + policy.predictions_weight(entry) * slower_by
         return load if cost < wake.cost else wake
+
+    def _plan_among(
+        self,
+        among: tuple[str, ...] | None,
+        entry: ModelState,
+        promised: dict[str, int],
+        now: float,
+        completable: set[str] | None,
+        *,
+        patient: bool,
+    ) -> Plan | None:
+        return plan(
+            entry,
+            self._ledger,
+            self._locality,
+            promised,
+            now,
+            patient=patient,
+            completable=completable,
+            among=among,
+        )
 
     def _claim(
         self, entry: ModelState, promised: dict[str, int], now: float, completable: set[str] | None
@@ -156,5 +188,5 @@ class Placements:
         return self._ledger.free(device) >= needed and not busy
 
     def _completable_without(self, model: str) -> set[str]:
-        capacities = list(self._ledger.capacities.values())
+        capacities = self._ledger.member_capacities
         return completable_predictions(self._models, self._children.unfinished, capacities, without=model)

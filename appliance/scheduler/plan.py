@@ -1,4 +1,7 @@
-"""Finds the cheapest devices for a model, and the models to evict from these devices."""
+"""Finds the cheapest devices for a model, and the models to evict from these devices.
+
+All devices of a plan are on one node.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import NamedTuple
 from appliance.scheduler import policy
 from appliance.scheduler.facts import Residency, SleepLevel
 from appliance.scheduler.ledger import Ledger
+from appliance.scheduler.locality import Locality
 from appliance.scheduler.model import ModelState
 
 _LEAVING = frozenset({Residency.DRAINING, Residency.FALLING_ASLEEP, Residency.UNLOADING})
@@ -34,9 +38,21 @@ class _Option(NamedTuple):
     sleep: bool
 
 
+class _NodePlan(NamedTuple):
+    """The best options of one node. Sorting by the first five fields puts the best node first."""
+
+    cost: float  # seconds that predictions wait because of the plan and of the copy of the weights
+    instances: int  # other instances of the model on the node: one node may be lost, so they are spread
+    evictions: int
+    must_wait: bool
+    negative_free: int
+    options: list[_Option]
+
+
 def plan(
     model: ModelState,
     ledger: Ledger,
+    locality: Locality,
     promised: Mapping[str, int],
     now: float,
     *,
@@ -53,28 +69,55 @@ def plan(
     Args:
         model: The model to load.
         ledger: Reservations of all devices.
+        locality: Which nodes have the weights and other instances of the model.
         promised: Bytes by device that are promised to more urgent models.
         now: Seconds on the scheduler's clock.
         patient: Whether to spare busy models.
         completable: The predictions that can finish before this model is loaded; None means all.
-        among: The devices to choose from; None means all eligible devices.
+        among: The devices to choose from; None means all eligible devices. Devices of nodes that take no
+            loads are left out.
     """
-    options = []
-    for device in ledger.eligible_devices(model.demand) if among is None else among:
+    by_node: dict[str, list[_Option]] = {}
+    if among is None:
+        among = ledger.eligible_devices(model.demand)
+    else:
+        among = [device for device in among if ledger.takes_loads(device, model.demand)]
+    for device in among:
         option = _plan_for_device(
             model, ledger, device, promised[device], now, patient=patient, completable=completable
         )
         if option is not None:
-            options.append(option)
-    if len(options) < model.demand.devices:
+            by_node.setdefault(ledger.capacities[device].node, []).append(option)
+    plans = [
+        _node_plan(model, node, options, locality)
+        for node, options in by_node.items()
+        if len(options) >= model.demand.devices
+    ]
+    if not plans:
         return None
-    chosen = sorted(options, key=lambda option: option[:5])[: model.demand.devices]
+    best = min(plans, key=lambda each: (each[:5], each.options[0].device))
+    chosen = best.options
     victims = {victim.name: victim for option in chosen for victim in option.victims}
     return Plan(
         tuple(sorted(option.device for option in chosen)),
         tuple(victims[name] for name in sorted(victims)),
-        sum(option.cost for option in chosen),
+        best.cost,
         all(option.sleep for option in chosen),
+    )
+
+
+def _node_plan(model: ModelState, node: str, options: list[_Option], locality: Locality) -> _NodePlan:
+    """Return the plan with the best of these options, which are on one node."""
+    count = model.demand.devices
+    chosen = sorted(options, key=lambda option: option[:5])[:count] if len(options) > 1 else options
+    copying = locality.copy_seconds(model.name, node)
+    return _NodePlan(
+        sum(option.cost for option in chosen) + copying * policy.predictions_weight(model),
+        locality.instances_on(model.name, node),
+        sum(option.evictions for option in chosen),
+        any(option.must_wait for option in chosen),
+        sum(option.negative_free for option in chosen),
+        chosen,
     )
 
 
@@ -127,7 +170,7 @@ def _plan_for_device(
     cost = sum(policy.eviction_cost(victim, now, levels[victim]) for victim in victims)
     if patient and cost > policy.eviction_benefit(model, now):
         return None
-    cost += wait * policy.priority_weight(model) * max(1, len(model.queue))
+    cost += wait * policy.predictions_weight(model)
     return _Option(cost, len(victims), wait > 0, needed - available, device, victims, sleep)
 
 

@@ -138,6 +138,11 @@ def priority_weight(model: ModelState) -> float:
     return 2.0**model.demand.priority
 
 
+def predictions_weight(model: ModelState) -> float:
+    """Return the factor that turns seconds until the model is ready into waiting time of its predictions."""
+    return priority_weight(model) * max(1, len(model.queue))
+
+
 def urgency(model: ModelState, now: float) -> float:
     """Return the urgency of a load; the model with the highest urgency is loaded next.
 

@@ -8,19 +8,15 @@ in.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from appliance.scheduler import policy
-from appliance.scheduler.children import Children
 from appliance.scheduler.deadlock import completable_predictions, explain_deadlock
-from appliance.scheduler.event_log import Event, EventKind, EventLog
+from appliance.scheduler.event_log import EventKind
 from appliance.scheduler.facts import Capacity, Decision, Demand, Owner, Refuse, Residency, SleepLevel, Start
-from appliance.scheduler.footprints import Footprints
-from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import CHANGED, ModelState
-from appliance.scheduler.placements import Placements
-from appliance.scheduler.rebalancing import QueuedPrediction, Rebalancing
-from appliance.scheduler.transitions import Transitions
+from appliance.scheduler.questions import SchedulerState
+from appliance.scheduler.rebalancing import QueuedPrediction
 
 _READY_OR_COMING: Final = frozenset({Residency.LOADING, Residency.WAKING, Residency.READY})
 #: States that a model stays in until something happens.
@@ -31,29 +27,8 @@ _COLD_OR_ASLEEP: Final = frozenset({Residency.COLD, Residency.FALLING_ASLEEP, Re
 RECHECK_INTERVAL: Final = 1.0
 
 
-class QueueEntry(NamedTuple):
-    """A model that waits to be loaded."""
-
-    model: str
-    predictions: int  # that wait for it
-    waited: float  # seconds
-    claimed_devices: tuple[str, ...]  # being cleared for it
-
-
-class Scheduler:
-    """Decides for all models and devices of one machine."""
-
-    def __init__(self, capacities: Sequence[Capacity], demands: Iterable[Demand]) -> None:
-        """Start with all models unloaded. There is at least one device, and names of models are unique."""
-        self._ledger = Ledger(capacities)
-        self._models = {demand.model: ModelState(demand) for demand in demands}
-        self._queued: dict[str, QueuedPrediction] = {}  # by prediction id
-        self._children = Children()
-        self._event_log = EventLog()
-        self.footprints = Footprints(self._models, self._ledger, self._event_log)
-        self._transitions = Transitions(self._ledger, self._event_log)
-        self._placements = Placements(self._models, self._ledger, self._children, self._transitions)
-        self._rebalancing = Rebalancing(self._models, self._queued)
+class Scheduler(SchedulerState):
+    """Decides for all models and devices of one machine, or of all nodes of a cluster."""
 
     # -- models ------------------------------------------------------------------------------------------
 
@@ -95,7 +70,9 @@ class Scheduler:
         self._forget_if_removed(entry)
 
     def set_instances(self, instances: Sequence[str], used: int) -> None:
+        """Set the instances of one model. Only the first ``used`` of them get new predictions."""
         self._rebalancing.set_instances(instances, used)
+        self._locality.set_instances(instances)
 
     def keep_loaded(self, model: str, *, loaded: bool) -> None:
         """Pin the model for a deployment, or end that pin; the model's demand may still pin it."""
@@ -141,6 +118,58 @@ class Scheduler:
     def _forget_if_removed(self, entry: ModelState) -> None:
         if entry.removed and entry.state is Residency.COLD and not entry.queue:
             self._models.pop(entry.name, None)
+            self._locality.forget(entry.name)
+
+    # -- nodes of a cluster ------------------------------------------------------------------------------
+
+    def add_devices(self, capacities: Iterable[Capacity]) -> None:
+        """Add the devices of a node that has joined.
+
+        Raises:
+            ValueError: A device with this name exists, or ``lost`` is still expected for models on it.
+        """
+        self._ledger.add(capacities)
+
+    def remove_devices(self, node: str) -> list[str]:
+        """Remove the devices of a node that is gone; return the models that held memory there.
+
+        Report each of these models with ``lost``. Until then nothing is decided about them, and no
+        prediction starts on them.
+        """
+        return self._nodes.remove(node)
+
+    def drain_node(self, node: str) -> None:
+        """Load nothing on the node any more, and unload its models when their running predictions finish.
+
+        They are loaded on other nodes when predictions wait for them. Pinned models are loaded there at once,
+        one after the other; those that fit on no other node stay (see ``node_status``).
+        """
+        self._nodes.drain(node)
+
+    def undrain_node(self, node: str) -> None:
+        """Load models on the node again."""
+        self._nodes.undrain(node)
+
+    def set_weights(self, model: str, size: int, nodes: Iterable[str]) -> None:
+        """Set the bytes of a model's weights, and the nodes that have all of them.
+
+        A load on another node is expected to take longer, because the weights are copied first.
+        """
+        self._locality.set_weights(model, size, nodes)
+
+    def weights_copied(self, model: str, node: str, copied: int, seconds: float) -> None:
+        """Record that a node has the weights now, after a copy of ``copied`` bytes that took ``seconds``.
+
+        Call this before ``loaded``: the time of the copy does not count as the duration of the load.
+        """
+        self._locality.weights_copied(model, node, copied, seconds)
+        entry = self._models.get(model)
+        if entry is not None and entry.state is Residency.LOADING:
+            entry.copy_seconds = seconds
+
+    def weights_deleted(self, model: str, node: str) -> None:
+        """Record that a node has deleted its copy of a model's weights."""
+        self._locality.weights_deleted(model, node)
 
     # -- facts about predictions -------------------------------------------------------------------------
 
@@ -267,6 +296,8 @@ class Scheduler:
 
     def device_used(self, device: str, memory: int, now: float) -> None:
         """Record how many bytes of a device are in use by models and other programs."""
+        if device not in self._ledger.capacities:  # measured before its node was removed
+            return
         if self._ledger.record_use(device, memory):
             self._event_log.add(now, EventKind.FOREIGN, "", (device,), self._ledger.foreign(device))
 
@@ -341,7 +372,7 @@ class Scheduler:
         """
         refused: list[Decision] = []
         while any(id in self._queued for id in self._children):
-            capacities = list(self._ledger.capacities.values())
+            capacities = self._ledger.member_capacities
             completable = completable_predictions(self._models, self._children.unfinished, capacities)
             stuck = [id for id in self._queued if id in self._children and id not in completable]
             if not stuck:
@@ -356,8 +387,9 @@ class Scheduler:
     def _departures(self, now: float) -> list[Decision]:
         """Unload models, or put them to sleep, if they are drained, marked for unload or long idle."""
         decisions: list[Decision] = []
+        self._nodes.drain_models(now)
         for entry in self._models.values():
-            if not entry.devices or not self._ledger.none_loading(entry.devices):
+            if not entry.devices or entry.node_removed or not self._ledger.none_loading(entry.devices):
                 continue
             if entry.state is Residency.DRAINING:
                 if not entry.running and entry.next_to_start(now) is None:
@@ -392,106 +424,3 @@ class Scheduler:
         if self._rebalancing.could_load_more():
             times.append(now + RECHECK_INTERVAL)
         return min((at for at in times if at > now), default=None)
-
-    # -- questions about predictions ---------------------------------------------------------------------
-
-    def queued_for(self, id: str) -> str | None:
-        """Return the model, or instance, in whose queue the prediction is; None if it is not queued."""
-        queued = self._queued.get(id)
-        return None if queued is None else queued.model
-
-    def queue_position(self, id: str) -> int | None:
-        """Return the prediction's position in its model's queue, from 1; None if it is not queued."""
-        queued = self._queued.get(id)
-        return None if queued is None else self._models[queued.model].queue.index(id) + 1
-
-    def served_before_replacement(self, id: str) -> bool:
-        """Return whether the prediction is queued and will run before its outdated model is replaced."""
-        queued = self._queued.get(id)
-        return queued is not None and id in self._models[queued.model].before_replacement
-
-    # -- questions about models --------------------------------------------------------------------------
-
-    @property
-    def models(self) -> list[str]:
-        return list(self._models)
-
-    def knows(self, model: str) -> bool:
-        """Return whether the model, or instance, was added and not removed."""
-        return model in self._models
-
-    def demand(self, model: str) -> Demand:
-        return self._models[model].demand
-
-    def residency(self, model: str) -> Residency:
-        """Return the state of the model; COLD if the model is not known."""
-        entry = self._models.get(model)
-        return Residency.COLD if entry is None else entry.state
-
-    def is_outdated(self, model: str) -> bool:
-        """Return whether the model is unknown, or is loaded in a form that will be replaced."""
-        entry = self._models.get(model)
-        return entry is None or entry.outdated
-
-    def pinned(self, model: str) -> bool:
-        return self._models[model].pinned
-
-    def devices(self, model: str) -> tuple[str, ...]:
-        """Return the devices that hold the model, or are reserved for it."""
-        return self._models[model].devices
-
-    def running(self, model: str) -> frozenset[str]:
-        """Return the ids of the predictions that hold a slot of the model."""
-        entry = self._models.get(model)
-        return frozenset() if entry is None else frozenset(entry.running)
-
-    def queue_length(self, model: str | None = None) -> int:
-        return len(self._queued) if model is None else len(self._models[model].queue)
-
-    def load_seconds(self, model: str) -> float | None:
-        """Return the duration of the model's last load; None before the first load."""
-        return self._models[model].load_seconds
-
-    def loading_seconds(self, model: str, now: float) -> float | None:
-        """Return for how long the model has been loading or waking; None in other states."""
-        return self._models[model].loading_seconds(now)
-
-    def check_fits(self, model: str) -> None:
-        self._ledger.check_fits(self._models[model])
-
-    def fits_now(self, model: str) -> bool:
-        """Return whether the model could be loaded or woken without evicting another model."""
-        entry = self._models[model]
-        if entry.state is Residency.ASLEEP:
-            return all(
-                self._placements.missing_memory(entry, device) <= self._ledger.free(device)
-                for device in entry.devices
-            )
-        return len(self._ledger.devices_free_for(entry.demand)) >= entry.demand.devices
-
-    # -- questions about devices and decisions -----------------------------------------------------------
-
-    @property
-    def capacities(self) -> dict[str, int]:
-        """The bytes that models may use, by device."""
-        return {device: capacity.memory for device, capacity in self._ledger.capacities.items()}
-
-    def reserved(self, device: str) -> dict[str, int]:
-        return self._ledger.reserved(device)
-
-    def free(self, device: str) -> int:
-        """Return the bytes of the device that are neither reserved nor used by other programs."""
-        return self._ledger.free(device)
-
-    def load_queue(self, now: float) -> list[QueueEntry]:
-        """Return the models that wait to be loaded, the next one first."""
-        waiting = [each for each in self._models.values() if each.wants_load(now)]
-        waiting.sort(key=lambda each: self._placements.rank(each, now))
-        return [QueueEntry(e.name, len(e.queue), e.waited(now), e.claimed_devices) for e in waiting]
-
-    def has_waiting_models(self, now: float) -> bool:
-        return any(each.wants_load(now) for each in self._models.values())
-
-    def events(self, after: int = 0) -> list[Event]:
-        """Return the kept events with a number above ``after``, oldest first."""
-        return self._event_log.since(after)

@@ -21,7 +21,7 @@ class Transitions:
     def load(self, entry: ModelState, devices: tuple[str, ...], now: float) -> Load:
         """Load the model. ``devices`` must have enough free memory."""
         entry.transition_to(Residency.LOADING, now)
-        entry.load_began = now
+        entry.load_began, entry.copy_seconds = now, 0.0
         entry.claimed_devices = ()
         memory = self._ledger.memory_for(entry.demand, devices)
         self._ledger.reserve(entry, devices, memory)
@@ -29,13 +29,14 @@ class Transitions:
         return Load(entry.name, devices, memory, may_sleep=entry.demand.sleep_footprint is not None)
 
     def loaded(self, entry: ModelState, levels: frozenset[SleepLevel], now: float) -> None:
-        entry.load_seconds = entry.transition_to(Residency.READY, now)
-        entry.seconds_to_ready, entry.last_sleep_seconds = entry.last_sleep_seconds + entry.load_seconds, 0.0
+        seconds = entry.transition_to(Residency.READY, now)
+        entry.load_seconds = max(0.0, seconds - entry.copy_seconds)
+        entry.seconds_to_ready, entry.last_sleep_seconds = entry.last_sleep_seconds + seconds, 0.0
         entry.ready_since = entry.last_used = now
         entry.sleep_levels = levels
         entry.failures = 0
         entry.wanted = entry.pinned
-        self._log(entry, EventKind.READY, now, seconds=entry.load_seconds)
+        self._log(entry, EventKind.READY, now, seconds=seconds)
 
     def adopt(
         self,
@@ -135,7 +136,7 @@ class Transitions:
         return [self.sleep(entry, level, reason, now, beneficiary)]
 
     def _missing_main_memory(self, entry: ModelState) -> int:
-        device, footprint = self._ledger.main_memory, entry.demand.sleep_footprint
+        device, footprint = self._ledger.main_memory_of(entry), entry.demand.sleep_footprint
         if device is None or footprint is None:
             return 0
         return footprint.main_memory - self._ledger.free(device)
@@ -144,7 +145,7 @@ class Transitions:
         self, entry: ModelState, missing: int, now: float
     ) -> list[Sleep | Unload] | None:
         """Unload sleeping models to free ``missing`` bytes; return None if that is not possible now."""
-        freed = self._ledger.main_memory_being_freed()
+        freed = self._ledger.main_memory_being_freed(entry)
         chosen: list[ModelState] = []
         for each in self._ledger.older_sleepers(entry):
             if freed >= missing:
@@ -194,7 +195,7 @@ class Transitions:
             return [self.unload(entry, f"idle for {limit:g} s", now)]
         may_sleep = entry.state is Residency.READY and entry.can_sleep
         if may_sleep and now >= policy.idle_sleep_at(entry, limit):
-            device = self._ledger.main_memory
+            device = self._ledger.main_memory_of(entry)
             main_memory = 0 if device is None else self._ledger.free(device)
             level = policy.cheapest_sleep_level(entry, now, main_memory)
             if level is not None:
@@ -225,7 +226,7 @@ class Transitions:
         seconds = None if kind is EventKind.LOST else now - entry.state_since
         self._log(entry, kind, now, reason=reason, seconds=seconds)
         entry.transition_to(Residency.COLD, now)
-        entry.sleep_level, entry.pending_unload = None, ""
+        entry.sleep_level, entry.pending_unload, entry.node_removed = None, "", False
         self._ledger.release(entry)
 
     def _log(

@@ -1,0 +1,156 @@
+"""Nodes of a cluster that are removed or drained, and models that fit on no node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from appliance.domain.units import readable_bytes
+from appliance.scheduler.facts import Residency
+from appliance.scheduler.ledger import Ledger
+from appliance.scheduler.locality import Locality
+from appliance.scheduler.model import ModelState
+from appliance.scheduler.transitions import Transitions
+
+#: States of a model that leaves a draining node and is not being loaded elsewhere yet.
+_MOVING: Final = frozenset({Residency.DRAINING, Residency.UNLOADING, Residency.COLD})
+
+
+class NodeStatus(NamedTuple):
+    """The models on one node."""
+
+    draining: bool
+    models: tuple[str, ...]  # that hold memory on the node, sorted
+    staying: dict[str, str]  # why each model on a draining node is still there
+
+
+class UnplaceableModel(NamedTuple):
+    """A model that waits to be loaded and fits on no node that takes loads."""
+
+    model: str
+    predictions: int  # that wait for it
+    devices: int  # that it needs, on one node
+    memory: int  # bytes that it needs on each of the devices
+    missing: int  # bytes that the best node lacks on each of the devices
+    reason: str
+
+
+class Nodes:
+    """Removes nodes, and moves models away from draining nodes."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelState],
+        ledger: Ledger,
+        locality: Locality,
+        transitions: Transitions,
+    ) -> None:
+        self._models = models
+        self._ledger = ledger
+        self._locality = locality
+        self._transitions = transitions
+        self._moving: set[str] = set()  # pinned models that leave a draining node
+
+    def remove(self, node: str) -> list[str]:
+        found = self._ledger.remove(node)
+        for entry in found:
+            entry.node_removed = True
+        self._locality.remove_node(node)
+        return sorted(entry.name for entry in found)
+
+    def drain(self, node: str) -> None:
+        self._ledger.draining_nodes.add(node)
+
+    def undrain(self, node: str) -> None:
+        self._ledger.draining_nodes.discard(node)
+        for entry in self._ledger.models_of(node):
+            if entry.pending_unload == _reason(node):
+                entry.pending_unload = ""
+
+    def drain_models(self, now: float) -> None:
+        """Drain or unload the models on draining nodes, except pinned models that fit on no other node."""
+        if not self._ledger.draining_nodes:
+            return
+        for node in sorted(self._ledger.draining_nodes):
+            for entry in self._ledger.models_of(node):
+                if entry.state is Residency.READY:
+                    if entry.pinned:
+                        if self._stays_pinned(entry):
+                            continue
+                        self._moving.add(entry.name)
+                        entry.wanted = True
+                    self._transitions.drain(entry, _reason(node), now)
+                elif entry.state in {Residency.FALLING_ASLEEP, Residency.ASLEEP}:
+                    entry.pending_unload = entry.pending_unload or _reason(node)
+                elif entry.state is Residency.DRAINING:
+                    entry.sleep_after_drain = False
+
+    def _stays_pinned(self, entry: ModelState) -> str:
+        """Return why a pinned model stays on a draining node; empty if it can leave now.
+
+        Pinned models move one after the other, because each changes the memory that is left for the next.
+        """
+        self._moving = {
+            name
+            for name in self._moving
+            if (each := self._models.get(name)) is not None and each.pinned and each.state in _MOVING
+        }
+        if not self._ledger.fits(entry, draining=False):
+            missing = readable_bytes(self._missing(entry))
+            return f"pinned, and no other node has the memory: {missing} are missing{entry.demand.on_each}"
+        return f"pinned, and moves after {', '.join(sorted(self._moving))}" if self._moving else ""
+
+    def status(self, node: str) -> NodeStatus:
+        draining = node in self._ledger.draining_nodes
+        entries = sorted(self._ledger.models_of(node), key=lambda each: each.name)
+        staying = {each.name: self._why_still_there(each) for each in entries} if draining else {}
+        return NodeStatus(draining, tuple(each.name for each in entries), staying)
+
+    def _why_still_there(self, entry: ModelState) -> str:
+        if entry.state is Residency.READY and entry.pinned:
+            return self._stays_pinned(entry) or "pinned, and moves now"
+        if entry.running:
+            count = len(entry.running)
+            return "1 prediction is running" if count == 1 else f"{count} predictions are running"
+        return str(entry.state)
+
+    def unplaceable(self, waiting: Iterable[ModelState]) -> list[UnplaceableModel]:
+        """Return those of the waiting models that fit on no node that takes loads."""
+        return [
+            UnplaceableModel(
+                entry.name,
+                len(entry.queue),
+                entry.demand.devices,
+                self._needed(entry),
+                self._missing(entry),
+                self._why_unplaceable(entry),
+            )
+            for entry in waiting
+            if not self._ledger.fits(entry, draining=False)
+        ]
+
+    def _why_unplaceable(self, entry: ModelState) -> str:
+        demand = entry.demand
+        if self._ledger.fits(entry, draining=True):
+            nodes = ", ".join(sorted(self._ledger.draining_nodes))
+            return f"it fits only on a draining node ({nodes}): undrain the node, or add another one"
+        if not self._ledger.eligible_devices(demand):
+            return "no node that takes loads may hold it: add a node with a device for it"
+        missing = readable_bytes(self._missing(entry))
+        if not self._missing(entry):
+            return f"it needs {demand.devices} devices of one node: add a node with as many"
+        return f"{missing} are missing{demand.on_each}: add a node with more memory on its devices"
+
+    def _needed(self, entry: ModelState) -> int:
+        """Return the bytes that the model needs on each of its devices."""
+        if entry.demand.memory is not None:
+            return entry.demand.memory
+        capacities = (self._ledger.capacities[each] for each in self._ledger.eligible_devices(entry.demand))
+        return max(map(entry.demand.bytes_on, capacities), default=0)
+
+    def _missing(self, entry: ModelState) -> int:
+        return max(0, self._needed(entry) - self._ledger.most_available(entry, draining=False))
+
+
+def _reason(node: str) -> str:
+    return f"node {node} is draining"
