@@ -378,6 +378,24 @@ class RayLost(ApplianceError):
     title = "Ray ended"
 
 
+class NodeLost(ApplianceError):
+    """A node of the cluster cannot be reached."""
+
+    status = 503
+    title = "Node lost"
+
+
+class NodeError(ApplianceError):
+    """A node of the cluster could not carry out a request; the message has the reason."""
+
+    status = 503
+    title = "Node failed"
+
+
+class JoinRefused(ApplianceError):
+    """This machine cannot join the cluster; the message gives the reason."""
+
+
 class PredictionFailed(ApplianceError):
     """One prediction failed; other predictions on the model continue."""
 

@@ -1,0 +1,107 @@
+"""Decides which machines may join the cluster, and gives them what they need."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from appliance.domain.errors import NodeError
+from appliance.nodes import identity
+from appliance.nodes.channel import Channel
+from appliance.nodes.identity import Identity
+from appliance.nodes.messages import Admitted, AskAuthority, Authority, Join
+from appliance.nodes.server import Peer
+
+_log = logging.getLogger(__name__)
+
+_PAUSE: Final = 2.0  # seconds before a wrong secret is answered, one answer at a time
+_MOST_HOSTS: Final = 1000  # of which failed attempts are remembered
+NODE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What the head tells a machine that joins."""
+
+    head: str  # name of the head
+    version: str  # of the appliance
+    ray_address: str
+    ray_token: str
+    worker_ports: tuple[int, int]
+    node_manager_port: int
+    object_manager_port: int
+    lost_after: Callable[[], float]  # seconds
+    drain_timeout: Callable[[], float]  # seconds
+    modules: Callable[[str], list[str]]  # for the zygote, by the kind of the first device
+
+
+class Admission:
+    """Answers machines that want to join."""
+
+    def __init__(self, own: Identity, terms: Terms, *, pause: float = _PAUSE) -> None:
+        self._identity = own
+        self._terms = terms
+        self._pause = pause
+        self._failing = asyncio.Lock()  # attempts with a wrong secret wait for each other
+        self._logged: set[str] = set()  # hosts
+
+    async def authority(self, _: AskAuthority, channel: Channel, __: Peer) -> None:
+        await channel.send(Authority(self._identity.authority.read_bytes()))
+
+    async def join(self, request: Join, channel: Channel, peer: Peer) -> None:
+        await self._check_secret(request, peer)
+        terms = self._terms
+        if request.version != terms.version:
+            raise NodeError(
+                f"this machine has version {request.version} of the appliance, and the head has "
+                f"{terms.version}: install the version of the head"
+            )
+        if not NODE_NAME.fullmatch(request.name):
+            raise NodeError(
+                f"{request.name!r} cannot be the name of a node: use at most 63 lower-case letters, digits, "
+                "dots and hyphens (--name)"
+            )
+        if request.name == terms.head:
+            raise NodeError(f"{request.name} is the name of the head: choose another name with --name")
+        try:
+            certificate = await asyncio.to_thread(
+                identity.sign_request, self._identity, request.request, request.name, peer.host
+            )
+        except ValueError as error:
+            raise NodeError(f"the certificate signing request is not valid: {error}") from error
+        self._logged.discard(peer.host)
+        _log.info("node %s at %s gets a certificate of the cluster", request.name, peer.host)
+        await channel.send(
+            Admitted(
+                certificate=certificate,
+                host=peer.host,
+                head=terms.head,
+                ray_address=terms.ray_address,
+                ray_token=terms.ray_token,
+                modules=terms.modules(request.device),
+                lost_after=terms.lost_after(),
+                drain_timeout=terms.drain_timeout(),
+                worker_ports=terms.worker_ports,
+                node_manager_port=terms.node_manager_port,
+                object_manager_port=terms.object_manager_port,
+            )
+        )
+
+    async def _check_secret(self, request: Join, peer: Peer) -> None:
+        secret = self._identity.secret.read_text().strip()  # `appliance nodes token --renew` replaces it
+        if hmac.compare_digest(request.secret.encode(), secret.encode()):
+            return
+        if peer.host not in self._logged and len(self._logged) < _MOST_HOSTS:
+            self._logged.add(peer.host)
+            _log.warning("%s tried to join the cluster with a wrong secret", peer.host)
+        async with self._failing:
+            await asyncio.sleep(self._pause)
+        raise NodeError(
+            "the secret of the join token is wrong: print the current token with `appliance nodes token` on "
+            "the head"
+        )

@@ -1,0 +1,182 @@
+"""What a machine asks the head: to join the cluster, to stay in it, and to leave it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from appliance.domain.errors import JoinRefused, NodeError
+from appliance.nodes import identity
+from appliance.nodes.channel import BROKEN, CONNECT_TIMEOUT, Channel, reason
+from appliance.nodes.identity import Identity, JoinToken
+from appliance.nodes.messages import (
+    Admitted,
+    Announce,
+    AskAuthority,
+    AskMembership,
+    Authority,
+    Done,
+    Join,
+    Leave,
+    Left,
+    Membership,
+    NodeFacts,
+)
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+_ANNOUNCE_TIMEOUT: Final = 60.0  # seconds: the head connects to the node before it answers
+
+
+class HeadUnreachable(Exception):
+    """Nothing answers at the address of the head; a later attempt may succeed."""
+
+
+async def join(
+    folder: Path,
+    token: JoinToken,
+    host: str,
+    port: int,
+    *,
+    name: str,
+    version: str,
+    device: str,
+    own_address: str | None = None,
+) -> tuple[Identity, Admitted]:
+    """Check that the head is the one of the token, and get a certificate. Write it to ``folder``.
+
+    Raises:
+        HeadUnreachable: the head does not answer, or the connection broke.
+        JoinRefused: the head is another one, or refuses this machine; the message has the reason.
+    """
+    own = Identity(folder)
+    try:
+        channel = await Channel.open(host, port, identity.stranger_context(), own_address)
+        try:
+            await channel.send(AskAuthority())
+            authority = (await channel.reply(Authority)).certificate
+            check_head(authority, channel.peer_certificate, token, f"{host}:{port}")
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            request = identity.certificate_request(own)
+            await channel.send(Join(token.secret, name, version, device, request))
+            admitted = await channel.reply(Admitted, seconds=120.0)
+        finally:
+            channel.close()
+    except NodeError as error:
+        raise JoinRefused(f"the head at {host}:{port} refuses this machine: {error}") from error
+    except BROKEN as error:
+        raise HeadUnreachable(f"the head at {host}:{port} cannot be reached: {reason(error)}") from error
+    identity.write_private(own.authority, authority)
+    identity.write_private(own.certificate, admitted.certificate)
+    return own, admitted
+
+
+def check_head(authority: bytes, certificate: bytes, token: JoinToken, address: str) -> None:
+    """Check that the server is the head of the cluster that the token is for.
+
+    Raises:
+        JoinRefused: it is not, so the secret must not be sent to it.
+    """
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    try:
+        known = identity.fingerprint_of(authority) == token.fingerprint
+        issued = identity.issued_by(certificate, authority)
+        leaf: Certificate = x509.load_der_x509_certificate(certificate)
+        units = leaf.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
+    except ValueError as error:
+        raise JoinRefused(f"the certificate of {address} cannot be read: {error}") from error
+    if not known or not issued or [unit.value for unit in units] != ["head"]:
+        raise JoinRefused(
+            f"the machine at {address} is not the head that this token is for: the fingerprint of its "
+            "certificate authority is another one. Check the address; if the keys of the head have changed, "
+            "print a new token there with `appliance nodes token`"
+        )
+
+
+class Head:
+    """The head, as a node of the cluster calls it."""
+
+    def __init__(self, own: Identity, name: str, host: str, port: int, own_address: str | None) -> None:
+        self._identity = own
+        self._name = name
+        self._host = host
+        self._port = port
+        self._own_address = own_address
+
+    async def announce(self, facts: NodeFacts, incarnation: str) -> None:
+        """Become a member.
+
+        Raises:
+            JoinRefused: the head refuses; the message has the reason.
+            HeadUnreachable: the head does not answer.
+        """
+        try:
+            await self._ask(Announce(facts, incarnation), Done, _ANNOUNCE_TIMEOUT)
+        except NodeError as error:
+            raise JoinRefused(str(error)) from error
+
+    async def counts_as_member(self, incarnation: str) -> bool:
+        """Return whether this node is a member.
+
+        Raises:
+            HeadUnreachable: the head does not answer.
+        """
+        try:
+            return bool((await self._ask(AskMembership(incarnation), Membership, CONNECT_TIMEOUT)).is_member)
+        except NodeError:
+            return False
+
+    async def leave(self, incarnation: str) -> None:
+        """Ask that no more models are loaded here.
+
+        Raises:
+            HeadUnreachable: the head does not answer.
+            NodeError: the head refuses.
+        """
+        await self._ask(Leave(incarnation), Done, CONNECT_TIMEOUT)
+
+    async def left(self, incarnation: str) -> None:
+        """End the membership.
+
+        Raises:
+            HeadUnreachable: the head does not answer.
+            NodeError: the head refuses.
+        """
+        await self._ask(Left(incarnation), Done, CONNECT_TIMEOUT)
+
+    async def is_listening(self) -> bool:
+        """Return whether the port of the head's agent is open, also while no gateway answers there."""
+        loop = asyncio.get_running_loop()
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            try:
+                if self._own_address is not None:
+                    probe.bind((self._own_address, 0))
+                async with asyncio.timeout(CONNECT_TIMEOUT / 2):
+                    await loop.sock_connect(probe, (self._host, self._port))
+            except (OSError, TimeoutError):
+                return False
+        return True
+
+    async def _ask(self, request: msgspec.Struct, reply: Any, seconds: float) -> Any:
+        context = identity.client_context(self._identity)
+        try:
+            channel = await Channel.open(self._host, self._port, context, self._own_address)
+            try:
+                if channel.peer != ("head", self._name):
+                    raise ConnectionError("another member of the cluster answers there")
+                await channel.send(request)
+                return await channel.reply(reply, seconds=seconds)
+            finally:
+                channel.close()
+        except BROKEN as error:
+            text = f"the head at {self._host}:{self._port} cannot be reached: {reason(error)}"
+            raise HeadUnreachable(text) from error

@@ -1,0 +1,351 @@
+"""The nodes of the cluster, as the head knows them: joins, heartbeats, drains and losses.
+
+It runs in the gateway, together with the agent of the head. The members are also in a file, so that the next
+gateway finds the nodes again on which models run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+import msgspec
+
+from appliance.domain.errors import NodeError, NodeLost, NotFound
+from appliance.nodes import identity
+from appliance.nodes.admission import Admission, Terms
+from appliance.nodes.channel import Channel
+from appliance.nodes.client import NodeClient
+from appliance.nodes.identity import Identity
+from appliance.nodes.messages import (
+    Announce,
+    AskAuthority,
+    AskMembership,
+    Done,
+    HeadRequest,
+    Join,
+    Leave,
+    Left,
+    Membership,
+    NodeFacts,
+    ReadWeights,
+    Source,
+)
+from appliance.nodes.server import AgentServer, Peer, Route, send_file
+from appliance.nodes.weight_index import WeightIndex
+
+_log = logging.getLogger(__name__)
+
+HEARTBEAT: Final = 1.0  # seconds
+#: Seconds that a node has to answer the first request of a new gateway, at most.
+_ADOPTION_TIMEOUT: Final = 5.0
+
+State = Literal["ready", "draining", "lost"]
+
+
+class NodeListener(Protocol):
+    """Is told about changes of membership, on the gateway's event loop."""
+
+    def joined(self, facts: NodeFacts, client: NodeClient) -> None:
+        """A node is a member from now on."""
+
+    def lost(self, name: str, reason: str) -> None:
+        """A node is not a member any more. Its client is closed already."""
+
+    def draining(self, name: str, draining: bool) -> None:
+        """No model may be loaded on a node from now on; or, if ``draining`` is false, models may again."""
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """A node as `appliance nodes` shows it."""
+
+    facts: NodeFacts
+    state: State
+    since: float  # Unix time of the last change of ``state``
+    reason: str | None = None  # why it was lost
+
+
+class _Member(msgspec.Struct):
+    facts: NodeFacts
+    incarnation: str
+    draining: bool
+    since: float
+    leaving: bool = False
+
+
+class _Saved(msgspec.Struct):
+    """Content of the file with the members."""
+
+    session: str
+    members: list[_Member]
+
+
+class Nodes:
+    """The members of the cluster. All methods must be called on the gateway's event loop."""
+
+    def __init__(
+        self,
+        own: Identity,
+        terms: Terms,
+        *,
+        session: str,
+        host: str,
+        port: int,
+        lost_after: Callable[[], float],
+    ) -> None:
+        """``session`` differs each time that Ray starts: nodes of an earlier Ray have to join again.
+
+        ``host`` and ``port`` are the address of the head's agent. ``lost_after`` returns seconds.
+        """
+        self.weights = WeightIndex(own.folder / "digests.json")
+        self._identity = own
+        self._session = session
+        self._head = Source(terms.head, host, port)
+        self._lost_after = lost_after
+        self._file = own.folder / "nodes.json"
+        self._members: dict[str, _Member] = {}
+        self._clients: dict[str, NodeClient] = {}
+        self._heartbeats: dict[str, asyncio.Task[None]] = {}
+        self._lost: dict[str, NodeStatus] = {}
+        self._listeners: list[NodeListener] = []
+        admission = Admission(own, terms)
+        strangers = frozenset[identity.Role | None]({None, "node"})
+        nodes = frozenset[identity.Role | None]({"node"})
+        routes = {
+            AskAuthority: Route(admission.authority, strangers),
+            Join: Route(admission.join, strangers),
+            Announce: Route(self._announce, nodes),
+            AskMembership: Route(self._ask_membership, nodes),
+            Leave: Route(self._leave, nodes),
+            Left: Route(self._left, nodes),
+            ReadWeights: Route(self._read_weights, nodes),
+        }
+        context = identity.server_context(own, strangers=True)
+        self._server = AgentServer(routes, HeadRequest, context)
+
+    def listen_to(self, listener: NodeListener) -> None:
+        """Tell ``listener`` about changes. Call this before ``start``."""
+        self._listeners.append(listener)
+
+    async def start(self, listener: socket.socket) -> None:
+        """Find the members of an earlier gateway that still answer, then accept connections."""
+        saved = [member for member in self._saved() if member.facts.name != self._head.name]
+        await asyncio.gather(*map(self._adopt, saved))
+        self._save()
+        await self._server.start(listener)
+
+    async def close(self) -> None:
+        """Close all connections. Members stay members for the next gateway."""
+        await self._server.close()
+        for task in self._heartbeats.values():
+            task.cancel()
+        for client in self._clients.values():
+            await client.close()
+
+    def members(self) -> dict[str, NodeFacts]:
+        return {name: member.facts for name, member in self._members.items()}
+
+    def client(self, name: str) -> NodeClient:
+        """Return the client of a member.
+
+        Raises:
+            NodeLost: the node is not a member.
+        """
+        try:
+            return self._clients[name]
+        except KeyError:
+            raise NodeLost(f"node {name} is not a member of the cluster") from None
+
+    def statuses(self) -> list[NodeStatus]:
+        """Return the members, and the nodes that were lost and have not joined again."""
+        members = [
+            NodeStatus(member.facts, "draining" if member.draining else "ready", member.since)
+            for member in self._members.values()
+        ]
+        return sorted([*members, *self._lost.values()], key=lambda status: status.facts.name)
+
+    def drain(self, name: str, draining: bool = True) -> None:
+        """Start no more loads on a node; or, if ``draining`` is false, end this.
+
+        Raises:
+            NotFound: there is no such node.
+        """
+        member = self._members.get(name)
+        if member is None:
+            known = ", ".join(self._members) or "none"
+            raise NotFound(f"there is no node {name} in the cluster now (nodes: {known})")
+        if member.draining == draining or (member.leaving and not draining):
+            return
+        member.draining, member.since = draining, time.time()
+        self._save()
+        _log.info("node %s %s", name, "is drained" if draining else "may load models again")
+        for listener in self._listeners:
+            listener.draining(name, draining)
+
+    # -- requests of nodes ---------------------------------------------------------------------------------
+
+    async def _announce(self, request: Announce, channel: Channel, peer: Peer) -> None:
+        facts = request.facts
+        if facts.name != peer.name:
+            raise NodeError(f"the certificate of this node is for {peer.name}, not for {facts.name}")
+        old = self._members.get(facts.name)
+        if old is not None and old.incarnation != request.incarnation:
+            await self._refuse_if_alive(old, facts)
+            self._remove(old, "it was started again")
+        if facts.name not in self._members:
+            client = self._new_client(facts)
+            try:
+                await client.ping(self._lost_after())
+            except (NodeLost, NodeError) as error:
+                await client.close()
+                raise NodeError(
+                    f"the head cannot connect to the agent of this node: {error}: open the port in firewalls"
+                ) from error
+            if facts.name in self._members:  # the same node asked twice
+                await client.close()
+            else:
+                self._add(_Member(facts, request.incarnation, draining=False, since=time.time()), client)
+                self._save()
+        await channel.send(Done())
+
+    async def _refuse_if_alive(self, old: _Member, new: NodeFacts) -> None:
+        if (old.facts.host, old.facts.port) == (new.host, new.port):
+            return
+        try:
+            await self._clients[old.facts.name].ping(self._lost_after())
+        except (NodeLost, NodeError):
+            return
+        raise NodeError(
+            f"the name {new.name} is taken by the node at {old.facts.host}: choose another with --name"
+        )
+
+    async def _ask_membership(self, request: AskMembership, channel: Channel, peer: Peer) -> None:
+        await channel.send(Membership(self._member(peer.name, request.incarnation) is not None))
+
+    async def _leave(self, request: Leave, channel: Channel, peer: Peer) -> None:
+        member = self._member(peer.name, request.incarnation)
+        if member is not None:
+            self.drain(peer.name)
+            member.leaving = True
+        await channel.send(Done())
+
+    async def _left(self, request: Left, channel: Channel, peer: Peer) -> None:
+        member = self._member(peer.name, request.incarnation)
+        if member is not None:
+            self._remove(member, "it was stopped")
+            del self._lost[peer.name]  # on purpose
+        await channel.send(Done())
+
+    async def _read_weights(self, request: ReadWeights, channel: Channel, _: Peer) -> None:
+        file, size = self.weights.open(request.sha256)
+        await send_file(channel, file, size, request.offset)
+
+    def _member(self, name: str, incarnation: str) -> _Member | None:
+        member = self._members.get(name)
+        return member if member is not None and member.incarnation == incarnation else None
+
+    # -- members -------------------------------------------------------------------------------------------
+
+    async def _adopt(self, member: _Member) -> None:
+        client = self._new_client(member.facts)
+        try:
+            await client.ping(min(_ADOPTION_TIMEOUT, self._lost_after()))
+        except (NodeLost, NodeError) as error:
+            await client.close()
+            _log.warning("node %s does not answer the new gateway: %s", member.facts.name, error)
+            self._lost[member.facts.name] = NodeStatus(member.facts, "lost", time.time(), str(error))
+            return
+        self._add(member, client)
+
+    def _new_client(self, facts: NodeFacts) -> NodeClient:
+        def sources() -> Iterable[Source]:
+            yield self._head
+            for other in self._members.values():
+                if other.facts.name != facts.name:
+                    yield Source(other.facts.name, other.facts.host, other.facts.port)
+
+        return NodeClient(self._identity, facts.name, facts.host, facts.port, self.weights, sources)
+
+    def _add(self, member: _Member, client: NodeClient) -> None:
+        name = member.facts.name
+        self._members[name] = member
+        self._clients[name] = client
+        self._lost.pop(name, None)
+        self._heartbeats[name] = asyncio.get_running_loop().create_task(self._watch(member, client))
+        devices = ", ".join(device.name for device in member.facts.devices)
+        _log.info("node %s at %s is a member of the cluster: %s", name, member.facts.host, devices)
+        for listener in self._listeners:
+            listener.joined(member.facts, client)
+            if member.draining:
+                listener.draining(name, True)
+
+    async def _watch(self, member: _Member, client: NodeClient) -> None:
+        """Ping a node every second, and remove it once it has not answered for ``lost_after``."""
+        answered = time.monotonic()
+        while True:
+            await asyncio.sleep(HEARTBEAT)
+            patience = self._lost_after()
+            try:
+                await client.ping(max(HEARTBEAT, patience - (time.monotonic() - answered)))
+                answered = time.monotonic()
+            except (NodeLost, NodeError) as error:
+                silence = time.monotonic() - answered
+                if silence >= patience:
+                    self._remove(member, f"it has not answered for {silence:.1f} s: {error}")
+                    return
+
+    def _remove(self, member: _Member, reason: str) -> None:
+        name = member.facts.name
+        if self._members.get(name) is not member:
+            return
+        del self._members[name]
+        client, heartbeat = self._clients.pop(name), self._heartbeats.pop(name)
+        if heartbeat is not asyncio.current_task():
+            heartbeat.cancel()
+        client.abort()
+        self._lost[name] = NodeStatus(member.facts, "lost", time.time(), reason)
+        self._save()
+        _log.warning("node %s is not a member of the cluster any more: %s", name, reason)
+        for listener in self._listeners:
+            listener.lost(name, reason)
+
+    # -- the file with the members -------------------------------------------------------------------------
+
+    def _saved(self) -> list[_Member]:
+        try:
+            saved = msgspec.json.decode(self._file.read_bytes(), type=_Saved)
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.DecodeError) as error:
+            _log.warning(
+                "the members in %s cannot be read, so nodes have to join again: %s", self._file, error
+            )
+            return []
+        return saved.members if saved.session == self._session else []
+
+    def _save(self) -> None:
+        content = msgspec.json.encode(_Saved(self._session, list(self._members.values())))
+        try:
+            identity.write_private(self._file, content)
+        except OSError as error:
+            _log.warning("the members cannot be written to %s: %s", self._file, error.strerror)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on ``host`` and ``port``, for an agent.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=128)
+
+
+def cluster_folder(home: Path) -> Path:
+    """Return the folder with keys, members and copies of weights."""
+    return home / "cluster"

@@ -1,0 +1,158 @@
+"""The TLS server of an agent: accepts connections, checks who connects, and answers requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from typing import IO, Any, Final, NamedTuple
+
+import msgspec
+
+from appliance.domain.errors import ApplianceError, NodeError
+from appliance.nodes import messages
+from appliance.nodes.channel import BROKEN, Channel, reason
+from appliance.nodes.identity import Role
+from appliance.nodes.messages import Content, Failed
+
+_log = logging.getLogger(__name__)
+
+_IDLE: Final = 300.0  # seconds after which a connection without requests is closed
+_STRANGER_IDLE: Final = 15.0  # seconds; clients without a certificate
+_HANDSHAKE: Final = 10.0  # seconds
+_MOST_STRANGERS: Final = 32  # connections
+_BUFFER: Final = 256 * 1024  # bytes
+
+
+class Peer(NamedTuple):
+    """The other end of a connection."""
+
+    role: Role | None  # None without a certificate
+    name: str
+    host: str
+
+
+#: Answers one request: sends the reply, and the content of files.
+Handler = Callable[[Any, Channel, Peer], Awaitable[None]]
+
+
+class Route(NamedTuple):
+    """Who may send a request, and what answers it."""
+
+    handler: Handler
+    roles: frozenset[Role | None]
+
+
+class AgentServer:
+    """Answers the requests in ``routes``, each only for clients with one of its roles."""
+
+    def __init__(self, routes: Mapping[Any, Route], requests: Any, context: ssl.SSLContext) -> None:
+        """``routes`` has a route for each type of ``requests``, which is the union of these types."""
+        self._routes = routes
+        self._requests = requests
+        self._context = context
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._strangers = 0
+        self._refused: set[str] = set()  # hosts whose failed handshakes are in the log
+
+    async def start(self, listener: socket.socket) -> None:
+        self._server = await asyncio.start_server(
+            self._accept, sock=listener, ssl=self._context, limit=_BUFFER, ssl_handshake_timeout=_HANDSHAKE
+        )
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("asyncio runs this in a task")
+        self._tasks.add(task)
+        channel = Channel(reader, writer)
+        try:
+            role, name = channel.peer or (None, "")
+            peer = Peer(role, name, channel.peer_host)
+            if role is None:
+                await self._serve_stranger(channel, peer)
+            else:
+                await self._serve(channel, peer, _IDLE, messages.LARGEST_MESSAGE)
+        except msgspec.DecodeError as error:
+            _log.warning("closing a connection from %s: an invalid message: %s", channel.peer_host, error)
+        except BROKEN as error:
+            _log.debug("a connection from %s ended: %s", channel.peer_host, reason(error))
+        except asyncio.CancelledError:
+            channel.abort()
+        finally:
+            self._tasks.discard(task)
+            channel.close()
+
+    async def _serve_stranger(self, channel: Channel, peer: Peer) -> None:
+        if self._strangers >= _MOST_STRANGERS:
+            return
+        self._strangers += 1
+        try:
+            await self._serve(channel, peer, _STRANGER_IDLE, messages.LARGEST_STRANGER_MESSAGE)
+        finally:
+            self._strangers -= 1
+
+    async def _serve(self, channel: Channel, peer: Peer, idle: float, largest: int) -> None:
+        while not channel.writer.is_closing():
+            try:
+                request = await channel.receive(self._requests, seconds=idle, largest=largest)
+            except asyncio.IncompleteReadError as error:
+                if not error.partial:  # between two requests
+                    return
+                raise
+            route = self._routes[type(request)]
+            if peer.role not in route.roles:
+                await channel.send(Failed("this request is not allowed with the certificate of the client"))
+                return
+            try:
+                await route.handler(request, channel, peer)
+            except ApplianceError as error:
+                await channel.send(Failed(error.detail))
+
+
+async def send_file(channel: Channel, file: IO[bytes], size: int, offset: int = 0) -> None:
+    """Answer a request with the content of a file from ``offset``, and close the file.
+
+    Raises:
+        NodeError: the file is shorter than ``offset``.
+    """
+    with file:
+        if offset > size:
+            raise NodeError(f"the file has {size} bytes, fewer than {offset}")
+        file.seek(offset)
+        await channel.send(Content(size - offset))
+        await channel.send_content(file, size - offset)
+
+
+async def pipe(channel: Channel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Copy bytes both ways between a connection and a local socket, until one of them closes."""
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(_BUFFER):
+                target.write(data)
+                await target.drain()
+
+    ways = {
+        asyncio.ensure_future(copy(channel.reader, writer)),
+        asyncio.ensure_future(copy(reader, channel.writer)),
+    }
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for way in ways:
+            way.cancel()
+        writer.close()
+        channel.close()  # sends what is still in its buffer

@@ -1,0 +1,416 @@
+"""The agents of a head and of nodes, over TLS on the loopback address."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from appliance.domain.errors import JoinRefused, NodeError, NodeLost, NotFound
+from appliance.nodes import identity
+from appliance.nodes.channel import Channel
+from appliance.nodes.identity import JoinToken
+from appliance.nodes.joining import HeadUnreachable, join
+from appliance.nodes.messages import Done, Failed, OpenSocket, Ping, ReadWeights, Reply
+from tests.support.agents import HOST, VERSION, TestHead, TestNode, cluster, echo_socket, until
+
+BIG = os.urandom(3_000_000)
+
+
+class Collector(asyncio.Protocol):
+    """Keeps what a connection receives."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.lost = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.lost.set()
+
+
+async def test_a_node_gets_what_it_needs_and_is_a_member(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a", "b") as (head, (a, b)):
+        assert a.admitted.ray_token == "the token of Ray"
+        assert a.admitted.modules == ["module.for.cpu"]
+        assert a.admitted.host == HOST
+        assert head.events.told == [("joined", "a"), ("joined", "b")]
+        assert head.nodes.members() == {"a": a.facts, "b": b.facts}
+        assert [(status.facts.name, status.state) for status in head.nodes.statuses()] == [
+            ("a", "ready"),
+            ("b", "ready"),
+        ]
+        client = head.events.clients["a"]
+        assert client is head.nodes.client("a")
+        assert await client.facts() == a.facts
+        assert await client.in_use() == {"cpu": 12345}
+        await client.prepare(["x.y"])
+        assert a.prepared == ["x.y"]
+        assert b.prepared == []
+
+
+async def test_a_socket_of_a_node_is_piped_both_ways(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        server = await echo_socket(node.home / "run" / "echo.sock")
+        transport, collector = await head.events.clients["a"].open_socket("echo.sock", Collector)
+        transport.write(BIG)
+        await until(lambda: len(collector.data) == len(BIG) + 5)
+        assert bytes(collector.data) == b"hello" + BIG
+        transport.close()
+        await collector.lost.wait()
+        server.close()
+
+
+async def test_the_end_of_a_socket_comes_after_all_its_bytes(tmp_path: Path) -> None:
+    async def send_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(BIG)
+        writer.close()
+
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        server = await asyncio.start_unix_server(send_and_close, node.home / "run" / "x.sock")
+        _, collector = await head.events.clients["a"].open_socket("x.sock", Collector)
+        await collector.lost.wait()
+        assert bytes(collector.data) == BIG
+        server.close()
+
+
+@pytest.mark.parametrize("name", ["missing.sock", "../head/run/x", "/etc/passwd", "", ".", "a/b"])
+async def test_a_socket_that_nobody_may_open(tmp_path: Path, name: str) -> None:
+    async with cluster(tmp_path, "a") as (head, _):
+        with pytest.raises(ConnectionRefusedError):
+            await head.events.clients["a"].open_socket(name, Collector)
+
+
+async def test_files_go_to_a_node_and_back(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        client = head.events.clients["a"]
+        source, back = tmp_path / "picture.png", tmp_path / "back.png"
+        source.write_bytes(BIG)
+        sent = Path(await client.send_file(source))
+        assert sent.name == "picture.png"
+        assert sent.is_relative_to(node.home / "run" / "inputs")
+        assert sent.read_bytes() == BIG
+        output = Path(node.facts.outputs) / "prediction" / "output.png"
+        output.parent.mkdir()
+        output.write_bytes(BIG)
+        await client.fetch_file(str(output), back)
+        assert back.read_bytes() == BIG
+        await client.drop_files([str(sent), str(output), str(output)])
+        assert not sent.parent.exists()
+        assert not output.parent.exists()
+        assert Path(node.facts.outputs).exists()
+        assert await client.in_use() == {"cpu": 12345}  # the connection is still in order
+
+
+async def test_an_empty_file_and_many_files_at_once(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, _):
+        client = head.events.clients["a"]
+        sources = [tmp_path / f"{number}.bin" for number in range(12)]
+        for number, source in enumerate(sources):
+            source.write_bytes(BIG[: number * 1000])
+        sent = await asyncio.gather(*map(client.send_file, sources))
+        assert [Path(path).read_bytes() for path in sent] == [source.read_bytes() for source in sources]
+
+
+async def test_an_agent_gives_only_its_own_files(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        client = head.events.clients["a"]
+        outputs = Path(node.facts.outputs)
+        secret = tmp_path / "secret"
+        secret.write_text("secret")
+        (outputs / "link").symlink_to(secret)
+        (outputs / "folder").symlink_to(tmp_path)
+        os.mkfifo(outputs / "pipe")
+        for path in (secret, outputs / "link", outputs / "folder" / "secret", outputs / "pipe", outputs):
+            with pytest.raises(NodeError):
+                await client.fetch_file(str(path), tmp_path / "fetched")
+        with pytest.raises(NodeError, match="cannot be read"):
+            await client.fetch_file(f"{outputs}/../outputs/missing", tmp_path / "fetched")
+        for path in (secret, outputs / "folder" / "secret"):
+            with pytest.raises(NodeError, match="may delete"):
+                await client.drop_files([str(path)])
+        assert secret.read_text() == "secret"
+        assert not (tmp_path / "fetched").exists()
+
+
+async def test_a_target_that_exists_is_not_replaced(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, _):
+        target = tmp_path / "target"
+        target.write_text("mine")
+        with pytest.raises(NodeError, match="target cannot be written"):
+            await head.events.clients["a"].fetch_file("/x", target)
+        assert target.read_text() == "mine"
+
+
+async def test_weights_are_copied_once_and_found(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a", "b") as (head, _):
+        folder, single = tmp_path / "model", tmp_path / "voice.onnx"
+        (folder / "deep").mkdir(parents=True)
+        (folder / "weights.bin").write_bytes(BIG)
+        (folder / "deep" / "config.json").write_text("{}")
+        single.write_bytes(BIG[:1000])
+        (folder / "link.onnx").symlink_to(single)
+        client = head.events.clients["a"]
+        assert not await client.has_weights([folder])
+        copied = await client.copy_weights([folder, single])
+        copy = Path(copied[str(folder)])
+        assert copy.name == "model"
+        assert (copy / "weights.bin").read_bytes() == BIG
+        assert (copy / "deep" / "config.json").read_text() == "{}"
+        assert (copy / "link.onnx").read_bytes() == BIG[:1000]
+        assert Path(copied[str(single)]).name == "voice.onnx"
+        assert await client.has_weights([folder, single])
+        assert not await head.events.clients["b"].has_weights([single])
+        again = await client.copy_weights([folder, single])
+        assert again == copied
+        (folder / "weights.bin").write_bytes(BIG[::-1])
+        changed = await client.copy_weights([folder])
+        assert changed[str(folder)] != copied[str(folder)]
+        assert (Path(changed[str(folder)]) / "weights.bin").read_bytes() == BIG[::-1]
+
+
+async def test_a_copy_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        weights = tmp_path / "weights.bin"
+        weights.write_bytes(BIG)
+        (tree,) = await head.nodes.weights.trees([weights])
+        partial = node.home / "cluster" / "weights" / "blobs" / f"{tree.files[0].sha256}.part"
+        partial.write_bytes(BIG[:1_000_000])
+        copied = await head.events.clients["a"].copy_weights([weights])
+        assert Path(copied[str(weights)]).read_bytes() == BIG
+
+
+async def test_a_damaged_copy_is_refused_and_made_anew(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        weights = tmp_path / "weights.bin"
+        weights.write_bytes(BIG)
+        (tree,) = await head.nodes.weights.trees([weights])
+        partial = node.home / "cluster" / "weights" / "blobs" / f"{tree.files[0].sha256}.part"
+        partial.write_bytes(b"wrong")
+        client = head.events.clients["a"]
+        with pytest.raises(NodeError, match="SHA-256"):
+            await client.copy_weights([weights])
+        copied = await client.copy_weights([weights])
+        assert Path(copied[str(weights)]).read_bytes() == BIG
+
+
+async def test_weights_that_do_not_exist(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, _):
+        with pytest.raises(NodeError, match="missing"):
+            await head.events.clients["a"].copy_weights([tmp_path / "missing"])
+
+
+async def test_a_node_reads_only_weights_that_were_offered(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        channel = await Channel.open(HOST, head.port, identity.client_context(node.identity))
+        await channel.send(ReadWeights("0" * 64, 0))
+        reply = await channel.receive(Reply)
+        assert isinstance(reply, Failed)
+        assert "offers no weights" in reply.message
+        channel.close()
+
+
+async def test_a_neighbour_gives_weights_and_nothing_else(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a", "b") as (head, (a, b)):
+        weights = tmp_path / "weights.bin"
+        weights.write_bytes(BIG)
+        await head.events.clients["a"].copy_weights([weights])
+        (tree,) = await head.nodes.weights.trees([weights])
+        weights.unlink()  # now only the neighbour has a copy
+        client = head.events.clients["b"]
+        channel = await Channel.open(HOST, a.facts.port, identity.client_context(b.identity))
+        await channel.send(Ping())
+        assert isinstance(await channel.receive(Reply), Failed)
+        channel.close()
+        channel = await Channel.open(HOST, a.facts.port, identity.client_context(b.identity))
+        await channel.send(OpenSocket("x.sock"))
+        assert isinstance(await channel.receive(Reply), Failed)
+        channel.close()
+        sources = list(client._sources())
+        copied = await b.agent._weights.copy([tree], sources, [], lambda _: None)
+        assert Path(copied[0]).read_bytes() == BIG
+
+
+async def test_a_wrong_secret_is_refused_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster(tmp_path) as (head, _):
+        wrong = JoinToken("wrong", head.token.fingerprint)
+        for _ in range(2):
+            with pytest.raises(JoinRefused, match="secret of the join token is wrong"):
+                await _join(tmp_path / "node", wrong, head)
+        assert [record.message for record in caplog.records if "wrong secret" in record.message] == [
+            "127.0.0.1 tried to join the cluster with a wrong secret"
+        ]
+        assert head.nodes.members() == {}
+
+
+async def test_another_head_never_gets_the_secret(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (head, _):
+        other = JoinToken(head.token.secret, "0" * 64)
+        with pytest.raises(JoinRefused, match="fingerprint"):
+            await _join(tmp_path / "node", other, head)
+
+
+async def test_a_node_cannot_pretend_to_be_the_head(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        fake = TestHead(tmp_path / "fake")
+        fake.identity = node.identity
+        for name in ("authority.pem", "certificate.pem", "key.pem"):
+            (fake.folder / name).write_bytes((node.identity.folder / name).read_bytes())
+        await fake.start()
+        with pytest.raises(JoinRefused, match="not the head"):
+            await _join(tmp_path / "new", head.token, fake)
+        await fake.nodes.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "message"),
+    [
+        ("a", "0.0.1", "version 0.0.1"),
+        ("head", VERSION, "name of the head"),
+        ("A/B", VERSION, "cannot be the name"),
+        ("", VERSION, "cannot be the name"),
+    ],
+)
+async def test_machines_that_cannot_join(tmp_path: Path, name: str, version: str, message: str) -> None:
+    async with cluster(tmp_path) as (head, _):
+        with pytest.raises(JoinRefused, match=message):
+            await _join(tmp_path / "node", head.token, head, name=name, version=version)
+
+
+async def test_a_head_that_does_not_listen(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (head, _):
+        pass
+    with pytest.raises(HeadUnreachable, match="Connection refused"):
+        await _join(tmp_path / "node", head.token, head)
+
+
+async def test_a_client_without_a_certificate_gets_nothing(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        channel = await Channel.open(HOST, head.port, identity.stranger_context())
+        await channel.send(ReadWeights("0" * 64, 0))
+        reply = await channel.receive(Reply)
+        assert isinstance(reply, Failed)
+        assert "not allowed" in reply.message
+        channel.close()
+        with pytest.raises((OSError, EOFError)):
+            await _ping_without_certificate(node)
+
+
+async def test_a_stopped_node_is_lost_and_its_sockets_close(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a", lost_after=0.5) as (head, (node,)):
+        server = await echo_socket(node.home / "run" / "echo.sock")
+        client = head.events.clients["a"]
+        _, collector = await client.open_socket("echo.sock", Collector)
+        await node.agent.close()
+        await until(lambda: ("lost", "a") in head.events.told)
+        await collector.lost.wait()
+        assert head.nodes.members() == {}
+        assert [status.state for status in head.nodes.statuses()] == ["lost"]
+        with pytest.raises(NodeLost, match="not a member"):
+            await client.facts()
+        with pytest.raises(ConnectionError):
+            await client.open_socket("echo.sock", Collector)
+        with pytest.raises(NodeLost):
+            head.nodes.client("a")
+        assert not await node.as_member.counts_as_member(node.incarnation)
+        server.close()
+
+
+async def test_a_node_that_comes_back_joins_anew(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        again = TestNode(tmp_path / "a", "a", head)
+        await node.agent.close()
+        await again.start(node.facts.port)
+        await again.announce()
+        await again.announce()  # an answer may get lost
+        assert head.events.told == [("joined", "a"), ("lost", "a"), ("joined", "a")]
+        assert head.events.reason == "it was started again"
+        assert await again.as_member.counts_as_member(again.incarnation)
+        assert not await again.as_member.counts_as_member(node.incarnation)
+        await again.agent.close()
+
+
+async def test_two_machines_cannot_have_one_name(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, _):
+        second = TestNode(tmp_path / "second", "a", head)
+        await second.start()
+        try:
+            with pytest.raises(JoinRefused, match="the name a is taken"):
+                await second.announce()
+        finally:
+            await second.agent.close()
+        assert head.events.told == [("joined", "a")]
+
+
+async def test_drain_and_leave(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a", "b") as (head, (a, _)):
+        head.nodes.drain("b")
+        head.nodes.drain("b")
+        assert [status.state for status in head.nodes.statuses()] == ["ready", "draining"]
+        head.nodes.drain("b", draining=False)
+        await a.as_member.leave(a.incarnation)
+        head.nodes.drain("a", draining=False)  # a node that is leaving stays drained
+        await a.as_member.left(a.incarnation)
+        assert head.events.told[2:] == [
+            ("draining", "b"),
+            ("not draining", "b"),
+            ("draining", "a"),
+            ("lost", "a"),
+        ]
+        assert [status.facts.name for status in head.nodes.statuses()] == ["b"]
+        with pytest.raises(NotFound, match=r"no node a in the cluster now \(nodes: b\)"):
+            head.nodes.drain("a")
+
+
+async def test_the_next_gateway_finds_its_nodes(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a", "b") as (head, (_, b)):
+        head.nodes.drain("a")
+        await head.nodes.close()
+        await b.agent.close()
+        head.events.told.clear()
+        await head.start()
+        assert sorted(head.events.told) == [("draining", "a"), ("joined", "a")]
+        assert [(status.facts.name, status.state) for status in head.nodes.statuses()] == [
+            ("a", "draining"),
+            ("b", "lost"),
+        ]
+        assert await head.events.clients["a"].in_use() == {"cpu": 12345}
+
+
+async def test_after_a_restart_of_ray_all_nodes_join_again(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        await head.nodes.close()
+        head.session = "two"
+        await head.start()
+        assert head.nodes.members() == {}
+        assert not await node.as_member.counts_as_member(node.incarnation)
+
+
+async def test_a_port_without_a_gateway_is_not_the_loss_of_the_head(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        assert await node.as_member.is_listening()
+        await head.nodes.close()
+        assert not await node.as_member.is_listening()
+        with pytest.raises(HeadUnreachable):
+            await node.as_member.counts_as_member(node.incarnation)
+
+
+async def _join(
+    folder: Path, token: JoinToken, head: TestHead, name: str = "node", version: str = VERSION
+) -> None:
+    await join(folder, token, HOST, head.port, name=name, version=version, device="cpu")
+
+
+async def _ping_without_certificate(node: TestNode) -> None:
+    channel = await Channel.open(HOST, node.facts.port, identity.stranger_context())
+    try:
+        await channel.send(Ping())
+        await channel.reply(Done)
+    finally:
+        channel.close()
