@@ -371,18 +371,15 @@ class OutOfMemory(WorkerLost):
         super().__init__(message)
 
 
+class NodeLost(WorkerLost):
+    """A node of the cluster cannot be reached, or is not a member of the cluster any more."""
+
+
 class RayLost(ApplianceError):
     """An essential process of Ray has ended."""
 
     status = 503
     title = "Ray ended"
-
-
-class NodeLost(ApplianceError):
-    """A node of the cluster cannot be reached."""
-
-    status = 503
-    title = "Node lost"
 
 
 class NodeError(ApplianceError):

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 _PAUSE: Final = 2.0  # seconds before a wrong secret is answered, one answer at a time
 _MOST_HOSTS: Final = 1000  # of which failed attempts are remembered
-NODE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+NODE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -50,8 +50,11 @@ class Admission:
         self._failing = asyncio.Lock()  # attempts with a wrong secret wait for each other
         self._logged: set[str] = set()  # hosts
 
-    async def authority(self, _: AskAuthority, channel: Channel, __: Peer) -> None:
-        await channel.send(Authority(self._identity.authority.read_bytes()))
+    async def authority(self, request: AskAuthority, channel: Channel, _: Peer) -> None:
+        authority = self._identity.authority.read_bytes()
+        own = identity.encoded(self._identity.certificate)
+        proof = identity.proof(self._secret(), request.challenge, own, authority)
+        await channel.send(Authority(authority, proof))
 
     async def join(self, request: Join, channel: Channel, peer: Peer) -> None:
         await self._check_secret(request, peer)
@@ -63,8 +66,8 @@ class Admission:
             )
         if not NODE_NAME.fullmatch(request.name):
             raise NodeError(
-                f"{request.name!r} cannot be the name of a node: use at most 63 lower-case letters, digits, "
-                "dots and hyphens (--name)"
+                f"{request.name!r} cannot be the name of a node: use at most 63 lower-case letters, digits "
+                "and hyphens (--name)"
             )
         if request.name == terms.head:
             raise NodeError(f"{request.name} is the name of the head: choose another name with --name")
@@ -92,9 +95,11 @@ class Admission:
             )
         )
 
+    def _secret(self) -> str:
+        return self._identity.secret.read_text().strip()  # `appliance nodes token --renew` replaces it
+
     async def _check_secret(self, request: Join, peer: Peer) -> None:
-        secret = self._identity.secret.read_text().strip()  # `appliance nodes token --renew` replaces it
-        if hmac.compare_digest(request.secret.encode(), secret.encode()):
+        if hmac.compare_digest(request.secret.encode(), self._secret().encode()):
             return
         if peer.host not in self._logged and len(self._logged) < _MOST_HOSTS:
             self._logged.add(peer.host)

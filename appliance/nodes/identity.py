@@ -7,6 +7,8 @@ certificate of the other end. Ray uses the same certificates.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import ipaddress
 import os
 import secrets
@@ -26,9 +28,13 @@ if TYPE_CHECKING:
 
 Role = Literal["head", "node"]
 
+#: Environment variable with the join token.
+TOKEN_VARIABLE: Final = "APPLIANCE_CLUSTER_TOKEN"  # noqa: S105 - the name of a variable
+
 _AUTHORITY_DAYS: Final = 3650
 _CERTIFICATE_DAYS: Final = 397  # a node gets a new certificate each time that it joins
 _SECRET_BYTES: Final = 24
+_SHORTEST: Final = 32  # characters of a secret that an operator chooses
 _PREFIX: Final = "appliance-join"
 _FINGERPRINT: Final = 64  # hexadecimal digits of a SHA-256
 
@@ -65,19 +71,23 @@ class JoinToken(msgspec.Struct, frozen=True):
     """The secret that lets a machine join, and the fingerprint by which it recognizes the head."""
 
     secret: str
-    fingerprint: str  # SHA-256 of the authority's certificate, in hexadecimal digits
+    #: SHA-256 of the authority's certificate, in hexadecimal digits. None if an operator chose the secret.
+    fingerprint: str | None
 
     def __str__(self) -> str:
-        return f"{_PREFIX}.{self.secret}.{self.fingerprint}"
+        return f"{_PREFIX}.{self.secret}.{self.fingerprint}" if self.fingerprint else self.secret
 
     @classmethod
     def parse(cls, text: str) -> JoinToken:
-        """Return the token.
+        """Return the token: one that the head made, or a secret that an operator chose.
 
         Raises:
             JoinRefused: the text is not a join token.
         """
-        parts = text.strip().split(".")
+        text = text.strip()
+        if not text.startswith(f"{_PREFIX}."):
+            return cls(check_chosen_secret(text), None)
+        parts = text.split(".")
         if len(parts) != 3 or parts[0] != _PREFIX or not parts[1] or len(parts[2]) != _FINGERPRINT:
             raise JoinRefused(
                 "this is not a join token: copy the whole output of `appliance nodes token`, which must be "
@@ -86,10 +96,24 @@ class JoinToken(msgspec.Struct, frozen=True):
         return cls(parts[1], parts[2].lower())
 
 
-def create_head(folder: Path, name: str, addresses: list[str]) -> Identity:
+def check_chosen_secret(secret: str) -> str:
+    """Return a secret that an operator chose.
+
+    Raises:
+        JoinRefused: it is so short that others could guess it.
+    """
+    if len(secret) < _SHORTEST or secret.startswith(f"{_PREFIX}."):
+        raise JoinRefused(
+            f"the join token in {TOKEN_VARIABLE} is not usable: take the output of `appliance nodes token`, "
+            f"or for the head and all nodes the same random text of at least {_SHORTEST} characters"
+        )
+    return secret
+
+
+def create_head(folder: Path, name: str, addresses: list[str], secret: str | None = None) -> Identity:
     """Return the identity of the head. Create the authority and the join secret if they do not exist yet.
 
-    The certificate of the head is made anew, for ``addresses``.
+    The certificate of the head is made anew, for ``addresses``. ``secret`` replaces the join secret.
 
     Raises:
         ApplianceError: a file cannot be read or written.
@@ -101,7 +125,9 @@ def create_head(folder: Path, name: str, addresses: list[str]) -> Identity:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not identity.authority_key.exists() or not identity.authority.exists():
             _create_authority(identity)
-        if not identity.secret.exists():
+        if secret is not None:
+            write_private(identity.secret, check_chosen_secret(secret).encode())
+        elif not identity.secret.exists():
             write_private(identity.secret, secrets.token_urlsafe(_SECRET_BYTES).encode())
         key = _new_key(identity.key)
         request = x509.CertificateSigningRequestBuilder().subject_name(_name("head", name))
@@ -187,6 +213,20 @@ def fingerprint_of(pem: bytes) -> str:
     from cryptography import x509
 
     return x509.load_pem_x509_certificate(pem).fingerprint(_sha256()).hex()
+
+
+def encoded(certificate: Path) -> bytes:
+    """Return a PEM certificate in the form that TLS sends (DER)."""
+    return ssl.PEM_cert_to_DER_cert(certificate.read_text())
+
+
+def proof(secret: str, challenge: bytes, certificate: bytes, authority: bytes) -> bytes:
+    """Return what only a process that knows ``secret`` can compute about these certificates.
+
+    ``certificate`` is the one (DER) of the server in this TLS connection, so nobody between can pass it on.
+    """
+    parts = (b"appliance head", challenge, hashlib.sha256(certificate).digest(), authority)
+    return hmac.digest(secret.encode(), b"\0".join(parts), "sha256")
 
 
 def server_context(identity: Identity, *, strangers: bool) -> ssl.SSLContext:

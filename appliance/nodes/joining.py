@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import secrets
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -58,9 +60,11 @@ async def join(
     try:
         channel = await Channel.open(host, port, identity.stranger_context(), own_address)
         try:
-            await channel.send(AskAuthority())
-            authority = (await channel.reply(Authority)).certificate
-            check_head(authority, channel.peer_certificate, token, f"{host}:{port}")
+            challenge = secrets.token_bytes(32)
+            await channel.send(AskAuthority(challenge))
+            reply = await channel.reply(Authority)
+            _check_head(reply, challenge, channel.peer_certificate, token, f"{host}:{port}")
+            authority = reply.certificate
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             request = identity.certificate_request(own)
             await channel.send(Join(token.secret, name, version, device, request))
@@ -76,7 +80,9 @@ async def join(
     return own, admitted
 
 
-def check_head(authority: bytes, certificate: bytes, token: JoinToken, address: str) -> None:
+def _check_head(
+    reply: Authority, challenge: bytes, certificate: bytes, token: JoinToken, address: str
+) -> None:
     """Check that the server is the head of the cluster that the token is for.
 
     Raises:
@@ -85,8 +91,11 @@ def check_head(authority: bytes, certificate: bytes, token: JoinToken, address: 
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
+    authority = reply.certificate
+    proof = identity.proof(token.secret, challenge, certificate, authority)
     try:
-        known = identity.fingerprint_of(authority) == token.fingerprint
+        found = identity.fingerprint_of(authority)
+        known = found == token.fingerprint if token.fingerprint else hmac.compare_digest(proof, reply.proof)
         issued = identity.issued_by(certificate, authority)
         leaf: Certificate = x509.load_der_x509_certificate(certificate)
         units = leaf.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
@@ -94,9 +103,9 @@ def check_head(authority: bytes, certificate: bytes, token: JoinToken, address: 
         raise JoinRefused(f"the certificate of {address} cannot be read: {error}") from error
     if not known or not issued or [unit.value for unit in units] != ["head"]:
         raise JoinRefused(
-            f"the machine at {address} is not the head that this token is for: the fingerprint of its "
-            "certificate authority is another one. Check the address; if the keys of the head have changed, "
-            "print a new token there with `appliance nodes token`"
+            f"the machine at {address} is not the head that this join token is for. Check the address. Print "
+            "the current token on the head with `appliance nodes token`; if you chose the token, give "
+            f"{identity.TOKEN_VARIABLE} the same value on the head and on this machine"
         )
 
 

@@ -63,6 +63,8 @@ class Source(msgspec.Struct, frozen=True):
 class AskAuthority(msgspec.Struct, frozen=True, tag="ask_authority"):
     """Ask for the certificate of the cluster's authority, to compare it with the join token."""
 
+    challenge: bytes  # random
+
 
 class Join(msgspec.Struct, frozen=True, tag="join"):
     """Ask for a certificate. ``secret`` is the secret of the join token."""
@@ -176,6 +178,8 @@ class Authority(msgspec.Struct, frozen=True, tag="authority"):
     """The certificate of the authority."""
 
     certificate: bytes  # PEM
+    #: Shows that the head knows the secret, for join tokens without a fingerprint: ``identity.proof``.
+    proof: bytes
 
 
 class Admitted(msgspec.Struct, frozen=True, tag="admitted"):

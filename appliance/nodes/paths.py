@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +83,7 @@ def open_below(path: str, folders: Sequence[Path]) -> IO[bytes]:
 
 
 def remove_below(path: str, folders: Sequence[Path]) -> None:
-    """Delete a file in one of ``folders``, and the folders between that are empty then.
+    """Delete a file or folder in one of ``folders``, and the folders between that are empty then.
 
     Raises:
         NodeError: the path is not in one of ``folders``, or the file cannot be deleted.
@@ -93,7 +94,11 @@ def remove_below(path: str, folders: Sequence[Path]) -> None:
     if folder is None or given.name in {"", ".", ".."}:
         raise NodeError(f"{path} is not in a folder whose files the agent may delete")
     try:
-        (parent / given.name).unlink(missing_ok=True)
+        target = parent / given.name
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
     except OSError as error:
         raise NodeError(f"{path} cannot be deleted: {error.strerror}") from error
     root = Path(os.path.realpath(folder))

@@ -16,7 +16,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-from appliance.domain.errors import NodeError, NodeLost, NotFound
+from appliance.domain.errors import ApplianceError, NodeError, NodeLost, NotFound
 from appliance.nodes import identity
 from appliance.nodes.admission import Admission, Terms
 from appliance.nodes.channel import Channel
@@ -52,7 +52,11 @@ class NodeListener(Protocol):
     """Is told about changes of membership, on the gateway's event loop."""
 
     def joined(self, facts: NodeFacts, client: NodeClient) -> None:
-        """A node is a member from now on."""
+        """A node is a member from now on.
+
+        Raises:
+            ApplianceError: the node cannot be a member; the node gets the message.
+        """
 
     def lost(self, name: str, reason: str) -> None:
         """A node is not a member any more. Its client is closed already."""
@@ -210,7 +214,6 @@ class Nodes:
                 await client.close()
             else:
                 self._add(_Member(facts, request.incarnation, draining=False, since=time.time()), client)
-                self._save()
         await channel.send(Done())
 
     async def _refuse_if_alive(self, old: _Member, new: NodeFacts) -> None:
@@ -260,7 +263,10 @@ class Nodes:
             _log.warning("node %s does not answer the new gateway: %s", member.facts.name, error)
             self._lost[member.facts.name] = NodeStatus(member.facts, "lost", time.time(), str(error))
             return
-        self._add(member, client)
+        try:
+            self._add(member, client)
+        except ApplianceError as error:
+            _log.warning("node %s cannot be a member any more: %s", member.facts.name, error.detail)
 
     def _new_client(self, facts: NodeFacts) -> NodeClient:
         def sources() -> Iterable[Source]:
@@ -272,16 +278,31 @@ class Nodes:
         return NodeClient(self._identity, facts.name, facts.host, facts.port, self.weights, sources)
 
     def _add(self, member: _Member, client: NodeClient) -> None:
+        """Make a node a member.
+
+        Raises:
+            ApplianceError: a listener refuses the node.
+        """
         name = member.facts.name
+        told: list[NodeListener] = []
+        try:
+            for listener in self._listeners:
+                listener.joined(member.facts, client)
+                told.append(listener)
+        except ApplianceError as error:
+            client.abort()
+            for listener in told:
+                listener.lost(name, error.detail)
+            raise
         self._members[name] = member
         self._clients[name] = client
         self._lost.pop(name, None)
         self._heartbeats[name] = asyncio.get_running_loop().create_task(self._watch(member, client))
         devices = ", ".join(device.name for device in member.facts.devices)
         _log.info("node %s at %s is a member of the cluster: %s", name, member.facts.host, devices)
-        for listener in self._listeners:
-            listener.joined(member.facts, client)
-            if member.draining:
+        self._save()
+        if member.draining:
+            for listener in self._listeners:
                 listener.draining(name, True)
 
     async def _watch(self, member: _Member, client: NodeClient) -> None:

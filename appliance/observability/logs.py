@@ -35,10 +35,11 @@ TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
 
 _MASK: Final = "***"
 
-# Credentials of HTTP requests, tokens with our or Replicate's prefix, and webhook keys.
+# Credentials of HTTP requests, tokens with our or Replicate's prefix, webhook keys and join tokens.
 # "Token" is also a common word in logs, so the word after it counts only if it has a digit, as tokens do.
 _CREDENTIALS: Final = re.compile(
-    r"\b(?:(?P<kind>bearer\s+|token\s+(?=[^\s\d]*\d)|r8_|apl_|whsec_)[\w\-.~+/=]{8,})", re.IGNORECASE
+    r"\b(?:(?P<kind>bearer\s+|token\s+(?=[^\s\d]*\d)|r8_|apl_|whsec_|appliance-join\.)[\w\-.~+/=]{8,})",
+    re.IGNORECASE,
 )
 # URLs: the user name, query and fragment may be secret. Queries may also occur without a URL.
 _URL: Final = re.compile(

@@ -9,6 +9,7 @@ from typing import Final
 #: Secrets of the appliance and its operator. A Cog project gets only those in its option ``environment``.
 _SECRETS: Final = frozenset(
     {
+        "APPLIANCE_CLUSTER_TOKEN",
         "APPLIANCE_ENCRYPTION_KEY",
         "APPLIANCE_TOKEN",
         "AWS_ACCESS_KEY_ID",  # without its secret, it would only confuse programs

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.errors import JoinRefused, NodeError, NodeLost, NotFound
+from appliance.domain.errors import ApplianceError, JoinRefused, NodeError, NodeLost, NotFound
 from appliance.nodes import identity
 from appliance.nodes.channel import Channel
+from appliance.nodes.client import NodeClient
 from appliance.nodes.identity import JoinToken
 from appliance.nodes.joining import HeadUnreachable, join
-from appliance.nodes.messages import Done, Failed, OpenSocket, Ping, ReadWeights, Reply
-from tests.support.agents import HOST, VERSION, TestHead, TestNode, cluster, echo_socket, until
+from appliance.nodes.messages import Done, Failed, NodeFacts, OpenSocket, Ping, ReadWeights, Reply
+from tests.support.agents import HOST, VERSION, Events, TestHead, TestNode, cluster, echo_socket, until
 
 BIG = os.urandom(3_000_000)
 
@@ -99,7 +100,7 @@ async def test_files_go_to_a_node_and_back(tmp_path: Path) -> None:
         output.write_bytes(BIG)
         await client.fetch_file(str(output), back)
         assert back.read_bytes() == BIG
-        await client.drop_files([str(sent), str(output), str(output)])
+        await client.drop_files([str(sent), str(output.parent), str(output)])
         assert not sent.parent.exists()
         assert not output.parent.exists()
         assert Path(node.facts.outputs).exists()
@@ -252,7 +253,7 @@ async def test_a_wrong_secret_is_refused_and_logged_once(
 async def test_another_head_never_gets_the_secret(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (head, _):
         other = JoinToken(head.token.secret, "0" * 64)
-        with pytest.raises(JoinRefused, match="fingerprint"):
+        with pytest.raises(JoinRefused, match="not the head"):
             await _join(tmp_path / "node", other, head)
 
 
@@ -262,6 +263,7 @@ async def test_a_node_cannot_pretend_to_be_the_head(tmp_path: Path) -> None:
         fake.identity = node.identity
         for name in ("authority.pem", "certificate.pem", "key.pem"):
             (fake.folder / name).write_bytes((node.identity.folder / name).read_bytes())
+        (node.identity.folder / "join-secret").write_text("unknown")
         await fake.start()
         with pytest.raises(JoinRefused, match="not the head"):
             await _join(tmp_path / "new", head.token, fake)
@@ -399,6 +401,49 @@ async def test_a_port_without_a_gateway_is_not_the_loss_of_the_head(tmp_path: Pa
         assert not await node.as_member.is_listening()
         with pytest.raises(HeadUnreachable):
             await node.as_member.counts_as_member(node.incarnation)
+
+
+async def test_a_secret_that_an_operator_chose(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (head, _):
+        secret = "a secret that is long enough to be safe"
+        head.identity.secret.write_text(secret)
+        with pytest.raises(JoinRefused, match="not the head"):  # it does not know this secret
+            await _join(tmp_path / "node", JoinToken.parse(secret[::-1]), head)
+        await _join(tmp_path / "node", JoinToken.parse(secret), head)
+        with pytest.raises(JoinRefused, match="at least 32 characters"):
+            JoinToken.parse("short")
+        assert JoinToken.parse(str(head.token)) == head.token
+        assert str(JoinToken.parse(secret)) == secret
+
+
+async def test_a_renewed_secret_replaces_the_old_one(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (head, _):
+        old = head.token
+        identity.renew_secret(head.folder)
+        with pytest.raises(JoinRefused, match="secret of the join token is wrong"):
+            await _join(tmp_path / "node", old, head)
+        await _join(tmp_path / "node", head.token, head)
+        assert head.identity.secret.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_node_that_the_engine_refuses(tmp_path: Path) -> None:
+    class Refusal(Events):
+        def joined(self, facts: NodeFacts, client: NodeClient) -> None:
+            raise ApplianceError(f"node {facts.name} has other devices")
+
+    async with cluster(tmp_path) as (head, _):
+        refusing = Refusal()
+        head.nodes.listen_to(refusing)
+        node = TestNode(tmp_path / "a", "a", head)
+        await node.start()
+        try:
+            with pytest.raises(JoinRefused, match="other devices"):
+                await node.announce()
+            assert head.nodes.members() == {}
+            assert head.events.told == [("joined", "a"), ("lost", "a")]
+            assert not await node.as_member.counts_as_member(node.incarnation)
+        finally:
+            await node.agent.close()
 
 
 async def _join(
