@@ -19,6 +19,7 @@ from appliance.cli import (
     encryption,
     erase,
     files,
+    join,
     local,
     monitoring,
     push,
@@ -69,6 +70,7 @@ def _common(
 
 for _command in (
     serve.serve,
+    join.join,
     *(local.check, local.pull, local.schema, local.certificate, local.doctor),
     *(remote.run, remote.models, remote.predictions, remote.example, remote.status, remote.reload),
     systemd.systemd,

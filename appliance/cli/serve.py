@@ -96,10 +96,16 @@ def serve(
     if ui is not None:
         command.append("--ui" if ui else "--no-ui")
     # Set Ray's secret here, because Ray would write a generated secret to a file that other users can read.
-    environment = {**ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32), **os.environ}
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
-    # Without bytecode files each start compiles all imports, which takes longer than loading a model.
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    variables = {"RAY_AUTH_TOKEN": secrets.token_hex(32), **environment()}
     sys.stdout.flush()
-    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is needed
+    os.execve(sys.executable, command, variables)  # noqa: S606 - no shell is needed
+
+
+def environment() -> dict[str, str]:
+    """Return the environment variables for a driver."""
+    variables = {**ENVIRONMENT, **os.environ}
+    if "OMP_WAIT_POLICY" not in variables:
+        variables.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    # Without bytecode files each start compiles all imports, which takes longer than loading a model.
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
+    return variables

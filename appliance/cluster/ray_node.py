@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar
 
+import msgspec
 import ray
 from ray import serve
 from ray._private import services
@@ -109,15 +110,43 @@ class GatewayReplica(Generic[S]):
         self._gateway.check()
 
 
+class RayBinding(msgspec.Struct, frozen=True):
+    """The address and ports of Ray on one machine of a cluster. Port 0 means any free port."""
+
+    node: str  # name of the machine in the cluster
+    host: str  # its IPv4 address
+    gcs_port: int
+    node_manager_port: int
+    object_manager_port: int
+    worker_ports: tuple[int, int]  # first and last
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters of Ray's node that ``ray.init`` does not have."""
+        first, last = self.worker_ports
+        return {
+            "node_manager_port": self.node_manager_port,
+            "object_manager_port": self.object_manager_port,
+            "min_worker_port": first,
+            "max_worker_port": last,
+        }
+
+
+def node_resource(node: str) -> str:
+    """Return Ray's resource that only the machine ``node`` of a cluster has."""
+    return f"appliance-node-{node}"
+
+
 class RayNode:
     """Ray and Serve on this machine, from ``start`` to ``stop``. Used on the driver's event loop."""
 
-    def __init__(self, temp: Path) -> None:
+    def __init__(self, temp: Path, binding: RayBinding | None = None) -> None:
         """``temp`` is a folder that only this user may enter, because Ray's files in it are readable to all.
 
         The path must be short, because Ray's sockets are in the folder. ``stop`` removes the folder.
+        ``binding`` is for the head of a cluster.
         """
         self.temp = temp
+        self._binding = binding
         self._lost = False
         self._refused = False  # Ray did not start: its logs are kept until the next start
 
@@ -130,7 +159,7 @@ class RayNode:
         for chatty in _CHATTY:
             logging.getLogger(chatty).setLevel(logging.ERROR)
         try:
-            with _without_unused_processes():
+            with _without_unused_processes(), _bound(self._binding):
                 ray.init(
                     include_dashboard=False,
                     log_to_driver=False,
@@ -138,6 +167,7 @@ class RayNode:
                     object_store_memory=OBJECT_STORE,
                     _system_config=_SYSTEM_CONFIG,
                     _temp_dir=str(self.temp / "ray"),
+                    **({} if self._binding is None else _head_options(self._binding)),
                 )
             await _in_time(_CALL_TIMEOUT, lambda: serve.start(proxy_location="Disabled"))
         except Exception as error:  # Ray also raises bare Exceptions
@@ -170,7 +200,7 @@ class RayNode:
             health_check_timeout_s=30.0,
             graceful_shutdown_wait_loop_s=0.05,
             graceful_shutdown_timeout_s=5.0,
-            ray_actor_options={"num_cpus": 0},
+            ray_actor_options=self._on_this_machine(),
         )
         target = serve.RunTarget(deployment.bind(factory, settings), name=GATEWAY, route_prefix=None)
         try:
@@ -185,6 +215,12 @@ class RayNode:
             await self._until_answering(answers)
         except TimeoutError as error:
             raise ApplianceError(f"Ray Serve did not answer within {_CALL_TIMEOUT:g} s") from error
+
+    def _on_this_machine(self) -> dict[str, Any]:
+        """Return options of a deployment that keep it on this machine."""
+        if self._binding is None:
+            return {"num_cpus": 0}
+        return {"num_cpus": 0, "resources": {node_resource(self._binding.node): 0.001}}
 
     async def _until_answering(self, answers: Callable[[], Awaitable[bool]]) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -236,6 +272,86 @@ class RayNode:
                 await _in_time(_STOP_TIMEOUT, ray.shutdown)
         if not self._refused:
             shutil.rmtree(self.temp, ignore_errors=True)
+
+
+def _head_options(binding: RayBinding) -> dict[str, Any]:
+    """Return the options of ``ray.init`` for the head of a cluster."""
+    return {"_node_ip_address": binding.host, "resources": {node_resource(binding.node): 1}}
+
+
+@contextlib.contextmanager
+def _bound(binding: RayBinding | None) -> Iterator[None]:
+    """Let ``ray.init`` use the ports of a cluster; it has no options for them."""
+    if binding is None:
+        yield
+        return
+    more = {**binding.parameters(), "gcs_server_port": binding.gcs_port}
+    original = ray._private.parameter.RayParams  # noqa: SLF001 - no other way
+
+    def parameters(**given: Any) -> Any:
+        return original(**given, **more)
+
+    with _replaced(ray._private.parameter, "RayParams", parameters):  # noqa: SLF001 - as above
+        yield
+
+
+class RayWorkerNode:
+    """Ray on a machine that has joined a cluster, from ``start`` to ``stop``."""
+
+    def __init__(self, temp: Path, binding: RayBinding, head: str) -> None:
+        """``temp`` is as for ``RayNode``. ``head`` is the address of Ray's gcs_server, with its port."""
+        self._temp = temp
+        self._binding = binding
+        self._head = head
+        self._node: Any = None
+
+    def start(self) -> None:
+        """Start Ray's raylet, which joins the Ray of the head.
+
+        Call this on the main thread: the raylet ends with the thread that started it.
+
+        Raises:
+            ApplianceError: Ray did not start.
+        """
+        parameters = ray._private.parameter.RayParams(  # noqa: SLF001 - no other way
+            node_ip_address=self._binding.host,
+            gcs_address=self._head,
+            resources={node_resource(self._binding.node): 1},
+            object_store_memory=OBJECT_STORE,
+            include_log_monitor=False,
+            temp_dir=str(self._temp / "ray"),
+            **self._binding.parameters(),
+        )
+        try:
+            with _without_unused_processes():
+                self._node = ray._private.node.Node(  # noqa: SLF001 - as above
+                    parameters, head=False, shutdown_at_exit=False, spawn_reaper=True
+                )
+        except Exception as error:  # Ray raises bare Exceptions
+            raise ApplianceError(
+                f"Ray did not start on this node: {error}: check that the firewalls of this machine and of "
+                f"the head ({self._head}) let the ports of cluster.ports pass. Its logs are in {self._temp}"
+            ) from error
+
+    async def watch(self) -> NoReturn:
+        """Check Ray's processes twice a second.
+
+        Raises:
+            RayLost: an essential process of Ray has ended.
+        """
+        while True:
+            for name, process in self._node.dead_processes():
+                if name in _VITAL:
+                    raise RayLost(
+                        f"Ray's process {name} (pid {process.pid}) ended with exit code {process.returncode}"
+                    )
+            await asyncio.sleep(_CHECK_INTERVAL)
+
+    def stop(self) -> None:
+        """Stop Ray's processes on this machine, and remove its folder."""
+        if self._node is not None:
+            self._node.kill_all_processes(check_alive=False, allow_graceful=False)
+        shutil.rmtree(self._temp, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ import ray.serve  # noqa: E402, F401 - after pandas is hidden
 from ray.serve._private.cluster_node_info_cache import ClusterNodeInfoCache  # noqa: E402 - as above
 
 #: Seconds between two requests of Serve's controller for the list of nodes. Serve has no option for this, and
-#: asks ten times a second. That is most of the time of its control loop. The only node is this machine, and
-#: the driver notices if its processes end.
+#: asks ten times a second. That is most of the time of its control loop. The drivers
+#: of all machines notice at once if processes of Ray end.
 NODES_INTERVAL: Final = 1.0
 
 

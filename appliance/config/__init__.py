@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from appliance.config import includes, runtime, variables, yaml_source
 from appliance.config.account_sections import OidcConfig, SignOnConfig
 from appliance.config.changes import Changes, Report, compare
+from appliance.config.cluster_section import ClusterConfig
 from appliance.config.problems import Problem, config_error, conflicts, from_pydantic
 from appliance.config.redact import redact, secrets
 from appliance.config.secret_references import secret_variables
@@ -47,6 +48,7 @@ __all__ = [
     "BuiltCogOptions",
     "BuiltinSource",
     "Changes",
+    "ClusterConfig",
     "CogModel",
     "CollectionConfig",
     "Config",

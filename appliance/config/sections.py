@@ -13,6 +13,7 @@ from appliance.config.account_sections import (
     BudgetConfig,
     SignOnConfig,
 )
+from appliance.config.cluster_section import ClusterConfig
 from appliance.domain.access import Group, Policy, Right
 from appliance.domain.budget_rules import Budget
 from appliance.domain.retention import RetentionRules
@@ -416,6 +417,11 @@ class Config(Section):
     )
     ui: UiConfig = subsection(UiConfig(), "The web UI.")
     hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads and memory for models.")
+    cluster: ClusterConfig | None = Field(
+        default=None,
+        description="Makes this machine the head of a cluster, which other machines can join. Default: the "
+        "appliance uses only this machine.",
+    )
     logging: LoggingConfig = subsection(LoggingConfig(), "Format and level of the log.")
     telemetry: TelemetryConfig = subsection(TelemetryConfig(), "Where traces are sent.")
     access: AccessConfig | None = Field(

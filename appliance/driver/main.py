@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import ssl
 import sys
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import httpx
@@ -34,19 +32,22 @@ from appliance.domain.local_url import local_url
 from appliance.domain.token import Scope, Token
 from appliance.driver import (
     client_certificates,
+    cluster_head,
     home_lock,
+    own_process,
     permissions,
     proxies,
     self_url,
     service_manager,
     temporary_folder,
+    zygote,
 )
 from appliance.driver.supervisor import Supervisor
 from appliance.gateway.listener import ListeningSocket
 from appliance.gateway.settings import GatewaySettings, client_files
 from appliance.machine.processes import kill_marked
 from appliance.observability import logs
-from appliance.runners import KINDS, hidden_packages, preloaded_modules
+from appliance.runners import KINDS, preloaded_modules
 from appliance.runners.adapters import with_downloads
 from appliance.runners.child_environment import take_secrets
 from appliance.store import Store
@@ -57,26 +58,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Environment variable with the data folder, by which all processes of an appliance are found and killed.
-HOME_MARK: Final = "APPLIANCE_SERVES"
 #: Result of ``run`` if Ray has ended, and the driver has to restart itself.
 _RESTART: Final = -1
 
 
 def zygote_supervisor(settings: GatewaySettings) -> Supervisor:
+    device = settings.devices[0]
 
-    def command() -> list[str]:
+    def modules() -> list[str]:
         # Models that are loaded at the start come first, because their modules are needed first.
         models = sorted(settings.in_force.models, key=lambda model: not (model.pin or model.preload))
         kinds = dict.fromkeys(model.kind for model in models)
-        device = settings.devices[0].kind
-        modules = [name for kind in kinds for name in preloaded_modules(kind, device)]
-        preload = ",".join(dict.fromkeys(modules))
-        module = [sys.executable, "-m", "appliance.worker.zygote"]
-        hidden = ",".join(hidden_packages(device))
-        return [*module, "--socket", str(settings.zygote_socket), "--preload", preload, "--hide", hidden]
+        return [name for kind in kinds for name in preloaded_modules(kind, device.kind)]
 
-    return Supervisor("zygote", command, settings.home / "logs" / "zygote.log")
+    return zygote.supervisor(settings.home, settings.zygote_socket, device, modules)
 
 
 def ui_supervisor(settings: GatewaySettings) -> Supervisor:
@@ -104,17 +99,6 @@ def _own_certificate(settings: GatewaySettings) -> Path | None:
     """Return the file with the appliance's own client certificate; None if clients need no certificate."""
     tls = settings.config.server.tls
     return None if tls is None or tls.client_ca is None else client_files(settings.run_dir).own
-
-
-def check_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - where the kernel keeps it
-    """Raise ``ApplianceError`` if ``folder`` is not writable, because Ray would hang without an error."""
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ApplianceError(
-            f"shared memory at {folder} cannot be written: {error.strerror}: mount a writable tmpfs there,"
-            " because Ray and models need it (docker: --shm-size=1g)"
-        ) from error
 
 
 def prepare_home(settings: GatewaySettings) -> None:
@@ -248,7 +232,9 @@ async def follow_log(path: Path, out: IO[str]) -> None:
             await asyncio.sleep(0.2)
 
 
-async def run(settings: GatewaySettings, temp: Path, listener: ListeningSocket, console: Console) -> int:
+async def run(
+    settings: GatewaySettings, temp: Path, listeners: Sequence[ListeningSocket], console: Console
+) -> int:
     """Start all processes, wait for a signal, drain the gateway and stop all processes.
 
     ``temp`` is the folder for temporary files. Returns the exit code, or ``_RESTART``.
@@ -257,7 +243,7 @@ async def run(settings: GatewaySettings, temp: Path, listener: ListeningSocket, 
         RayLost: Ray ended before the gateway answered, or while the appliance stopped.
     """
     stop, ready = asyncio.Event(), asyncio.Event()
-    _end_on_signals(stop)
+    own_process.stop_on_signals(stop)
     children = [zygote_supervisor(settings)]
     await children[0].start()  # before Ray is imported, because the first model needs the zygote's imports
     node = _ray_node(settings, temp)
@@ -279,13 +265,14 @@ async def run(settings: GatewaySettings, temp: Path, listener: ListeningSocket, 
 
     try:
         await node.start()
-        _end_on_signals(stop)  # Ray has replaced the signal handlers
-        listener.hand_out()
+        own_process.stop_on_signals(stop)  # Ray has replaced the signal handlers
+        for listener in listeners:
+            listener.hand_out()
         await _unless_lost(node, _until_stopped(stop, node, settings, started, console))
     except RayLost as error:
         # Kill the gateway at once, because it would accept predictions that cannot run. The accepted
         # predictions are in the store.
-        kill_marked(HOME_MARK, str(settings.home))
+        kill_marked(own_process.HOME_MARK, str(settings.home))
         if stop.is_set() or not ready.is_set():
             raise
         _log.error("%s: restarting the appliance; it continues the accepted predictions", error.detail)
@@ -294,7 +281,8 @@ async def run(settings: GatewaySettings, temp: Path, listener: ListeningSocket, 
     finally:
         for task in (tail, *announcing):
             task.cancel()
-        listener.close()
+        for listener in listeners:
+            listener.close()
         await node.stop()
         for child in children:
             await child.stop()
@@ -308,8 +296,10 @@ def _ray_node(settings: GatewaySettings, temp: Path) -> RayNode:
     from appliance.cluster.ray_node import RayNode, node_address
 
     own_host = urlsplit(os.environ[self_url.URL_VARIABLE]).hostname or settings.host
-    os.environ |= proxies.bypass(os.environ, [node_address(), own_host])
-    return RayNode(temp)
+    binding = cluster_head.ray_binding(settings.config.cluster, settings.head)
+    own_address = node_address() if binding is None else binding.host
+    os.environ |= proxies.bypass(os.environ, [own_address, own_host])
+    return RayNode(temp, binding)
 
 
 async def _unless_lost(node: RayNode, work: Coroutine[Any, Any, None]) -> None:
@@ -354,11 +344,6 @@ async def _until_stopped(
     left = await node.drain_gateway(patience)
     if left:
         console.print(f"{left} predictions have not finished: they run when the appliance is started again")
-
-
-def _end_on_signals(stop: asyncio.Event) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
 async def _reload_on_hangup(node: RayNode, stop: asyncio.Event, console: Console) -> None:
@@ -412,20 +397,8 @@ def main() -> int:
         Console(stderr=True).print(f"appliance: {error.detail}", style="red", markup=False, soft_wrap=True)
         return 1
     if code == _RESTART:
-        _restart(environment)
+        own_process.restart(environment)
     return code
-
-
-def _restart(environment: Mapping[str, str]) -> NoReturn:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:  # reap the killed children
-            pass
-    for entry in list(Path("/proc/self/fd").iterdir()):  # some libraries leave inheritable descriptors open
-        with contextlib.suppress(OSError):
-            os.set_inheritable(int(entry.name), int(entry.name) <= 2)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 - no shell is needed
 
 
 def _serve(arguments: argparse.Namespace, console: Console) -> int:
@@ -446,25 +419,32 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
     logs.configure(settings.log_file, config.logging)
     permissions.tighten(home)
     with home_lock.take(home):
-        killed = {*kill_leftover_workers(settings.run_dir), *kill_marked(HOME_MARK, str(home))}
+        killed = {*kill_leftover_workers(settings.run_dir), *kill_marked(own_process.HOME_MARK, str(home))}
         if killed:
             console.print(f"killed {len(killed)} processes of an earlier appliance that did not stop cleanly")
         runtime.forget(settings.run_dir)
         check_tls(config)
         if config.server.tls is not None:
             client_certificates.create(config.server.tls, settings.run_dir)
-        check_shared_memory()
-        with ListeningSocket(settings.host, settings.port, settings.listener_socket) as listener:
+        own_process.check_shared_memory()
+        settings = msgspec.structs.replace(settings, head=cluster_head.prepare(config.cluster, home))
+        with (
+            ListeningSocket(settings.host, settings.port, settings.listener_socket) as listener,
+            cluster_head.agent_listener(config.cluster, settings.head, settings.agent_socket) as agent,
+        ):
             temp = temporary_folder.make(home)
-            os.environ[HOME_MARK] = str(home)  # all processes that are started from here on inherit it
+            os.environ[own_process.HOME_MARK] = str(
+                home
+            )  # all processes that are started from here on inherit it
             temporary_folder.use(temp)
             os.environ |= self_url.environment(config, settings.host, settings.port, settings.run_dir)
             if not arguments.no_pull:
                 pull_missing(config, home, console)
             try:
-                return asyncio.run(run(settings, temp, listener, console))
+                listeners = [listener] if agent is None else [listener, agent]
+                return asyncio.run(run(settings, temp, listeners, console))
             finally:
-                kill_marked(HOME_MARK, str(home))  # processes that did not end in time
+                kill_marked(own_process.HOME_MARK, str(home))  # processes that did not end in time
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
 from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.listener import receive_listener
+from appliance.gateway.membership import build_nodes, start_nodes
 from appliance.gateway.settings import GatewaySettings, client_files
 from appliance.gateway.sign_on import SignOn
 from appliance.gateway.webhooks.sender import Webhooks
@@ -63,13 +64,16 @@ if TYPE_CHECKING:
     from appliance.config import FilesConfig
     from appliance.gateway.files.bucket_transfer import BucketTransfer
     from appliance.gateway.files.encrypted_file import FileCipher
+    from appliance.nodes.registry import Nodes
 
 _log = logging.getLogger(__name__)
 
 OWN_PATIENCE = 30.0  # seconds to wait for a gateway that is just dying
 
 
-async def build_services(settings: GatewaySettings, store: Store, cluster: Cluster) -> Services:
+async def build_services(
+    settings: GatewaySettings, store: Store, cluster: Cluster, nodes: Nodes | None = None
+) -> Services:
     """Create all objects that the API needs, without starting any."""
     home = settings.home
     now = time.time()
@@ -190,6 +194,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         devices=devices,
         reload=reload,
         additions=Additions(home, reload),
+        nodes=nodes,
         started_at=now,
     )
 
@@ -237,6 +242,8 @@ class Gateway:
         await self._services.erasures.close()
         await self._services.sampler.close()
         await self._services.engine.close()
+        if self._services.nodes is not None:
+            await self._services.nodes.close()
         await self._services.additions.close()
         await self._services.reload.close()
         await self._services.webhooks.close()
@@ -266,7 +273,8 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     await store.open()
     await store.own(OWN_PATIENCE)
     cluster = RayCluster(settings.zygote_socket, settings.run_dir)
-    services = await build_services(settings, store, cluster)
+    nodes = build_nodes(settings)
+    services = await build_services(settings, store, cluster, nodes)
     services.auth.load_groups(await store.users.all())
     await services.files.start()
     await services.builds.load()
@@ -275,6 +283,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     services.retention.start()
     services.audit.start()
     await services.engine.deployed()
+    await start_nodes(nodes, settings)  # before the engine adopts models on nodes
     await services.engine.start()
     await services.erasures.resume()
     services.sampler.start(services.engine.status)

@@ -19,14 +19,15 @@ _log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 2048  # connections that wait to be accepted; the kernel's net.core.somaxconn may be lower
 _PATIENCE: Final = 30.0  # seconds within which the driver must hand over the socket
+_ADVICE: Final = "choose another port (--port, APPLIANCE_PORT, server.port) or address (--host, server.host)"
 _LISTENING: Final = b"\0"  # message sent with the descriptor; any other message is an error
 
 
 class ListeningSocket:
     """The driver's listening socket, handed to gateways through a Unix socket, on the driver's event loop."""
 
-    def __init__(self, host: str, port: int, path: Path) -> None:
-        """Bind ``host``, an IP address or a name, and ``port``.
+    def __init__(self, host: str, port: int, path: Path, *, keys: str | None = None) -> None:
+        """Bind ``host``, an IP address or a name, and ``port``. ``keys`` are those of models.yaml for both.
 
         Connections are refused until a gateway has asked for the socket at ``path``.
 
@@ -34,12 +35,13 @@ class ListeningSocket:
             ApplianceError: the address cannot be bound.
         """
         self._bind_address = host_and_port(host, port)
+        self._advice = _ADVICE if keys is None else f"choose another one in {keys}"
         self._path = path
         self._handing_out = False
         try:
             family, address = socket_address(host, port)
         except OSError as error:
-            raise ApplianceError(f"cannot listen on {self._bind_address}: {_reason(error)}") from error
+            raise ApplianceError(f"cannot listen on {self._bind_address}: {self._reason(error)}") from error
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -48,7 +50,7 @@ class ListeningSocket:
             self._socket.bind(address)
         except OSError as error:
             self.close()
-            raise ApplianceError(f"cannot listen on {self._bind_address}: {_reason(error)}") from error
+            raise ApplianceError(f"cannot listen on {self._bind_address}: {self._reason(error)}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -84,9 +86,12 @@ class ListeningSocket:
             try:
                 self._socket.listen(_BACKLOG)
             except OSError as error:
-                client.send(f"cannot listen on {self._bind_address}: {_reason(error)}".encode())
+                client.send(f"cannot listen on {self._bind_address}: {self._reason(error)}".encode())
             else:
                 socket.send_fds(client, [_LISTENING], [self._socket.fileno()])
+
+    def _reason(self, error: OSError) -> str:
+        return f"{error.strerror}; {self._advice}"
 
 
 def socket_address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
@@ -125,10 +130,3 @@ def receive_listener(path: Path) -> socket.socket:
     listener = socket.socket(fileno=descriptors[0])
     listener.setblocking(False)
     return listener
-
-
-def _reason(error: OSError) -> str:
-    return (
-        f"{error.strerror}; choose another port (--port, APPLIANCE_PORT, server.port) "
-        "or address (--host, server.host)"
-    )

@@ -24,6 +24,14 @@ def client_files(run_dir: Path) -> ClientFiles:
     return ClientFiles(*(run_dir / name for name in names))
 
 
+class HeadSettings(msgspec.Struct, frozen=True):
+    """This machine as the head of a cluster."""
+
+    name: str
+    host: str  # IPv4 address
+    session: str  # differs each time that Ray starts
+
+
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings that the driver passes to the gateway. Paths are absolute."""
 
@@ -37,6 +45,12 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     pull: bool  # whether missing weights are downloaded
     #: Environment variables with secrets, which the environment of Ray's processes does not contain.
     secrets: dict[str, str] = {}
+    head: HeadSettings | None = None  # None without a cluster
+
+    @property
+    def node(self) -> str:
+        """Name of this machine in its cluster; "" without a cluster."""
+        return "" if self.head is None else self.head.name
 
     @property
     def in_force(self) -> Config:
@@ -64,6 +78,11 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     def listener_socket(self) -> Path:
         """Unix socket from which gateways get the listening socket of the driver."""
         return self.run_dir / "listener.sock"
+
+    @property
+    def agent_socket(self) -> Path:
+        """Unix socket from which gateways get the listening socket of the head's agent."""
+        return self.run_dir / "agent.sock"
 
     @property
     def log_file(self) -> Path:

@@ -67,7 +67,8 @@ class Channel:
 
     @property
     def peer_host(self) -> str:
-        return str(self.writer.get_extra_info("peername")[0])
+        name = self.writer.get_extra_info("peername")  # None if the connection has closed already
+        return str(name[0]) if name else "unknown"
 
     async def send(self, message: msgspec.Struct) -> None:
         self.writer.write(encode(message))

@@ -160,8 +160,11 @@ class Head:
         """
         await self._ask(Left(incarnation), Done, CONNECT_TIMEOUT)
 
-    async def is_listening(self) -> bool:
-        """Return whether the port of the head's agent is open, also while no gateway answers there."""
+    async def is_listening(self, seconds: float) -> bool:
+        """Return whether the port of the head's agent is open, also while no gateway answers there.
+
+        It counts as closed if it does not accept a connection within ``seconds``.
+        """
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -169,7 +172,7 @@ class Head:
             try:
                 if self._own_address is not None:
                     probe.bind((self._own_address, 0))
-                async with asyncio.timeout(CONNECT_TIMEOUT / 2):
+                async with asyncio.timeout(seconds):
                     await loop.sock_connect(probe, (self._host, self._port))
             except (OSError, TimeoutError):
                 return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 from starlette.requests import Request
 
@@ -29,6 +31,9 @@ from appliance.observability.audit_log import AuditLog
 from appliance.observability.metrics import Metrics
 from appliance.observability.tracing import Tracing
 from appliance.store import Store
+
+if TYPE_CHECKING:  # imported only by the head of a cluster
+    from appliance.nodes.registry import Nodes
 
 
 class Services(msgspec.Struct, kw_only=True):
@@ -58,6 +63,7 @@ class Services(msgspec.Struct, kw_only=True):
     additions: Additions
     devices: tuple[Device, ...]
     started_at: float  # Unix seconds
+    nodes: Nodes | None = None  # None without a cluster
 
     def configure(self, config: Config) -> None:
         """Put ``config`` into effect, except its models, which ``Reload`` changes."""

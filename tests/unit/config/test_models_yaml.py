@@ -152,6 +152,8 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "FilesConfig": set(everything["files"]),
         "S3Config": set(everything["files"]["s3"]),
         "CodeConfig": set(everything["code"]),
+        "ClusterConfig": set(everything["cluster"]),
+        "ClusterPorts": set(everything["cluster"]["ports"]),
         "LoggingConfig": set(everything["logging"]),
         "TelemetryConfig": set(everything["telemetry"]),
         "AuditConfig": set(everything["audit"]),

@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from appliance.config import Config
-from appliance.domain.errors import ApplianceError
 from appliance.driver import main
 from appliance.gateway.settings import GatewaySettings
 
@@ -33,12 +32,6 @@ def test_a_data_folder_that_cannot_be_used(
         f"appliance: the data folder {home} cannot be used: {home}: File exists: change the owner to"
     )
     assert "--home or APPLIANCE_HOME" in said
-
-
-def test_shared_memory_that_cannot_be_written(tmp_path: Path) -> None:
-    main.check_shared_memory(tmp_path)
-    with pytest.raises(ApplianceError, match=r"shared memory at .* cannot be written: No such file"):
-        main.check_shared_memory(tmp_path / "none")
 
 
 @pytest.mark.parametrize(

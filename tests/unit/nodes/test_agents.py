@@ -396,9 +396,9 @@ async def test_after_a_restart_of_ray_all_nodes_join_again(tmp_path: Path) -> No
 
 async def test_a_port_without_a_gateway_is_not_the_loss_of_the_head(tmp_path: Path) -> None:
     async with cluster(tmp_path, "a") as (head, (node,)):
-        assert await node.as_member.is_listening()
+        assert await node.as_member.is_listening(30.0)
         await head.nodes.close()
-        assert not await node.as_member.is_listening()
+        assert not await node.as_member.is_listening(30.0)
         with pytest.raises(HeadUnreachable):
             await node.as_member.counts_as_member(node.incarnation)
 

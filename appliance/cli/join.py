@@ -1,0 +1,127 @@
+"""`appliance join`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import typer
+
+from appliance.cli.serve import environment
+from appliance.domain.errors import ConfigError, JoinRefused
+
+DEFAULT_PORT: Final = 8770  # of the agents of head and nodes
+
+
+def join(
+    address: Annotated[
+        str, typer.Argument(metavar="ADDRESS", help="Address of the head: HOST or HOST:PORT.")
+    ],
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            envvar="APPLIANCE_CLUSTER_TOKEN",
+            help="Join token: the output of `appliance nodes token` on the head.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Name of this machine in the cluster. Default: its host name."),
+    ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", help="Data folder. Default: APPLIANCE_HOME, else ~/.appliance-node."),
+    ] = None,
+    own_address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="IPv4 address of this machine at which the head reaches it. Default: the one from which "
+            "this machine reaches the head.",
+        ),
+    ] = None,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Port of this machine's agent.")
+    ] = DEFAULT_PORT,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, max=4096, help="CPU threads that one model may use.")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", help="Main memory for models, such as 16GiB. Default: 80 % of it."),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            help="A logical device, such as small=4GiB, instead of the machine's devices. Repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Make this machine a node of a cluster, until Ctrl-C or SIGTERM.
+
+    The head is the machine of `appliance serve` whose models.yaml has the section `cluster`. It loads models
+    on this machine. If the head is away, this machine waits, and joins again.
+    """
+    from appliance.driver.cluster_head import own_name
+    from appliance.driver.node import NodeSettings
+    from appliance.nodes.identity import TOKEN_VARIABLE, JoinToken
+
+    if not token:
+        raise JoinRefused(
+            f"--token is missing: give the output of `appliance nodes token` on the head, or set "
+            f"{TOKEN_VARIABLE}"
+        )
+    JoinToken.parse(token)
+    host, head_port = _host_and_port(address)
+    settings = NodeSettings(
+        head_host=host,
+        head_port=head_port,
+        name=own_name(name),
+        data=str(_home(home)),
+        port=port,
+        address=own_address,
+        threads=threads,
+        memory=None if memory is None else _bytes(memory, "--memory"),
+        devices=dict(map(_device, device or ())),
+    )
+    command = [sys.executable, "-m", "appliance.driver.node", msgspec.json.encode(settings).decode()]
+    sys.stdout.flush()
+    # The token is in the environment, because all users can read the command line.
+    os.execve(sys.executable, command, environment() | {TOKEN_VARIABLE: token})  # noqa: S606 - no shell is needed
+
+
+def _home(given: Path | None) -> Path:
+    named = os.environ.get("APPLIANCE_HOME")
+    if given is None and named:
+        given = Path(named)
+    return (given or Path("~/.appliance-node")).expanduser().absolute()
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        return text, DEFAULT_PORT
+    if not host or not (port.isascii() and port.isdecimal()) or not 1 <= int(port) <= 65535:
+        raise ConfigError(f"{text} is not an address of a head: write HOST or HOST:PORT")
+    return host, int(port)
+
+
+def _device(text: str) -> tuple[str, int]:
+    name, equals, size = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"{text} is not a device: write NAME=SIZE, such as small=4GiB", key="--device")
+    return name, _bytes(size, "--device")
+
+
+def _bytes(text: str, option: str) -> int:
+    from appliance.domain.values import bytes_of
+
+    try:
+        return int(bytes_of(text))
+    except ValueError as error:
+        raise ConfigError(str(error), key=option) from error

@@ -1,0 +1,94 @@
+"""The section ``cluster`` of models.yaml: the addresses and ports of an appliance on several machines."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, Field, model_validator
+
+from appliance.domain.section import Section, subsection
+from appliance.domain.values import Seconds
+
+_Port = Annotated[int, Field(ge=1, le=65535)]
+_SHORTEST: Final = 3.0  # seconds; heartbeats are sent every second
+
+
+def _address(value: str) -> str:
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        return value  # a name
+    if address.version != 4 or address.is_unspecified or str(address) == "127.0.0.1":
+        raise ValueError(
+            f"{value} is not an address at which other machines reach this one: give the IPv4 address of a "
+            "network interface, or a name that stands for it"
+        )
+    return value
+
+
+class ClusterPorts(Section):
+    """TCP ports that Ray uses between the machines of the cluster."""
+
+    gcs: _Port = Field(default=8771, description="Port of Ray's gcs_server, on the head.")
+    node_manager: int = Field(
+        default=8772, ge=0, le=65535, description="Port of Ray's raylet, on each machine; 0: any free port."
+    )
+    object_manager: int = Field(
+        default=8773,
+        ge=0,
+        le=65535,
+        description="Port of Ray's object manager, on each machine; 0: any free port.",
+    )
+    workers: tuple[_Port, _Port] = Field(
+        default=(10002, 19999),
+        strict=False,
+        description="First and last port for Ray's worker processes, on each machine: one for each loaded "
+        "model, and a few more.",
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ClusterPorts:
+        first, last = self.workers
+        if last - first < 99:
+            raise ValueError("workers: give a range of at least 100 ports, as [first, last]")
+        fixed = (self.gcs, self.node_manager, self.object_manager)
+        if any(first <= port <= last for port in fixed):
+            raise ValueError("workers: the range must not contain the other ports")
+        used = [port for port in fixed if port]
+        if len(set(used)) != len(used):
+            raise ValueError("gcs, node_manager and object_manager must be different ports")
+        return self
+
+
+class ClusterConfig(Section):
+    """Makes this machine the head of a cluster, which other machines can join."""
+
+    address: Annotated[str, AfterValidator(_address)] = Field(
+        min_length=1,
+        description="Address at which the other machines reach this one: the IPv4 address of a network "
+        "interface, or a name that stands for it.",
+    )
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+        description="Name of this machine in the cluster: lower-case letters, digits and hyphens. Default: "
+        "its host name.",
+    )
+    port: _Port = Field(default=8770, description="Port of the agent, which the other machines connect to.")
+    lost_after: Seconds = Field(
+        default=10.0,
+        description="Time without an answer after which a machine counts as lost; at least 3 s. Its "
+        "predictions then run on other machines.",
+    )
+    ports: ClusterPorts = subsection(ClusterPorts(), "Ports that Ray uses between the machines.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> ClusterConfig:
+        if self.lost_after < _SHORTEST:
+            raise ValueError("lost_after: give at least 3 s, because heartbeats are sent every second")
+        used = (self.ports.gcs, self.ports.node_manager, self.ports.object_manager)
+        first, last = self.ports.workers
+        if self.port in used or first <= self.port <= last:
+            raise ValueError("port: Ray uses this port too (cluster.ports): choose another one")
+        return self

@@ -1,0 +1,124 @@
+"""Makes the machine of `appliance serve` the head of a cluster, if models.yaml says so."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from appliance.config import ClusterConfig
+from appliance.domain.errors import ConfigError, JoinRefused
+from appliance.gateway.listener import ListeningSocket
+from appliance.gateway.settings import HeadSettings
+
+if TYPE_CHECKING:
+    from appliance.cluster.ray_node import RayBinding
+
+_UNUSABLE: Final = re.compile(r"[^a-z0-9-]+")
+
+
+def check(config: ClusterConfig | None) -> None:
+    """Check that ``cluster.address`` is an address of this machine.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if config is not None:
+        own_address(config)
+
+
+def own_address(config: ClusterConfig) -> str:
+    """Return the IPv4 address that ``cluster.address`` stands for.
+
+    Raises:
+        ConfigError: it is no address of this machine, or the name stands for the loopback address.
+    """
+    key = "cluster.address"
+    try:
+        found = socket.getaddrinfo(config.address, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(
+            f"{config.address} stands for no IPv4 address: {error.strerror}: give the address of a network "
+            "interface of this machine",
+            key=key,
+        ) from error
+    host = str(found[0][4][0])
+    if host == "127.0.0.1":
+        raise ConfigError(
+            f"{config.address} is {host}, which other machines cannot reach: give the address of a network "
+            "interface of this machine",
+            key=key,
+        )
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        raise ConfigError(
+            f"no network interface of this machine has the address {host}: {error.strerror}", key=key
+        ) from error
+    return host
+
+
+def own_name(given: str | None) -> str:
+    """Return ``given``, or else the host name of this machine as the name of a node."""
+    if given is not None:
+        return given
+    name = _UNUSABLE.sub("-", socket.gethostname().partition(".")[0].lower())
+    return name[:63].strip("-") or "node"
+
+
+def prepare(config: ClusterConfig | None, home: Path) -> HeadSettings | None:
+    """Create the keys of the cluster, and let Ray use them. Return None without a cluster.
+
+    Raises:
+        ConfigError: ``cluster.address`` is no address of this machine.
+        ApplianceError: the keys cannot be used.
+    """
+    if config is None:
+        return None
+    from appliance.nodes import identity
+    from appliance.nodes.registry import cluster_folder
+
+    head = HeadSettings(own_name(config.name), own_address(config), secrets.token_hex(8))
+    try:
+        own = identity.create_head(
+            cluster_folder(home), head.name, [head.host], os.environ.get(identity.TOKEN_VARIABLE)
+        )
+    except JoinRefused as error:
+        raise ConfigError(error.detail, key=identity.TOKEN_VARIABLE) from error
+    os.environ |= identity.ray_variables(own)
+    return head
+
+
+@contextlib.contextmanager
+def agent_listener(
+    config: ClusterConfig | None, head: HeadSettings | None, path: Path
+) -> Iterator[ListeningSocket | None]:
+    """Bind the port of the agent, as long as the driver runs: a new gateway continues to listen on it."""
+    if config is None or head is None:
+        yield None
+        return
+    with ListeningSocket(head.host, config.port, path, keys="cluster.port or cluster.address") as listener:
+        yield listener
+
+
+def ray_binding(config: ClusterConfig | None, head: HeadSettings | None) -> RayBinding | None:
+    """Return the address and ports for Ray; None without a cluster."""
+    if config is None or head is None:
+        return None
+    from appliance.cluster.ray_node import RayBinding
+
+    ports = config.ports
+    return RayBinding(
+        node=head.name,
+        host=head.host,
+        gcs_port=ports.gcs,
+        node_manager_port=ports.node_manager,
+        object_manager_port=ports.object_manager,
+        worker_ports=ports.workers,
+    )

@@ -1,0 +1,432 @@
+"""The driver of a node: joins a cluster, and starts, supervises and stops the processes of this machine.
+
+``appliance join`` prepares the environment and then executes ``python -m appliance.driver.node``. When the
+head is gone, or has lost this node, the driver ends all processes, and replaces itself with a new driver
+(``exec``, with the same process id), which joins again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+from rich.console import Console
+
+from appliance import __version__, machine
+from appliance.config import HardwareConfig
+from appliance.config.sections import DeviceConfig
+from appliance.domain.errors import ApplianceError, ConfigError, JoinRefused, NodeError, RayLost
+from appliance.driver import (
+    home_lock,
+    own_process,
+    permissions,
+    proxies,
+    service_manager,
+    temporary_folder,
+    zygote,
+)
+from appliance.driver.supervisor import Supervisor
+from appliance.machine import Device
+from appliance.machine.gpus import Gpus
+from appliance.machine.memory_use import device_usage
+from appliance.machine.processes import kill_marked
+from appliance.nodes import identity
+from appliance.nodes.identity import Identity, JoinToken
+from appliance.nodes.joining import Head, HeadUnreachable, join
+from appliance.nodes.messages import Admitted, NodeFacts
+from appliance.nodes.node_agent import NodeAgent
+from appliance.nodes.registry import bind, cluster_folder
+from appliance.observability import logs
+from appliance.runners.child_environment import take_secrets
+from appliance.worker import handle
+from appliance.worker.cleanup import kill_leftover_workers, pid_folder
+
+if TYPE_CHECKING:
+    from appliance.cluster.ray_node import RayWorkerNode
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_FIRST_PAUSE: Final = 1.0  # seconds between attempts to reach the head; doubles with each attempt
+_LONGEST_PAUSE: Final = 30.0  # seconds
+#: Seconds for which a refused node tries again: the head may still be removing what ran here before.
+_REFUSED_FOR: Final = 60.0
+_CHECK_INTERVAL: Final = 1.0  # seconds between checks of the membership
+
+
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of `appliance join`."""
+
+    head_host: str
+    head_port: int
+    name: str
+    data: str  # absolute path of the data folder
+    port: int
+    address: str | None  # the address of this machine from which it connects
+    threads: int | None  # CPU threads that one model may use
+    memory: int | None  # bytes of main memory for models
+    devices: dict[str, int]  # bytes by name of logical device; empty: the devices of the machine
+
+    @property
+    def hardware(self) -> HardwareConfig:
+        return HardwareConfig(
+            devices=tuple(DeviceConfig(name=name, memory=size) for name, size in self.devices.items())
+            or "auto",
+            threads=self.threads,
+            host_memory=self.memory,
+        )
+
+    @property
+    def home(self) -> Path:
+        return Path(self.data)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.home / "run"
+
+    @property
+    def zygote_socket(self) -> Path:
+        return self.run_dir / "zygote.sock"
+
+    @property
+    def head_address(self) -> str:
+        return f"{self.head_host}:{self.head_port}"
+
+
+class MembershipLost(Exception):
+    """This machine is not a member of the cluster any more, and has to join again."""
+
+
+class NodeProcess:
+    """The processes of one membership, from joining to leaving."""
+
+    def __init__(self, settings: NodeSettings, token: JoinToken, temp: Path, console: Console) -> None:
+        self._settings = settings
+        self._token = token
+        self._temp = temp
+        self._console = console
+        self._devices = machine.discover(settings.hardware)
+        self._incarnation = secrets.token_hex(8)
+        self._zygote: Supervisor | None = None
+        self._ray: RayWorkerNode | None = None
+        self._agent: NodeAgent | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Join, work until ``stop`` is set, and leave.
+
+        Raises:
+            MembershipLost: the head is gone, or Ray has ended; everything has to start anew.
+            ApplianceError: this machine cannot join.
+        """
+        try:
+            admission = await _unless_stopped(stop, self._join())
+            if admission is None:
+                return
+            own, admitted = admission
+            settings = self._settings
+            head = Head(own, admitted.head, settings.head_host, settings.head_port, settings.address)
+            await self._start(own, admitted)
+            watching = asyncio.ensure_future(self._watch_ray())
+            if await _unless_stopped(stop, self._announce(head, admitted)) is None:
+                watching.cancel()
+                return
+            self._console.print(
+                f"node {settings.name} has joined {settings.head_address}", highlight=False, soft_wrap=True
+            )
+            service_manager.ready(f"{admitted.host}:{settings.port} as a node of {settings.head_address}")
+            stopping = asyncio.ensure_future(stop.wait())
+            member = asyncio.ensure_future(self._watch_membership(head, admitted.lost_after))
+            tasks = {watching, stopping, member}
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done() and not task.cancelled():
+                    task.result()  # raises MembershipLost
+                task.cancel()
+            await self._leave(head, admitted.drain_timeout)
+        finally:
+            await self._end()
+
+    # -- joining -------------------------------------------------------------------------------------------
+
+    async def _join(self) -> tuple[Identity, Admitted]:
+        """Get a certificate from the head. Waits as long as the head cannot be reached."""
+        settings = self._settings
+        pause, logged = _FIRST_PAUSE, False
+        while True:
+            try:
+                own, admitted = await join(
+                    cluster_folder(settings.home),
+                    self._token,
+                    settings.head_host,
+                    settings.head_port,
+                    name=settings.name,
+                    version=__version__,
+                    device=self._devices[0].kind,
+                    own_address=settings.address,
+                )
+            except HeadUnreachable as error:
+                if not logged:
+                    self._console.print(
+                        f"{error}: trying again until it answers", highlight=False, soft_wrap=True
+                    )
+                    _log.warning("%s: trying again until it answers", error)
+                logged = True
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                return own, admitted
+
+    async def _start(self, own: Identity, admitted: Admitted) -> None:
+        settings = self._settings
+        os.environ |= identity.ray_variables(own)
+        self._zygote = zygote.supervisor(
+            settings.home, settings.zygote_socket, self._devices[0], lambda: admitted.modules
+        )
+        await self._zygote.start()  # before Ray is imported, because the first model needs its imports
+        agent = NodeAgent(own, self._facts(admitted), in_use=_measure(self._devices), prepare=self._prepare)
+        self._agent = agent
+        await agent.start(_listener(admitted.host, settings.port))
+        os.environ["RAY_AUTH_TOKEN"] = admitted.ray_token
+        os.environ |= proxies.bypass(os.environ, [admitted.host, settings.head_host])
+        self._ray = _ray_node(settings.name, admitted, self._temp)
+        self._ray.start()
+
+    def _facts(self, admitted: Admitted) -> NodeFacts:
+        settings = self._settings
+        system = os.uname()
+        return NodeFacts(
+            name=settings.name,
+            host=admitted.host,
+            port=settings.port,
+            devices=self._devices,
+            threads=settings.hardware.threads or max(1, machine.cpu_threads() - 1),
+            version=__version__,
+            labels={"host": system.nodename, "system": f"{system.sysname} {system.release}"},
+            run_dir=str(settings.run_dir),
+            outputs=str(settings.run_dir / "outputs"),
+        )
+
+    async def _prepare(self, modules: list[str]) -> None:
+        await handle.prepare(self._settings.zygote_socket, modules)
+
+    async def _announce(self, head: Head, admitted: Admitted) -> bool:
+        """Become a member, and return True."""
+        deadline = time.monotonic() + _REFUSED_FOR + admitted.lost_after
+        while True:
+            try:
+                await head.announce(self._facts(admitted), self._incarnation)
+            except (JoinRefused, HeadUnreachable) as error:
+                if time.monotonic() > deadline:
+                    if isinstance(error, HeadUnreachable):
+                        raise MembershipLost(str(error)) from error
+                    raise
+                _log.warning("the head does not accept this node yet: %s", error)
+                await asyncio.sleep(_FIRST_PAUSE)
+            else:
+                return True
+
+    # -- membership ----------------------------------------------------------------------------------------
+
+    async def _watch_ray(self) -> None:
+        if self._ray is not None:
+            try:
+                await self._ray.watch()
+            except RayLost as error:
+                raise MembershipLost(error.detail) from error
+
+    async def _watch_membership(self, head: Head, lost_after: float) -> None:
+        """Return never: raise ``MembershipLost`` once this node is not a member any more.
+
+        As long as the head pings the agent, all is well. Otherwise this node asks the head. While a gateway
+        restarts there, nobody answers, but its driver keeps the port open.
+        """
+        reached = time.monotonic()
+        while True:
+            await asyncio.sleep(_CHECK_INTERVAL)
+            if self._agent is not None:
+                reached = max(reached, self._agent.last_ping)
+            silence = time.monotonic() - reached
+            if silence < lost_after / 2:
+                continue
+            if await head.is_listening(max(_CHECK_INTERVAL, lost_after - silence)):
+                reached = time.monotonic()
+                with contextlib.suppress(HeadUnreachable):  # a gateway restarts
+                    if not await head.counts_as_member(self._incarnation):
+                        raise MembershipLost("the head has lost this node")
+            elif time.monotonic() - reached >= lost_after:
+                raise MembershipLost(f"the head at {self._settings.head_address} cannot be reached")
+
+    async def _leave(self, head: Head, drain_timeout: float) -> None:
+        """Let the running predictions finish, and tell the head that this node stops."""
+        service_manager.stopping(drain_timeout)
+        self._console.print(
+            f"stopping the node: running predictions get up to {drain_timeout:g} s", highlight=False
+        )
+        try:
+            await head.leave(self._incarnation)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(drain_timeout):
+                    while _has_workers(self._settings.run_dir):
+                        await asyncio.sleep(0.2)
+            await head.left(self._incarnation)
+        except (HeadUnreachable, NodeError) as error:
+            _log.warning("the head does not know that this node stops: %s", error)
+
+    async def _end(self) -> None:
+        """Stop all processes of this membership. Worker processes are killed."""
+        if self._agent is not None:
+            await self._agent.close()
+        if self._zygote is not None:
+            await self._zygote.stop()
+        if self._ray is not None:
+            self._ray.stop()
+        kill_leftover_workers(self._settings.run_dir)
+
+
+async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Return the result of ``work``; or cancel it and return None as soon as ``stop`` is set."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        working.cancel()
+        stopping.cancel()
+
+
+def _has_workers(run_dir: Path) -> bool:
+    folder = pid_folder(run_dir)
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def _measure(devices: tuple[Device, ...]) -> Callable[[], dict[str, int]]:
+    return partial(device_usage, devices, Gpus.connect() if devices[0].kind == "cuda" else None)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        return bind(host, port)
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ApplianceError(
+                f"the head sees this machine at {host}, which is no address of this machine: machines behind "
+                "network address translation cannot join; connect both over a network without it, or a VPN"
+            ) from error
+        raise ApplianceError(
+            f"cannot listen on {host}:{port}: {error.strerror}: choose another port with --port"
+        ) from error
+
+
+def _ray_node(name: str, admitted: Admitted, temp: Path) -> RayWorkerNode:
+    """Import Ray, which takes seconds and reads the environment."""
+    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]  # Ray would import it, and needs it not
+    from appliance.cluster.ray_node import RayBinding, RayWorkerNode
+
+    binding = RayBinding(
+        node=name,
+        host=admitted.host,
+        gcs_port=0,  # only the head has one
+        node_manager_port=admitted.node_manager_port,
+        object_manager_port=admitted.object_manager_port,
+        worker_ports=admitted.worker_ports,
+    )
+    return RayWorkerNode(temp, binding, admitted.ray_address)
+
+
+def prepare_home(settings: NodeSettings) -> Path:
+    """Create the data folder and its folders; return the log file.
+
+    Raises:
+        ApplianceError: a file or folder cannot be created or written.
+    """
+    home = settings.home
+    log = home / "logs" / "node.log"
+    try:
+        for folder in (home, settings.run_dir, log.parent, home / "cache", cluster_folder(home)):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log.touch(mode=0o600)
+    except OSError as error:
+        raise ApplianceError(
+            f"the data folder {home} cannot be used: {error.filename}: {error.strerror}: change the owner to "
+            "the user who runs the node, or choose another folder with --home or APPLIANCE_HOME"
+        ) from error
+    return log
+
+
+async def _run(settings: NodeSettings, token: JoinToken, temp: Path, console: Console) -> bool:
+    """Run one membership; return whether to join again."""
+    stop = asyncio.Event()
+    own_process.stop_on_signals(stop)
+    try:
+        await NodeProcess(settings, token, temp, console).run(stop)
+    except MembershipLost as error:
+        if stop.is_set():
+            return False
+        _log.error("%s: ended all processes of this node; it joins again", error)
+        console.print(f"{error}: joining again", highlight=False, soft_wrap=True)
+        service_manager.restarting(str(error))
+        return True
+    return False
+
+
+def _serve(settings: NodeSettings, console: Console) -> bool:
+    """Run one membership, alone in the data folder; return whether to join again."""
+    permissions.restrict()
+    log = prepare_home(settings)
+    logs.configure(log)
+    permissions.tighten(settings.home)
+    token = JoinToken.parse(os.environ.get(identity.TOKEN_VARIABLE, ""))
+    take_secrets()
+    with home_lock.take(settings.home):
+        mark = own_process.HOME_MARK, str(settings.home)
+        killed = {*kill_leftover_workers(settings.run_dir), *kill_marked(*mark)}
+        if killed:
+            console.print(f"killed {len(killed)} processes of an earlier node that did not stop cleanly")
+        own_process.check_shared_memory()
+        temp = temporary_folder.make(settings.home)
+        os.environ[own_process.HOME_MARK] = str(settings.home)  # all child processes inherit it
+        temporary_folder.use(temp)
+        try:
+            return asyncio.run(_run(settings, token, temp, console))
+        finally:
+            kill_marked(*mark)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m appliance.driver.node")
+    parser.add_argument("settings", help="NodeSettings as JSON")
+    arguments = parser.parse_args()
+    console = Console(stderr=False)
+    environment = dict(os.environ)
+    try:
+        again = _serve(msgspec.json.decode(arguments.settings, type=NodeSettings), console)
+    except ConfigError as error:
+        Console(stderr=True).print(f"appliance: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except ApplianceError as error:
+        Console(stderr=True).print(f"appliance: {error.detail}", style="red", markup=False, soft_wrap=True)
+        return 1
+    if again:
+        own_process.restart(environment)
+    return 0
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)  # Ray's exit handlers would wait for dead processes

@@ -1,0 +1,67 @@
+"""The head of a cluster in the gateway process: the registry of nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from appliance import __version__
+from appliance.domain.errors import ApplianceError
+from appliance.gateway.listener import receive_listener
+from appliance.gateway.settings import GatewaySettings
+from appliance.runners import preloaded_modules
+
+if TYPE_CHECKING:  # imported only by the head of a cluster
+    from appliance.nodes.registry import Nodes
+
+
+def build_nodes(settings: GatewaySettings) -> Nodes | None:
+    """Return the registry of the nodes, not started yet; None without a cluster."""
+    cluster, head = settings.config.cluster, settings.head
+    if cluster is None or head is None:
+        return None
+    from appliance.nodes.admission import Terms
+    from appliance.nodes.identity import Identity
+    from appliance.nodes.registry import Nodes, cluster_folder
+
+    def modules(device: str) -> list[str]:
+        kinds = dict.fromkeys(model.kind for model in settings.in_force.models)
+        found = (preloaded_modules(kind, "cuda" if device == "cuda" else "cpu") for kind in kinds)
+        return list(dict.fromkeys(name for each in found for name in each))
+
+    terms = Terms(
+        head=head.name,
+        version=__version__,
+        ray_address=f"{head.host}:{cluster.ports.gcs}",
+        ray_token=_ray_token(),
+        worker_ports=cluster.ports.workers,
+        node_manager_port=cluster.ports.node_manager,
+        object_manager_port=cluster.ports.object_manager,
+        lost_after=lambda: cluster.lost_after,
+        drain_timeout=lambda: settings.in_force.server.drain_timeout,
+        modules=modules,
+    )
+    return Nodes(
+        Identity(cluster_folder(settings.home)),
+        terms,
+        session=head.session,
+        host=head.host,
+        port=cluster.port,
+        lost_after=lambda: cluster.lost_after,
+    )
+
+
+def _ray_token() -> str:
+    try:
+        return os.environ["RAY_AUTH_TOKEN"]
+    except KeyError:
+        raise ApplianceError(
+            "RAY_AUTH_TOKEN is not set: start the appliance with `appliance serve`, which sets it"
+        ) from None
+
+
+async def start_nodes(nodes: Nodes | None, settings: GatewaySettings) -> None:
+    """Find the nodes of an earlier gateway, and let machines join. Do nothing without a cluster."""
+    if nodes is not None:
+        await nodes.start(await asyncio.to_thread(receive_listener, settings.agent_socket))
