@@ -22,6 +22,7 @@ from appliance.cli import (
     join,
     local,
     monitoring,
+    nodes,
     push,
     remote,
     serve,
@@ -70,7 +71,7 @@ def _common(
 
 for _command in (
     serve.serve,
-    join.join,
+    *(join.join, nodes.drain),
     *(local.check, local.pull, local.schema, local.certificate, local.doctor),
     *(remote.run, remote.models, remote.predictions, remote.example, remote.status, remote.reload),
     systemd.systemd,
@@ -88,6 +89,7 @@ app.command()(transfer.export)
 app.command("import")(transfer.import_)
 for _name, _group in {
     "token": tokens.group,
+    "nodes": nodes.group,
     "users": users.group,
     "webhook": webhooks.group,
     "file": files.group,

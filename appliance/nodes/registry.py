@@ -151,6 +151,11 @@ class Nodes:
         for client in self._clients.values():
             await client.close()
 
+    @property
+    def head(self) -> Source:
+        """The name and address of the head."""
+        return self._head
+
     def members(self) -> dict[str, NodeFacts]:
         return {name: member.facts for name, member in self._members.items()}
 

@@ -45,6 +45,8 @@ RECORDED: Final = {
     ("POST", f"{_ADMIN_MODEL}/unpin"): "model.unpin",
     ("PUT", f"{_ADMIN_MODEL}/examples/{{id}}"): "example.add",
     ("DELETE", f"{_ADMIN_MODEL}/examples/{{id}}"): "example.remove",
+    ("POST", "/admin/nodes/{name}/drain"): "node.drain",
+    ("DELETE", "/admin/nodes/{name}/drain"): "node.undrain",
     ("POST", "/admin/weights/prune"): "weights.delete",
     ("DELETE", "/admin/predictions/{id}"): "prediction.delete",
     ("POST", "/admin/predictions/{id}/cancel"): "prediction.cancel",

@@ -20,6 +20,7 @@ from appliance.protocols import (
     config_types,
     conversation_types,
     limit_types,
+    node_types,
     request_types,
     response_types,
 )
@@ -33,6 +34,7 @@ _BODIES: Final = (
     *admin_types.RESPONSES,
     *audit_types.RESPONSES,
     *limit_types.RESPONSES,
+    *node_types.RESPONSES,
     *adding_types.REQUESTS,
     *adding_types.RESPONSES,
     *conversation_types.REQUESTS,

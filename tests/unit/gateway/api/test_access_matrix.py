@@ -74,6 +74,9 @@ POST /admin/models/{owner}/{name}/unload                403 403 403 403 403 202
 POST /admin/models/{owner}/{name}/unpin                 403 403 403 403 403 202
 GET /admin/models/{owner}/{name}/update                 403 403 403 403 403 409
 POST /admin/models/{owner}/{name}/update                403 403 403 403 403 409
+GET /admin/nodes                                        403 403 403 403 403 200
+DELETE /admin/nodes/{name}/drain                        403 403 403 403 403 404
+POST /admin/nodes/{name}/drain                          403 403 403 403 403 404
 GET /admin/predictions                                  200 200 200 200 200 200
 GET /admin/predictions.csv                              200 200 200 200 200 200
 GET /admin/predictions.jsonl                            200 200 200 200 200 200
