@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import msgspec
@@ -19,6 +20,7 @@ _log = logging.getLogger(__name__)
 _SILENCE: Final = 30.0  # seconds without an answer between two warnings in the log
 
 T = TypeVar("T")
+P = TypeVar("P", bound=asyncio.Protocol)
 
 
 async def await_answer(call: Awaitable[T], replica: str, silence: float = _SILENCE) -> T:
@@ -49,6 +51,56 @@ class AdoptedModel(msgspec.Struct, frozen=True):
     changing_sleep_state: bool = False  # it is falling asleep or waking
 
 
+class NodeFolders(msgspec.Struct, frozen=True):
+    """Absolute paths on a node."""
+
+    run_dir: Path  # sockets and pid files of replicas and worker processes
+    outputs: Path  # output files of predictions: one folder for each prediction
+    cache: Path  # compile caches: one folder for each kind of model
+
+
+class NodeConnection(Protocol):
+    """The connection to the agent of a node, as far as models need it.
+
+    All methods but ``open_socket`` raise ``NodeLost`` if the node cannot be reached, and another
+    ``ApplianceError`` if the node refuses or cannot do what was asked.
+    """
+
+    async def open_socket(self, name: str, protocol: Callable[[], P]) -> tuple[object, P]:
+        """Connect to the Unix socket ``name`` in the run folder of the node.
+
+        Raises:
+            OSError: no process listens there, or the node cannot be reached.
+        """
+        ...
+
+    async def prepare(self, modules: list[str]) -> None:
+        """Ask the node's zygote to import ``modules``; do not wait for the import."""
+
+    async def send_file(self, source: Path) -> str:
+        """Copy a file of this machine to the node; return its absolute path there."""
+        ...
+
+    async def fetch_file(self, path: str, target: Path) -> None:
+        """Copy the file at the absolute ``path`` of the node to this machine."""
+
+    async def drop_files(self, paths: list[str]) -> None:
+        """Delete files and folders of predictions on the node; ignore those that do not exist."""
+
+    async def copy_weights(
+        self,
+        paths: Sequence[Path],
+        keep: Iterable[str] = (),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, str]:
+        """Copy files and folders that the node does not have; return their paths on the node by path here.
+
+        If the disk of the node gets full, other copies are deleted, except the paths ``keep``. ``progress``
+        is called with the bytes that were copied, and the bytes to copy.
+        """
+        ...
+
+
 class Cluster(Protocol):
     """Loads models, sends them jobs, and returns their events.
 
@@ -65,6 +117,14 @@ class Cluster(Protocol):
 
     async def prepare(self, modules: list[str]) -> None:
         """Ask the zygote to import ``modules`` before loads need them; do not wait for the import."""
+
+    async def copy_weights(self, spec: LoadSpec) -> int:
+        """Copy the weights of a model to the node that will load it; return how many bytes were copied.
+
+        Raises:
+            LoadFailed: a file cannot be copied; the message has the reason.
+            NodeLost: the node cannot be reached.
+        """
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
         """Load a model; return the sleep levels that its worker process supports.
@@ -119,6 +179,12 @@ class Cluster(Protocol):
             OutOfMemory: the worker process used too much memory.
         """
         ...
+
+    def add_node(self, name: str, folders: NodeFolders, connection: NodeConnection) -> None:
+        """Allow loads on a node that has joined."""
+
+    def remove_node(self, name: str, reason: str) -> None:
+        """Forget a lost node: calls and events of its models raise ``NodeLost`` with ``reason``."""
 
     async def close(self) -> None:
         """Close the connections; loaded models stay loaded."""

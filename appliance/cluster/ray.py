@@ -2,185 +2,128 @@
 
 Models are loaded and unloaded over Serve handles; jobs and events go through ``worker.data_socket``.
 
-Replicas are named ``runner-<n>`` and can load any model. One spare replica is always ready, so a cold start
-does not wait for a new Ray process. When a model is unloaded, its replica becomes the spare, or is deleted if
-there is a spare already.
+Replicas can load any model. They are named ``runner-<n>``, and ``runner-<node>-<n>`` on other nodes of a
+cluster. ``replicas`` keeps a spare on each machine.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import msgspec
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
 
-from appliance.cluster.base import AdoptedModel, await_answer
+from appliance.cluster import node_spec
+from appliance.cluster.base import AdoptedModel, NodeConnection, NodeFolders
+from appliance.cluster.node_files import Folders
+from appliance.cluster.replicas import (
+    GONE,
+    RUNNER,
+    Link,
+    Machine,
+    ReplicaPool,
+    Transfer,
+    delete,
+    raise_if_cancelled,
+)
+from appliance.cluster.runner_replica import Outcome, data_socket_path
 from appliance.domain.engine_metrics import EngineMetrics
-from appliance.domain.errors import LoadFailed, SleepFailed, WorkerLost
+from appliance.domain.errors import ApplianceError, LoadFailed, NodeLost, WorkerLost
 from appliance.domain.prediction import Emitted, Job
-from appliance.observability import logs
 from appliance.runners.base import LoadSpec
 from appliance.worker import data_socket
 from appliance.worker import handle as worker_handle
 from appliance.worker.memory_monitor import MemoryUsage
-from appliance.worker.protocol import Commands, Failure, PeakMemory, StreamEnd
-from appliance.worker.replica import LoadReport, Replica, ReplicaStats, worker_socket
+from appliance.worker.protocol import Failure, PeakMemory, StreamEnd
+from appliance.worker.replica import ReplicaStats, worker_socket
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-RUNNER: Final = "runner-"
-#: Errors of a call to a replica that has died or cannot be reached. Not all errors of gRPC are Ray errors.
-_GONE: Final = (RayError, RayServeException, ConnectionError, RuntimeError, asyncio.CancelledError)
-
-
-#: Seconds between acknowledgements. Events reach the replica later than the gateway, by much less than this.
-_ACKNOWLEDGE_INTERVAL: Final = 0.2
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """The encoded result of a call. Errors are sent as data, because Ray changes exceptions."""
-
-    failure: Failure | None = None
-    levels: list[int] = []  # sleep levels that a loaded model supports
-    left: int | None = None  # bytes of each device that a sleeping model still holds; None if unknown
-
-
-_outcome_decoder = msgspec.msgpack.Decoder(Outcome)
-_stats_decoder = msgspec.msgpack.Decoder(ReplicaStats)
-
-
-class RunnerReplica:
-    """The Serve deployment of ``Replica``. Arguments and results are encoded; most results are ``Outcome``.
-
-    The constructor does nothing that can fail, because Serve would retry it without reporting the error.
-    """
-
-    def __init__(self, name: str, zygote_socket: str, run_dir: str) -> None:
-        logs.configure()
-        self._replica = Replica(name, zygote_socket, run_dir)
-        self._data_socket = data_socket_path(Path(run_dir), name)
-        self._server: asyncio.AbstractServer | None = None
-
-    async def load(self, spec: bytes) -> bytes:
-        loading = self._load(msgspec.msgpack.decode(spec, type=LoadSpec))
-        return await _outcome(loading, lambda report: Outcome(levels=report.levels))
-
-    async def _load(self, spec: LoadSpec) -> LoadReport:
-        if self._server is None:
-            try:
-                self._server = await data_socket.listen(self._replica, self._data_socket)
-            except OSError as error:
-                raise LoadFailed(f"cannot create the socket {self._data_socket}: {error.strerror}") from error
-        return await self._replica.load(spec)
-
-    async def sleep(self, level: int) -> bytes:
-        return await _outcome(self._replica.sleep(level), lambda left: Outcome(left=left))
-
-    async def wake(self) -> bytes:
-        return await _outcome(self._replica.wake(), lambda _: Outcome())
-
-    async def unload(self) -> None:
-        await self._replica.unload()
-
-    async def stats(self) -> bytes:
-        """Return an encoded ``ReplicaStats``."""
-        return msgspec.msgpack.encode(await self._replica.stats())
-
-
-async def _outcome(work: Awaitable[T], success: Callable[[T], Outcome]) -> bytes:
-    """Await ``work`` and return its encoded outcome, a success or a failure."""
-    try:
-        outcome = success(await work)
-    except (LoadFailed, SleepFailed, WorkerLost) as error:
-        outcome = Outcome(Failure.of(error))
-    return msgspec.msgpack.encode(outcome)
-
-
-class _Link:
-    """A replica's Serve handle, and the commands that wait to be sent to its data socket."""
-
-    def __init__(self, name: str, handle: DeploymentHandle[Any]) -> None:
-        self.name = name
-        self.handle = handle
-        self.connection: data_socket.DataConnection | None = None
-        self.held: frozenset[str] = frozenset()  # ids of predictions that an earlier gateway sent
-        self.waiting = Commands()
-        self._acknowledged: list[str] = []  # in this interval
-        self._acknowledged_before: list[str] = []  # in the last interval
-        self._flushing: asyncio.Handle | None = None
-
-    def send_soon(self) -> None:
-        """Send the waiting commands in the next iteration of the event loop, or once connected."""
-        if self._flushing is None:
-            self._flushing = asyncio.get_running_loop().call_soon(self.flush)
-
-    def acknowledge(self, id: str) -> None:
-        """Send the acknowledgement with others, after the replica has got the events that it concerns."""
-        if not self._acknowledged and not self._acknowledged_before:
-            asyncio.get_running_loop().call_later(_ACKNOWLEDGE_INTERVAL, self._acknowledge)
-        self._acknowledged.append(id)
-
-    def _acknowledge(self) -> None:
-        self.waiting.acknowledged.extend(self._acknowledged_before)
-        self._acknowledged_before, self._acknowledged = self._acknowledged, []
-        if self._acknowledged_before:
-            asyncio.get_running_loop().call_later(_ACKNOWLEDGE_INTERVAL, self._acknowledge)
-        self.flush()
-
-    def flush(self) -> None:
-        self._flushing = None
-        if self.connection is not None and self.waiting != Commands():
-            waiting, self.waiting = self.waiting, Commands()
-            self.connection.send(waiting)
-
-    def close(self) -> None:
-        if self.connection is not None:
-            self.connection.close()
-
-
-def data_socket_path(run_dir: Path, name: str) -> Path:
-    """Return the path of the data socket of the replica with this name."""
-    return run_dir / f"{name}.sock"
+_outcome_decoder: Final = msgspec.msgpack.Decoder(Outcome)
+_stats_decoder: Final = msgspec.msgpack.Decoder(ReplicaStats)
 
 
 class RayCluster:
     """Runs models in replicas of Ray Serve. All methods must be called on the gateway's event loop."""
 
-    def __init__(self, zygote_socket: Path, run_dir: Path) -> None:
-        """``run_dir`` has the logs and pid files of worker processes."""
+    def __init__(
+        self, zygote_socket: Path, run_dir: Path, *, node: str = "", outputs: Path | None = None
+    ) -> None:
+        """``run_dir`` has the logs and pid files of worker processes.
+
+        In a cluster, ``node`` is the name of this machine, and ``outputs`` its folder for output files, which
+        has a folder for each prediction.
+        """
         self._zygote_socket = zygote_socket
         self._run_dir = run_dir
-        self._links: dict[str, _Link] = {}  # by model
-        self._spares: list[_Link] = []
-        self._numbers = itertools.count()
-        self._spare_wanted: asyncio.Task[None] | None = None
+        self._outputs = outputs
+        self._node = node
+        self._links: dict[str, Link] = {}  # by model
+        self._numbers: dict[str, int] = {}  # by node: the number of its next replica
+        self._adopted = False
+        self._pools = {node: self._pool(Machine(node, zygote_socket, run_dir))}  # by node
+        self._copied: dict[str, dict[str, str]] = {}  # by model: its weights on its node, by path here
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def _pool(self, machine: Machine) -> ReplicaPool:
+        return ReplicaPool(machine, partial(self._next_name, machine.name))
+
+    def _next_name(self, node: str) -> str:
+        """Return the name of a new replica on a node. No replica has had it before."""
+        number = self._numbers.get(node, 0)
+        self._numbers[node] = number + 1
+        return f"{RUNNER}{number}" if node == self._node else f"{RUNNER}{node}-{number}"
+
+    # -- nodes -------------------------------------------------------------------------------------------
+
+    def add_node(self, name: str, folders: NodeFolders, connection: NodeConnection) -> None:
+        assert self._outputs is not None, "only clusters have further nodes"
+        machine = Machine(
+            name,
+            folders.run_dir / self._zygote_socket.name,
+            folders.run_dir,
+            connection=connection,
+            files=Folders(self._run_dir / "inputs", self._outputs, folders.outputs),
+            cache=folders.cache,
+        )
+        self._pools[name] = self._pool(machine)
+        if self._adopted:
+            self._pools[name].keep_spare()
+
+    def remove_node(self, name: str, reason: str) -> None:
+        pool = self._pools.pop(name)
+        if pool.machine.lost is not None:
+            pool.machine.lost.set_result(reason)
+        task = asyncio.get_running_loop().create_task(pool.delete_all())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def adopt(self) -> list[AdoptedModel]:
-        """Return the loaded models of an earlier gateway, and start the first spare replica."""
+        """Return the loaded models of an earlier gateway, and start the first spare replicas."""
         applications = (await asyncio.to_thread(serve.status)).applications
         names = [name for name in applications if name.startswith(RUNNER)]
-        used = (int(name.removeprefix(RUNNER)) for name in names)
-        self._numbers = itertools.count(max(used, default=-1) + 1)
+        self._number_after(names)
         adopted = []
         for name in names:
-            link = _Link(name, _tuned(await asyncio.to_thread(serve.get_app_handle, name)))
+            pool = self._pools.get(_node_of_replica(name) or self._node)
+            if pool is None:
+                _log.warning("runner replica %s is on a node that has left, and will be deleted", name)
+                await delete(name)
+                continue
+            link = pool.link(name, await asyncio.to_thread(serve.get_app_handle, name))
             try:
-                stats = _stats_decoder.decode(await link.handle.stats.remote())
-            except _GONE as error:
+                stats = _stats_decoder.decode(await link.call(link.handle.stats.remote()))
+            except GONE as error:
                 _log.warning("runner replica %s does not respond and will be deleted: %s", name, error)
                 await asyncio.to_thread(serve.delete, name, _blocking=False)
                 continue
             if stats.spec is None:
-                self._spares.append(link)
+                pool.add_spare(link)
             else:
                 self._links[stats.spec.model] = link
                 link.held = frozenset(stats.held)
@@ -188,46 +131,134 @@ class RayCluster:
                 adopted.append(
                     AdoptedModel(stats.spec, held, levels, stats.level, stats.changing_sleep_state)
                 )
-        self._keep_spare()
+        self._adopted = True
+        for pool in self._pools.values():
+            pool.keep_spare()
         return adopted
+
+    def _number_after(self, names: Iterable[str]) -> None:
+        """Let the numbers of new replicas begin after those of existing replicas."""
+        for name in names:
+            node, number = _node_of_replica(name) or self._node, int(name.rpartition("-")[2])
+            self._numbers[node] = max(number + 1, self._numbers.get(node, 0))
 
     async def answers(self) -> bool:
         """Return whether Serve's controller, which starts the replicas, responds."""
         try:
             await asyncio.to_thread(serve.status)
-        except _GONE as error:
-            _raise_if_cancelled(error)
+        except GONE as error:
+            raise_if_cancelled(error)
             return False
         return True
 
     async def prepare(self, modules: list[str]) -> None:
         await worker_handle.prepare(self._zygote_socket, modules)
+        for name, pool in list(self._pools.items()):
+            if (connection := pool.machine.connection) is None:
+                continue
+            try:
+                await connection.prepare(modules)
+            except ApplianceError as error:
+                _log.warning("modules of new model kinds are not preloaded on node %s: %s", name, error)
+
+    # -- loads -------------------------------------------------------------------------------------------
+
+    def _pool_for(self, spec: LoadSpec) -> ReplicaPool:
+        node = node_spec.node_of(spec) if self._node else ""
+        pool = self._pools.get(node)
+        if pool is None:
+            raise NodeLost(f"node {node} is lost")
+        return pool
+
+    async def copy_weights(self, spec: LoadSpec) -> int:
+        self._copied.pop(spec.model, None)
+        machine = self._pool_for(spec).machine
+        if machine.connection is None:
+            return 0
+        missing = 0
+
+        def progress(_: int, total: int) -> None:
+            nonlocal missing
+            missing = total
+
+        used = [path for paths in self._copied.values() for path in paths.values()]
+        try:
+            paths = await asyncio.to_thread(node_spec.paths_of, spec)
+            self._copied[spec.model] = await machine.connection.copy_weights(paths, used, progress)
+        except NodeLost:
+            raise
+        except (ApplianceError, OSError) as error:
+            reason = error.detail if isinstance(error, ApplianceError) else str(error)
+            text = f"the weights of model {spec.model} could not be copied to node {machine.name}: {reason}"
+            raise LoadFailed(text) from error
+        return missing
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
+        link = None
         try:
-            link = self._links.pop(spec.model, None) or await self._take_spare()
-            self._links[spec.model] = link
-            link.waiting = Commands()  # the old ones are for the model that the replica had before
-            outcome = _outcome_decoder.decode(await link.handle.load.remote(msgspec.msgpack.encode(spec)))
-        except _GONE as error:
-            _raise_if_cancelled(error)
+            link = await self._link_for(spec)
+            link.begin()
+            call = link.handle.load.remote(*self._arguments(spec, link.machine))
+            outcome = _outcome_decoder.decode(await link.call(call))
+        except NodeLost:
+            raise
+        except GONE as error:
+            raise_if_cancelled(error)
+            if link is not None:
+                await link.until_back()
             raise WorkerLost(f"the runner replica died while loading model {spec.model}: {error}") from error
         if outcome.failure is None:
             return frozenset(outcome.levels)
+        self._copied.pop(spec.model, None)
         del self._links[spec.model]
         await self._give_back(link)
         raise outcome.failure.as_error()
 
+    async def _link_for(self, spec: LoadSpec) -> Link:
+        """Return the link of the model's replica on the machine of its devices."""
+        pool = self._pool_for(spec)
+        link = self._links.pop(spec.model, None)
+        if link is not None:
+            await link.until_ended()
+        if link is not None and link.machine is not pool.machine:  # its worker process died on another node
+            await self._unload(link, spec.model)
+            link = None
+        link = self._links[spec.model] = link or await pool.take_spare()
+        return link
+
+    def _arguments(self, spec: LoadSpec, machine: Machine) -> list[bytes]:
+        """Return the encoded arguments of ``RunnerReplica.load``."""
+        if not machine.name:
+            return [msgspec.msgpack.encode(spec)]
+        if machine.cache is None:
+            local = node_spec.with_local_devices(spec, machine.name)
+        else:
+            copied = self._copied.get(spec.model, {})
+            local = node_spec.for_node(spec, machine.name, machine.cache, copied)
+        return [msgspec.msgpack.encode(local), msgspec.msgpack.encode(spec)]
+
     async def unload(self, model: str) -> None:
+        self._copied.pop(model, None)
         link = self._links.pop(model, None)
-        if link is None:
-            return
+        if link is not None:
+            await self._unload(link, model)
+
+    async def _unload(self, link: Link, model: str) -> None:
         try:
-            await link.handle.unload.remote()
-        except _GONE as error:
-            _raise_if_cancelled(error)
+            await link.call(link.handle.unload.remote())
+        except NodeLost:
+            pass  # its worker processes are gone
+        except GONE as error:
+            raise_if_cancelled(error)
             _log.warning("runner replica %s died while unloading model %s: %s", link.name, model, error)
         await self._give_back(link)
+
+    async def _give_back(self, link: Link) -> None:
+        if link.transfer is not None:
+            link.transfer.files.close()
+        pool = self._pools.get(link.machine.name)
+        if pool is not None and pool.machine is link.machine:
+            await pool.give_back(link)
 
     async def sleep(self, model: str, level: int) -> int | None:
         return (await self._change_sleep_state(model, "sleep", level)).left
@@ -241,23 +272,25 @@ class RayCluster:
             raise WorkerLost(f"{model} is not loaded")
         try:
             call = getattr(link.handle, method).remote(*arguments)
-            outcome = _outcome_decoder.decode(await call)
-        except _GONE as error:
-            _raise_if_cancelled(error)
+            outcome = _outcome_decoder.decode(await link.call(call))
+        except NodeLost:
+            raise
+        except GONE as error:
+            raise_if_cancelled(error)
             raise WorkerLost(f"the runner replica of {model} has died: {error}") from error
         if outcome.failure is not None:
             raise outcome.failure.as_error()
         return outcome
 
+    # -- predictions -------------------------------------------------------------------------------------
+
     def submit(self, model: str, job: Job) -> None:
         if (link := self._links.get(model)) is not None:
-            link.waiting.jobs.append(job)
-            link.send_soon()
+            link.submit(job)
 
     def cancel(self, model: str, id: str) -> None:
         if (link := self._links.get(model)) is not None:
-            link.waiting.cancels.append(id)
-            link.send_soon()
+            link.cancel(id)
 
     def acknowledge(self, model: str, id: str) -> None:
         if (link := self._links.get(model)) is not None:
@@ -268,106 +301,97 @@ class RayCluster:
             link.waiting.limit = memory
             link.send_soon()
 
-    async def events(self, model: str) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
+    def events(self, model: str) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
         link = self._links.get(model)
-        if link is None:
-            raise WorkerLost(f"{model} is not loaded")
-        paths = data_socket_path(self._run_dir, link.name), worker_socket(self._run_dir, link.name)
-        try:
-            connection = await data_socket.connect(*paths, link.held)
-        except OSError as error:
-            raise WorkerLost(f"the runner replica of {model} has died: {error}") from error
-        link.connection = connection
-        link.flush()
-        try:
-            async for message in connection.messages():
-                match message:
-                    case list() | EngineMetrics():
-                        yield message
-                    case PeakMemory(usage):
-                        yield usage
-                    case StreamEnd(None):
-                        return
-                    case StreamEnd(Failure() as failure):
-                        raise failure.as_error()
-            raise WorkerLost(f"the runner replica of {model} has died: it closed its socket")
-        finally:
-            connection.close()
-            if link.connection is connection:
-                link.connection = None
+        if link is None or link.transfer is None:
+            return _messages(model, link)
+        return _messages_with_files(model, link, link.transfer)
 
     async def close(self) -> None:
         for link in self._links.values():
             link.close()
-        if self._spare_wanted is not None:
-            self._spare_wanted.cancel()
-            await asyncio.gather(self._spare_wanted, return_exceptions=True)
-
-    async def _give_back(self, link: _Link) -> None:
-        if self._spares:
-            try:
-                await asyncio.to_thread(serve.delete, link.name, _blocking=False)
-                data_socket_path(self._run_dir, link.name).unlink(missing_ok=True)
-            except _GONE as error:  # the next gateway finds the replica and uses it as a spare
-                _raise_if_cancelled(error)
-                _log.warning("runner replica %s could not be deleted: %s", link.name, error)
-        else:
-            self._spares.append(_Link(link.name, link.handle))
-
-    async def _take_spare(self) -> _Link:
-        """Return a spare replica; if there is none, wait until a new replica is started."""
-        while not self._spares:
-            self._keep_spare()
-            if self._spare_wanted is not None:
-                await asyncio.shield(self._spare_wanted)
-        link = self._spares.pop()
-        self._keep_spare()
-        return link
-
-    def _keep_spare(self) -> None:
-        if not self._spares and (self._spare_wanted is None or self._spare_wanted.done()):
-            self._spare_wanted = asyncio.get_running_loop().create_task(self._start_spare())
-            self._spare_wanted.add_done_callback(_log_failure)
-
-    async def _start_spare(self) -> None:
-        name = f"{RUNNER}{next(self._numbers)}"
-        deployment = serve.deployment(
-            RunnerReplica,
-            name="runner",
-            num_replicas=1,
-            max_ongoing_requests=1_000_000,  # the scheduler limits predictions, so Serve must not queue calls
-            health_check_period_s=1.0,  # the time until a killed replica is replaced
-            health_check_timeout_s=30.0,
-            graceful_shutdown_wait_loop_s=0.05,
-            graceful_shutdown_timeout_s=2.0,  # the engine drains before; only the stream of events is left
-            ray_actor_options={"num_cpus": 0},
-        )
-        application = deployment.bind(name, str(self._zygote_socket), str(self._run_dir))
-        handles = await asyncio.to_thread(
-            serve.run_many,
-            [serve.RunTarget(application, name=name, route_prefix=None)],
-            wait_for_applications_running=False,
-            wait_for_ingress_deployment_creation=False,
-        )
-        link = _Link(name, _tuned(handles[0]))
-        await await_answer(
-            link.handle.stats.remote(), name
-        )  # it has started, and the router of this loop knows it
-        self._spares.append(link)
+        for pool in self._pools.values():
+            await pool.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _log_failure(starting: asyncio.Task[None]) -> None:
-    if not starting.cancelled() and (error := starting.exception()) is not None:
-        _log.error("no spare runner replica could be started, the next load will try again: %s", error)
+def _node_of_replica(name: str) -> str:
+    """Return the node in the name of a replica; "" for the machine of the gateway."""
+    return name.removeprefix(RUNNER).rpartition("-")[0]
 
 
-def _tuned(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
-    """Return the handle with calls over gRPC, which take less than half the time of Ray actor calls."""
-    return handle.options(_by_reference=False)
+async def _messages(
+    model: str, link: Link | None
+) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
+    """Yield the messages of a replica and its worker process, see ``Cluster.events``."""
+    if link is None:
+        raise WorkerLost(f"{model} is not loaded")
+    run_dir = link.machine.run_dir
+    paths = data_socket_path(run_dir, link.name), worker_socket(run_dir, link.name)
+    try:
+        connection = await data_socket.connect(*paths, link.held, link.machine.open_socket)
+    except OSError as error:
+        raise _broken(model, link, str(error)) from error
+    link.connection = connection
+    link.flush()
+    try:
+        async for message in connection.messages():
+            match message:
+                case list() | EngineMetrics():
+                    yield message
+                case PeakMemory(usage):
+                    yield usage
+                case StreamEnd(None):
+                    return
+                case StreamEnd(Failure() as failure):
+                    raise failure.as_error()
+        raise _broken(model, link, "it closed its socket")
+    finally:
+        connection.close()
+        if link.connection is connection:
+            link.connection = None
 
 
-def _raise_if_cancelled(error: BaseException) -> None:
-    """Raise ``error`` if this task was cancelled. Serve also cancels the calls to a dead replica."""
-    task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-        raise error
+def _broken(model: str, link: Link, reason: str) -> WorkerLost:
+    """Return the error of a replica that cannot be reached. Its node may be lost, which is noticed later."""
+    node = link.machine
+    if node.connection is None:
+        return WorkerLost(f"the runner replica of {model} has died: {reason}")
+    return NodeLost(f"the connection to the runner replica of {model} on node {node.name} broke: {reason}")
+
+
+async def _messages_with_files(
+    model: str, link: Link, transfer: Transfer
+) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
+    """Yield the messages of a model on another node; events that name files come once the files are here."""
+    lost = link.machine.lost
+    assert lost is not None
+    lost.add_done_callback(transfer.end_with_loss)
+    reader = asyncio.get_running_loop().create_task(_read(model, link, transfer))
+    try:
+        while (message := await transfer.messages.get()) is not None:
+            if isinstance(message, Exception):
+                raise message
+            yield message
+    finally:
+        lost.remove_done_callback(transfer.end_with_loss)
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+
+
+async def _read(model: str, link: Link, transfer: Transfer) -> None:
+    end: Exception | None = None
+    try:
+        async for message in _messages(model, link):
+            if isinstance(message, list):
+                transfer.files.receive(message)
+            else:
+                transfer.messages.put_nowait(message)
+    except Exception as error:  # noqa: BLE001  # raised again where the messages are read
+        end = error
+        if isinstance(error, NodeLost):
+            link.end_worker()
+    await transfer.files.settled()
+    transfer.messages.put_nowait(end)

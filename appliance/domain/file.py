@@ -6,6 +6,7 @@ file. msgspec calls the hooks in this module only for these objects, so outputs 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -62,6 +63,18 @@ class OutputFile:
     @property
     def url_path(self) -> str:
         return f"/outputs/{self.id}/{self.name}"
+
+
+def output_files(value: Any) -> Iterator[OutputFile]:
+    """Yield the files in an output value, at any depth."""
+    if isinstance(value, OutputFile):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from output_files(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from output_files(item)
 
 
 def pack(value: Any) -> msgspec.msgpack.Ext:

@@ -33,6 +33,7 @@ from appliance.gateway.catalogue.servable import servable
 from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Dependencies, Engine
 from appliance.gateway.engine.additions import Additions
+from appliance.gateway.engine.devices import Devices
 from appliance.gateway.engine.erasures import Erasures
 from appliance.gateway.engine.reload import Reload, catalogue_of
 from appliance.gateway.engine.sampler import Sampler
@@ -45,7 +46,7 @@ from appliance.gateway.membership import build_nodes, start_nodes
 from appliance.gateway.settings import GatewaySettings, client_files
 from appliance.gateway.sign_on import SignOn
 from appliance.gateway.webhooks.sender import Webhooks
-from appliance.machine import cpu_threads
+from appliance.machine import cpu_threads, on_node
 from appliance.machine.disk import Storage
 from appliance.machine.gpus import Gpus
 from appliance.machine.memory_use import device_usage
@@ -77,7 +78,7 @@ async def build_services(
     """Create all objects that the API needs, without starting any."""
     home = settings.home
     now = time.time()
-    devices = settings.devices
+    devices = on_node(settings.devices, settings.node) if settings.node else settings.devices
     found = servable(settings.config, home, devices, now)
     config = found.config
     models = await catalogue_of(found, store)
@@ -92,7 +93,7 @@ async def build_services(
     scheduler = Scheduler(capacities(devices), list(found.demands))
     metrics = Metrics(scheduler)
     gpus = Gpus.connect() if devices[0].kind == "cuda" else None
-    sampler = Sampler(History(), [each.name for each in devices if each.kind == "cuda"], gpus)
+    sampler = Sampler(History(), [each for each in devices if each.kind == "cuda"], gpus)
     builds = ProjectBuilds(models, store, files, scheduler, home=home, devices=devices)
     traced = tracing.build(config.telemetry, os.environ)
 
@@ -114,6 +115,8 @@ async def build_services(
         metrics.count_engine(model, measured)
         sampler.count_engine(model, measured)
 
+    threads = config.hardware.threads or max(1, cpu_threads() - 1)
+    current = Devices(devices, partial(device_usage, settings.devices, gpus), threads)
     policy = config.access_policy  # shared, because groups that an identity provider names are added to it
     dependencies = Dependencies(
         limits=config.limits,
@@ -124,9 +127,7 @@ async def build_services(
         cluster=cluster,
         scheduler=scheduler,
         home=home,
-        threads=config.hardware.threads or max(1, cpu_threads() - 1),
-        devices=devices,
-        in_use=partial(device_usage, devices, gpus),
+        devices=current,
         files=files,
         inputs=Inputs(files, fetch_guard, settings.run_dir / "inputs", home),
         run_tokens=run_tokens,
@@ -191,7 +192,7 @@ async def build_services(
         tracing=traced,
         cluster=cluster,
         storage=Storage(home),
-        devices=devices,
+        devices=current,
         reload=reload,
         additions=Additions(home, reload),
         nodes=nodes,
@@ -272,7 +273,12 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     store = Store(settings.database)
     await store.open()
     await store.own(OWN_PATIENCE)
-    cluster = RayCluster(settings.zygote_socket, settings.run_dir)
+    cluster = RayCluster(
+        settings.zygote_socket,
+        settings.run_dir,
+        node=settings.node,
+        outputs=settings.home / "files" / "outputs",
+    )
     nodes = build_nodes(settings)
     services = await build_services(settings, store, cluster, nodes)
     services.auth.load_groups(await store.users.all())
@@ -283,6 +289,8 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     services.retention.start()
     services.audit.start()
     await services.engine.deployed()
+    if nodes is not None:
+        nodes.listen_to(services.engine.nodes)
     await start_nodes(nodes, settings)  # before the engine adopts models on nodes
     await services.engine.start()
     await services.erasures.resume()

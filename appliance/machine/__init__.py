@@ -30,20 +30,38 @@ CGROUPS: Final = Path("/sys/fs/cgroup")
 class Device(msgspec.Struct, frozen=True, kw_only=True):
     """A GPU, the main memory, or a logical device: models are placed there, and it has its own memory."""
 
-    name: str  # "cpu", "cuda:0", or a declared name
+    name: str  # "cpu", "cuda:0", or a declared name; in a cluster "node/cuda:0"
     kind: Literal["cpu", "cuda"]
     memory: int  # bytes that models may reserve
     label: str  # shown to users: "NVIDIA H100 80GB HBM3", "AMD EPYC 7B13, 2 threads"
     logical: bool = False  # declared in the config: main memory under another name
     is_main_memory: bool = False  # only set if there are other devices as well
+    node: str = ""  # name of the machine in a cluster; "" without a cluster
+
+    @property
+    def local_name(self) -> str:
+        """The name on its own machine, without the node."""
+        return local_name(self.name, self.node)
 
     @property
     def sku(self) -> str:
         """Name of the hardware in the API: ``cpu``, ``gpu-h200``, or the name of a logical device."""
         if self.kind == "cpu":
-            return self.name
+            return self.local_name
         words = re.sub(r"(?i)^nvidia\s+(geforce\s+|tesla\s+)?", "", self.label).lower()
         return "gpu-" + re.sub(r"[^a-z0-9]+", "-", words).strip("-")
+
+
+def on_node(devices: Sequence[Device], node: str) -> tuple[Device, ...]:
+    """Return the devices of a machine with the names that they have in a cluster, such as ``node/cuda:0``."""
+    return tuple(
+        msgspec.structs.replace(device, name=f"{node}/{device.name}", node=node) for device in devices
+    )
+
+
+def local_name(device: str, node: str) -> str:
+    """Return the name that the device of a node has on its own machine: ``cuda:0`` for ``node/cuda:0``."""
+    return device.removeprefix(f"{node}/") if node else device
 
 
 @functools.cache

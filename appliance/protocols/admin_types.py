@@ -110,6 +110,12 @@ class ModelStatus(Struct, kw_only=True):
     devices: tuple[str, ...]
     instances: Annotated[int, Meta(description="Number of instances that are not cold")]
     memory: ModelMemory
+    copying_to: Annotated[
+        str | None, Meta(description="Node of the cluster that the weights are being copied to")
+    ] = None
+    head_only: Annotated[
+        str | None, Meta(description="Why the model runs only on the head of the cluster")
+    ] = None
 
 
 class SchedulerStatus(Struct, kw_only=True):

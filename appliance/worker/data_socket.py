@@ -1,5 +1,7 @@
 """The Unix sockets that connect the gateway to a runner replica and to its worker process.
 
+If these run on another node, ``appliance.nodes`` carries the bytes between the machines.
+
 Models are loaded and unloaded through Ray Serve. Jobs and events bypass Serve, because its router would take
 most of the time of a short prediction. A gateway that connects to a replica first gets all unacknowledged
 events, so a new gateway misses none. Then it connects to the worker process: when the replica confirms this,
@@ -11,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -42,6 +44,24 @@ _LAST_EVENTS: Final = 2.0  # seconds, at most, between the end of a worker proce
 _commands_decoder: Final = msgspec.msgpack.Decoder(Commands)
 _decoder: Final = msgspec.msgpack.Decoder(FromReplica, ext_hook=file.unpack)
 _events_decoder: Final = msgspec.msgpack.Decoder(Events, ext_hook=file.unpack)
+P = TypeVar("P", bound=asyncio.Protocol)
+
+
+class OpenSocket(Protocol):
+    """Connects to a Unix socket, on this machine or on another node."""
+
+    async def __call__(self, path: Path, protocol: Callable[[], P], /) -> tuple[object, P]:
+        """Return the transport and the protocol object.
+
+        Raises:
+            OSError: no process listens there, or the node cannot be reached.
+        """
+        ...
+
+
+async def open_unix_socket(path: Path, protocol: Callable[[], P], /) -> tuple[object, P]:
+    """Connect to a Unix socket on this machine."""
+    return await asyncio.get_running_loop().create_unix_connection(protocol, str(path))
 
 
 async def listen(replica: Replica, path: Path) -> asyncio.AbstractServer:
@@ -57,18 +77,19 @@ async def listen(replica: Replica, path: Path) -> asyncio.AbstractServer:
     return server
 
 
-async def connect(replica: Path, worker: Path, held: Iterable[str] = ()) -> DataConnection:
+async def connect(
+    replica: Path, worker: Path, held: Iterable[str] = (), open_socket: OpenSocket = open_unix_socket
+) -> DataConnection:
     """Connect to the replica that listens at ``replica``, and to its worker process at ``worker``, if it can.
 
-    ``held`` are ids of predictions that an earlier gateway sent.
+    ``held`` are ids of predictions that an earlier gateway sent. ``open_socket`` connects to a socket.
 
     Raises:
         OSError: no replica listens there.
     """
-    loop = asyncio.get_running_loop()
-    _, to_replica = await loop.create_unix_connection(_ReplicaConnection, str(replica))
+    _, to_replica = await open_socket(replica, _ReplicaConnection)
     try:
-        _, to_worker = await loop.create_unix_connection(_WorkerConnection, str(worker))
+        _, to_worker = await open_socket(worker, _WorkerConnection)
     except OSError:  # jobs and events go through the replica, which also knows why the worker process ended
         return DataConnection(to_replica, None, held)
     except BaseException:

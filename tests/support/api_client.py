@@ -23,7 +23,7 @@ from appliance.gateway.sign_on import SignOn
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine.disk import Storage
 from appliance.observability.audit_log import AuditLog
-from tests.support.engine_bench import DEVICES, Bench
+from tests.support.engine_bench import Bench
 
 SECRET = "a secret with spaces"
 CONFIG = Config.model_validate(
@@ -77,7 +77,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         tracing=bench.tracing,
         cluster=bench.cluster,
         storage=Storage(bench.folder),
-        devices=DEVICES,
+        devices=bench.current_devices,
         reload=reload,
         additions=Additions(bench.folder, reload),
         started_at=time.time(),

@@ -16,6 +16,7 @@ from appliance.gateway.catalogue.builds import ProjectBuilds
 from appliance.gateway.catalogue.catalogue import Catalogue, ModelCard, ServedVersion, describe
 from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Dependencies, Engine
+from appliance.gateway.engine.devices import Devices
 from appliance.gateway.engine.reload import Reload
 from appliance.gateway.engine.sampler import Sampler
 from appliance.gateway.files.bucket import Bucket
@@ -24,7 +25,7 @@ from appliance.gateway.files.encrypted_file import FileCipher
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
-from appliance.machine import Device
+from appliance.machine import Device, on_node
 from appliance.observability.history import History
 from appliance.observability.metrics import Metrics
 from appliance.observability.tracing import Tracing
@@ -77,6 +78,8 @@ class Bench:
         self.observed: list[Prediction] = []
         self.tracing: Tracing | None = None
         self.files_config = FilesConfig.model_validate({"max_upload": "1MB", "max_input": "1MB"})
+        self.node = ""  # name of this machine in a cluster
+        self.only_on: dict[str, frozenset[str]] = {}  # by model: the nodes that it may be placed on
         self.cipher: FileCipher | None = None  # encrypts uploads and output files
         self.bucket: Bucket | None = None  # to which files are moved
 
@@ -96,6 +99,7 @@ class Bench:
                 memory=self.estimated.get(entry.name, sizes.get(entry.name, MIB)),
                 origin=Origin.ESTIMATED if entry.name in self.estimated else Origin.DECLARED,
                 sleep_footprint=self.asleep if entry in self.more else None,
+                nodes=self.only_on.get(entry.name),
             )
             for entry in entries
         ]
@@ -116,7 +120,10 @@ class Bench:
         self.run_tokens = RunTokens("key")
         run = self.folder / "run" / "inputs"
         self.inputs = Inputs(self.files, FetchGuard(self.allowed), run, self.folder)
-        capacities = [Capacity("cpu", self.capacity)]
+        if self.node:
+            capacities = [Capacity(f"{self.node}/cpu", self.capacity, node=self.node)]
+        else:
+            capacities = [Capacity("cpu", self.capacity)]
         if self.main is not None:
             capacities.append(Capacity("main", self.main, is_main_memory=True))
         self.scheduler = Scheduler(capacities, demands)
@@ -125,6 +132,9 @@ class Bench:
         self.builds = ProjectBuilds(
             self.catalogue, self.store, self.files, self.scheduler, home=self.folder, devices=self.devices
         )
+        local = [Device(name="cpu", kind="cpu", memory=self.capacity, label="A CPU")]
+        local += self.devices[1:]
+        self.current_devices = Devices(on_node(local, self.node) if self.node else local, dict, threads=1)
         dependencies = Dependencies(
             limits=self.limits,
             catalogue=self.catalogue,
@@ -132,9 +142,7 @@ class Bench:
             cluster=self.cluster,
             scheduler=self.scheduler,
             home=self.folder,
-            threads=1,
-            devices=[Device(name="cpu", kind="cpu", memory=self.capacity, label="A CPU")],
-            in_use=dict,
+            devices=self.current_devices,
             files=self.files,
             inputs=self.inputs,
             run_tokens=self.run_tokens,
@@ -146,8 +154,12 @@ class Bench:
         self.engine = Engine(dependencies)
         await self.builds.load()
         await self.trainings.fill(self.catalogue)
+        await self.let_nodes_join()
         await self.engine.start()
         return self
+
+    async def let_nodes_join(self) -> None:
+        """Do nothing: subclasses let the nodes of a cluster join here."""
 
     def _observe(self, record: Prediction) -> None:
         self.observed.append(record)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from appliance.cluster.base import AdoptedModel
+from appliance.cluster.base import AdoptedModel, NodeConnection, NodeFolders
 from appliance.domain.engine_metrics import EngineMetrics
-from appliance.domain.errors import PredictionFailed, SleepFailed, WorkerLost
+from appliance.domain.errors import NodeLost, PredictionFailed, SleepFailed, WorkerLost
 from appliance.domain.prediction import Done, Emitted, Event, Job, Output
 from appliance.runners import runner_class
 from appliance.runners.base import LoadSpec, Runner, Sleeper
@@ -33,6 +33,8 @@ class LocalCluster:
         self._loaded: dict[str, _Loaded] = {}
         self.acknowledged: list[str] = []
         self.limits: dict[str, int] = {}
+        self.nodes: set[str] = set()  # other nodes
+        self.copies: list[tuple[str, str]] = []  # models whose weights were copied, and the nodes
 
     async def adopt(self) -> list[AdoptedModel]:
         return []
@@ -42,6 +44,19 @@ class LocalCluster:
 
     async def prepare(self, modules: list[str]) -> None:
         """Whatever is imported here stays imported."""
+
+    async def copy_weights(self, spec: LoadSpec) -> int:
+        self.copies.append((spec.model, spec.placement[0].partition("/")[0]))
+        return 0
+
+    def add_node(self, name: str, folders: NodeFolders, connection: NodeConnection) -> None:
+        self.nodes.add(name)
+
+    def remove_node(self, name: str, reason: str) -> None:
+        self.nodes.remove(name)
+        for model, loaded in list(self._loaded.items()):
+            if loaded.spec.placement[0].startswith(f"{name}/"):
+                self.lose(model, NodeLost(f"node {name} is lost: {reason}"))
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
         runner = runner_class(spec.kind)(spec)

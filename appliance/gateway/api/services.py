@@ -17,6 +17,7 @@ from appliance.gateway.catalogue.catalogue import Catalogue
 from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Engine
 from appliance.gateway.engine.additions import Additions
+from appliance.gateway.engine.devices import Devices
 from appliance.gateway.engine.erasures import Erasures
 from appliance.gateway.engine.reload import Reload
 from appliance.gateway.engine.sampler import Sampler
@@ -25,7 +26,6 @@ from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.sign_on import SignOn
 from appliance.gateway.webhooks.sender import Webhooks
-from appliance.machine import Device
 from appliance.machine.disk import Storage
 from appliance.observability.audit_log import AuditLog
 from appliance.observability.metrics import Metrics
@@ -61,7 +61,7 @@ class Services(msgspec.Struct, kw_only=True):
     storage: Storage
     reload: Reload
     additions: Additions
-    devices: tuple[Device, ...]
+    devices: Devices
     started_at: float  # Unix seconds
     nodes: Nodes | None = None  # None without a cluster
 

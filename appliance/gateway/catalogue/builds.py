@@ -321,7 +321,7 @@ class ProjectBuilds:
         entry = describe_pushed(config, revision, pushed.created_at)
         demands = [demand(entry.model, self._home, self._devices)]
         if trainer_of(entry) is not None:
-            demands.append(training_demand(entry.model, self._home))
+            demands.append(training_demand(entry.model, self._home, self._devices))
         for each in demands:
             self._scheduler.add(each)
         catalogue.add_pushed(entry)

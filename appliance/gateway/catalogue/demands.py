@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from appliance import weights
-from appliance.config import ModelConfig
+from appliance.config import CogModel, ModelConfig
 from appliance.domain.weight_size import WeightSize
 from appliance.machine import Device
 from appliance.runners.adapters import AdaptableModel
@@ -49,7 +50,22 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
         priority=model.priority,
         sleep_footprint=None if sleep is None else SleepFootprint(*sleep),
         on_cpu=on_host,
+        nodes=None if head_only(model) is None else _head(devices),
     )
+
+
+def head_only(model: ModelConfig) -> str | None:
+    """Return why the model runs only on the head of a cluster; None if it runs on all nodes."""
+    if isinstance(model, CogModel):
+        return "Cog project"
+    if model.environment is not None:
+        return "environment of its own"
+    return None
+
+
+def _head(devices: Sequence[Device]) -> frozenset[str] | None:
+    """Return the node of the devices of this machine; None without a cluster."""
+    return frozenset({devices[0].node}) if devices[0].node else None
 
 
 def _adapter_size(model: ModelConfig, home: Path) -> int:
@@ -60,8 +76,8 @@ def _adapter_size(model: ModelConfig, home: Path) -> int:
     return sum(weights.weight_size_of(path).stored for path in (*folders, *model.local_adapters.values()))
 
 
-def training_demand(model: ModelConfig, home: Path) -> Demand:
-    """Return how much memory a training of the model needs while it runs."""
+def training_demand(model: ModelConfig, home: Path, devices: Sequence[Device]) -> Demand:
+    """Return how much memory a training of the model needs while it runs. Trainings run on the head only."""
     weight = _size(model, home)
     return Demand(
         model=model.training_key,
@@ -69,6 +85,7 @@ def training_demand(model: ModelConfig, home: Path) -> Demand:
         memory=model.options.training_footprint(weight),
         origin=Origin.ESTIMATED,
         idle_unload_after=TRAINER_IDLE,
+        nodes=_head(devices),
     )
 
 
@@ -78,6 +95,9 @@ def _size(model: ModelConfig, home: Path) -> WeightSize:
     return weights.weight_size_of(weights.folder(home, model), model.weight_variant)
 
 
-def capacities(devices: tuple[Device, ...]) -> list[Capacity]:
+def capacities(devices: Sequence[Device]) -> list[Capacity]:
     """Return the capacities of the devices for the scheduler."""
-    return [Capacity(device.name, device.memory, is_main_memory=device.is_main_memory) for device in devices]
+    return [
+        Capacity(device.name, device.memory, is_main_memory=device.is_main_memory, node=device.node)
+        for device in devices
+    ]

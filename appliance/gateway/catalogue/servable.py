@@ -48,7 +48,7 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
                 msgspec.json.encode((entry.document, entry.interface))  # raises if it cannot be served
                 needed = [demand(completed, home, devices)]
                 if completed.options.trainable:
-                    needed.append(training_demand(completed, home))
+                    needed.append(training_demand(completed, home, devices))
         except WeightsError as error:
             left_out[model.name] = error.detail
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -15,9 +15,9 @@ from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens
 from appliance.gateway.catalogue.catalogue import Catalogue
+from appliance.gateway.engine.devices import Devices
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
-from appliance.machine import Device
 from appliance.scheduler import Event, Scheduler
 from appliance.store import Store
 
@@ -33,9 +33,7 @@ class Dependencies(msgspec.Struct, kw_only=True):
     cluster: Cluster
     scheduler: Scheduler
     home: Path  # the data folder
-    threads: int  # CPU threads for a model that does not set `threads`
-    devices: Sequence[Device]
-    in_use: Callable[[], dict[str, int]]  # bytes used of each device, where that can be measured
+    devices: Devices
     files: FileStore
     inputs: Inputs
     run_tokens: RunTokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from appliance.scheduler import Scheduler, Unload
@@ -26,15 +26,21 @@ class DeviceMemory:
     """Measures devices on behalf of the scheduler."""
 
     def __init__(
-        self, scheduler: Scheduler, in_use: Callable[[], dict[str, int]], kinds: Mapping[str, str]
+        self,
+        scheduler: Scheduler,
+        in_use: Callable[[], dict[str, int]],
+        kinds: Mapping[str, str],
+        measure_now: Callable[[Iterable[str]], Awaitable[None]],
     ) -> None:
         """``in_use`` returns the bytes in use of each device that can be measured.
 
-        ``kinds`` maps each device to ``cpu`` or ``cuda``.
+        ``kinds`` maps each device to ``cpu`` or ``cuda``. ``measure_now`` measures devices of other nodes,
+        which ``in_use`` does not wait for.
         """
         self._scheduler = scheduler
         self._in_use = in_use
         self._kinds = kinds
+        self._measure_now = measure_now
         self._measured_at = float("-inf")
 
     def update(self, now: float) -> None:
@@ -50,7 +56,7 @@ class DeviceMemory:
 
     def usage_of_gpus(self, devices: Sequence[str]) -> dict[str, int]:
         """Return the bytes in use of each GPU among ``devices``."""
-        gpus = [device for device in devices if self._kinds[device] == "cuda"]
+        gpus = [device for device in devices if self._kinds.get(device) == "cuda"]
         return self._measure(gpus) if gpus else {}
 
     async def wait_until_freed(self, decided: Unload, before: dict[str, int]) -> None:
@@ -65,6 +71,7 @@ class DeviceMemory:
         deadline = time.monotonic() + PATIENCE
         last, still = before, 0
         while time.monotonic() < deadline:
+            await self._measure_now(before)
             found = self._measure(list(before))
             gone = [before[device] - found.get(device, 0) for device in before]
             still = still + 1 if found == last else 0

@@ -26,6 +26,7 @@ from appliance.gateway.engine.device_memory import DeviceMemory
 from appliance.gateway.engine.instances import Instances
 from appliance.gateway.engine.loads import Failed, Loads, Ready, Retry
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
+from appliance.gateway.engine.nodes import Nodes
 from appliance.gateway.engine.predictions import Predictions
 from appliance.gateway.engine.prefetch import Prefetch
 from appliance.gateway.engine.queue_info import with_queue_info
@@ -40,8 +41,6 @@ from appliance.store import Cursor, Filter
 _log = logging.getLogger(__name__)
 
 _SOON: Final = 0.05  # seconds from the end of a prediction to the next check for idle models
-
-
 Ids = list[str]  # named here because the method ``list`` hides the builtin
 
 
@@ -54,15 +53,16 @@ class Engine:
         self._store = dependencies.store
         self._scheduler = dependencies.scheduler
         self._tasks = Tasks()
-        kinds = {device.name: device.kind for device in dependencies.devices}
+        devices = dependencies.devices
         self._memory_profiles = MemoryProfiles(
-            self._catalogue, self._scheduler, dependencies.cluster, self._store, kinds
+            self._catalogue, self._scheduler, dependencies.cluster, self._store, devices.kinds
         )
-        self._device_memory = DeviceMemory(self._scheduler, dependencies.in_use, kinds)
+        self._device_memory = DeviceMemory(self._scheduler, devices.in_use, devices.kinds, devices.refresh)
         self.budgets = dependencies.budgets
         self.instances = Instances(self._catalogue, self._scheduler)
         self._prefetch = Prefetch(self._catalogue, self._scheduler, dependencies.home)
         self._loads = Loads(dependencies, self._memory_profiles)
+        self.nodes = Nodes(dependencies, self._tasks, self._loads, self.decide)
         self._predictions = Predictions(
             dependencies,
             self._tasks,
@@ -112,6 +112,7 @@ class Engine:
             self._wakeup.cancel()
         self._predictions.close()
         await self._tasks.cancel()
+        await self._dependencies.devices.close()
         await self._saver.close()
 
     async def drain(self, seconds: float) -> int:
@@ -140,7 +141,7 @@ class Engine:
 
     def decide(self) -> None:
         """Carry out the scheduler's decisions; while draining, start only children of running predictions."""
-        if self._closed:
+        if self._closed or self._saving is None:  # it has not started yet
             return
         now = time.monotonic()
         self._device_memory.update(now)
@@ -435,8 +436,7 @@ class Engine:
     async def deployed(self) -> None:
         """Scale every model to the instances that the stored deployments require."""
         self.instances.deployed(await self._store.registry.deployments())
-        if self._saving is not None:
-            self.decide()
+        self.decide()
 
     def limit(self, limits: LimitsConfig, policy: Policy) -> None:
         """Apply new limits and priorities; running predictions keep their run timeout."""
@@ -454,6 +454,7 @@ class Engine:
         for entry in self._catalogue.entries:
             if entry not in changed:  # those are outdated, and are reloaded when they are needed
                 self._loads.reload_instances(entry.runs_on)
+        self.nodes.weights_changed()
         self._predictions.end_outdated()
         self.decide()
 
@@ -492,7 +493,7 @@ class Engine:
         self._device_memory.refresh()
         entries = self._catalogue.entries
         models = [(entry, self.instances.keys(entry.runs_on)) for entry in entries]
-        return report.status(self._scheduler, models, draining=self._draining)
+        return report.status(self._scheduler, models, self._loads.copying, draining=self._draining)
 
     def residency_report(self) -> ResidencyResponse:
         self._device_memory.refresh()

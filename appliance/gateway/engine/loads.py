@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from appliance import weights
 from appliance.builds import environments
 from appliance.cluster.base import AdoptedModel
-from appliance.domain.errors import LoadFailed, OutOfMemory, WorkerLost
+from appliance.domain.errors import LoadFailed, NodeLost, OutOfMemory, WorkerLost
 from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
@@ -52,10 +52,12 @@ class Loads:
         self._cluster = dependencies.cluster
         self._scheduler = dependencies.scheduler
         self._memory_profiles = memory_profiles
-        self._devices = {device.name: device for device in dependencies.devices}
+        self._devices = dependencies.devices
         self._options: dict[str, dict[str, Any]] = {}  # by instance: the options of its last load
         self._lost: dict[str, int] = {}  # by instance: loads in a row that lost their worker process
         self._out_of_memory: set[str] = set()  # instances whose last load ran out of memory
+        self.copies: dict[str, set[str]] = {}  # by instance: the nodes that its weights were copied to
+        self.copying: dict[str, str] = {}  # by instance: the node that its weights are copied to
         self._waiting: dict[str, asyncio.Future[None]] = {}  # by instance: resolved when its load is done
 
     def ready(self, instance: str) -> asyncio.Future[None]:
@@ -85,8 +87,11 @@ class Loads:
     async def _load(self, entry: ServedVersion, decided: Load) -> Ready | Retry | Failed:
         instance, timeout = entry.runs_on, self._dependencies.limits.load_timeout
         try:
+            if decided.devices[0] not in self._devices.by_name:
+                raise NodeLost(f"the node of {decided.devices[0]} was lost before the load began")
             spec = self._spec(entry, decided)
             self._options[instance] = spec.options
+            await self._copy_weights(spec)
             async with asyncio.timeout(timeout):
                 levels = await self._cluster.load(spec)
         except TimeoutError:
@@ -97,6 +102,10 @@ class Loads:
         except (LoadFailed, WorkerLost) as error:
             if await self._waited_for_disk(instance):
                 return Retry("the disk was full")
+            if isinstance(error, NodeLost):  # no fault of the model
+                await self._devices.until_certain(decided.devices[0])
+                _log_retry(instance, error.detail)
+                return Retry(error.detail)
             return (
                 self._after_loss(instance, error) if isinstance(error, WorkerLost) else Failed(error.detail)
             )
@@ -106,6 +115,22 @@ class Loads:
             return Failed(f"model {instance} could not be loaded: {error}")
         return Ready(frozenset(map(SleepLevel, levels)))
 
+    async def _copy_weights(self, spec: LoadSpec) -> None:
+        """Copy the weights to the node of the model's devices. The load timeout does not limit this."""
+        node = self._devices.by_name[spec.placement[0]].node
+        if node == self._devices.node:
+            return
+        instance = spec.model
+        _log.info("copying the weights of model %s to node %s", instance, node, extra={"model": instance})
+        self.copying[instance] = node
+        began = time.monotonic()
+        try:
+            copied = await self._cluster.copy_weights(spec)
+        finally:
+            del self.copying[instance]
+        self.copies.setdefault(instance, set()).add(node)
+        self._scheduler.weights_copied(instance, node, copied, time.monotonic() - began)
+
     async def adopt(self, adopted: AdoptedModel) -> bool:
         """Keep a model of an earlier gateway if its version and options are unchanged; else unload it.
 
@@ -113,6 +138,7 @@ class Loads:
         """
         spec = adopted.spec
         kept = self._catalogue.would_load(spec) and not adopted.changing_sleep_state
+        kept = kept and all(device in self._devices.by_name for device in spec.placement)
         if kept and adopted.level is not None:
             kept = self._scheduler.demand(spec.model).sleep_footprint is not None
         if not kept:
@@ -148,7 +174,7 @@ class Loads:
 
     def hardware(self, devices: Sequence[str]) -> str:
         """Return the hardware SKU under which ``devices`` are billed together."""
-        return joint_sku(tuple(self._devices[device].sku for device in devices))
+        return joint_sku(tuple(self._devices.by_name[device].sku for device in devices))
 
     async def _waited_for_disk(self, instance: str) -> bool:
         """Wait until the disk has free space; return whether that took any waiting.
@@ -184,7 +210,7 @@ class Loads:
     def _spec(self, entry: ServedVersion, decided: Load) -> LoadSpec:
         model, devices, home = entry.model, decided.devices, self._dependencies.home
         # A logical device is the CPU under another name.
-        device = ",".join(devices) if self._devices[devices[0]].kind == "cuda" else "cpu"
+        device = ",".join(devices) if self._devices.kinds[devices[0]] == "cuda" else "cpu"
         return LoadSpec(
             model=entry.runs_on,
             version=entry.version,
@@ -195,7 +221,7 @@ class Loads:
             placement=devices,
             memory=decided.memory,
             limit=self._memory_profiles.limit(entry.runs_on),
-            threads=model.threads or self._dependencies.threads,
+            threads=model.threads or self._devices.threads(devices[0]),
             concurrency=1 if entry.kind != model.kind else model.options.predictions_at_once,
             cache=str(home / "cache" / entry.kind),
             sleeps=decided.may_sleep,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from appliance.gateway.catalogue.catalogue import ServedVersion
+from appliance.gateway.catalogue.demands import head_only
 from appliance.protocols import serializers
 from appliance.protocols.admin_types import (
     Decision,
@@ -39,13 +40,20 @@ def log(event: Event) -> None:
 
 
 def status(
-    scheduler: Scheduler, models: Iterable[tuple[ServedVersion, Sequence[str]]], *, draining: bool
+    scheduler: Scheduler,
+    models: Iterable[tuple[ServedVersion, Sequence[str]]],
+    copying: Mapping[str, str] | None = None,
+    *,
+    draining: bool,
 ) -> SchedulerStatus:
-    """Return waiting models, ``models`` with their instances, devices, and the newest decisions."""
+    """Return waiting models, ``models`` with their instances, devices, and the newest decisions.
+
+    ``copying`` has the models whose weights are being copied, with the nodes.
+    """
     return SchedulerStatus(
         draining=draining,
         queued=scheduler.queue_length(),
-        models=[_model_status(scheduler, entry, keys) for entry, keys in models],
+        models=[_model_status(scheduler, entry, keys, copying or {}) for entry, keys in models],
         devices=[
             DeviceMemoryUse(
                 name=device,
@@ -59,7 +67,9 @@ def status(
     )
 
 
-def _model_status(scheduler: Scheduler, entry: ServedVersion, instances: Sequence[str]) -> ModelStatus:
+def _model_status(
+    scheduler: Scheduler, entry: ServedVersion, instances: Sequence[str], copying: Mapping[str, str]
+) -> ModelStatus:
     name = entry.runs_on
     return ModelStatus(
         name=name,
@@ -73,6 +83,8 @@ def _model_status(scheduler: Scheduler, entry: ServedVersion, instances: Sequenc
         devices=tuple(scheduler.devices(name)),
         instances=sum(scheduler.residency(key) is not Residency.COLD for key in instances),
         memory=footprint(scheduler.footprints.of(name)),
+        copying_to=copying.get(name),
+        head_only=None if scheduler.demand(name).nodes is None else head_only(entry.model),
     )
 
 

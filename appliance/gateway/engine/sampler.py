@@ -13,6 +13,7 @@ from appliance import machine
 from appliance.domain import usage
 from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.prediction import Prediction
+from appliance.machine import Device
 from appliance.machine.gpus import Gpus
 from appliance.observability.history import INTERVAL, History, LoadDone, Sample
 from appliance.observability.metrics import WORKER_ENDED, model_name
@@ -27,7 +28,7 @@ _LOADED: Final = (EventKind.READY, EventKind.WOKEN)
 class Sampler:
     """Fills the history of one gateway. Use only on its event loop."""
 
-    def __init__(self, history: History, devices: Sequence[str] = (), gpus: Gpus | None = None) -> None:
+    def __init__(self, history: History, devices: Sequence[Device] = (), gpus: Gpus | None = None) -> None:
         """``devices`` are the GPUs that are measured with ``gpus``."""
         self.history = history
         self._devices = devices
@@ -112,7 +113,11 @@ class Sampler:
             "used": gpus.used,
         }
         return {
-            name: {device: value for device in self._devices if (value := measure(device)) is not None}
+            name: {
+                device.name: value
+                for device in self._devices
+                if (value := measure(device.local_name)) is not None
+            }
             for name, measure in measures.items()
         }
 

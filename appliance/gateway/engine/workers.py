@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final
 
 from appliance.domain.engine_metrics import EngineMetrics
-from appliance.domain.errors import OutOfMemory, SleepFailed, WorkerLost
+from appliance.domain.errors import NodeLost, OutOfMemory, SleepFailed, WorkerLost
 from appliance.domain.units import readable_bytes
 from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.device_memory import DeviceMemory
@@ -97,9 +97,12 @@ class Workers:
             verdict = self._memory_profiles.out_of_memory(model, error)
             self._gone(model, verdict.sentence, verdict)
         else:
-            self._gone(model, error.detail)
+            self._gone(model, error.detail, blameless=isinstance(error, NodeLost))
 
-    def _gone(self, model: str, reason: str, oom: OutOfMemoryAdvice | None = None) -> None:
+    def _gone(
+        self, model: str, reason: str, oom: OutOfMemoryAdvice | None = None, *, blameless: bool = False
+    ) -> None:
+        """Handle the end of a worker process. ``blameless``: none of its predictions can be the cause."""
         running = self._scheduler.running(model)
         _log.error(
             "lost the worker process of model %s, which ran %d predictions: %s",
@@ -107,7 +110,8 @@ class Workers:
         )  # fmt: skip
         self._scheduler.lost(model, time.monotonic(), reason)
         self._memory_profiles.unloaded(model)
-        self._predictions.worker_lost(running, reason, oom)
+        for ids in [[id] for id in running] if blameless else [running]:
+            self._predictions.worker_lost(ids, reason, oom)
         self._predictions.end_outdated()
         self._decide()
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from ray import serve
 
-from appliance.cluster.ray import RayCluster, _Link
+from appliance.cluster.ray import RayCluster
+from appliance.cluster.replicas import Link, Machine
 from appliance.domain.errors import WorkerLost
 from appliance.domain.prediction import Job
 from appliance.runners.base import LoadSpec
@@ -24,7 +25,7 @@ MODEL = "test/echo"
 def linked(run_dir: Path) -> RayCluster:
     """Return a cluster that has loaded ``MODEL`` in the replica ``runner-0``."""
     cluster = RayCluster(Path("socket"), run_dir)
-    cluster._links[MODEL] = _Link("runner-0", None)  # no call over Serve
+    cluster._links[MODEL] = Link("runner-0", None, Machine("", Path("socket"), run_dir))  # no call over Serve
     return cluster
 
 

@@ -12,7 +12,15 @@ import pytest
 
 from appliance.config import HardwareConfig
 from appliance.domain.errors import ApplianceError
-from appliance.machine import available_memory, cpu_threads, discover, main_memory, visible_gpus
+from appliance.machine import (
+    Device,
+    available_memory,
+    cpu_threads,
+    discover,
+    main_memory,
+    on_node,
+    visible_gpus,
+)
 
 GIB = 1024**3
 MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -233,3 +241,12 @@ def test_threads_follow_the_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     machine.write("cpu.max", "250000 100000\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert machine.threads == 3
+
+
+def test_devices_of_a_node_have_its_name_but_the_hardware_of_the_machine() -> None:
+    gpu = Device(name="cuda:0", kind="cuda", memory=1, label="NVIDIA H100 80GB HBM3")
+    cpu = Device(name="cpu", kind="cpu", memory=1, label="a CPU")
+    devices = on_node((gpu, cpu), "box")
+    assert [device.name for device in devices] == ["box/cuda:0", "box/cpu"]
+    assert [device.local_name for device in devices] == ["cuda:0", "cpu"]
+    assert [device.sku for device in devices] == [gpu.sku, "cpu"]

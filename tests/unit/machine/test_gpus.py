@@ -6,10 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from appliance.gateway.engine.sampler import Sampler
+from appliance.machine import Device
 from appliance.machine.gpus import Gpus
 from appliance.observability.history import History
 from appliance.protocols.admin_types import SchedulerStatus
 
+GPUS = tuple(Device(name=f"cuda:{at}", kind="cuda", memory=1, label="A GPU") for at in range(2))
 STATUS = SchedulerStatus(draining=False, queued=0, devices=[], models=[], decisions=[])
 
 
@@ -42,7 +44,7 @@ class NVML:
 
 
 def test_measurements_are_sampled_and_unsupported_ones_are_left_out() -> None:
-    sampler = Sampler(History(), ["cuda:0", "cuda:1"], Gpus(NVML()))
+    sampler = Sampler(History(), GPUS, Gpus(NVML()))
     sample = sampler.sample(STATUS, 1.0)
     assert sample.utilisation == {"cuda:0": 0.25, "cuda:1": 0.25}
     assert sample.used == {"cuda:0": 30, "cuda:1": 30}
@@ -50,5 +52,5 @@ def test_measurements_are_sampled_and_unsupported_ones_are_left_out() -> None:
 
 
 def test_without_nvml_nothing_is_measured() -> None:
-    sample = Sampler(History(), ["cuda:0"]).sample(STATUS, 1.0)
+    sample = Sampler(History(), GPUS[:1]).sample(STATUS, 1.0)
     assert (sample.utilisation, sample.power, sample.temperature, sample.used) == ({}, {}, {}, {})

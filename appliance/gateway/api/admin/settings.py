@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -67,7 +67,7 @@ async def get_history(request: Request) -> Response:
     return responses.json(history_response(services.sampler.history, services.devices, points))
 
 
-def history_response(kept: history.History, devices: Sequence[Device], points: int) -> HistoryResponse:
+def history_response(kept: history.History, devices: Iterable[Device], points: int) -> HistoryResponse:
     samples = kept.samples(points)
     seconds = [each.seconds for each in samples[:1]]
     seconds += [max(each.at - before.at, history.INTERVAL) for before, each in pairwise(samples)]

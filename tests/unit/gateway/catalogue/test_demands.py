@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from appliance.config import ModelConfig
-from appliance.gateway.catalogue.demands import capacities, demand
-from appliance.machine import Device
+from appliance.gateway.catalogue.demands import capacities, demand, head_only, training_demand
+from appliance.machine import Device, on_node
 from appliance.scheduler import Capacity, Demand, SleepFootprint
 
 MIB = 1024**2
@@ -68,3 +68,22 @@ def test_an_echo_model_sleeps_on_logical_devices_if_it_has_something_to_give_bac
 
 def test_main_memory_is_a_device_of_its_own() -> None:
     assert capacities((GPU, MAIN)) == [Capacity("cuda:0", 5), Capacity("cpu", 7, is_main_memory=True)]
+
+
+def test_in_a_cluster_trainings_and_models_with_local_parts_stay_on_the_head(tmp_path: Path) -> None:
+    head = on_node((Device(name="cpu", kind="cpu", memory=5, label="A CPU"),), "head")
+    echo = {"name": "a/b", "kind": "echo", "memory": 1}
+    portable = ModelConfig.model_validate(echo)
+    apart = ModelConfig.model_validate({**echo, "environment": {"requirements": ["cowsay"]}})
+    assert demand(portable, tmp_path, head).nodes is None
+    assert demand(apart, tmp_path, head).nodes == frozenset({"head"})
+    trained = ModelConfig.model_validate({"name": "a/c", "kind": "vllm", "source": {"path": str(tmp_path)}})
+    assert training_demand(trained, tmp_path, head).nodes == frozenset({"head"})
+    assert head_only(apart) == "environment of its own"
+
+
+def test_devices_of_a_cluster_have_their_node() -> None:
+    assert capacities(on_node((GPU, MAIN), "box")) == [
+        Capacity("box/cuda:0", 5, node="box"),
+        Capacity("box/cpu", 7, is_main_memory=True, node="box"),
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,10 @@ class Driver:
 UNLOAD = Unload("a/a", "asked for", ("gpu0",), peak=50 * MIB)
 
 
+async def measured(_: Iterable[str]) -> None:
+    """Measure nothing: there are no other nodes."""
+
+
 def placed(used: Driver) -> tuple[Scheduler, DeviceMemory]:
     scheduler = Scheduler(
         [Capacity("gpu0", 100 * MIB)],
@@ -161,7 +165,7 @@ def placed(used: Driver) -> tuple[Scheduler, DeviceMemory]:
     scheduler.decide(0.0)
     scheduler.loaded("a/a", 0.0, ())
     scheduler.footprints.record_peak("a/a", UNLOAD.peak, 0.0)
-    return scheduler, DeviceMemory(scheduler, used, {"gpu0": "cuda"})
+    return scheduler, DeviceMemory(scheduler, used, {"gpu0": "cuda"}, measured)
 
 
 async def test_memory_is_waited_for_until_the_driver_has_it_back() -> None:

@@ -23,7 +23,6 @@ from appliance.config import Config, Report
 from appliance.domain.errors import ApplianceError, ConfigError
 from appliance.gateway.api.services import Services
 from appliance.gateway.engine.additions import ADDITION_MARK, Additions
-from appliance.machine import Device
 from appliance.machine.processes import kill_marked
 from tests.support.api_client import Api
 from tests.support.engine_bench import Bench
@@ -84,7 +83,6 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     await bench.start()
     edited = await Edited(bench).start()
     services = edited.services
-    services.devices = (Device(name="cpu", kind="cpu", memory=64 * GIB, label="A CPU"),)
     async with Api(services) as client:
         yield client
     await services.additions.close()

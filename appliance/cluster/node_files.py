@@ -1,0 +1,290 @@
+"""The files of predictions that run on another node.
+
+Input files are sent to the node before their job, and output files are fetched before the event that names
+them goes on. The events of one prediction keep their order. Predictions do not wait for files of others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from appliance.cluster.base import NodeConnection
+from appliance.cluster.node_spec import replaced, texts_in
+from appliance.domain.errors import ApplianceError, NodeLost
+from appliance.domain.file import OutputFile, output_files
+from appliance.domain.prediction import Done, Emitted, Job, Output
+from appliance.runners import adapters
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Seconds to wait before a transfer is tried again. Meanwhile the node may be declared lost.
+_DELAYS: Final = (0.5, 2.0, 10.0)
+#: Seconds from the acknowledgement of a prediction to the deletion of its files on the node.
+_DROP_DELAY: Final = 1.0
+
+
+class Folders(NamedTuple):
+    """Where the files of predictions are. Each prediction has a folder of its own in each of these."""
+
+    inputs: Path  # on this machine
+    outputs: Path  # on this machine
+    node_outputs: Path  # on the node
+
+
+class NodeFiles:
+    """Transfers the files of the predictions of one model on a node, on the gateway's event loop."""
+
+    def __init__(
+        self,
+        node: str,
+        connection: NodeConnection,
+        folders: Folders,
+        lost: asyncio.Future[str],
+        *,
+        send: Callable[[Job], None],
+        cancel: Callable[[str], None],
+        deliver: Callable[[list[Emitted]], None],
+    ) -> None:
+        """``send`` and ``cancel`` pass a job or a cancellation to the node, ``deliver`` events to the engine.
+
+        ``lost`` is done once the node is lost.
+        """
+        self._node = node
+        self._connection = connection
+        self._folders = folders
+        self._lost = lost
+        self._send = send
+        self._cancel = cancel
+        self._deliver = deliver
+        self._sending: dict[str, tuple[Job, asyncio.Task[None]]] = {}  # by prediction: its files are sent
+        self._sent: dict[str, list[str]] = {}  # by prediction: its input files on the node
+        #: By prediction: events that wait for a file, and the later events of the same prediction.
+        self._waiting: dict[str, deque[Emitted]] = {}
+        self._failed: dict[str, str] = {}  # by prediction: why its output is incomplete
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- jobs --------------------------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> None:
+        """Send a job once the node has its input files. Without files the job is sent at once."""
+        job = msgspec.structs.replace(job, folder=self._folder_on_node(job))
+        files = _files_of(job, self._folders.inputs)
+        weights = _weights_of(job)
+        if not files and not weights:
+            self._send(job)
+            return
+        task = self._spawn(self._send_with_files(job, files, weights))
+        self._sending[job.id] = job, task
+
+    def cancel(self, id: str) -> None:
+        """Cancel a prediction. One that was not sent yet ends at once."""
+        sending = self._sending.pop(id, None)
+        if sending is None:
+            self._cancel(id)
+            return
+        job, task = sending
+        task.cancel()
+        self._deliver([Emitted(id, job.attempt, 1, Done("canceled"))])
+
+    def acknowledged(self, id: str) -> None:
+        """Delete the files that a prediction, whose end is stored, has on the node."""
+        self._failed.pop(id, None)
+        paths = [*self._sent.pop(id, ()), str(self._folders.node_outputs / id)]
+        asyncio.get_running_loop().call_later(_DROP_DELAY, self._drop, paths)
+
+    async def _send_with_files(self, job: Job, files: list[str], weights: list[str]) -> None:
+        kept = self._sent.setdefault(job.id, [])
+        paths: dict[str, str] = {}
+        try:
+            for file in files:
+                paths[file] = await self._transferred(partial(self._connection.send_file, Path(file)))
+                kept.append(paths[file])
+            if weights:
+                copy = partial(self._connection.copy_weights, [Path(path) for path in weights])
+                paths |= await self._transferred(copy)
+        except NodeLost:
+            if self._lost.done():  # the reader of the events reports the loss
+                return
+            self._refuse(job, f"the connection to node {self._node} broke while input files were sent there")
+        except (ApplianceError, OSError) as error:
+            self._refuse(job, f"its files could not be sent to node {self._node}: {_detail(error)}")
+        else:
+            if self._sending.pop(job.id, None) is not None:
+                self._send(_with_paths(job, paths))
+
+    def _refuse(self, job: Job, reason: str) -> None:
+        if self._sending.pop(job.id, None) is not None:
+            self._deliver([Emitted(job.id, job.attempt, 1, Done("failed", reason))])
+
+    def _folder_on_node(self, job: Job) -> str:
+        if not job.folder:
+            return job.folder
+        return str(self._folders.node_outputs / Path(job.folder).relative_to(self._folders.outputs))
+
+    # -- events ------------------------------------------------------------------------------------------
+
+    def receive(self, events: list[Emitted]) -> None:
+        """Deliver events of the node, in order; those that name files once the files are here."""
+        ready = []
+        for emitted in events:
+            if (waiting := self._waiting.get(emitted.id)) is not None:
+                waiting.append(emitted)
+            elif _has_files(emitted):
+                self._waiting[emitted.id] = deque([emitted])
+                self._spawn(self._fetch(emitted.id))
+            elif (passed := self._without_failed(emitted)) is not None:
+                ready.append(passed)
+        if ready:
+            self._deliver(ready)
+
+    async def settled(self) -> None:
+        """Return once all events that were received are delivered, or the node is lost."""
+        while self._tasks and not self._lost.done():
+            waited: set[asyncio.Future[Any]] = {*self._tasks, self._lost}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def _fetch(self, id: str) -> None:
+        waiting = self._waiting[id]
+        while waiting:
+            emitted = waiting[0]
+            if _has_files(emitted) and id not in self._failed:
+                try:
+                    await self._fetch_files(emitted)
+                except NodeLost:
+                    if self._lost.done():  # the reader of the events reports the loss
+                        del self._waiting[id]
+                        return
+                    self._fail(
+                        id, f"the connection to node {self._node} broke while output files were fetched"
+                    )
+                except (ApplianceError, OSError) as error:
+                    self._fail(
+                        id, f"its output files could not be fetched from node {self._node}: {_detail(error)}"
+                    )
+            waiting.popleft()
+            if not waiting:  # before the delivery, in which the engine may acknowledge the prediction
+                del self._waiting[id]
+            if (passed := self._without_failed(emitted)) is not None:
+                self._deliver([passed])
+
+    def _fail(self, id: str, reason: str) -> None:
+        """Cancel a prediction on the node. Its end, which follows, will have ``reason``."""
+        _log.error("prediction %s failed: %s", id, reason, extra={"prediction": id})
+        self._failed[id] = reason
+        self._cancel(id)
+
+    def _without_failed(self, emitted: Emitted) -> Emitted | None:
+        """Return the event as it is delivered: of a failed prediction only its end, with the reason."""
+        reason = self._failed.get(emitted.id)
+        if reason is None:
+            return emitted
+        if not isinstance(emitted.event, Done):
+            return None
+        del self._failed[emitted.id]
+        return msgspec.structs.replace(emitted, event=Done("failed", reason))
+
+    async def _fetch_files(self, emitted: Emitted) -> None:
+        """Copy the output files of an event to this machine, and set their paths here.
+
+        Raises:
+            ApplianceError: a file is missing, damaged, or not in the prediction's folder.
+            OSError: a file cannot be written.
+        """
+        top = self._folders.node_outputs / emitted.id
+        for file in _output_files(emitted):
+            path = PurePosixPath(file.path)
+            if not path.is_relative_to(top) or ".." in path.parts:
+                raise ApplianceError(f"{file.path} is not below {top}")
+            target = self._folders.outputs / path.relative_to(self._folders.node_outputs)
+            await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
+            expected = file.size, file.sha256
+            if await asyncio.to_thread(_digest, target) != expected:  # an earlier gateway may have fetched it
+                await self._transferred(partial(self._connection.fetch_file, file.path, target))
+                if await asyncio.to_thread(_digest, target) != expected:
+                    raise ApplianceError(f"{file.name} was damaged on its way")
+            file.path = str(target)
+
+    async def _transferred(self, transfer: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of ``transfer``, which is tried again while the connection breaks.
+
+        Raises:
+            NodeLost: the node is lost, or all attempts failed.
+        """
+        for delay in _DELAYS:
+            try:
+                return await transfer()
+            except NodeLost as error:
+                _log.warning("a transfer with node %s failed, trying again: %s", self._node, error.detail)
+                if (await asyncio.wait({self._lost}, timeout=delay))[0]:
+                    raise
+        return await transfer()
+
+    # -- tasks -------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _drop(self, paths: list[str]) -> None:
+        if not self._lost.done():
+            self._spawn(self._drop_files(paths))
+
+    async def _drop_files(self, paths: list[str]) -> None:
+        try:
+            await self._connection.drop_files(paths)
+        except ApplianceError as error:
+            _log.warning("files of predictions could not be deleted on node %s: %s", self._node, error.detail)
+
+
+def _output_files(emitted: Emitted) -> Iterator[OutputFile]:
+    if isinstance(emitted.event, Output):
+        yield from output_files(emitted.event.values)
+
+
+def _has_files(emitted: Emitted) -> bool:
+    return next(_output_files(emitted), None) is not None
+
+
+def _files_of(job: Job, inputs: Path) -> list[str]:
+    """Return the input files that this machine has fetched for the job."""
+    start = f"{inputs / job.id}/"
+    return [text for text in texts_in(job.input) if text.startswith(start) and ".." not in text.split("/")]
+
+
+def _weights_of(job: Job) -> list[str]:
+    """Return the weights that the job needs: a trained version, and adapters that the input names."""
+    given = [job.adapter, *(job.input.get(name) for name in adapters.INPUTS)]
+    return [path for path in given if isinstance(path, str) and path.startswith("/")]
+
+
+def _with_paths(job: Job, paths: Mapping[str, str]) -> Job:
+    adapter = job.adapter if job.adapter is None else paths[job.adapter]
+    return msgspec.structs.replace(job, input=replaced(job.input, paths), adapter=adapter)
+
+
+def _digest(file: Path) -> tuple[int, str] | None:
+    """Return the size and SHA-256 of a file; None if it does not exist."""
+    if not file.exists():
+        return None
+    with file.open("rb") as content:
+        return file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _detail(error: Exception) -> str:
+    return error.detail if isinstance(error, ApplianceError) else str(error)

@@ -1,0 +1,73 @@
+"""Translates what a model needs between this machine and another node. No I/O except looking for files.
+
+The engine names devices as the scheduler does (``node/cuda:0``), and paths as on this machine. A worker
+process gets the names and paths of its own machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from appliance.machine import local_name
+from appliance.runners.base import LoadSpec
+
+
+def node_of(spec: LoadSpec) -> str:
+    """Return the name of the node whose devices were chosen for the model."""
+    return spec.placement[0].partition("/")[0]
+
+
+def with_local_devices(spec: LoadSpec, node: str) -> LoadSpec:
+    """Return ``spec`` with the names that the devices have on their own machine."""
+    device = ",".join(local_name(each, node) for each in spec.device.split(","))
+    placement = tuple(local_name(each, node) for each in spec.placement)
+    return msgspec.structs.replace(spec, device=device, placement=placement)
+
+
+def for_node(spec: LoadSpec, node: str, cache: Path, copied: Mapping[str, str]) -> LoadSpec:
+    """Return ``spec`` with the devices and paths of a node, whose compile caches are below ``cache``.
+
+    ``copied`` maps the paths of ``paths_of`` to the paths of their copies on the node.
+    """
+    return msgspec.structs.replace(
+        with_local_devices(spec, node),
+        weights=None if spec.weights is None else copied[spec.weights],
+        options=replaced(spec.options, copied),
+        cache=str(cache / PurePosixPath(spec.cache).name),
+    )
+
+
+def paths_of(spec: LoadSpec) -> list[Path]:
+    """Return the files and folders that the worker process reads: weights, and paths in the options."""
+    found = [] if spec.weights is None else [spec.weights]
+    found += [text for text in texts_in(spec.options) if text.startswith("/") and Path(text).exists()]
+    return [Path(path) for path in dict.fromkeys(found)]
+
+
+def replaced(value: Any, texts: Mapping[str, str]) -> Any:
+    """Return ``value`` with every text that is a key of ``texts``, at any depth, replaced."""
+    match value:
+        case str():
+            return texts.get(value, value)
+        case dict():
+            return {key: replaced(item, texts) for key, item in value.items()}
+        case list() | tuple():
+            return [replaced(item, texts) for item in value]
+    return value
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts in ``value``, at any depth."""
+    match value:
+        case str():
+            yield value
+        case dict():
+            for item in value.values():
+                yield from texts_in(item)
+        case list() | tuple():
+            for item in value:
+                yield from texts_in(item)

@@ -1,0 +1,127 @@
+"""The nodes of a cluster, as the engine sees them: devices that come and go.
+
+The models of a lost node are handled as after the death of their worker processes: ``Cluster.remove_node``
+ends their event streams and calls with ``NodeLost``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from appliance import machine, weights
+from appliance.cluster.base import NodeFolders
+from appliance.config import ModelConfig
+from appliance.domain.errors import ApplianceError, WeightsError
+from appliance.domain.units import readable_bytes
+from appliance.gateway.catalogue.demands import capacities
+from appliance.gateway.engine.dependencies import Dependencies
+from appliance.gateway.engine.loads import Loads
+from appliance.gateway.engine.tasks import Tasks
+from appliance.machine import Device
+
+if TYPE_CHECKING:  # without a cluster this package is not needed
+    from appliance.nodes.client import NodeClient
+    from appliance.nodes.messages import NodeFacts
+
+_log = logging.getLogger(__name__)
+
+
+class Nodes:
+    """Adds and removes the devices of nodes: the ``NodeListener`` of the engine, used on its event loop."""
+
+    def __init__(
+        self, dependencies: Dependencies, tasks: Tasks, loads: Loads, decide: Callable[[], None]
+    ) -> None:
+        self._catalogue = dependencies.catalogue
+        self._home = dependencies.home
+        self._tasks = tasks
+        self._loads = loads
+        self._devices = dependencies.devices
+        self._scheduler = dependencies.scheduler
+        self._cluster = dependencies.cluster
+        self._decide = decide
+
+    def joined(self, facts: NodeFacts, client: NodeClient) -> None:
+        """Place models on a node from now on.
+
+        Raises:
+            ApplianceError: the node cannot be a part of this cluster; the message says why.
+        """
+        self._check(facts.name, facts.devices)
+        devices = machine.on_node(facts.devices, facts.name)
+        try:
+            self._scheduler.add_devices(capacities(devices))
+        except ValueError as error:
+            raise ApplianceError(
+                f"node {facts.name} was lost, and its models are still being removed: try again"
+            ) from error
+        run_dir = Path(facts.run_dir)
+        folders = NodeFolders(run_dir, Path(facts.outputs), run_dir.parent / "cache")
+        self._devices.add(facts.name, devices, facts.threads, client.in_use)
+        self._cluster.add_node(facts.name, folders, client)
+        shown = ", ".join(f"{each.name} with {readable_bytes(each.memory)}" for each in devices)
+        _log.info("models can be loaded on node %s: %s, %d CPU threads", facts.name, shown, facts.threads)
+        self.weights_changed()
+        self._decide()
+
+    def weights_changed(self) -> None:
+        """Tell the scheduler the sizes of all weights, so that it places models where their weights are."""
+        if self._devices.nodes:
+            self._tasks.spawn(self._measure_weights())
+
+    async def _measure_weights(self) -> None:
+        models = {key: self._catalogue.entry_for(key).model for key in self._scheduler.models}
+        sizes = await asyncio.to_thread(
+            lambda: {key: _weight_size(self._home, model) for key, model in models.items()}
+        )
+        for key, size in sizes.items():
+            if size and self._scheduler.knows(key):
+                places = {self._devices.node, *self._loads.copies.get(key, ())}
+                self._scheduler.set_weights(key, size, places)
+
+    def _check(self, name: str, devices: Sequence[Device]) -> None:
+        if not self._devices.node:
+            raise ApplianceError("this appliance is no cluster: add a section cluster to models.yaml")
+        if name == self._devices.node or name in self._devices.nodes:
+            raise ApplianceError(f"the cluster has a node {name}: give the new node another name with --name")
+        kind = devices[0].kind if devices else "no devices"
+        if kind != self._devices.kind:
+            raise ApplianceError(
+                f"node {name} has devices of the kind {kind}, and the head has {self._devices.kind}: "
+                "all nodes of a cluster need GPUs, or all compute on CPUs"
+            )
+
+    def lost(self, name: str, reason: str) -> None:
+        """Remove a node that cannot be reached; do nothing if it has not joined.
+
+        Predictions without output run again on other nodes; those with output fail and keep it.
+        """
+        if name not in self._devices.nodes:
+            return
+        models = self._scheduler.remove_devices(name)
+        _log.error("node %s is lost, with %d models: %s", name, len(models), reason)
+        self._devices.remove(name)
+        self._cluster.remove_node(name, reason)
+        self._decide()
+
+    def draining(self, name: str, draining: bool) -> None:
+        """Load nothing on a node any more, and move its models to other nodes; or end that."""
+        if draining:
+            self._scheduler.drain_node(name)
+        else:
+            self._scheduler.undrain_node(name)
+        self._decide()
+
+
+def _weight_size(home: Path, model: ModelConfig) -> int:
+    """Return the bytes of the model's weights; 0 if it has none, or they cannot be read."""
+    if model.source is None:
+        return 0
+    try:
+        return weights.weight_size_of(weights.folder(home, model), model.weight_variant).stored
+    except WeightsError:
+        return 0

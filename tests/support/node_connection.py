@@ -1,0 +1,84 @@
+"""A node whose agent is in this process: files are copied between two folders of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from appliance.cluster.base import NodeFolders
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+
+class LocalNode:
+    """The agent of a node with its data in ``home``; ``before`` is awaited before each transfer of a file."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.folders = NodeFolders(home / "run", home / "run" / "outputs", home / "cache")
+        for folder in (self.folders.run_dir, self.folders.outputs, self.folders.cache):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.problem: Exception | None = None  # raised by each transfer
+        self.held: dict[str, asyncio.Event] = {}  # by name of a file: its transfer waits for the event
+        self.dropped: list[str] = []
+        self.prepared: list[str] = []
+        self.weights: list[Path] = []
+        self.used: dict[str, int] = {}
+
+    async def open_socket(self, name: str, protocol: Callable[[], P]) -> tuple[object, P]:
+        path = str(self.folders.run_dir / name)
+        return await asyncio.get_running_loop().create_unix_connection(protocol, path)
+
+    async def in_use(self) -> dict[str, int]:
+        return self.used
+
+    async def prepare(self, modules: list[str]) -> None:
+        self.prepared += modules
+
+    async def send_file(self, source: Path) -> str:
+        await self._transfer(source.name)
+        target = self.home / "run" / "inputs" / source.parent.name / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+        return str(target)
+
+    async def fetch_file(self, path: str, target: Path) -> None:
+        await self._transfer(target.name)
+        shutil.copy(path, target)
+
+    async def drop_files(self, paths: list[str]) -> None:
+        self.dropped += paths
+        for path in map(Path, paths):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    async def copy_weights(
+        self,
+        paths: Sequence[Path],
+        keep: Iterable[str] = (),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, str]:
+        if self.problem is not None:
+            raise self.problem
+        self.weights += paths
+        copies = {}
+        for path in paths:
+            copy = self.home / "weights" / path.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                shutil.copytree(path, copy, dirs_exist_ok=True)
+            else:
+                shutil.copy(path, copy)
+            copies[str(path)] = str(copy)
+        return copies
+
+    async def _transfer(self, name: str) -> None:
+        if self.problem is not None:
+            raise self.problem
+        if (held := self.held.get(name)) is not None:
+            await held.wait()

@@ -1,0 +1,187 @@
+"""An engine whose cluster gets and loses nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.domain.errors import ApplianceError, NodeLost
+from appliance.domain.prediction import Status
+from appliance.machine import Device
+from appliance.nodes.messages import NodeFacts
+from appliance.scheduler import Residency
+from tests.support.engine_bench import MIB, Bench
+from tests.support.node_connection import LocalNode
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    """An engine on the head, which has memory for one model of 6 MiB."""
+    bench = Bench(tmp_path / "head")
+    bench.node = "head"
+    bench.estimated = {"test/echo": 6 * MIB, "test/stream": 6 * MIB}
+    await bench.start()
+    yield bench
+    await bench.stop()
+    await bench.cluster.close()
+
+
+def facts(name: str, node: LocalNode, **changed: Any) -> NodeFacts:
+    given: dict[str, Any] = {
+        "name": name, "host": "10.0.0.2", "port": 8770, "version": "1", "labels": {}, "threads": 7,
+        "devices": (Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),),
+        "run_dir": str(node.folders.run_dir), "outputs": str(node.folders.outputs),
+    }  # fmt: skip
+    return NodeFacts(**{**given, **changed})
+
+
+def join(bench: Bench, folder: Path, name: str = "box", **changed: Any) -> LocalNode:
+    node = LocalNode(folder / name)
+    bench.engine.nodes.joined(facts(name, node, **changed), node)  # type: ignore[arg-type]  # it does as much
+    return node
+
+
+async def test_a_model_is_loaded_on_a_node_with_its_weights_and_threads(bench: Bench, tmp_path: Path) -> None:
+    await bench.engine.load(bench.echo)
+    join(bench, tmp_path)
+    first = await bench.submit(bench.stream, text="a b", delay=1)
+    running = await bench.until(first, Status.PROCESSING)
+    assert bench.scheduler.devices("test/echo") == ("head/cpu",)
+    assert bench.scheduler.devices("test/stream") == ("box/cpu",)
+    assert bench.cluster.copies == [("test/stream", "box")]
+    spec = bench.cluster._loaded["test/stream"].spec
+    assert (spec.threads, spec.placement, spec.device) == (7, ("box/cpu",), "cpu")
+    assert running.hardware == "cpu"
+    assert (await bench.ended(first)).status is Status.SUCCEEDED
+
+
+async def test_a_prediction_with_output_fails_with_its_node_and_keeps_the_output(
+    bench: Bench, tmp_path: Path
+) -> None:
+    await bench.engine.load(bench.echo)
+    join(bench, tmp_path)
+    prediction = await bench.submit(bench.stream, text="a b c", chunk_delay=30)
+    await bench.output_of(prediction)
+    bench.engine.nodes.lost("box", "no heartbeat")
+    failed = await bench.ended(prediction)
+    assert failed.status is Status.FAILED
+    assert failed.error == ("Prediction interrupted; please retry (code: PA): node box is lost: no heartbeat")
+    assert list(failed.output) == ["a "]
+    assert bench.scheduler.residency("test/stream") is Residency.COLD
+    assert list(bench.scheduler.capacities) == ["head/cpu"]
+
+
+async def test_a_prediction_without_output_runs_again_on_another_node(bench: Bench, tmp_path: Path) -> None:
+    await bench.engine.load(bench.echo)
+    join(bench, tmp_path)
+    prediction = await bench.submit(bench.stream, text="a", delay=1)
+    await bench.until(prediction, Status.PROCESSING)
+    join(bench, tmp_path, "other")
+    bench.engine.nodes.lost("box", "no heartbeat")
+    ended = await bench.ended(prediction)
+    assert (ended.status, ended.attempt, list(ended.output)) == (Status.SUCCEEDED, 2, ["a"])
+    assert bench.scheduler.devices("test/stream") == ("other/cpu",)
+
+
+async def test_a_node_that_is_lost_during_a_load_is_no_fault_of_the_model(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.engine.load(bench.echo)
+    join(bench, tmp_path)
+    loading, copied = asyncio.Event(), bench.cluster.copy_weights
+
+    async def copy_weights(spec: Any) -> int:
+        if not loading.is_set():
+            loading.set()
+            bench.engine.nodes.lost("box", "its cable was pulled")
+            raise NodeLost("node box is lost")
+        return await copied(spec)
+
+    monkeypatch.setattr(bench.cluster, "copy_weights", copy_weights)
+    prediction = await bench.submit(bench.stream, text="a")
+    await loading.wait()
+    join(bench, tmp_path, "second")
+    assert (await bench.ended(prediction)).status is Status.SUCCEEDED
+    assert bench.scheduler.devices("test/stream") == ("second/cpu",)
+
+
+async def test_the_status_shows_a_copy_of_weights(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.engine.load(bench.echo)
+    join(bench, tmp_path)
+    copying, copied = asyncio.Event(), asyncio.Event()
+
+    async def copy_weights(_: Any) -> int:
+        copying.set()
+        await copied.wait()
+        return 5
+
+    monkeypatch.setattr(bench.cluster, "copy_weights", copy_weights)
+    prediction = await bench.submit(bench.stream, text="a")
+    await copying.wait()
+    assert shown(bench)["test/stream"] == ("loading", "box")
+    copied.set()
+    await bench.ended(prediction)
+    assert shown(bench)["test/stream"] == ("ready", None)
+
+
+def shown(bench: Bench) -> dict[str, tuple[str, str | None]]:
+    return {each.name: (each.state, each.copying_to) for each in bench.engine.status().models}
+
+
+async def test_a_drained_node_gets_no_loads_until_it_is_used_again(bench: Bench, tmp_path: Path) -> None:
+    await bench.engine.load(bench.echo)
+    join(bench, tmp_path)
+    bench.engine.pin(bench.echo, pinned=True)
+    bench.engine.nodes.draining("box", True)
+    prediction = await bench.submit(bench.stream, text="a")
+    assert (await bench.engine.get(prediction.id, "me")).status is Status.STARTING
+    bench.engine.nodes.draining("box", False)
+    assert (await bench.ended(prediction)).status is Status.SUCCEEDED
+    assert bench.scheduler.devices("test/stream") == ("box/cpu",)
+
+
+async def test_the_memory_of_a_node_is_measured_without_waiting_for_it(bench: Bench, tmp_path: Path) -> None:
+    node = LocalNode(tmp_path / "box")
+    node.used = {"cpu": 3 * MIB}
+    bench.engine.nodes.joined(facts("box", node), node)  # type: ignore[arg-type]
+    await bench.current_devices.refresh(["box/cpu"])
+    assert bench.current_devices.in_use() == {"box/cpu": 3 * MIB}
+    residency = {each.name: each.foreign for each in bench.engine.residency_report().devices}
+    assert residency == {"head/cpu": 0, "box/cpu": 3 * MIB}
+    bench.engine.nodes.lost("box", "gone")
+    assert [each.name for each in bench.engine.residency_report().devices] == ["head/cpu"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "problem"),
+    [
+        ("head", {}, "the cluster has a node head"),
+        ("box", {}, "the cluster has a node box"),
+        (
+            "gpus",
+            {"devices": (Device(name="cuda:0", kind="cuda", memory=1, label="A GPU"),)},
+            "node gpus has devices of the kind cuda, and the head has cpu",
+        ),
+    ],
+)
+async def test_a_node_that_does_not_fit_is_refused(
+    bench: Bench, tmp_path: Path, name: str, changed: dict[str, Any], problem: str
+) -> None:
+    join(bench, tmp_path)
+    with pytest.raises(ApplianceError, match=problem):
+        join(bench, tmp_path, name, **changed)
+    assert list(bench.scheduler.capacities) == ["head/cpu", "box/cpu"]
+
+
+async def test_without_a_cluster_no_node_can_join(tmp_path: Path) -> None:
+    bench = await Bench(tmp_path / "single").start()
+    with pytest.raises(ApplianceError, match="add a section cluster to models"):
+        join(bench, tmp_path)
+    await bench.stop()
+    await bench.cluster.close()
