@@ -229,7 +229,8 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
     for model in found.models:
         where = ", ".join(model.devices) or "-"
         counts = str(model.running), str(model.queued)
-        known.add_row(model.name, model.state, *counts, where, _memory(model.memory))
+        state = model.state if model.copying_to is None else f"copying weights to {model.copying_to}"
+        known.add_row(model.name, state, *counts, where, _memory(model.memory))
     console = Console()
     console.print(
         f"version {found.version}, up {found.uptime:.0f} s" + (", draining" if found.draining else "")

@@ -20,6 +20,7 @@ from appliance.protocols.admin_types import (
     ResidencyResponse,
 )
 from appliance.ui import alerts, decisions, machine_charts, markup, session, template_pages
+from appliance.ui.cluster_facts import cluster_facts
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import ngettext
 from appliance.ui.markup import BarSegment
@@ -197,6 +198,8 @@ def _state(model: ModelStatus) -> Markup:
     shown = markup.badge(model.state)
     if model.state == "draining":
         pinned += markup.note(_("will unload when its current runs finish"))
+    for fact in cluster_facts(model):
+        pinned += markup.note(fact)
     if model.loading_for is None:
         return shown + pinned
     progress = markup.render(

@@ -25,6 +25,7 @@ from appliance.protocols.api_client import file_urls
 from appliance.protocols.response_types import ModelResponse, VersionPage, VersionResponse
 from appliance.ui import fields, first_steps, markup, media, output, session, snippets, template_pages
 from appliance.ui.client import Caller
+from appliance.ui.cluster_facts import cluster_facts
 from appliance.ui.fields import Widget
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import ngettext
@@ -194,6 +195,7 @@ def _state(data: ModelPageData, found: ModelStatus | None) -> Part:
         seconds=_SECONDS,
         state=found and explore.badge(found),
         queued=found.queued if found is not None else 0,
+        facts=[] if found is None else cluster_facts(found),
     )
 
 
