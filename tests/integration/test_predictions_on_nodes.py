@@ -1,0 +1,146 @@
+"""Predictions on a node of a cluster, while the gateway or the node is killed.
+
+The machines are network namespaces, with all processes of a cluster. ``test_models_on_nodes`` has more cases.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.appliance_process import Appliance, wait_for
+from tests.support.joined_node import JoinedNode
+from tests.support.network_namespaces import Network, available
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not available(), reason="network namespaces need root and iproute2"),
+]
+TOKEN = "a token of at least thirty-two characters"
+CONFIG = """
+cluster: {{address: {address}, name: head, lost_after: 4}}
+hardware: {{devices: [{{name: small, memory: 250MiB}}]}}
+models:
+  - {{name: test/home, kind: echo, memory: 200MiB, pin: true}}
+  - {{name: test/stream, kind: echo, memory: 250MiB, options: {{stream: true}}}}
+  - {{name: test/files, kind: echo, memory: 250MiB, options: {{files: true}}}}
+"""
+
+
+class Machines:
+    """The head, whose memory is taken by a pinned model, and nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.network = Network(["head", "one", "two"])
+        self.address = self.network.addresses["head"]
+        self.folder = folder
+        config = folder / "models.yaml"
+        config.write_text(CONFIG.format(address=self.address))
+        variables = {"APPLIANCE_CLUSTER_TOKEN": TOKEN}
+        self.head = Appliance(folder / "head", config, host=self.address, variables=variables)
+        self.head.prefix = self.network.prefix("head")
+        self.nodes: dict[str, JoinedNode] = {}
+
+    def join(self, name: str) -> None:
+        prefix = self.network.prefix(name)
+        options = "--device", "big=600MiB"
+        node = JoinedNode(self.folder / name, name, self.address, TOKEN, prefix, *options)
+        self.nodes[name] = node
+        node.start()
+        node.wait_until_joined()
+
+    def close(self) -> None:
+        for node in self.nodes.values():
+            node.kill()
+        if self.head.process is not None:
+            self.head.kill()
+        self.network.close()
+
+
+class Client:
+    def __init__(self, http: httpx.Client) -> None:
+        self.http = http
+
+    def create(self, model: str, **input: Any) -> str:
+        reply = self.http.post(f"/v1/models/test/{model}/predictions", json={"input": input})
+        assert reply.status_code in {201, 202}, reply.text
+        return str(reply.json()["id"])
+
+    def get(self, id: str) -> dict[str, Any]:
+        record: dict[str, Any] = self.http.get(f"/v1/predictions/{id}").json()
+        return record
+
+    def ended(self, id: str) -> dict[str, Any]:
+        final = {"succeeded", "failed", "canceled"}
+        wait_for(lambda: self.get(id)["status"] in final, f"prediction {id} to end")
+        return self.get(id)
+
+    def run_until_output(self, *, silent: int) -> tuple[list[str], str]:
+        """Start predictions without output, and one whose words come slowly; return once all run."""
+        without = [self.create("stream", text="a", delay=15) for _ in range(silent)]
+        words = self.create("stream", text="a b c d e f", chunk_delay=4)
+        wait_for(lambda: self.get(words).get("output"), "the first word")
+        for waiting in without:
+            wait_for(partial(self.runs, waiting), f"prediction {waiting} to start")
+        return without, words
+
+    def runs(self, id: str) -> bool:
+        return bool(self.get(id)["status"] == "processing")
+
+    def devices(self, model: str) -> list[str]:
+        models = self.http.get("/admin/status").json()["models"]
+        found: list[str] = next(each for each in models if each["name"] == f"test/{model}")["devices"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    machines = Machines(tmp_path_factory.mktemp("m"))
+    try:
+        machines.head.start()
+        machines.join("one")
+        yield machines
+    finally:
+        machines.close()
+
+
+@pytest.fixture
+def client(machines: Machines) -> Iterator[Client]:
+    with machines.head.client() as http:
+        yield Client(http)
+
+
+def test_files_go_to_the_node_and_come_back(client: Client) -> None:
+    content = b"content" * 200_000
+    url = "data:text/plain;base64," + base64.b64encode(content).decode()
+    ended = client.ended(client.create("files", file=url))
+    assert ended["status"] == "succeeded", ended["error"]
+    assert client.http.get(ended["output"][0]).content == content
+    assert client.devices("files") == ["one/big"]
+
+
+def test_a_killed_gateway_loses_nothing_that_runs_on_a_node(machines: Machines, client: Client) -> None:
+    silent, words = client.run_until_output(silent=3)
+    machines.head.gateway().kill()
+    wait_for(machines.head.answers, "the next gateway")
+    ended = [client.ended(id) for id in (*silent, words)]
+    assert [each["status"] for each in ended] == ["succeeded"] * 4
+    assert [each["output"] for each in ended] == [["a"]] * 3 + [["a ", "b ", "c ", "d ", "e ", "f"]]
+
+
+def test_the_predictions_of_a_killed_node_run_on_another(machines: Machines, client: Client) -> None:
+    silent, words = client.run_until_output(silent=3)
+    machines.join("two")
+    machines.nodes["one"].kill()
+    failed = client.ended(words)
+    assert failed["status"] == "failed"
+    assert failed["output"]
+    assert "Prediction interrupted" in failed["error"]
+    assert [client.ended(id)["status"] for id in silent] == ["succeeded"] * 3
+    assert client.devices("stream") == ["two/big"]
