@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support import tiny_models
 from tests.support.appliance_process import Appliance, wait_for
 from tests.support.joined_node import JoinedNode
 from tests.support.network_namespaces import Network, available
@@ -30,7 +31,18 @@ models:
   - {{name: test/home, kind: echo, memory: 200MiB, pin: true}}
   - {{name: test/stream, kind: echo, memory: 250MiB, options: {{stream: true}}}}
   - {{name: test/files, kind: echo, memory: 250MiB, options: {{files: true}}}}
+  - {{name: test/words, kind: embeddings, memory: 900MiB, source: {{path: {weights}}}}}
 """
+
+
+def make_weights(folder: Path) -> None:
+    """Make a tiny model for embeddings."""
+    from transformers import BertConfig, BertModel
+
+    tiny_models.tokenizer(folder)
+    words = len(tiny_models.SPECIAL + tiny_models.WORDS)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=words, max_position_embeddings=32, **size)).save_pretrained(folder)
 
 
 class Machines:
@@ -41,7 +53,9 @@ class Machines:
         self.address = self.network.addresses["head"]
         self.folder = folder
         config = folder / "models.yaml"
-        config.write_text(CONFIG.format(address=self.address))
+        self.weights = folder / "weights"
+        make_weights(self.weights)
+        config.write_text(CONFIG.format(address=self.address, weights=self.weights))
         variables = {"APPLIANCE_CLUSTER_TOKEN": TOKEN}
         self.head = Appliance(folder / "head", config, host=self.address, variables=variables)
         self.head.prefix = self.network.prefix("head")
@@ -49,7 +63,7 @@ class Machines:
 
     def join(self, name: str) -> None:
         prefix = self.network.prefix(name)
-        options = "--device", "big=600MiB"
+        options = "--device", "big=1500MiB"
         node = JoinedNode(self.folder / name, name, self.address, TOKEN, prefix, *options)
         self.nodes[name] = node
         node.start()
@@ -123,6 +137,26 @@ def test_files_go_to_the_node_and_come_back(client: Client) -> None:
     assert ended["status"] == "succeeded", ended["error"]
     assert client.http.get(ended["output"][0]).content == content
     assert client.devices("files") == ["one/big"]
+
+
+def test_weights_are_copied_to_the_node_once(machines: Machines, client: Client) -> None:
+    ended = client.ended(client.create("words", texts=["the cat"]))
+    assert ended["status"] == "succeeded", ended["error"]
+    assert client.devices("words") == ["one/big"]
+    content = (machines.weights / "model.safetensors").read_bytes()
+    copies = machines.folder / "one" / "cluster" / "weights"
+
+    def copied() -> list[int]:
+        """Return the inodes of the copies of the model's largest file."""
+        files = [path for path in copies.rglob("*") if path.is_file() and path.stat().st_size == len(content)]
+        return sorted({path.stat().st_ino for path in files if path.read_bytes() == content})
+
+    first = copied()
+    assert len(first) == 1
+    client.http.post("/admin/models/test/words/unload")
+    wait_for(lambda: not client.devices("words"), "the unload")
+    assert client.ended(client.create("words", texts=["the dog"]))["status"] == "succeeded"
+    assert copied() == first
 
 
 def test_a_killed_gateway_loses_nothing_that_runs_on_a_node(machines: Machines, client: Client) -> None:
