@@ -43,6 +43,10 @@ def check(
     Estimates do not include weights that are not downloaded yet.
     """
     checked = load_config(config)
+    if checked.cluster is not None:
+        from appliance.driver import cluster_head
+
+        cluster_head.own_address(checked.cluster)  # an error if it is not an address of this machine
     if account is not None:
         groups = asyncio.run(_claimed_groups(checked, home_folder(home, checked), account))
         rights = _rights(checked, account, groups)

@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 _UNUSABLE: Final = re.compile(r"[^a-z0-9-]+")
 
 
-def check(config: ClusterConfig | None) -> None:
-    """Check that ``cluster.address`` is an address of this machine.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if config is not None:
-        own_address(config)
-
-
 def own_address(config: ClusterConfig) -> str:
     """Return the IPv4 address that ``cluster.address`` stands for.
 
