@@ -220,7 +220,7 @@ def conflicts(config: Config) -> Iterator[Problem]:
             yield Problem(("models", index, "kind"), message)
         if model.readme is not None and (reason := _unreadable(model.readme)):
             yield Problem(("models", index, "readme"), reason)
-        for key, message in (*model.conflicts(), *_too_large(model, config.hardware)):
+        for key, message in (*model.conflicts(), *_too_large(model, config)):
             yield Problem(("models", index, *key.split(".")), message)
 
 
@@ -349,9 +349,13 @@ def _unreadable(file: Path) -> str | None:
     return None
 
 
-def _too_large(model: ModelConfig, hardware: HardwareConfig) -> Iterator[tuple[str, str]]:
-    """Yield keys that need more memory or devices than ``hardware.devices`` declares."""
-    if hardware.devices == "auto":
+def _too_large(model: ModelConfig, config: Config) -> Iterator[tuple[str, str]]:
+    """Yield keys that need more memory or devices than ``hardware.devices`` declares.
+
+    In a cluster, other machines may have larger devices.
+    """
+    hardware = config.hardware
+    if hardware.devices == "auto" or config.cluster is not None:
         return
     largest = max(hardware.devices, key=lambda device: device.memory)
     if model.memory is not None and model.memory > largest.memory:

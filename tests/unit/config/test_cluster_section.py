@@ -65,6 +65,19 @@ def test_sections_that_are_refused(tmp_path: Path, section: str, message: str) -
     assert "cluster" in str(caught.value)
 
 
+def test_a_model_may_be_too_large_for_the_head(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    text = (
+        "hardware: {devices: [{name: small, memory: 1GiB}]}\n"
+        "models: [{name: test/echo, kind: echo, memory: 2GiB}]\n"
+    )
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="do not fit on any device"):
+        load(file)
+    file.write_text(f"cluster: {{address: a}}\n{text}")
+    assert load(file).models[0].memory == 2 * 2**30
+
+
 def test_changes_need_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     file.write_text(MODELS)
