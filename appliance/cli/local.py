@@ -172,6 +172,7 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
     ]
     for model, row in zip(config.models, models, strict=True):
         row["environment"] = _environment(model, home)
+        row["head_only"] = None if config.cluster is None else placement.head_only(model)
         row["built"] = _built(model, home)
     shown = [
         {
@@ -297,6 +298,9 @@ def _show_placement(report: dict[str, Any]) -> None:
         if model["environment"] is not None:
             changed = ", ".join(model["environment"]) or "the packages of the appliance"
             console.print(f"environment of {model['name']}: {changed}", markup=False, soft_wrap=True)
+        if model["head_only"] is not None:
+            reason = f"{model['name']} runs on the head of the cluster only: {model['head_only']}"
+            console.print(reason, markup=False, soft_wrap=True)
         if model["built"] is not None:
             text = f"{model['name']} is built as an image, because {model['built']}"
             console.print(text, markup=False, soft_wrap=True)

@@ -567,6 +567,18 @@ def test_check_says_which_models_cannot_be_served_and_why(command: Command, tmp_
     assert f"test/broken is not served: {left_out['problem']}" in shown
 
 
+def test_check_says_which_models_run_on_the_head_of_a_cluster_only(command: Command, tmp_path: Path) -> None:
+    models = "[{name: test/echo, kind: echo}, {name: test/own, kind: echo, environment: {python: '3.11'}}]"
+    (tmp_path / "models.yaml").write_text(f"models: {models}")
+    assert [model["head_only"] for model in json.loads(command("check", "--json").out)["models"]] == [
+        None
+    ] * 2
+    (tmp_path / "models.yaml").write_text(f"cluster: {{address: 127.0.0.2}}\nmodels: {models}")
+    found = json.loads(command("check", "--json").out)["models"]
+    assert [model["head_only"] for model in found] == [None, "environment of its own"]
+    assert "test/own runs on the head of the cluster only: environment of its own" in command("check").out
+
+
 def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_path: Path) -> None:
     declared = "hardware: {devices: [{name: one, memory: 1GiB}]}\nmodels:\n"
     declared += "  - {name: test/echo, kind: echo}\n"
