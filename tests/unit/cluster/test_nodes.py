@@ -1,0 +1,167 @@
+"""Replicas on other nodes, without Ray: what is sent there, and what happens when the node is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from ray import serve
+
+from appliance.cluster.ray import RayCluster
+from appliance.cluster.runner_replica import Outcome
+from appliance.domain.errors import ApplianceError, LoadFailed, NodeLost
+from appliance.runners.base import LoadSpec
+from tests.support.node_connection import LocalNode
+
+
+class Handle:
+    """A Serve handle whose replica answers at once, or never."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.loads: list[tuple[LoadSpec, ...]] = []
+        self.hangs = False
+
+    def options(self, **_: Any) -> Handle:
+        return self
+
+    def __getattr__(self, method: str) -> Any:
+        return _Method(self, method)
+
+    async def answer(self, method: str, arguments: tuple[bytes, ...]) -> bytes | None:
+        if method == "load":
+            self.loads.append(tuple(msgspec.msgpack.decode(each, type=LoadSpec) for each in arguments))
+        if self.hangs:
+            await asyncio.Event().wait()
+        return msgspec.msgpack.encode(Outcome(levels=[1])) if method != "unload" else None
+
+
+class _Method:
+    def __init__(self, handle: Handle, name: str) -> None:
+        self._handle = handle
+        self._name = name
+
+    def remote(self, *arguments: bytes) -> Awaitable[bytes | None]:
+        return self._handle.answer(self._name, arguments)
+
+
+class FakeServe:
+    """Keeps the replicas that were started and deleted, and the options of their actors."""
+
+    def __init__(self) -> None:
+        self.handles: dict[str, Handle] = {}
+        self.options: dict[str, dict[str, Any]] = {}
+        self.deleted: list[str] = []
+
+    def run_many(self, targets: list[Any], **_: Any) -> list[Handle]:
+        (target,) = targets
+        self.options[target.name] = target.target._bound_deployment.ray_actor_options
+        handle = self.handles[target.name] = Handle(target.name)
+        return [handle]
+
+    def delete(self, name: str, **_: Any) -> None:
+        self.deleted.append(name)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
+    fake = FakeServe()
+    monkeypatch.setattr(serve, "run_many", fake.run_many)
+    monkeypatch.setattr(serve, "delete", fake.delete)
+    return fake
+
+
+def spec(node: str, weights: Path | None = None) -> LoadSpec:
+    return LoadSpec(
+        model="a/b", version="v", kind="echo", options={}, weights=None if weights is None else str(weights),
+        device="cpu", placement=(f"{node}/cpu",), memory=1, threads=1, concurrency=1, cache="/h/cache/echo",
+    )  # fmt: skip
+
+
+def cluster_of(folder: Path) -> tuple[RayCluster, LocalNode]:
+    """Return a cluster of the head and the node ``box``."""
+    run_dir = folder / "head" / "run"
+    outputs = folder / "head" / "files" / "outputs"
+    cluster = RayCluster(run_dir / "zygote.sock", run_dir, node="head", outputs=outputs)
+    node = LocalNode(folder)
+    cluster.add_node("box", node.folders, node)
+    return cluster, node
+
+
+async def test_a_replica_is_started_on_the_node_and_gets_its_names_and_paths(
+    fake: FakeServe, tmp_path: Path
+) -> None:
+    cluster, node = cluster_of(tmp_path)
+    weights = tmp_path / "weights-on-head"
+    weights.write_text("weights")
+    asked = spec("box", weights)
+    await cluster.copy_weights(asked)
+    assert await cluster.load(asked) == {1}
+    name = "runner-box-0"
+    assert fake.options[name]["resources"] == {"appliance-node-box": 0.001}
+    ((sent, kept),) = fake.handles[name].loads
+    assert kept == asked
+    assert sent.weights == str(node.home / "weights" / weights.name)
+    assert (sent.placement, sent.cache) == (("cpu",), str(node.folders.cache / "echo"))
+    await cluster.close()
+
+
+async def test_the_head_of_a_cluster_has_its_own_replicas(fake: FakeServe, tmp_path: Path) -> None:
+    cluster, _ = cluster_of(tmp_path)
+    await cluster.load(spec("head"))
+    ((sent, kept),) = fake.handles["runner-0"].loads
+    assert (sent.placement, sent.cache, kept) == (("cpu",), "/h/cache/echo", spec("head"))
+    assert fake.options["runner-0"]["resources"] == {"appliance-node-head": 0.001}
+    await cluster.close()
+
+
+async def test_a_single_machine_knows_no_nodes(fake: FakeServe, tmp_path: Path) -> None:
+    cluster = RayCluster(tmp_path / "zygote.sock", tmp_path)
+    asked = msgspec.structs.replace(spec("x"), placement=("a/b",))  # a declared name with a slash
+    assert await cluster.copy_weights(asked) == 0
+    await cluster.load(asked)
+    assert fake.handles["runner-0"].loads == [(asked,)]
+    assert fake.options["runner-0"] == {"num_cpus": 0}
+    await cluster.close()
+
+
+async def test_calls_to_a_lost_node_end_and_its_replicas_are_deleted(fake: FakeServe, tmp_path: Path) -> None:
+    cluster, _ = cluster_of(tmp_path)
+    await cluster.load(spec("box"))
+    fake.handles["runner-box-0"].hangs = True
+    waking = asyncio.ensure_future(cluster.wake("a/b"))
+    await asyncio.sleep(0)
+    cluster.remove_node("box", "no heartbeat")
+    with pytest.raises(NodeLost, match="node box is lost: no heartbeat"):
+        await waking
+    await cluster.unload("a/b")  # returns, although the replica does not answer
+    with pytest.raises(NodeLost, match="node box is lost"):
+        await cluster.load(spec("box"))
+    async with asyncio.timeout(10):
+        while "runner-box-0" not in fake.deleted:
+            await asyncio.sleep(0.001)
+    await cluster.close()
+
+
+async def test_a_model_moves_to_the_machine_of_its_devices(fake: FakeServe, tmp_path: Path) -> None:
+    cluster, _ = cluster_of(tmp_path)
+    await cluster.load(spec("box"))
+    await cluster.load(spec("head"))  # its worker process on the node has died
+    assert [len(fake.handles[name].loads) for name in ("runner-box-0", "runner-0")] == [1, 1]
+    assert cluster._links["a/b"].name == "runner-0"
+    await cluster.close()
+
+
+async def test_weights_that_cannot_be_copied_fail_the_load(fake: FakeServe, tmp_path: Path) -> None:
+    cluster, node = cluster_of(tmp_path)
+    node.problem = ApplianceError("its disk is full")
+    with pytest.raises(LoadFailed, match="weights of model a/b could not be copied to node box: its disk"):
+        await cluster.copy_weights(spec("box"))
+    node.problem = NodeLost("no answer")
+    with pytest.raises(NodeLost):
+        await cluster.copy_weights(spec("box"))
+    await cluster.close()
