@@ -23,7 +23,13 @@ class ModelState:
     Times are seconds on the scheduler's clock. Memory is in bytes.
     """
 
-    def __init__(self, demand: Demand) -> None:
+    def __init__(self, demand: Demand, number: int = 0, changed: set[ModelState] | None = None) -> None:
+        """``number`` is the position of the model in the order of models.
+
+        The model adds itself to ``changed`` when something changes that decisions depend on.
+        """
+        self.number = number
+        self._changed: set[ModelState] = set() if changed is None else changed
         self.demand = demand
         self.state = Residency.COLD
         self.state_since = 0.0
@@ -168,12 +174,17 @@ class ModelState:
 
     # -- changes -----------------------------------------------------------------------------------------
 
+    def touch(self) -> None:
+        """Let the next decision look at the model. Call this after each change of its attributes."""
+        self._changed.add(self)
+
     def transition_to(self, state: Residency, now: float) -> float:
         assert state in ALLOWED_TRANSITIONS[self.state], (
             f"model {self.name} is {self.state} and cannot become {state}"
         )
         before = now - self.state_since
         self.state, self.state_since = state, now
+        self.touch()
         return before
 
     def record_arrival(self, now: float) -> None:
@@ -185,6 +196,7 @@ class ModelState:
         self, id: str, now: float, owner: Owner, *, position: int | None, again: bool, alone: bool
     ) -> None:
         """Queue a prediction at ``position``; None: at its fair place. ``again``: it was queued before."""
+        self.touch()
         if alone:
             self.alone.add(id)
         if not again:
@@ -197,6 +209,7 @@ class ModelState:
             self.waiting_since = now
 
     def dequeue(self, id: str) -> None:
+        self.touch()
         self.queue.remove(id)
         self.alone.discard(id)
         self.before_replacement.discard(id)
@@ -205,6 +218,7 @@ class ModelState:
             self.claimed_devices = ()
 
     def start(self, id: str, now: float) -> None:
+        self.touch()
         self.queue.start(id)
         self.before_replacement.discard(id)
         self.drain_quota -= self.state is Residency.DRAINING
@@ -212,6 +226,7 @@ class ModelState:
         self.started_at[id] = now
 
     def finish(self, id: str, now: float) -> None:
+        self.touch()
         self.running.discard(id)
         self.alone.discard(id)
         self.last_used = now
@@ -222,6 +237,7 @@ class ModelState:
 
     def lose_running(self) -> None:
         """Free all slots, because the worker process died."""
+        self.touch()
         self.alone -= self.running
         self.running.clear()
         self.started_at.clear()

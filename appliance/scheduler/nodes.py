@@ -55,6 +55,7 @@ class Nodes:
         found = self._ledger.remove(node)
         for entry in found:
             entry.node_removed = True
+            entry.touch()
         self._locality.remove_node(node)
         return sorted(entry.name for entry in found)
 
@@ -66,6 +67,7 @@ class Nodes:
         for entry in self._ledger.models_of(node):
             if entry.pending_unload == _reason(node):
                 entry.pending_unload = ""
+                entry.touch()
 
     def drain_models(self, now: float) -> None:
         """Drain or unload the models on draining nodes, except pinned models that fit on no other node."""
@@ -82,6 +84,7 @@ class Nodes:
                     self._transitions.drain(entry, _reason(node), now)
                 elif entry.state in {Residency.FALLING_ASLEEP, Residency.ASLEEP}:
                     entry.pending_unload = entry.pending_unload or _reason(node)
+                    entry.touch()
                 elif entry.state is Residency.DRAINING:
                     entry.sleep_after_drain = False
 

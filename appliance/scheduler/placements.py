@@ -11,6 +11,7 @@ from appliance.scheduler.facts import Decision, Residency
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.locality import Locality
 from appliance.scheduler.model import ModelState
+from appliance.scheduler.model_index import ModelIndex
 from appliance.scheduler.plan import Plan, plan
 from appliance.scheduler.transitions import Transitions
 
@@ -21,12 +22,14 @@ class Placements:
     def __init__(
         self,
         models: Mapping[str, ModelState],
+        index: ModelIndex,
         ledger: Ledger,
         locality: Locality,
         children: Children,
         transitions: Transitions,
     ) -> None:
         self._models = models
+        self._index = index
         self._ledger = ledger
         self._locality = locality
         self._children = children
@@ -40,7 +43,9 @@ class Placements:
         idle models: the parent may hold the promised memory until its child has finished.
         """
         decisions = self.load_for_children(now)
-        waiting = [entry for entry in self._models.values() if entry.wants_load(now)]
+        waiting = [entry for entry in self._index.not_ready() if entry.wants_load(now)]
+        if not waiting:
+            return decisions
         waiting.sort(key=lambda entry: self.rank(entry, now))
         promised: dict[str, int] = dict.fromkeys(self._ledger.capacities, 0)
         nothing = dict(promised)
@@ -69,8 +74,10 @@ class Placements:
 
     def load_for_children(self, now: float) -> list[Decision]:
         loads: list[Decision] = []
+        if not self._children:
+            return loads
         nothing = dict.fromkeys(self._ledger.capacities, 0)
-        for entry in self._models.values():
+        for entry in self._index.not_ready():
             if self._child_is_next(entry) and entry.wants_load(now):
                 asleep = entry.state is Residency.ASLEEP
                 among = entry.devices if asleep else sorted(self._ledger.eligible_devices(entry.demand))

@@ -11,7 +11,7 @@ from appliance.scheduler.facts import Capacity, Demand, Residency
 from appliance.scheduler.footprints import Footprints
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.locality import Locality
-from appliance.scheduler.model import ModelState
+from appliance.scheduler.model_index import ModelIndex
 from appliance.scheduler.nodes import Nodes, NodeStatus, UnplaceableModel
 from appliance.scheduler.placements import Placements
 from appliance.scheduler.rebalancing import QueuedPrediction, Rebalancing
@@ -33,7 +33,8 @@ class SchedulerState:
     def __init__(self, capacities: Sequence[Capacity], demands: Iterable[Demand]) -> None:
         """Start with all models unloaded. There is at least one device, and names of models are unique."""
         self._ledger = Ledger(capacities)
-        self._models = {demand.model: ModelState(demand) for demand in demands}
+        self._index = ModelIndex()
+        self._models = {demand.model: self._index.new(demand) for demand in demands}
         self._queued: dict[str, QueuedPrediction] = {}  # by prediction id
         self._children = Children()
         self._event_log = EventLog()
@@ -42,7 +43,7 @@ class SchedulerState:
         self._transitions = Transitions(self._ledger, self._event_log)
         self._nodes = Nodes(self._models, self._ledger, self._locality, self._transitions)
         self._placements = Placements(
-            self._models, self._ledger, self._locality, self._children, self._transitions
+            self._models, self._index, self._ledger, self._locality, self._children, self._transitions
         )
         self._rebalancing = Rebalancing(self._models, self._queued)
 
@@ -148,12 +149,12 @@ class SchedulerState:
 
     def load_queue(self, now: float) -> list[QueueEntry]:
         """Return the models that wait to be loaded, the next one first."""
-        waiting = [each for each in self._models.values() if each.wants_load(now)]
+        waiting = [each for each in self._index.not_ready() if each.wants_load(now)]
         waiting.sort(key=lambda each: self._placements.rank(each, now))
         return [QueueEntry(e.name, len(e.queue), e.waited(now), e.claimed_devices) for e in waiting]
 
     def has_waiting_models(self, now: float) -> bool:
-        return any(each.wants_load(now) for each in self._models.values())
+        return self._index.any_wants_load(now)
 
     def events(self, after: int = 0) -> list[Event]:
         """Return the kept events with a number above ``after``, oldest first."""

@@ -19,8 +19,6 @@ from appliance.scheduler.questions import SchedulerState
 from appliance.scheduler.rebalancing import QueuedPrediction
 
 _READY_OR_COMING: Final = frozenset({Residency.LOADING, Residency.WAKING, Residency.READY})
-#: States that a model stays in until something happens.
-_SETTLED: Final = frozenset({Residency.COLD, Residency.READY, Residency.ASLEEP})
 _COLD_OR_ASLEEP: Final = frozenset({Residency.COLD, Residency.FALLING_ASLEEP, Residency.ASLEEP})
 
 #: While models wait to be loaded, ``decide`` is called again after this many seconds.
@@ -34,7 +32,8 @@ class Scheduler(SchedulerState):
 
     def add(self, demand: Demand) -> None:
         """Add a model; do nothing if the model is known."""
-        self._models.setdefault(demand.model, ModelState(demand))
+        if demand.model not in self._models:
+            self._models[demand.model] = self._index.new(demand)
 
     def update(self, demand: Demand, now: float, *, replace: bool) -> None:
         """Add a model or change its demand.
@@ -46,6 +45,7 @@ class Scheduler(SchedulerState):
         if entry is None:
             self.add(demand)
             return
+        entry.touch()
         before, entry.removed = entry.next_demand or entry.demand, False
         if (demand.pin and not before.pin) or (demand.preload and not before.preload):
             entry.wanted = entry.state not in _READY_OR_COMING
@@ -63,7 +63,7 @@ class Scheduler(SchedulerState):
 
     def remove(self, model: str, now: float) -> None:
         """Forget a model once its running and queued predictions have finished."""
-        entry = self._models[model]
+        entry = self._changing(model)
         entry.removed, entry.next_demand, entry.wanted, entry.keep_loaded = True, None, False, False
         if entry.devices:
             self._replace(entry, now)
@@ -76,21 +76,21 @@ class Scheduler(SchedulerState):
 
     def keep_loaded(self, model: str, *, loaded: bool) -> None:
         """Pin the model for a deployment, or end that pin; the model's demand may still pin it."""
-        entry = self._models[model]
+        entry = self._changing(model)
         entry.keep_loaded = loaded
         if loaded and entry.state in _COLD_OR_ASLEEP:
             entry.wanted = True
 
     def pin(self, model: str, *, pinned: bool) -> None:
         """Pin or unpin the model by hand; this overrides its demand."""
-        entry = self._models[model]
+        entry = self._changing(model)
         entry.pin_override = pinned
         if entry.state is Residency.COLD:
             entry.wanted = entry.pinned
 
     def request_load(self, model: str) -> None:
         """Load the model as soon as memory allows, although no prediction waits for it."""
-        entry = self._models[model]
+        entry = self._changing(model)
         entry.wanted = entry.state not in _READY_OR_COMING
         entry.blocked_until = 0.0
         entry.pending_unload = ""
@@ -101,7 +101,7 @@ class Scheduler(SchedulerState):
         A model that is being loaded or woken is unloaded afterwards, unless predictions are queued for it by
         then.
         """
-        entry = self._models[model]
+        entry = self._changing(model)
         entry.wanted = False
         if entry.state is Residency.READY:
             self._transitions.drain(entry, reason, now)
@@ -109,6 +109,12 @@ class Scheduler(SchedulerState):
             entry.sleep_after_drain = False
         elif entry.devices and entry.state is not Residency.UNLOADING:
             entry.pending_unload = reason
+
+    def _changing(self, model: str) -> ModelState:
+        """Return a model whose attributes are about to change."""
+        entry = self._models[model]
+        entry.touch()
+        return entry
 
     def _replace(self, entry: ModelState, now: float) -> None:
         entry.mark_outdated()
@@ -118,6 +124,7 @@ class Scheduler(SchedulerState):
     def _forget_if_removed(self, entry: ModelState) -> None:
         if entry.removed and entry.state is Residency.COLD and not entry.queue:
             self._models.pop(entry.name, None)
+            self._index.removed(entry)
             self._locality.forget(entry.name)
 
     # -- nodes of a cluster ------------------------------------------------------------------------------
@@ -220,14 +227,14 @@ class Scheduler(SchedulerState):
 
     def resumed(self, id: str, model: str, parent: str | None) -> None:
         """Give a slot to a prediction that still runs on an adopted model."""
-        self._models[model].running.add(id)
+        self._changing(model).running.add(id)
         self._children.add(id, parent)
 
     # -- facts about models and devices ------------------------------------------------------------------
 
     def loaded(self, model: str, now: float, levels: Iterable[SleepLevel]) -> None:
         """Mark the model loaded; ``levels`` are the sleep levels that its worker process supports."""
-        entry = self._models[model]
+        entry = self._changing(model)
         self._transitions.loaded(entry, frozenset(levels), now)
         self._unload_if_pending(entry, now)
 
@@ -236,7 +243,7 @@ class Scheduler(SchedulerState):
 
         If another instance of the model is ready, the predictions move there instead.
         """
-        entry = self._models[model]
+        entry = self._changing(model)
         entry.failures += 1
         first, longest = policy.BACKOFF
         entry.blocked_until = now + min(first * 2 ** (entry.failures - 1), longest)
@@ -252,13 +259,13 @@ class Scheduler(SchedulerState):
         self._transitions.asleep(self._models[model], now)
 
     def woken(self, model: str, now: float) -> None:
-        entry = self._models[model]
+        entry = self._changing(model)
         self._transitions.woken(entry, now)
         self._unload_if_pending(entry, now)
 
     def sleep_failed(self, model: str) -> None:
         """Disable sleep for the model, because it failed to sleep or to wake."""
-        self._models[model].sleep_enabled = False
+        self._changing(model).sleep_enabled = False
 
     def stopping(self, model: str, now: float, reason: str) -> None:
         """Mark a model whose worker process is being killed; its memory is still in use."""
@@ -287,7 +294,7 @@ class Scheduler(SchedulerState):
         level: SleepLevel | None,
     ) -> None:
         """Mark a model as loaded by an earlier gateway process; with ``level`` the model is asleep."""
-        entry = self._models[model]
+        entry = self._changing(model)
         self._transitions.adopt(entry, devices, memory, frozenset(levels), now)
         entry.ran_once = True  # a prediction may have run under the earlier gateway process
         if level is not None:
@@ -310,6 +317,7 @@ class Scheduler(SchedulerState):
         entry.pending_unload = ""
 
     def _gone(self, entry: ModelState, kind: EventKind, now: float, *, reason: str = "") -> None:
+        entry.touch()
         self._transitions.gone(entry, kind, now, reason=reason)
         self.footprints.end_measurement(entry)
         if entry.next_demand is not None:  # load it again, unless it left for another model
@@ -325,7 +333,7 @@ class Scheduler(SchedulerState):
         With ``children_only`` only children start, because running predictions may wait for them.
         """
         decisions: list[Decision] = []
-        for entry in self._models.values():
+        for entry in self._index.take_startable(keep=children_only):
             decisions += self._starts(entry, now, children_only=children_only)
         for entry in self._rebalancing.fill_free_slots(now, self._children, children_only=children_only):
             decisions += self._starts(entry, now, children_only=children_only)
@@ -347,10 +355,7 @@ class Scheduler(SchedulerState):
     @property
     def nothing_waits(self) -> bool:
         """Whether no prediction is queued and no model is about to change its state."""
-        return not self._queued and all(
-            entry.state in _SETTLED and not entry.wanted and not entry.pending_unload
-            for entry in self._models.values()
-        )
+        return not self._queued and self._index.all_settled
 
     def _starts(self, entry: ModelState, now: float, *, children_only: bool) -> list[Start]:
         starts: list[Start] = []
@@ -388,7 +393,7 @@ class Scheduler(SchedulerState):
         """Unload models, or put them to sleep, if they are drained, marked for unload or long idle."""
         decisions: list[Decision] = []
         self._nodes.drain_models(now)
-        for entry in self._models.values():
+        for entry in self._index.departing(now):
             if not entry.devices or entry.node_removed or not self._ledger.none_loading(entry.devices):
                 continue
             if entry.state is Residency.DRAINING:
@@ -404,23 +409,10 @@ class Scheduler(SchedulerState):
 
     def next_wakeup(self, now: float) -> float | None:
         """Return when to call ``decide`` next if nothing happens before; None for never."""
-        times = []
-        waiting = False
-        for entry in self._models.values():
-            if entry.state in {Residency.COLD, Residency.ASLEEP} and (entry.queue or entry.wanted):
-                waiting = True
-                times.append(max(entry.blocked_until, now + RECHECK_INTERVAL))
-                if entry.queue and entry.waiting_since is not None:
-                    times.append(entry.waiting_since + policy.patience(entry))
-        for entry in self._models.values():
-            limit = entry.demand.idle_unload_after
-            may_leave = entry.state in {Residency.READY, Residency.ASLEEP} and not entry.pinned
-            if may_leave and entry.idle and limit is not None and self._ledger.none_loading(entry.devices):
-                times.append(entry.last_used + limit)
-                if entry.state is Residency.READY and entry.can_sleep:
-                    times.append(policy.idle_sleep_at(entry, limit))
-            if waiting and may_leave and entry.state is Residency.READY:
-                times.append(entry.state_since + policy.min_residency(entry))
+        times = self._index.next_times(now, RECHECK_INTERVAL, self._may_leave_now)
         if self._rebalancing.could_load_more():
             times.append(now + RECHECK_INTERVAL)
         return min((at for at in times if at > now), default=None)
+
+    def _may_leave_now(self, entry: ModelState) -> bool:
+        return self._ledger.none_loading(entry.devices)

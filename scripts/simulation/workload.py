@@ -83,7 +83,7 @@ def _devices(count: int) -> dict[str, int]:
     return {f"gpu{number}": DEVICE for number in range(count)}
 
 
-def _requests(
+def requests_at(
     rng: random.Random, models: list[SimulatedModel], times: list[tuple[float, int]]
 ) -> tuple[Request, ...]:
     requests = []
@@ -95,11 +95,11 @@ def _requests(
     return tuple(requests)
 
 
-def _zipf(count: int, exponent: float = 1.0) -> list[float]:
+def zipf_weights(count: int, exponent: float = 1.0) -> list[float]:
     return [1 / (rank + 1) ** exponent for rank in range(count)]
 
 
-def _poisson(rng: random.Random, rate: float, seconds: float) -> list[float]:
+def poisson(rng: random.Random, rate: float, seconds: float) -> list[float]:
     times, at = [], rng.expovariate(rate)
     while at < seconds:
         times.append(at)
@@ -111,8 +111,8 @@ def zipf(seed: int, seconds: float, *, rate: float = 1.0, name: str = "zipf") ->
     """50 models on 4 GPUs, a prediction a second, popularity by Zipf's law."""
     rng = random.Random(seed)
     models = fleet(rng, 50)
-    times = [(at, rng.choices(range(50), _zipf(50))[0]) for at in _poisson(rng, rate, seconds)]
-    return Workload(name, tuple(models), _devices(4), _requests(rng, models, times))
+    times = [(at, rng.choices(range(50), zipf_weights(50))[0]) for at in poisson(rng, rate, seconds)]
+    return Workload(name, tuple(models), _devices(4), requests_at(rng, models, times))
 
 
 def crowded(seed: int, seconds: float) -> Workload:
@@ -128,9 +128,9 @@ def drifting(seed: int, seconds: float) -> Workload:
     order = list(range(50))
     for start in range(0, max(1, int(seconds)), 600):
         rng.shuffle(order)
-        for at in _poisson(rng, 1.0, min(600.0, seconds - start)):
-            times.append((start + at, order[rng.choices(range(50), _zipf(50))[0]]))
-    return Workload("drifting", tuple(models), _devices(4), _requests(rng, models, times))
+        for at in poisson(rng, 1.0, min(600.0, seconds - start)):
+            times.append((start + at, order[rng.choices(range(50), zipf_weights(50))[0]]))
+    return Workload("drifting", tuple(models), _devices(4), requests_at(rng, models, times))
 
 
 def bursts(seed: int, seconds: float) -> Workload:
@@ -138,10 +138,10 @@ def bursts(seed: int, seconds: float) -> Workload:
     rng = random.Random(seed)
     models = fleet(rng, 50)
     times = []
-    for start in _poisson(rng, 1 / 6, seconds):
+    for start in poisson(rng, 1 / 6, seconds):
         which = rng.randrange(50)
         times += [(start + rng.uniform(0, 3), which) for _ in range(rng.randint(2, 8))]
-    return Workload("bursts", tuple(models), _devices(4), _requests(rng, models, times))
+    return Workload("bursts", tuple(models), _devices(4), requests_at(rng, models, times))
 
 
 def alternating(seed: int, seconds: float) -> Workload:
@@ -149,15 +149,15 @@ def alternating(seed: int, seconds: float) -> Workload:
     rng = random.Random(seed)
     models = [SimulatedModel(f"m{number:02}", 40 * GIB, LANGUAGE) for number in range(10)]
     times = [(number * 4 + rng.uniform(0, 2), number % 10) for number in range(int(seconds / 4))]
-    return Workload("alternating", tuple(models), _devices(4), _requests(rng, models, times))
+    return Workload("alternating", tuple(models), _devices(4), requests_at(rng, models, times))
 
 
 def duel(seed: int, seconds: float) -> Workload:
     """Two models that do not fit together on one GPU, and two clients that keep both busy: every 6 s each."""
     rng = random.Random(seed)
     models = [SimulatedModel(f"m{number:02}", 60 * GIB, LANGUAGE) for number in range(2)]
-    times = [(at, which) for which in range(2) for at in _poisson(rng, 1 / 6, seconds)]
-    return Workload("duel", tuple(models), _devices(1), _requests(rng, models, times))
+    times = [(at, which) for which in range(2) for at in poisson(rng, 1 / 6, seconds)]
+    return Workload("duel", tuple(models), _devices(1), requests_at(rng, models, times))
 
 
 WORKLOADS: Final[dict[str, Callable[[int, float], Workload]]] = {

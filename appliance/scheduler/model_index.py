@@ -1,0 +1,193 @@
+"""The models that the next decision has to look at, so that it need not look at all models.
+
+Models report their changes (``ModelState.touch``). ``ModelIndex`` sorts the changed models into sets by what
+they may need, and into heaps by the next time at which something is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
+from typing import Final
+
+from appliance.scheduler import policy
+from appliance.scheduler.facts import Demand, Residency
+from appliance.scheduler.model import ModelState
+
+#: States that a model stays in until something happens.
+_SETTLED: Final = frozenset({Residency.COLD, Residency.READY, Residency.ASLEEP})
+_NOT_READY: Final = frozenset({Residency.COLD, Residency.ASLEEP})
+_MAY_LEAVE: Final = frozenset({Residency.READY, Residency.ASLEEP})
+
+
+def in_order(models: Iterable[ModelState]) -> list[ModelState]:
+    """Return the models in the order in which they were added to the scheduler."""
+    return sorted(models, key=lambda each: each.number)
+
+
+class _Times:
+    """The next time of each model at which something is due. A changed time replaces the earlier one."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, ModelState]] = []
+        self._at: dict[ModelState, float] = {}
+
+    def set(self, model: ModelState, at: float | None) -> None:
+        if at is None:
+            self._at.pop(model, None)
+        elif self._at.get(model) != at:
+            self._at[model] = at
+            heappush(self._heap, (at, model.number, model))
+
+    def take_due(self, now: float) -> list[ModelState]:
+        """Remove and return the models whose time has come."""
+        due: list[ModelState] = []
+        while self._heap and self._heap[0][0] <= now:
+            at, _, model = heappop(self._heap)
+            if self._at.get(model) == at:
+                del self._at[model]
+                due.append(model)
+        return due
+
+    def first(self, counts: Callable[[ModelState], bool] | None = None) -> float | None:
+        """Return the earliest time among the models for which ``counts`` holds."""
+        skipped: list[tuple[float, int, ModelState]] = []
+        found = None
+        while self._heap:
+            at, _, model = self._heap[0]
+            if self._at.get(model) != at:
+                heappop(self._heap)
+            elif counts is not None and not counts(model):
+                skipped.append(heappop(self._heap))
+            else:
+                found = at
+                break
+        for each in skipped:
+            heappush(self._heap, each)
+        return found
+
+
+class ModelIndex:
+    """Models by what they may need. All of it is derived from ``ModelState``."""
+
+    def __init__(self) -> None:
+        self._added = 0
+        self._changed: set[ModelState] = set()
+        self._may_start: set[ModelState] = set()
+        self._not_ready: set[ModelState] = set()  # cold or asleep, with predictions, or to be loaded anyway
+        self._unsettled: set[ModelState] = set()
+        self._departing: set[ModelState] = set()
+        self._idle_due: set[ModelState] = set()  # idle for long enough to fall asleep or to be unloaded
+        self._idle = _Times()  # when it may fall asleep or be unloaded: the earlier of both
+        self._idle_longer = _Times()  # the later of both
+        self._residency = _Times()
+        self._patience = _Times()
+
+    def new(self, demand: Demand) -> ModelState:
+        self._added += 1
+        model = ModelState(demand, self._added, self._changed)
+        model.touch()
+        return model
+
+    def removed(self, model: ModelState) -> None:
+        """Forget a model that the scheduler has forgotten."""
+        self._changed.discard(model)
+        for found in (
+            self._may_start,
+            self._not_ready,
+            self._unsettled,
+            self._departing,
+            self._idle_due,
+        ):
+            found.discard(model)
+        for times in (self._idle, self._idle_longer, self._residency, self._patience):
+            times.set(model, None)
+
+    # -- questions ---------------------------------------------------------------------------------------
+
+    def take_startable(self, *, keep: bool) -> list[ModelState]:
+        """Return the models that may be able to start predictions. With ``keep``, do so again next time."""
+        self._refresh()
+        found = in_order(self._may_start)
+        if not keep:
+            self._may_start.clear()
+        return found
+
+    def not_ready(self) -> list[ModelState]:
+        """Return the cold and sleeping models that are to be loaded, in order."""
+        self._refresh()
+        return in_order(self._not_ready)
+
+    def any_wants_load(self, now: float) -> bool:
+        self._refresh()
+        return any(each.wants_load(now) for each in self._not_ready)
+
+    def departing(self, now: float) -> list[ModelState]:
+        """Return the models that may have to be unloaded or put to sleep now, in order."""
+        self._refresh()
+        self._idle_due.update(self._idle.take_due(now))
+        return in_order(self._departing | self._idle_due)
+
+    @property
+    def all_settled(self) -> bool:
+        """Whether no model is about to change its state."""
+        self._refresh()
+        return not self._unsettled
+
+    def next_times(self, now: float, recheck: float, counts: Callable[[ModelState], bool]) -> list[float]:
+        """Return times at which a decision may be due, some of them past.
+
+        While a model that is to be loaded is not blocked, that is after ``recheck`` seconds. ``counts`` tells
+        whether an idle model may leave now.
+        """
+        self._refresh()
+        self._idle_due.update(self._idle.take_due(now))
+        self._idle_longer.take_due(now)
+        found = [self._idle.first(counts), self._idle_longer.first(counts)]
+        if self._not_ready:
+            at = None
+            for each in self._not_ready:
+                at = each.blocked_until if at is None else min(at, each.blocked_until)
+                if at <= now + recheck:
+                    break
+            self._patience.take_due(now)
+            self._residency.take_due(now)
+            found += [max(at or 0.0, now + recheck), self._patience.first(), self._residency.first()]
+        return [at for at in found if at is not None]
+
+    # -- changes -----------------------------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        while self._changed:
+            self._sort_in(self._changed.pop())
+
+    def _sort_in(self, model: ModelState) -> None:
+        state, wanted = model.state, bool(model.queue) or model.wanted
+        self._may_start.add(model)
+        _put(self._not_ready, model, state in _NOT_READY and wanted)
+        _put(self._unsettled, model, state not in _SETTLED or model.wanted or bool(model.pending_unload))
+        leaves = bool(model.pending_unload) and state is Residency.ASLEEP
+        _put(self._departing, model, state is Residency.DRAINING or leaves)
+        self._idle_due.discard(model)
+        limit, may_leave = model.demand.idle_unload_after, state in _MAY_LEAVE and not model.pinned
+        idle = idle_longer = residency = patience = None
+        if may_leave and model.idle and limit is not None:
+            idle = idle_longer = model.last_used + limit
+            if state is Residency.READY and model.can_sleep:
+                falls_asleep = policy.idle_sleep_at(model, limit)
+                idle, idle_longer = min(idle, falls_asleep), max(idle, falls_asleep)
+        if may_leave and state is Residency.READY:
+            residency = model.state_since + policy.min_residency(model)
+        if state in _NOT_READY and model.queue and model.waiting_since is not None:
+            patience = model.waiting_since + policy.patience(model)
+        self._idle.set(model, idle)
+        self._idle_longer.set(model, idle_longer)
+        self._residency.set(model, residency)
+        self._patience.set(model, patience)
+
+
+def _put(models: set[ModelState], model: ModelState, belongs: bool) -> None:
+    if belongs:
+        models.add(model)
+    else:
+        models.discard(model)

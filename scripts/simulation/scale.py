@@ -1,0 +1,133 @@
+"""How long the scheduler takes for its decisions, from a few devices to a thousand.
+
+The workload grows with the devices: the same number of models and predictions for each device. So the time of
+one decision would stay the same if it did not depend on the size at all.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from appliance.scheduler import Capacity, Decision, Demand, Scheduler, SleepLevel
+from scripts.simulation.comparison import quantile
+from scripts.simulation.machine import Machine, Policy
+from scripts.simulation.workload import GIB, Workload, fleet, poisson, requests_at, zipf_weights
+
+#: Bytes of each device: the models need 1.7 times the memory that there is, with five models for a device.
+DEVICE: Final = 40 * GIB
+RATE: Final = 0.25  # predictions per second and device
+
+
+class Size(NamedTuple):
+    """One cluster."""
+
+    devices: int
+    nodes: int
+    models: int
+
+
+class Measured(NamedTuple):
+    """What one size takes. Times of decisions are seconds of this computer, waits are simulated seconds."""
+
+    size: Size
+    events: int  # arrivals, ends, loads and unloads
+    decide_p50: float
+    decide_p99: float
+    decide_mean: float
+    wait_p50: float
+    wait_p99: float
+    loads: int
+
+
+class Timed:
+    """A policy whose decisions are timed, with the events that lead to them."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._since_decision = 0.0
+        self.seconds: list[float] = []  # by decision
+        self.events = 0
+
+    def queued(self, id: str, model: str, now: float) -> None:
+        self._event(lambda: self._policy.queued(id, model, now))
+
+    def finished(self, id: str, model: str, now: float) -> None:
+        self._event(lambda: self._policy.finished(id, model, now))
+
+    def loaded(self, model: str, now: float, levels: Iterable[SleepLevel]) -> None:
+        self._event(lambda: self._policy.loaded(model, now, levels))
+
+    def unloaded(self, model: str, now: float) -> None:
+        self._event(lambda: self._policy.unloaded(model, now))
+
+    def decide(self, now: float) -> list[Decision]:
+        began = time.perf_counter()
+        decisions = self._policy.decide(now)
+        self._since_decision += time.perf_counter() - began
+        return decisions
+
+    def next_wakeup(self, now: float) -> float | None:
+        began = time.perf_counter()
+        at = self._policy.next_wakeup(now)
+        self.seconds.append(self._since_decision + time.perf_counter() - began)
+        self._since_decision = 0.0
+        return at
+
+    def _event(self, report: Callable[[], None]) -> None:
+        began = time.perf_counter()
+        report()
+        self._since_decision += time.perf_counter() - began
+        self.events += 1
+
+
+def workload(size: Size, predictions: int, seed: int) -> Workload:
+    """Models of which few are popular (by Zipf's law), on devices that hold a part of them."""
+    rng = random.Random(seed)
+    models = fleet(rng, size.models)
+    times = poisson(rng, RATE * size.devices, predictions / RATE)
+    chosen = rng.choices(range(size.models), zipf_weights(size.models), k=len(times))
+    devices = {capacity.device: capacity.memory for capacity in _capacities(size)}
+    requests = requests_at(rng, models, list(zip(times, chosen, strict=True)))
+    return Workload("scale", tuple(models), devices, requests)
+
+
+def _capacities(size: Size) -> list[Capacity]:
+    if size.nodes == 1:
+        return [Capacity(f"gpu{number}", DEVICE) for number in range(size.devices)]
+    places = (divmod(number, -(-size.devices // size.nodes)) for number in range(size.devices))
+    return [Capacity(f"n{node}/gpu{number}", DEVICE, node=f"n{node}") for node, number in places]
+
+
+def scheduler(size: Size, world: Workload) -> Scheduler:
+    demands = [
+        Demand(model=model.name, concurrency=model.kind.concurrency, memory=model.memory)
+        for model in world.models
+    ]
+    return Scheduler(_capacities(size), demands)
+
+
+def measure(size: Size, predictions: int, seed: int, progress: Callable[[], None]) -> Measured:
+    """Replay a workload with so many predictions for each device, and time every decision."""
+    world = workload(size, predictions, seed)
+    timed = Timed(scheduler(size, world))
+    outcome = Machine(world, timed).run(progress)
+    seconds, waits = sorted(timed.seconds), sorted(outcome.waits)
+    return Measured(
+        size,
+        timed.events,
+        quantile(seconds, 0.5),
+        quantile(seconds, 0.99),
+        sum(seconds) / max(1, len(seconds)),
+        quantile(waits, 0.5),
+        quantile(waits, 0.99),
+        outcome.loads,
+    )
+
+
+def growth(found: Sequence[Measured]) -> list[float | None]:
+    """Return by how much the mean decision takes longer than with the size before it."""
+    pairs = zip(found, found[1:], strict=False)
+    return [None, *(after.decide_mean / before.decide_mean for before, after in pairs)]
