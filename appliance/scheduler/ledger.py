@@ -27,6 +27,9 @@ class Ledger:
         self.capacities: dict[str, Capacity] = {}
         self.draining_nodes: set[str] = set()  # no new loads there
         self.removed_nodes: set[str] = set()  # whose last models have not been released yet
+        #: Devices whose memory or models have changed; whoever keeps more about devices empties the set.
+        self.touched: set[str] = set()
+        self._by_node: dict[str, list[str]] = {}
         self._main_memory: dict[str, str] = {}  # the device by node; a node without GPUs has none
         self._models: dict[str, dict[str, ModelState]] = {}
         self._free: dict[str, int] = {}
@@ -50,6 +53,8 @@ class Ledger:
         for capacity in capacities:
             device = capacity.device
             self.capacities[device] = capacity
+            self._by_node.setdefault(capacity.node, []).append(device)
+            self.touched.add(device)
             self._models[device], self._free[device], self._foreign[device] = {}, capacity.memory, 0
             if capacity.is_main_memory:
                 self._main_memory.setdefault(capacity.node, device)
@@ -60,6 +65,7 @@ class Ledger:
         The devices are deleted once the last of these models is released.
         """
         self.draining_nodes.discard(node)
+        self.touched.update(self.devices_of(node))
         found = self.models_of(node)
         if self.devices_of(node):
             self.removed_nodes.add(node)
@@ -71,10 +77,20 @@ class Ledger:
             return
         for device in self.devices_of(node):
             del self.capacities[device], self._models[device], self._free[device], self._foreign[device]
+        del self._by_node[node]
         self.removed_nodes.discard(node)
         self._main_memory.pop(node, None)
 
+    def set_draining(self, node: str, *, draining: bool) -> None:
+        """Take no more loads on the node, or take them again."""
+        if draining:
+            self.draining_nodes.add(node)
+        else:
+            self.draining_nodes.discard(node)
+        self.touched.update(self.devices_of(node))
+
     def reserve(self, model: ModelState, devices: tuple[str, ...], memory: int) -> None:
+        self.touched.update(model.devices, devices)
         for device in model.devices:
             del self._models[device][model.name]
             self._free[device] += model.reserved
@@ -88,6 +104,7 @@ class Ledger:
         device = self.main_memory_of(model)
         if device is None:
             return
+        self.touched.add(device)
         self._free[device] += model.main_memory - memory
         model.main_memory = memory
         if memory:
@@ -119,6 +136,8 @@ class Ledger:
         before, foreign = self._foreign[device], min(capacity, max(0, used - reserved))
         self._foreign[device] = foreign
         self._free[device] += before - foreign
+        if foreign != before:
+            self.touched.add(device)
         return abs(foreign - before) > capacity // 100
 
     # -- questions about a node --------------------------------------------------------------------------
@@ -133,7 +152,7 @@ class Ledger:
         return [each for each in self.capacities.values() if each.node not in self.removed_nodes]
 
     def devices_of(self, node: str) -> list[str]:
-        return [device for device, capacity in self.capacities.items() if capacity.node == node]
+        return list(self._by_node.get(node, ()))
 
     def models_of(self, node: str) -> list[ModelState]:
         """Return the models that hold memory on the node."""
@@ -150,10 +169,14 @@ class Ledger:
 
     def takes_loads(self, device: str, demand: Demand) -> bool:
         """Return whether the device's node takes loads, and may hold a model with this demand."""
-        capacity = self.capacities.get(device)
-        if capacity is None or capacity.node in self.removed_nodes or capacity.node in self.draining_nodes:
+        if not self.is_open(device):
             return False
-        return demand.nodes is None or capacity.node in demand.nodes
+        return demand.nodes is None or self.capacities[device].node in demand.nodes
+
+    def is_open(self, device: str) -> bool:
+        """Return whether the device's node takes loads."""
+        capacity = self.capacities.get(device)
+        return capacity is not None and capacity.node not in self.removed_nodes | self.draining_nodes
 
     def on_one_node(self, devices: Iterable[str], count: int) -> tuple[str, ...] | None:
         """Return the first ``count`` of the devices that are on one node; None if no node has enough."""

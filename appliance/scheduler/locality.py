@@ -55,10 +55,17 @@ class Locality:
     def has_weights(self, model: str, node: str) -> bool:
         return node in self._nodes.get(model, ())
 
+    def nodes_with_weights(self, model: str) -> set[str]:
+        return self._nodes.get(model, set())
+
     def copy_seconds(self, model: str, node: str) -> float:
         """Return the estimated seconds of the copy before a load on the node; 0 if nothing is copied."""
         size = self._sizes.get(model, 0)
         return 0.0 if not size or self.has_weights(model, node) else size / self._speed
+
+    def has_instances(self, model: str) -> bool:
+        """Return whether the model has other instances."""
+        return bool(self._other_instances.get(model))
 
     def instances_on(self, model: str, node: str) -> int:
         """Return how many other instances of the model hold memory on the node."""

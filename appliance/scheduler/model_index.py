@@ -25,7 +25,7 @@ def in_order(models: Iterable[ModelState]) -> list[ModelState]:
     return sorted(models, key=lambda each: each.number)
 
 
-class _Times:
+class Times:
     """The next time of each model at which something is due. A changed time replaces the earlier one."""
 
     def __init__(self) -> None:
@@ -39,10 +39,10 @@ class _Times:
             self._at[model] = at
             heappush(self._heap, (at, model.number, model))
 
-    def take_due(self, now: float) -> list[ModelState]:
-        """Remove and return the models whose time has come."""
+    def take_due(self, now: float, most: int | None = None) -> list[ModelState]:
+        """Remove and return the models whose time has come, at most so many."""
         due: list[ModelState] = []
-        while self._heap and self._heap[0][0] <= now:
+        while self._heap and self._heap[0][0] <= now and len(due) != most:
             at, _, model = heappop(self._heap)
             if self._at.get(model) == at:
                 del self._at[model]
@@ -70,7 +70,10 @@ class _Times:
 class ModelIndex:
     """Models by what they may need. All of it is derived from ``ModelState``."""
 
-    def __init__(self) -> None:
+    def __init__(self, touched_devices: set[str]) -> None:
+        """The devices of changed models are added to ``touched_devices``."""
+        self._touched_devices = touched_devices
+        self._changed_since: set[ModelState] = set()  # `take_changed` was called last
         self._added = 0
         self._changed: set[ModelState] = set()
         self._may_start: set[ModelState] = set()
@@ -78,10 +81,10 @@ class ModelIndex:
         self._unsettled: set[ModelState] = set()
         self._departing: set[ModelState] = set()
         self._idle_due: set[ModelState] = set()  # idle for long enough to fall asleep or to be unloaded
-        self._idle = _Times()  # when it may fall asleep or be unloaded: the earlier of both
-        self._idle_longer = _Times()  # the later of both
-        self._residency = _Times()
-        self._patience = _Times()
+        self._idle = Times()  # when it may fall asleep or be unloaded: the earlier of both
+        self._idle_longer = Times()  # the later of both
+        self._residency = Times()
+        self._patience = Times()
 
     def new(self, demand: Demand) -> ModelState:
         self._added += 1
@@ -92,6 +95,7 @@ class ModelIndex:
     def removed(self, model: ModelState) -> None:
         """Forget a model that the scheduler has forgotten."""
         self._changed.discard(model)
+        self._changed_since.add(model)
         for found in (
             self._may_start,
             self._not_ready,
@@ -105,6 +109,16 @@ class ModelIndex:
 
     # -- questions ---------------------------------------------------------------------------------------
 
+    def take_changed(self, now: float) -> set[ModelState]:
+        """Return the models that have changed since this was called before, with those that were removed.
+
+        The devices of models whose minimum residency is over are added to the touched devices.
+        """
+        self._refresh()
+        self._end_residency(now)
+        found, self._changed_since = self._changed_since, set()
+        return found
+
     def take_startable(self, *, keep: bool) -> list[ModelState]:
         """Return the models that may be able to start predictions. With ``keep``, do so again next time."""
         self._refresh()
@@ -117,6 +131,11 @@ class ModelIndex:
         """Return the cold and sleeping models that are to be loaded, in order."""
         self._refresh()
         return in_order(self._not_ready)
+
+    def is_waiting(self, model: ModelState) -> bool:
+        """Return whether the model is cold or asleep and to be loaded."""
+        self._refresh()
+        return model in self._not_ready
 
     def any_wants_load(self, now: float) -> bool:
         self._refresh()
@@ -151,11 +170,15 @@ class ModelIndex:
                 if at <= now + recheck:
                     break
             self._patience.take_due(now)
-            self._residency.take_due(now)
+            self._end_residency(now)
             found += [max(at or 0.0, now + recheck), self._patience.first(), self._residency.first()]
         return [at for at in found if at is not None]
 
     # -- changes -----------------------------------------------------------------------------------------
+
+    def _end_residency(self, now: float) -> None:
+        for model in self._residency.take_due(now):
+            self._touched_devices.update(model.devices)
 
     def _refresh(self) -> None:
         while self._changed:
@@ -164,6 +187,8 @@ class ModelIndex:
     def _sort_in(self, model: ModelState) -> None:
         state, wanted = model.state, bool(model.queue) or model.wanted
         self._may_start.add(model)
+        self._changed_since.add(model)
+        self._touched_devices.update(model.devices)
         _put(self._not_ready, model, state in _NOT_READY and wanted)
         _put(self._unsettled, model, state not in _SETTLED or model.wanted or bool(model.pending_unload))
         leaves = bool(model.pending_unload) and state is Residency.ASLEEP

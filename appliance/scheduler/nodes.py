@@ -60,10 +60,10 @@ class Nodes:
         return sorted(entry.name for entry in found)
 
     def drain(self, node: str) -> None:
-        self._ledger.draining_nodes.add(node)
+        self._ledger.set_draining(node, draining=True)
 
     def undrain(self, node: str) -> None:
-        self._ledger.draining_nodes.discard(node)
+        self._ledger.set_draining(node, draining=False)
         for entry in self._ledger.models_of(node):
             if entry.pending_unload == _reason(node):
                 entry.pending_unload = ""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from appliance.scheduler import policy
+from appliance.scheduler.backlog import Backlog
 from appliance.scheduler.children import Children
 from appliance.scheduler.deadlock import completable_predictions
+from appliance.scheduler.device_index import DeviceIndex
 from appliance.scheduler.facts import Decision, Residency
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.locality import Locality
@@ -16,8 +19,18 @@ from appliance.scheduler.plan import Plan, plan
 from appliance.scheduler.transitions import Transitions
 
 
+class _Nothing(dict[str, int]):
+    """Promises nothing on any device."""
+
+    def __missing__(self, device: str) -> int:
+        return 0
+
+
+_NOTHING: Final = _Nothing()
+
+
 class Placements:
-    """Decides which models are loaded, woken and evicted. Has no state of its own."""
+    """Decides which models are loaded, woken and evicted."""
 
     def __init__(
         self,
@@ -27,6 +40,7 @@ class Placements:
         locality: Locality,
         children: Children,
         transitions: Transitions,
+        many_devices: int,
     ) -> None:
         self._models = models
         self._index = index
@@ -34,6 +48,8 @@ class Placements:
         self._locality = locality
         self._children = children
         self._transitions = transitions
+        self._devices = DeviceIndex(ledger, locality)
+        self._backlog = Backlog(index, ledger, self._devices, self.rank, many_devices)
 
     def decide(self, now: float) -> list[Decision]:
         """Load waiting models, the most urgent first, and evict other models for them.
@@ -43,40 +59,73 @@ class Placements:
         idle models: the parent may hold the promised memory until its child has finished.
         """
         decisions = self.load_for_children(now)
+        if self._backlog.in_use:
+            return decisions + self._decide_for_some(now)
+        self._backlog.reset()
         waiting = [entry for entry in self._index.not_ready() if entry.wants_load(now)]
         if not waiting:
             return decisions
         waiting.sort(key=lambda entry: self.rank(entry, now))
         promised: dict[str, int] = dict.fromkeys(self._ledger.capacities, 0)
-        nothing = dict(promised)
         for entry in waiting:
-            # A parent whose child waits for this model does not finish before this model is loaded.
-            completable = self._completable_without(entry.name) if self._children else None
-            chosen = self._plan(entry, promised, now, completable, patient=True)
-            if chosen is None and entry.queue and entry.waited(now) >= policy.patience(entry):
-                chosen = self._claim(entry, promised, now, completable)
-            if chosen is None and self._child_is_next(entry):
-                chosen = self._plan(entry, nothing, now, completable, patient=True)
-            if chosen is None:
-                continue
-            if entry.state is Residency.ASLEEP and chosen.devices != entry.devices:
-                if self._ledger.none_loading(entry.devices):
-                    reason = f"loading it on {', '.join(chosen.devices)} takes less time than waking it"
-                    decisions.append(self._transitions.unload(entry, reason, now))
-                continue
-            if all(self._can_load_now(device, entry, promised) for device in chosen.devices):
-                decisions.append(self._load_or_wake(entry, chosen.devices, now))
-                continue
-            for device in chosen.devices:
-                promised[device] += self.missing_memory(entry, device)
-            decisions += self._evict(chosen, entry, now)
+            decided, missing = self._place(entry, promised, now, None)
+            decisions += decided
+            for device, memory in missing.items():
+                promised[device] += memory
         return decisions
+
+    def _decide_for_some(self, now: float) -> list[Decision]:
+        """Decide for the models that ``Backlog`` selects. Promises to the others are kept."""
+        decisions: list[Decision] = []
+        for entry, among in self._backlog.take(now):
+            if not entry.wants_load(now):
+                continue
+            promised = self._backlog.promises(entry, now)
+            had_plan = self._backlog.has_plan(entry)
+            decided, missing = self._place(entry, promised, now, among)
+            anew = among is not None and had_plan and not decided and not missing
+            if anew:
+                decided, missing = self._place(entry, promised, now, None)
+            if entry.loadable:
+                self._backlog.keep(entry, missing, now, due=anew or among is None)
+            decisions += decided
+        return decisions
+
+    def next_times(self, now: float) -> list[float]:
+        """Return the times at which ``decide`` has more to do although nothing happens."""
+        at = self._backlog.next_time(now) if self._backlog.in_use else None
+        return [] if at is None else [at]
+
+    def _place(
+        self, entry: ModelState, promised: Mapping[str, int], now: float, among: Sequence[str] | None
+    ) -> tuple[list[Decision], dict[str, int]]:
+        """Load or wake the model, or evict other models for it.
+
+        Also returns the bytes by device that the model still waits for.
+        """
+        # A parent whose child waits for this model does not finish before this model is loaded.
+        completable = self._completable_without(entry.name) if self._children else None
+        chosen = self._plan(entry, promised, now, completable, patient=True, among=among)
+        if chosen is None and entry.queue and entry.waited(now) >= policy.patience(entry):
+            chosen = self._claim(entry, promised, now, completable, among)
+        if chosen is None and self._child_is_next(entry):
+            chosen = self._plan(entry, _NOTHING, now, completable, patient=True, among=among)
+        if chosen is None:
+            return [], {}
+        if entry.state is Residency.ASLEEP and chosen.devices != entry.devices:
+            if not self._ledger.none_loading(entry.devices):
+                return [], {}
+            reason = f"loading it on {', '.join(chosen.devices)} takes less time than waking it"
+            return [self._transitions.unload(entry, reason, now)], {}
+        if all(self._can_load_now(device, entry, promised) for device in chosen.devices):
+            return [self._load_or_wake(entry, chosen.devices, now)], {}
+        missing = {device: self.missing_memory(entry, device) for device in chosen.devices}
+        return self._evict(chosen, entry, now), missing
 
     def load_for_children(self, now: float) -> list[Decision]:
         loads: list[Decision] = []
         if not self._children:
             return loads
-        nothing = dict.fromkeys(self._ledger.capacities, 0)
         for entry in self._index.not_ready():
             if self._child_is_next(entry) and entry.wants_load(now):
                 asleep = entry.state is Residency.ASLEEP
@@ -85,7 +134,7 @@ class Placements:
                     device
                     for device in among
                     if self._ledger.takes_loads(device, entry.demand)
-                    and self._can_load_now(device, entry, nothing)
+                    and self._can_load_now(device, entry, _NOTHING)
                 ]
                 devices = self._ledger.on_one_node(free, entry.demand.devices)
                 if devices is not None:
@@ -107,12 +156,12 @@ class Placements:
     def _plan(
         self,
         entry: ModelState,
-        promised: dict[str, int],
+        promised: Mapping[str, int],
         now: float,
         completable: set[str] | None,
         *,
         patient: bool,
-        among: tuple[str, ...] | None = None,
+        among: Sequence[str] | None = None,
     ) -> Plan | None:
         """Plan a load; for a sleeping model return the better plan of waking it and loading it elsewhere."""
         load = self._plan_among(among, entry, promised, now, completable, patient=patient)
@@ -127,14 +176,16 @@ class Placements:
 
     def _plan_among(
         self,
-        among: tuple[str, ...] | None,
+        among: Sequence[str] | None,
         entry: ModelState,
-        promised: dict[str, int],
+        promised: Mapping[str, int],
         now: float,
         completable: set[str] | None,
         *,
         patient: bool,
     ) -> Plan | None:
+        if among is None and self._backlog.in_use:
+            among = self._devices.candidates(entry, patient=patient)
         return plan(
             entry,
             self._ledger,
@@ -147,7 +198,12 @@ class Placements:
         )
 
     def _claim(
-        self, entry: ModelState, promised: dict[str, int], now: float, completable: set[str] | None
+        self,
+        entry: ModelState,
+        promised: Mapping[str, int],
+        now: float,
+        completable: set[str] | None,
+        among: Sequence[str] | None,
     ) -> Plan | None:
         """Plan with ``patient=False`` for a model that has waited long, and let it claim the devices.
 
@@ -159,7 +215,7 @@ class Placements:
             claimed = entry.claimed_devices
             chosen = self._plan(entry, promised, now, completable, patient=False, among=claimed)
         if chosen is None:
-            chosen = self._plan(entry, promised, now, completable, patient=False)
+            chosen = self._plan(entry, promised, now, completable, patient=False, among=among)
         entry.claimed_devices = () if chosen is None else chosen.devices
         return chosen
 
@@ -185,7 +241,7 @@ class Placements:
             return self._transitions.wake(entry, now)
         return self._transitions.load(entry, devices, now)
 
-    def _can_load_now(self, device: str, entry: ModelState, promised: dict[str, int]) -> bool:
+    def _can_load_now(self, device: str, entry: ModelState, promised: Mapping[str, int]) -> bool:
         """Return whether the memory is free, and no other model is being loaded or unloaded on the device.
 
         Engines measure free memory while they load, and a second change at a time would falsify the result.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from appliance.scheduler.backlog import MANY_DEVICES
 from appliance.scheduler.children import Children
 from appliance.scheduler.event_log import Event, EventLog
 from appliance.scheduler.facts import Capacity, Demand, Residency
@@ -30,10 +31,19 @@ class QueueEntry(NamedTuple):
 class SchedulerState:
     """The state of a scheduler, and the questions about it."""
 
-    def __init__(self, capacities: Sequence[Capacity], demands: Iterable[Demand]) -> None:
-        """Start with all models unloaded. There is at least one device, and names of models are unique."""
+    def __init__(
+        self,
+        capacities: Sequence[Capacity],
+        demands: Iterable[Demand],
+        *,
+        many_devices: int = MANY_DEVICES,
+    ) -> None:
+        """Start with all models unloaded. There is at least one device, and names of models are unique.
+
+        With more devices than ``many_devices``, a decision compares only some of them (see ``backlog``).
+        """
         self._ledger = Ledger(capacities)
-        self._index = ModelIndex()
+        self._index = ModelIndex(self._ledger.touched)
         self._models = {demand.model: self._index.new(demand) for demand in demands}
         self._queued: dict[str, QueuedPrediction] = {}  # by prediction id
         self._children = Children()
@@ -43,7 +53,13 @@ class SchedulerState:
         self._transitions = Transitions(self._ledger, self._event_log)
         self._nodes = Nodes(self._models, self._ledger, self._locality, self._transitions)
         self._placements = Placements(
-            self._models, self._index, self._ledger, self._locality, self._children, self._transitions
+            self._models,
+            self._index,
+            self._ledger,
+            self._locality,
+            self._children,
+            self._transitions,
+            many_devices,
         )
         self._rebalancing = Rebalancing(self._models, self._queued)
 

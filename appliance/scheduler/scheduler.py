@@ -410,6 +410,7 @@ class Scheduler(SchedulerState):
     def next_wakeup(self, now: float) -> float | None:
         """Return when to call ``decide`` next if nothing happens before; None for never."""
         times = self._index.next_times(now, RECHECK_INTERVAL, self._may_leave_now)
+        times += self._placements.next_times(now)
         if self._rebalancing.could_load_more():
             times.append(now + RECHECK_INTERVAL)
         return min((at for at in times if at > now), default=None)

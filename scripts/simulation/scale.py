@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from appliance.scheduler import Capacity, Decision, Demand, Scheduler, SleepLevel
@@ -18,7 +19,10 @@ from scripts.simulation.workload import GIB, Workload, fleet, poisson, requests_
 
 #: Bytes of each device: the models need 1.7 times the memory that there is, with five models for a device.
 DEVICE: Final = 40 * GIB
-RATE: Final = 0.25  # predictions per second and device
+RATE: Final = 0.15  # predictions per second and device
+#: Models of one group have popularities by Zipf's law. All groups are alike, so that no model gets more than
+#: one instance of it can serve, however many models there are.
+GROUP: Final = 50
 
 
 class Size(NamedTuple):
@@ -84,11 +88,12 @@ class Timed:
 
 
 def workload(size: Size, predictions: int, seed: int) -> Workload:
-    """Models of which few are popular (by Zipf's law), on devices that hold a part of them."""
+    """Groups of models of which few are popular, on devices that hold a part of the models."""
     rng = random.Random(seed)
     models = fleet(rng, size.models)
     times = poisson(rng, RATE * size.devices, predictions / RATE)
-    chosen = rng.choices(range(size.models), zipf_weights(size.models), k=len(times))
+    weights = [zipf_weights(GROUP)[number % GROUP] for number in range(size.models)]
+    chosen = rng.choices(range(size.models), weights, k=len(times))
     devices = {capacity.device: capacity.memory for capacity in _capacities(size)}
     requests = requests_at(rng, models, list(zip(times, chosen, strict=True)))
     return Workload("scale", tuple(models), devices, requests)
@@ -129,5 +134,4 @@ def measure(size: Size, predictions: int, seed: int, progress: Callable[[], None
 
 def growth(found: Sequence[Measured]) -> list[float | None]:
     """Return by how much the mean decision takes longer than with the size before it."""
-    pairs = zip(found, found[1:], strict=False)
-    return [None, *(after.decide_mean / before.decide_mean for before, after in pairs)]
+    return [None, *(after.decide_mean / before.decide_mean for before, after in pairwise(found))]

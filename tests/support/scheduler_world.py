@@ -21,6 +21,7 @@ from appliance.scheduler import (
     Unload,
     Wake,
 )
+from appliance.scheduler.backlog import MANY_DEVICES
 
 GIB = 1024**3
 LOAD, RUN, UNLOAD = 8.0, 5.0, 2.0  # the longest of each, in seconds
@@ -43,6 +44,7 @@ class World:
         failing: bool = False,
         sleeping: bool = False,
         main: int = 10,
+        many_devices: int = MANY_DEVICES,
     ) -> None:
         """With ``sleeping`` models can sleep, and there are ``main`` GiB of main memory for that."""
         self.names = [f"m/{number}" for number in range(len(sizes))]
@@ -70,6 +72,7 @@ class World:
                 )
                 for name, size in self.sizes.items()
             ],
+            many_devices=many_devices,
         )
         self.now = 0.0
         self.events: list[tuple[float, str, str, str]] = []

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.scheduler import Capacity, Decision, Load, Start, Wake
+from appliance.scheduler.backlog import MANY_DEVICES
 from tests.support.scheduler_world import GIB, World
 
 HEAD = "head"  # is never lost, and has two devices
@@ -20,13 +21,19 @@ class ClusterWorld(World):
     """The machine of the other property tests, with nodes that are drained, lost, and join again."""
 
     def __init__(
-        self, sizes: Sequence[int], seed: int, events: Sequence[NodeEvent], *, sleeping: bool
+        self,
+        sizes: Sequence[int],
+        seed: int,
+        events: Sequence[NodeEvent],
+        *,
+        sleeping: bool,
+        many_devices: int,
     ) -> None:
         self.members = {HEAD, *OTHERS}
         self.draining: set[str] = set()
         self.leaving: set[str] = set()  # models on nodes that were drained while the models were there
         self.node_events = sorted(events)
-        super().__init__(sizes, 2, seed, failing=True, sleeping=sleeping, main=12)
+        super().__init__(sizes, 2, seed, failing=True, sleeping=sleeping, main=12, many_devices=many_devices)
         for name in self.names:
             demand = self.subject.demand(name)
             if not demand.on_cpu and self.random.random() < 0.2:
@@ -141,6 +148,7 @@ EVENTS = st.lists(
     events=EVENTS,
     seed=st.integers(0, 2**32),
     sleeping=st.booleans(),
+    many_devices=st.sampled_from([0, 6, MANY_DEVICES]),
 )
 def test_no_node_is_overbooked_and_everything_queued_on_a_live_cluster_finally_ends(
     sizes: list[int],
@@ -149,9 +157,10 @@ def test_no_node_is_overbooked_and_everything_queued_on_a_live_cluster_finally_e
     seed: int,
     *,
     sleeping: bool,
+    many_devices: int,
 ) -> None:
     live = [(100.0, "undrain", node) for node in (HEAD, *OTHERS)]
-    world = ClusterWorld(sizes, seed, [*events, *live], sleeping=sleeping)
+    world = ClusterWorld(sizes, seed, [*events, *live], sleeping=sleeping, many_devices=many_devices)
     for number, (which, at) in enumerate(arrivals):
         world.arrive(at, f"p{number}", world.names[which % len(sizes)])
     world.run(4000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from appliance.scheduler.backlog import MANY_DEVICES
 from tests.support.scheduler_world import LOAD, RUN, SLEEP, UNLOAD, WAKE, World
 
 # The model m/1 sleeps twice, and is both times unloaded before it wakes: falling asleep was in vain.
@@ -17,6 +18,8 @@ SLEEPS_IN_VAIN = [
     *((3, float(at)) for at in (5, 5, 76, 76, 76, 115, 140)),
 ]
 SIZES = st.lists(st.integers(1, 10), min_size=1, max_size=6)
+#: With and without a comparison of all devices.
+MANY = st.sampled_from([0, MANY_DEVICES])
 ARRIVALS = st.lists(st.tuples(st.integers(0, 5), st.floats(0, 60)), max_size=30)
 
 
@@ -28,11 +31,19 @@ ARRIVALS = st.lists(st.tuples(st.integers(0, 5), st.floats(0, 60)), max_size=30)
     seed=st.integers(0, 2**32),
     sleeping=st.booleans(),
     main=st.integers(0, 20),
+    many_devices=MANY,
 )
 def test_nothing_is_overbooked_nobody_is_overtaken_and_everything_ends(
-    sizes: list[int], devices: int, arrivals: list[tuple[int, float]], seed: int, *, sleeping: bool, main: int
+    sizes: list[int],
+    devices: int,
+    arrivals: list[tuple[int, float]],
+    seed: int,
+    *,
+    sleeping: bool,
+    main: int,
+    many_devices: int,
 ) -> None:
-    world = World(sizes, devices, seed, failing=True, sleeping=sleeping, main=main)
+    world = World(sizes, devices, seed, failing=True, sleeping=sleeping, main=main, many_devices=many_devices)
     for number, (which, at) in enumerate(arrivals):
         world.arrive(at, f"p{number}", world.names[which % len(sizes)])
     world.run(3000)
@@ -45,9 +56,10 @@ def test_nothing_is_overbooked_nobody_is_overtaken_and_everything_ends(
     seed=st.integers(0, 2**32),
     sleeping=st.booleans(),
     main=st.integers(0, 20),
+    many_devices=MANY,
 )
 def test_no_model_waits_for_ever_while_others_are_asked_all_the_time(
-    sizes: list[int], seed: int, *, sleeping: bool, main: int
+    sizes: list[int], seed: int, *, sleeping: bool, main: int, many_devices: int
 ) -> None:
     """More is asked of every model than it can do, so that each is always busy; then comes one for the last.
 
@@ -55,7 +67,7 @@ def test_no_model_waits_for_ever_while_others_are_asked_all_the_time(
     patience to be waited for, its residency, its quantum, and what then still runs. As many who share a load
     count for something too, a long queue can have a second turn before it, but no third.
     """
-    world = World(sizes, 1, seed, sleeping=sleeping, main=main)
+    world = World(sizes, 1, seed, sleeping=sleeping, main=main, many_devices=many_devices)
     for second in range(400):
         for name in world.names[:-1]:
             world.arrive(float(second), f"{name}@{second}", name)
@@ -76,12 +88,26 @@ def test_no_model_waits_for_ever_while_others_are_asked_all_the_time(
     seed=st.integers(0, 2**32),
     sleeping=st.booleans(),
     main=st.integers(0, 20),
+    many_devices=MANY,
 )
-@example(sizes=[6, 8, 10, 5, 9], arrivals=SLEEPS_IN_VAIN, seed=9413086, sleeping=True, main=10)
+@example(
+    sizes=[6, 8, 10, 5, 9],
+    arrivals=SLEEPS_IN_VAIN,
+    seed=9413086,
+    sleeping=True,
+    main=10,
+    many_devices=MANY_DEVICES,
+)
 def test_no_model_is_on_its_way_in_or_to_sleep_for_more_than_half_of_the_time(
-    sizes: list[int], arrivals: list[tuple[int, float]], seed: int, *, sleeping: bool, main: int
+    sizes: list[int],
+    arrivals: list[tuple[int, float]],
+    seed: int,
+    *,
+    sleeping: bool,
+    main: int,
+    many_devices: int,
 ) -> None:
-    world = World(sizes, 1, seed, sleeping=sleeping, main=main)
+    world = World(sizes, 1, seed, sleeping=sleeping, main=main, many_devices=many_devices)
     for number, (which, at) in enumerate(arrivals):
         world.arrive(at, f"p{number}", world.names[which % len(sizes)])
     world.run(3000)
