@@ -100,7 +100,7 @@ class Backlog:
         if not self._started:
             changed.update(self._index.not_ready())
             self._started = True
-        devices = self._devices.refresh()
+        devices = self._devices.take_changed()
         found: dict[ModelState, list[str] | None] = {}
         for model in changed:
             self._forget(model)

@@ -42,20 +42,24 @@ class DeviceIndex:
             is_main_memory: tuple([] for _ in _Memory._fields) for is_main_memory in (False, True)
         }
         self._capacities: dict[str, tuple[bool, int]] = {}  # whether it is main memory, and its bytes
+        self._changed: set[str] = set()
         self._turn = 0
 
-    def refresh(self) -> set[str]:
-        """Take over all changes of devices; return the changed devices that take loads."""
-        changed = set()
+    def take_changed(self) -> set[str]:
+        """Return the devices that take loads and have changed since this was called before."""
+        self._refresh()
+        found, self._changed = self._changed, set()
+        return found
+
+    def _refresh(self) -> None:
         touched = self._ledger.touched
         while touched:
             device = touched.pop()
             self._drop(device)
-            capacity = self._ledger.capacities.get(device)
-            if capacity is not None and self._ledger.is_open(device):
+            self._changed.discard(device)
+            if self._ledger.is_open(device):
                 self._add(device)
-                changed.add(device)
-        return changed
+                self._changed.add(device)
 
     def enough_memory(self, demand: Demand, device: str) -> bool:
         """Return whether the device may have the memory for this demand once idle models have left."""
@@ -70,6 +74,7 @@ class DeviceIndex:
         First come devices with free memory, and devices of nodes that have the weights of the model. If
         there is no free memory, some devices follow on which models have to be evicted: others each time.
         """
+        self._refresh()
         demand = model.demand
         if demand.nodes is not None:
             found = [each for node in sorted(demand.nodes) for each in self._ledger.devices_of(node)]

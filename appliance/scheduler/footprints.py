@@ -141,9 +141,10 @@ class Footprints:
         peak = entry.expected_peak
         if entry.demand.origin is Origin.DECLARED or peak == 0:
             return
-        available = self._ledger.most_available(entry)
+        with_margin = int(peak * MARGIN)
+        available = self._ledger.most_available(entry, enough=with_margin)
         least = max(MINIMUM, peak) if self._ledger.is_cluster else MINIMUM
-        wanted = max(least, min(int(peak * MARGIN), available))
+        wanted = max(least, min(with_margin, available))
         less = wanted < (entry.demand.memory or 0)
         if less and not entry.ran_once and not entry.earlier_peak:
             return  # the first prediction may take more memory than loading did

@@ -248,20 +248,23 @@ class Ledger:
 
         With ``draining``, the devices of draining nodes are returned too.
         """
+        return list(self._eligible(demand, draining=draining))
+
+    def _eligible(self, demand: Demand, *, draining: bool) -> Iterator[str]:
         closed = self.removed_nodes if draining else self.removed_nodes | self.draining_nodes
-        return [
-            device
-            for device, capacity in self.capacities.items()
-            if demand.on_cpu is capacity.is_main_memory
-            and capacity.node not in closed
-            and (demand.nodes is None or capacity.node in demand.nodes)
-        ]
+        for device, capacity in self.capacities.items():
+            if (
+                demand.on_cpu is capacity.is_main_memory
+                and capacity.node not in closed
+                and (demand.nodes is None or capacity.node in demand.nodes)
+            ):
+                yield device
 
     def free_now(self, demand: Demand) -> bool:
         """Return whether enough devices of one node have the free memory for this demand."""
         free = (
             device
-            for device in self.eligible_devices(demand)
+            for device in self._eligible(demand, draining=False)
             if self.free(device) >= demand.bytes_on(self.capacities[device])
         )
         return self.on_one_node(free, demand.devices) is not None
@@ -279,18 +282,22 @@ class Ledger:
         return self.on_one_node(devices, model.demand.devices) is not None
 
     def _large_enough(self, model: ModelState, *, draining: bool) -> Iterator[str]:
-        for device in self.eligible_devices(model.demand, draining=draining):
+        for device in self._eligible(model.demand, draining=draining):
             if model.demand.bytes_on(self.capacities[device]) <= self._beside_pinned(model, device):
                 yield device
 
-    def most_available(self, model: ModelState, *, draining: bool = True) -> int:
+    def most_available(
+        self, model: ModelState, *, draining: bool = True, enough: float = float("inf")
+    ) -> int:
         """Return the most bytes of each device that the model gets if only pinned models stay loaded.
 
-        ``draining`` also allows the draining nodes.
+        ``draining`` also allows the draining nodes. The search ends at a device with ``enough`` bytes.
         """
         count, by_node = model.demand.devices, dict[str, list[int]]()
-        for device in self.eligible_devices(model.demand, draining=draining):
+        for device in self._eligible(model.demand, draining=draining):
             left = self._beside_pinned(model, device)
+            if count == 1 and left >= enough:
+                return left
             by_node.setdefault(self.capacities[device].node, []).append(left)
         found = [
             (len(left) >= count, sorted(left, reverse=True)[min(count, len(left)) - 1])

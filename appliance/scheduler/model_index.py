@@ -78,6 +78,7 @@ class ModelIndex:
         self._changed: set[ModelState] = set()
         self._may_start: set[ModelState] = set()
         self._not_ready: set[ModelState] = set()  # cold or asleep, with predictions, or to be loaded anyway
+        self._with_queue: set[ModelState] = set()
         self._unsettled: set[ModelState] = set()
         self._departing: set[ModelState] = set()
         self._idle_due: set[ModelState] = set()  # idle for long enough to fall asleep or to be unloaded
@@ -99,6 +100,7 @@ class ModelIndex:
         for found in (
             self._may_start,
             self._not_ready,
+            self._with_queue,
             self._unsettled,
             self._departing,
             self._idle_due,
@@ -131,6 +133,11 @@ class ModelIndex:
         """Return the cold and sleeping models that are to be loaded, in order."""
         self._refresh()
         return in_order(self._not_ready)
+
+    def with_queue(self) -> set[ModelState]:
+        """Return the models with queued predictions."""
+        self._refresh()
+        return self._with_queue
 
     def is_waiting(self, model: ModelState) -> bool:
         """Return whether the model is cold or asleep and to be loaded."""
@@ -190,6 +197,7 @@ class ModelIndex:
         self._changed_since.add(model)
         self._touched_devices.update(model.devices)
         _put(self._not_ready, model, state in _NOT_READY and wanted)
+        _put(self._with_queue, model, bool(model.queue))
         _put(self._unsettled, model, state not in _SETTLED or model.wanted or bool(model.pending_unload))
         leaves = bool(model.pending_unload) and state is Residency.ASLEEP
         _put(self._departing, model, state is Residency.DRAINING or leaves)

@@ -61,7 +61,7 @@ class SchedulerState:
             self._transitions,
             many_devices,
         )
-        self._rebalancing = Rebalancing(self._models, self._queued)
+        self._rebalancing = Rebalancing(self._models, self._queued, self._index)
 
     # -- questions about predictions ---------------------------------------------------------------------
 

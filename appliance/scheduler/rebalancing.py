@@ -14,6 +14,7 @@ from appliance.scheduler import policy
 from appliance.scheduler.children import Children
 from appliance.scheduler.facts import Owner, Residency
 from appliance.scheduler.model import ModelState
+from appliance.scheduler.model_index import ModelIndex
 
 
 class QueuedPrediction(NamedTuple):
@@ -27,19 +28,33 @@ class QueuedPrediction(NamedTuple):
 class Rebalancing:
     """Moves queued predictions between instances of one model."""
 
-    def __init__(self, models: Mapping[str, ModelState], queued: dict[str, QueuedPrediction]) -> None:
+    def __init__(
+        self, models: Mapping[str, ModelState], queued: dict[str, QueuedPrediction], index: ModelIndex
+    ) -> None:
         self._models = models
         self._queued = queued
+        self._index = index
         self._others: dict[str, tuple[str, ...]] = {}  # receiving instance -> the model's other instances
+        self._instances: dict[str, tuple[str, ...]] = {}  # any instance -> all instances of the model
+        self._added = 0
+        self._order: dict[str, int] = {}  # of the receiving instances
+        self._new: set[str] = set()  # receiving instances that have not shared the virtual time yet
 
     def set_instances(self, instances: Sequence[str], used: int) -> None:
         """Set the instances of one model. Queued predictions move only to the first ``used`` instances."""
         for number, name in enumerate(instances):
             others = tuple(each for each in instances if each != name) if number < used else ()
+            self._instances[name] = tuple(instances)
             if others:
+                if name not in self._others:
+                    self._added += 1
+                    self._order[name] = self._added
                 self._others[name] = others
+                self._new.add(name)
             else:
                 self._others.pop(name, None)
+                self._order.pop(name, None)
+                self._new.discard(name)
 
     def fill_free_slots(self, now: float, children: Children, *, children_only: bool) -> Iterator[ModelState]:
         """Move queued predictions to instances with free slots; yield these instances.
@@ -49,6 +64,7 @@ class Rebalancing:
         for receiver in self._receivers():
             for other in self._others_of(receiver):
                 other.queue.share_virtual_time(receiver.queue)
+            self._new.discard(receiver.name)
             for _ in range(receiver.free_slots if receiver.state is Residency.READY else 0):
                 found = self._movable(receiver)
                 ranked = [(id not in children, self._tag(id), self._queued[id].since, id) for id in found]
@@ -104,8 +120,16 @@ class Rebalancing:
         return self._models[self._queued[id].model].queue.tag(id)
 
     def _receivers(self) -> Iterator[ModelState]:
-        """Yield instances with an empty queue, except instances that a config change will replace."""
-        for name in self._others:
+        """Yield instances with an empty queue, except instances that a config change will replace.
+
+        Models that have no queued predictions are left out, because nothing can be moved.
+        """
+        if not self._others:
+            return
+        names = set(self._new)
+        for model in self._index.with_queue():
+            names.update(self._instances.get(model.name, ()))
+        for name in sorted(names & self._others.keys(), key=self._order.__getitem__):
             entry = self._models.get(name)
             if entry is not None and not entry.queue and not entry.outdated:
                 yield entry

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ from rich.table import Table
 
 from scripts.simulation.baselines import BASELINES
 from scripts.simulation.comparison import APPLIANCE, Row, compare, policies
+from scripts.simulation.scale import Measured, Size, growth, measure
 from scripts.simulation.workload import BANDWIDTH, DEVICE, GIB, SIZES, STARTUP, UNLOAD, WORKLOADS
 
 WIDTH: Final = 120  # columns where the output goes to a file
@@ -46,6 +49,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=1800, help="seconds of arrivals (default: 1800)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to FILE")
     parser.add_argument("--histogram", action="store_true", help="also print a histogram of the waits")
+    growing = parser.add_argument_group(
+        "time of decisions",
+        "With --devices, only the appliance is simulated: how long its decisions take, from size to size.",
+    )
+    growing.add_argument("--devices", type=int, nargs="+", metavar="N", help="GPUs, such as 10 100 1000")
+    growing.add_argument("--nodes", type=int, nargs="+", metavar="N", help="nodes (default: 8 GPUs on each)")
+    growing.add_argument(
+        "--models", type=int, nargs="+", metavar="N", help="models (default: 5 for each GPU)"
+    )
+    growing.add_argument(
+        "--predictions", type=int, default=20, metavar="N", help="predictions for each GPU (default: 20)"
+    )
     return parser
 
 
@@ -58,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no workload {', '.join(unknown)}: there are {', '.join(WORKLOADS)}")
     if asked.seeds < 1 or asked.seconds <= 0:
         parser.error("--seeds must be at least 1, and --seconds over 0")
+    if asked.devices:
+        return _print_growth(parser, asked)
     names, seeds = asked.workloads or list(WORKLOADS), range(asked.seeds)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("simulating", total=len(names) * len(seeds) * len(policies()))
@@ -74,6 +91,73 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.json is not None:
         asked.json.write_text(json.dumps(_report(rows, asked.seeds, asked.seconds, behind), indent=2) + "\n")
     return 1 if behind else 0
+
+
+def _print_growth(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> int:
+    """Simulate the sizes that were asked for; print how long decisions take, and by how much longer."""
+    counts = {"nodes": asked.nodes, "models": asked.models}
+    for name, values in counts.items():
+        if values is not None and len(values) not in {1, len(asked.devices)}:
+            parser.error(f"--{name} must have one value, or one for each value of --devices")
+    nodes = _for_each(asked.nodes, [max(1, devices // 8) for devices in asked.devices])
+    models = _for_each(asked.models, [5 * devices for devices in asked.devices])
+    sizes = list(starmap(Size, zip(asked.devices, nodes, models, strict=True)))
+    if asked.predictions < 1 or any(min(size) < 1 or size.nodes > size.devices for size in sizes):
+        parser.error("all numbers must be at least 1, and there must be a device for each node")
+    found = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for size in sizes:
+            task = progress.add_task(f"{size.devices} devices", total=None)
+            found.append(measure(size, asked.predictions, 1, partial(progress.advance, task)))
+            progress.remove_task(task)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(_growth_table(found))
+    if asked.json is not None:
+        rows = [{**each._asdict(), "size": each.size._asdict()} for each in found]
+        asked.json.write_text(
+            json.dumps({"predictions_for_each_device": asked.predictions, "rows": rows}, indent=2) + "\n"
+        )
+    return 0
+
+
+def _for_each(asked: list[int] | None, default: list[int]) -> list[int]:
+    if asked is None:
+        return default
+    return asked * len(default) if len(asked) == 1 else asked
+
+
+def _growth_table(found: list[Measured]) -> Table:
+    columns = (
+        "devices",
+        "nodes",
+        "models",
+        "events",
+        "p50",
+        "p99",
+        "mean",
+        "growth",
+        "wait p50",
+        "wait p99",
+        "loads",
+    )
+    title = "milliseconds of a decision with its event; growth of the mean; waits in simulated seconds"
+    table = Table(*columns, box=None, title=title)
+    for column in table.columns:
+        column.justify = "right"
+    for each, grown in zip(found, growth(found), strict=True):
+        milliseconds = (each.decide_p50, each.decide_p99, each.decide_mean)
+        table.add_row(
+            *map(str, each.size),
+            f"{each.events:,}",
+            *(f"{1000 * seconds:.3f}" for seconds in milliseconds),
+            "" if grown is None else f"{grown:.1f} x",
+            f"{each.wait_p50:.1f}",
+            f"{each.wait_p99:.1f}",
+            f"{each.loads:,}",
+        )
+    return table
 
 
 def _table(rows: list[Row]) -> Table:

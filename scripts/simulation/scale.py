@@ -34,7 +34,7 @@ class Size(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What one size takes. Times of decisions are seconds of this computer, waits are simulated seconds."""
+    """What one size takes. Decisions are in processor seconds of this machine, waits in simulated seconds."""
 
     size: Size
     events: int  # arrivals, ends, loads and unloads
@@ -68,22 +68,22 @@ class Timed:
         self._event(lambda: self._policy.unloaded(model, now))
 
     def decide(self, now: float) -> list[Decision]:
-        began = time.perf_counter()
+        began = time.thread_time()
         decisions = self._policy.decide(now)
-        self._since_decision += time.perf_counter() - began
+        self._since_decision += time.thread_time() - began
         return decisions
 
     def next_wakeup(self, now: float) -> float | None:
-        began = time.perf_counter()
+        began = time.thread_time()
         at = self._policy.next_wakeup(now)
-        self.seconds.append(self._since_decision + time.perf_counter() - began)
+        self.seconds.append(self._since_decision + time.thread_time() - began)
         self._since_decision = 0.0
         return at
 
     def _event(self, report: Callable[[], None]) -> None:
-        began = time.perf_counter()
+        began = time.thread_time()
         report()
-        self._since_decision += time.perf_counter() - began
+        self._since_decision += time.thread_time() - began
         self.events += 1
 
 

@@ -14,6 +14,7 @@ from appliance.scheduler import Decision, Load, Start
 from scripts.simulation.__main__ import main
 from scripts.simulation.comparison import APPLIANCE, appliance_scheduler, compare, policies, quantile
 from scripts.simulation.machine import Machine
+from scripts.simulation.scale import Size, growth, measure
 from scripts.simulation.workload import GIB, WORKLOADS, Workload, fleet
 
 
@@ -124,3 +125,42 @@ def test_the_command_prints_a_table_and_writes_json(
 def test_a_workload_without_requests_is_over_at_once() -> None:
     world = Workload("empty", WORKLOADS["duel"](1, 60).models, {"gpu0": 80 * GIB}, ())
     assert Machine(world, appliance_scheduler(world)).run().waits == []
+
+
+def test_the_command_prints_the_times_of_decisions_from_size_to_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    sizes = ["--devices", "4", "32", "--nodes", "1", "4", "--models", "20", "--predictions", "4"]
+    assert main([*sizes, "--json", str(report)]) == 0
+    shown = capsys.readouterr().out
+    assert "growth" in shown
+    rows = json.loads(report.read_text())["rows"]
+    assert [row["size"] for row in rows] == [
+        {"devices": 4, "nodes": 1, "models": 20},
+        {"devices": 32, "nodes": 4, "models": 20},
+    ]
+    assert all(row["events"] > 0 and row["loads"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--devices", "4", "--nodes", "8"],
+        ["--devices", "4", "--nodes", "1", "2"],
+        ["--devices", "0"],
+        ["--devices", "4", "--predictions", "0"],
+    ],
+)
+def test_sizes_that_are_not_possible_are_refused(wrong: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(wrong)
+
+
+def test_a_cluster_is_simulated_without_overbooking_and_every_prediction_starts() -> None:
+    """The simulated machine refuses what cannot be done: see above."""
+    size = Size(devices=30, nodes=4, models=200)
+    found = measure(size, 5, 1, lambda: None)
+    assert found.loads > 30
+    assert found.wait_p99 > 0
+    assert growth([found, found]) == [None, 1.0]

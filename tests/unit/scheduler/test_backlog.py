@@ -1,0 +1,137 @@
+"""Decisions where there are many devices: which waiting models are looked at, and when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.scheduler import Capacity, Decision, Demand, Load, Residency, Scheduler, Start, Unload
+
+GIB = 1024**3
+MANY = 40  # devices
+
+
+def scheduler(*demands: Demand) -> Scheduler:
+    devices = [
+        Capacity(f"n{number // 8}/gpu{number}", 10 * GIB, node=f"n{number // 8}") for number in range(MANY)
+    ]
+    return Scheduler(devices, demands)
+
+
+def model(name: str, gib: int = 8, **options: Any) -> Demand:
+    return Demand(model=name, memory=gib * GIB, **{"concurrency": 1, **options})
+
+
+def full(*more: Demand, busy: bool) -> tuple[Scheduler, list[str]]:
+    """Every device holds one model, which runs a prediction if ``busy``."""
+    names = [f"on/{number}" for number in range(MANY)]
+    subject = scheduler(*map(model, names), *more)
+    for name in names:
+        subject.queued(f"p of {name}", name, 0.0)
+    loads = subject.decide(0.0)
+    assert len({each.devices for each in loads if isinstance(each, Load)}) == MANY
+    for name in names:
+        subject.loaded(name, 1.0, ())
+    assert len(subject.decide(1.0)) == MANY
+    if not busy:
+        for name in names:
+            subject.finished(f"p of {name}", name, 2.0)
+    return subject, names
+
+
+def run(subject: Scheduler, decisions: list[Decision], now: float) -> list[Decision]:
+    """Carry loads and unloads out at once."""
+    for each in decisions:
+        if isinstance(each, Load):
+            subject.loaded(each.model, now, ())
+        elif isinstance(each, Unload):
+            subject.unloaded(each.model, now)
+    return decisions
+
+
+def test_a_device_that_becomes_free_is_used_at_once() -> None:
+    subject, names = full(model("w/w"), busy=True)
+    subject.queued("w", "w/w", 3.0)
+    assert subject.decide(3.0) == []
+    where = subject.devices(names[7])
+    subject.finished(f"p of {names[7]}", names[7], 3.5)
+    (unload,) = subject.decide(3.5)
+    assert isinstance(unload, Unload)
+    assert unload.devices == where
+    subject.unloaded(names[7], 3.6)
+    assert subject.decide(3.6) == [Load("w/w", where, 8 * GIB, may_sleep=False)]
+
+
+def test_the_most_urgent_models_get_the_devices_that_become_free() -> None:
+    waiting = [f"w/{number}" for number in range(100)]
+    subject, names = full(*map(model, waiting), busy=True)
+    for number, name in enumerate(waiting):
+        subject.queued(f"p of {name}", name, 3.0 + number / 100)
+    for step in range(40):
+        run(subject, subject.decide(4.0 + step / 50), 4.0 + step / 50)
+    for name in names[:5]:
+        subject.finished(f"p of {name}", name, 8.0)
+    loaded = []
+    for _ in range(3):
+        loaded += [each.model for each in run(subject, subject.decide(8.0), 8.0) if isinstance(each, Load)]
+    assert len(loaded) == 5
+    assert set(loaded) <= set(waiting[:10])
+
+
+def test_every_waiting_model_is_loaded_finally() -> None:
+    waiting = [f"w/{number}" for number in range(90)]
+    subject, _ = full(*map(model, waiting), busy=False)
+    for name in waiting:
+        subject.queued(f"p of {name}", name, 3.0)
+    now, ended = 3.0, set()
+    for _ in range(3000):
+        decisions = run(subject, subject.decide(now), now)
+        for each in decisions:
+            if isinstance(each, Start):
+                subject.finished(each.id, each.model, now)
+                ended.add(each.model)
+        if len(ended) == len(waiting):
+            break
+        wakeup = subject.next_wakeup(now)
+        now = now + 0.01 if decisions or wakeup is None else max(now + 0.01, wakeup)
+    assert ended == set(waiting)
+
+
+def test_a_plan_moves_to_another_device_if_its_node_is_removed() -> None:
+    subject, _ = full(model("w/w"), busy=False)
+    subject.queued("w", "w/w", 10.0)
+    (unload,) = subject.decide(10.0)
+    assert isinstance(unload, Unload)
+    node = unload.devices[0].split("/")[0]
+    for name in subject.remove_devices(node):
+        subject.lost(name, 11.0, "the node is gone")
+    (second,) = subject.decide(11.0)
+    assert isinstance(second, Unload)
+    assert not second.devices[0].startswith(f"{node}/")
+
+
+def test_plans_are_forgotten_when_nodes_leave_and_all_devices_are_compared() -> None:
+    subject, _ = full(model("w/w"), busy=False)
+    subject.queued("w", "w/w", 10.0)
+    assert len(subject.decide(10.0)) == 1
+    for node in ("n1", "n2", "n3", "n4"):
+        for name in subject.remove_devices(node):
+            subject.lost(name, 11.0, "the node is gone")
+    assert len(subject.capacities) == 8
+    for now in (11.0, 12.0, 13.0):
+        run(subject, subject.decide(now), now)
+    assert subject.residency("w/w") is Residency.READY
+
+
+def test_a_blocked_model_is_tried_again_after_its_time() -> None:
+    subject = scheduler(model("w/w"))
+    subject.queued("w", "w/w", 0.0)
+    assert len(subject.decide(0.0)) == 1
+    assert subject.load_failed("w/w", 1.0, "it is broken") == ["w"]
+    subject.queued("x", "w/w", 2.0)
+    assert subject.decide(2.0) == []
+    at = subject.next_wakeup(2.0)
+    while at is not None and at < 11.0:
+        assert subject.decide(at) == []
+        at = subject.next_wakeup(at)
+    assert at is not None
+    assert [type(each) for each in subject.decide(at)] == [Load]
