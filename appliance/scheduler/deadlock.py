@@ -7,7 +7,7 @@ that slot or memory, parent and child wait for each other for ever.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from appliance.domain.units import readable_bytes
@@ -33,14 +33,17 @@ def completable_predictions(
     ``children`` maps each parent to its unfinished children; a parent is assumed to wait for only one of
     them. The queue of the model ``without`` is assumed never to start.
     """
+    active = [(name, model) for name, model in models.items() if model.queue or model.running]
+    loaded = [model for model in models.values() if model.devices]
     completable: set[str] = set()
     while True:
         found: set[str] = set()
-        for name, model in models.items():
+        free = _eventually_free(loaded, capacities, completable)
+        for name, model in active:
             found |= {
                 id for id in model.running if not children.get(id) or not completable.isdisjoint(children[id])
             }
-            if name != without and _can_start(model, models.values(), capacities, completable):
+            if name != without and model.queue and _can_start(model, free, capacities, completable):
                 found.update(model.queue)
         if found <= completable:
             return completable
@@ -48,41 +51,50 @@ def completable_predictions(
 
 
 def _can_start(
-    model: ModelState, models: Collection[ModelState], capacities: Sequence[Capacity], completable: set[str]
+    model: ModelState, free: Mapping[str, int], capacities: Sequence[Capacity], completable: set[str]
 ) -> bool:
-    """Return whether the model can run its queue once the completable predictions have finished."""
+    """Return whether the model can run its queue once the completable predictions have finished.
+
+    ``free`` are the bytes by device that are free then, see ``_eventually_free``.
+    """
     if model.state in _PLACED:
         return len(model.running) < model.demand.concurrency or not completable.isdisjoint(model.running)
     if model.state is Residency.DRAINING and not model.running <= completable:
         return False
-    free = _eventually_free(model, models, capacities, completable)
-    large_enough = Counter(
-        each.node for each in _eligible(model, capacities) if model.demand.bytes_on(each) <= free[each.device]
-    )
-    return max(large_enough.values(), default=0) >= model.demand.devices
+    own = model.reserved if _stays(model, completable) else 0  # it may use its own memory
+    large_enough = Counter[str]()
+    for each in _eligible(model, capacities):
+        available = free[each.device] + (own if each.device in model.devices else 0)
+        large_enough[each.node] += model.demand.bytes_on(each) <= available
+        if large_enough[each.node] >= model.demand.devices:
+            return True
+    return False
+
+
+def _stays(model: ModelState, completable: set[str]) -> bool:
+    """Return whether the model still holds its memory once the completable predictions have finished."""
+    return model.pinned or not model.running <= completable
 
 
 def _eventually_free(
-    model: ModelState, models: Collection[ModelState], capacities: Sequence[Capacity], completable: set[str]
+    models: Collection[ModelState], capacities: Sequence[Capacity], completable: set[str]
 ) -> dict[str, int]:
-    """Return the bytes by device that ``model`` can get once the completable predictions have finished."""
-    staying = [
-        each for each in models if each is not model and (each.pinned or not each.running <= completable)
-    ]
-    return {
-        capacity.device: capacity.memory
-        - sum(each.reserved for each in staying if capacity.device in each.devices)
-        for capacity in capacities
-    }
+    """Return the bytes by device that are free once the completable predictions have finished."""
+    free = {capacity.device: capacity.memory for capacity in capacities}
+    for each in models:
+        if _stays(each, completable):
+            for device in each.devices:
+                if device in free:  # not of a removed node
+                    free[device] -= each.reserved
+    return free
 
 
-def _eligible(model: ModelState, capacities: Sequence[Capacity]) -> list[Capacity]:
+def _eligible(model: ModelState, capacities: Sequence[Capacity]) -> Iterator[Capacity]:
     nodes = model.demand.nodes
-    return [
-        capacity
-        for capacity in capacities
-        if capacity.is_main_memory is model.demand.on_cpu and (nodes is None or capacity.node in nodes)
-    ]
+    for capacity in capacities:
+        on_node = nodes is None or capacity.node in nodes
+        if on_node and capacity.is_main_memory is model.demand.on_cpu:
+            yield capacity
 
 
 def explain_deadlock(
@@ -94,11 +106,12 @@ def explain_deadlock(
             f"this child prediction could never start: model {name} has concurrency {demand.concurrency}, "
             "and its running predictions wait for child predictions: raise its concurrency in models.yaml"
         )
-    devices = _eligible(model, capacities)
+    devices = list(_eligible(model, capacities))
     if not devices:
         return f"this child prediction could never start: no device of the cluster may hold model {name}"
     waiting = sorted(each.name for each in models if each.devices and not each.running <= completable)
-    free = _eventually_free(model, models, capacities, completable)
+    others = [each for each in models if each is not model]
+    free = _eventually_free(others, capacities, completable)
     sizes = ", ".join(f"{readable_bytes(free[each.device])} on {each.device}" for each in devices)
     needed = max(demand.bytes_on(each) for each in devices)
     return (
