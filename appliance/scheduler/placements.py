@@ -117,7 +117,8 @@ class Placements:
                 return [], {}
             reason = f"loading it on {', '.join(chosen.devices)} takes less time than waking it"
             return [self._transitions.unload(entry, reason, now)], {}
-        if all(self._can_load_now(device, entry, promised) for device in chosen.devices):
+        # It may have been evicted in this decision, for a more urgent model.
+        if entry.loadable and all(self._can_load_now(device, entry, promised) for device in chosen.devices):
             return [self._load_or_wake(entry, chosen.devices, now)], {}
         missing = {device: self.missing_memory(entry, device) for device in chosen.devices}
         return self._evict(chosen, entry, now), missing
