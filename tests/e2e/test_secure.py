@@ -54,11 +54,9 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
         "  - {name: test/echo, kind: echo, options: {stream: true}}\n"
         "  - {name: test/files, kind: echo, options: {files: true}}\n"
     )
-    running = Secure(home, config)
-    running.start()
-    yield running
-    running.stop()
-    assert running.processes() == []
+    started = Secure(home, config)
+    with started.running():
+        yield started
 
 
 def test_links_are_https_and_streams_work(secure: Secure) -> None:

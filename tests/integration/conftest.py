@@ -20,11 +20,9 @@ def appliance(
     home = tmp_path_factory.mktemp("home")
     config = home / "models.yaml"
     config.write_text(request.module.CONFIG)
-    running = Appliance(home, config, variables=getattr(request.module, "VARIABLES", None))
-    running.start()
-    yield running
-    running.stop()
-    assert running.processes() == []
+    started = Appliance(home, config, variables=getattr(request.module, "VARIABLES", None))
+    with started.running():
+        yield started
 
 
 @pytest.fixture

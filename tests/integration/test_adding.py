@@ -39,11 +39,9 @@ def appliance(hub: StubHub, tmp_path: Path) -> Iterator[Appliance]:
         "HF_HUB_CACHE": str(tmp_path / "cache"),
         **dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY"), ""),
     }
-    running = Appliance(tmp_path / "home", config, variables=variables)
-    running.start()
-    yield running
-    running.stop()
-    assert running.processes() == []
+    started = Appliance(tmp_path / "home", config, variables=variables)
+    with started.running():
+        yield started
 
 
 def test_an_addition_survives_the_gateway_and_its_model_predicts(appliance: Appliance, hub: StubHub) -> None:

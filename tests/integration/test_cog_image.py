@@ -184,17 +184,9 @@ def appliance(
     digest = registry.skopeo("inspect", "--format", "{{.Digest}}", reference)
     config = home / "models.yaml"
     config.write_text(MODELS.format(registry=registry.address, digest=digest, folder=folder, no_such=NO_SUCH))
-    running = Appliance(home, config, variables=registry.variables)
-    running.start()
-    yield running
-    running.stop()
-    assert running.processes() == []
-
-
-@pytest.fixture
-def client(appliance: Appliance) -> Iterator[httpx.Client]:
-    with appliance.client() as signed_in:
-        yield signed_in
+    started = Appliance(home, config, variables=registry.variables)
+    with started.running():
+        yield started
 
 
 def predict(client: httpx.Client, model: str, **input: Any) -> dict[str, Any]:

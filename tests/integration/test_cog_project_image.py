@@ -71,20 +71,12 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     project(home / "broken", "; echo no such thing; exit 3")
     config = home / "models.yaml"
     config.write_text(MODELS.format(base=f"oci:{base}:latest"))
-    running = Appliance(home, config)
-    pull = [str(running.program), "pull", "--config", str(config)]
-    done = subprocess.run(pull, env=running.environment, capture_output=True, text=True, check=False)
-    running.output.write_text(done.stderr)
-    running.start()
-    yield running
-    running.stop()
-    assert running.processes() == []
-
-
-@pytest.fixture
-def client(appliance: Appliance) -> Iterator[httpx.Client]:
-    with appliance.client() as signed_in:
-        yield signed_in
+    started = Appliance(home, config)
+    pull = [str(started.program), "pull", "--config", str(config)]
+    done = subprocess.run(pull, env=started.environment, capture_output=True, text=True, check=False)
+    started.output.write_text(done.stderr)
+    with started.running():
+        yield started
 
 
 def predict(client: httpx.Client, model: str, **input: Any) -> Any:

@@ -59,12 +59,6 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
 
 
 @pytest.fixture
-def client(appliance: Appliance) -> Iterator[httpx.Client]:
-    with appliance.client() as signed_in:
-        yield signed_in
-
-
-@pytest.fixture
 def gpt(appliance: Appliance) -> Iterator[OpenAI]:
     with OpenAI(
         base_url=f"{appliance.url}/openai/v1",

@@ -69,17 +69,9 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     ]
     config = home / "models.yaml"
     config.write_text(yaml.safe_dump({"models": models}))
-    running = Appliance(home, config)
-    running.start()
-    yield running
-    running.stop()
-    assert running.processes() == []
-
-
-@pytest.fixture
-def client(appliance: Appliance) -> Iterator[httpx.Client]:
-    with appliance.client() as signed_in:
-        yield signed_in
+    started = Appliance(home, config)
+    with started.running():
+        yield started
 
 
 def predict(client: httpx.Client, model: str, **input: Any) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import psutil
@@ -127,6 +127,14 @@ class Appliance:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Self]:
+        """Start the appliance; stop it at the end of the block. No process may be left then."""
+        self.start()
+        yield self
+        self.stop()
+        assert self.processes() == []
 
     def kill(self) -> None:
         """Kill all processes of the appliance with SIGKILL."""
