@@ -37,6 +37,12 @@ def backup(
     from appliance.driver import backup as backups
 
     checked = load_config(config)
+    if checked.store.url is not None:
+        raise ApplianceError(
+            "`appliance backup` cannot save a database on PostgreSQL (store.url): save the database with "
+            "pg_dump, then the folders `files` and `cog` of the data folder; the page PostgreSQL of the "
+            "manual has the commands"
+        )
     folder = home_folder(home, checked)
     runtime = configuration.runtime.read(folder / "run", checked).model_dump(mode="json")
     files = {

@@ -31,7 +31,13 @@ def enable(config: ConfigOption = None, home: HomeOption = None) -> None:
     from appliance.gateway.files.encrypted_file import FileCipher
     from appliance.store import encryption, snapshot
 
-    folder = home_folder(home, load_config(config))
+    checked = load_config(config)
+    if checked.store.url is not None:
+        raise ApplianceError(
+            "the appliance does not encrypt a database on PostgreSQL (store.url): encrypt the disk of the "
+            f"server; new files are encrypted from the next start on if {encryption.VARIABLE} is set"
+        )
+    folder = home_folder(home, checked)
     with _stopped(folder) as database:
         key = encryption.operator_key()
         if key is None:
@@ -60,15 +66,19 @@ def rotate(config: ConfigOption = None, home: HomeOption = None) -> None:
     """
     from appliance.store import encryption
 
-    folder = home_folder(home, load_config(config))
+    checked = load_config(config)
+    folder = home_folder(home, checked)
     with _stopped(folder) as database:
         new = encryption.operator_key(NEW, NEW_FILE)
         if new is None:
             raise ApplianceError(f"there is no new key: set {NEW} or {NEW_FILE}")
         encryption.read(database)
-        with_store_of(folder, lambda store: store.audit.record(command("encryption.rotate")))
+        with_store_of(
+            folder, lambda store: store.audit.record(command("encryption.rotate")), url=checked.store.url
+        )
         id = encryption.rewrap(database, new)
-    typer.echo(f"the database in {folder} is now encrypted with the key {id}: use it from the next start on")
+    subject = f"the database in {folder} is" if checked.store.url is None else f"the files in {folder} are"
+    typer.echo(f"{subject} now encrypted with the key {id}: use it from the next start on")
 
 
 @group.command()
@@ -76,14 +86,20 @@ def status(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOp
     """Show whether the database is encrypted, and the id of its key. Needs no key."""
     from appliance.store import encryption
 
-    database = home_folder(home, load_config(config)) / "appliance.db"
+    checked = load_config(config)
+    database = home_folder(home, checked) / "appliance.db"
     key, encrypted = encryption.key_in_use(database), encryption.is_encrypted(database)
+    if checked.store.url is not None:
+        encrypted = False
     if as_json:
         print_json({"encrypted": encrypted, "key": key})
     elif encrypted and key is None:
         typer.echo(f"the database is encrypted, but {encryption.key_file(database)} is missing")
     elif encrypted:
         typer.echo(f"the database is encrypted with the key {key}")
+    elif checked.store.url is not None:
+        files = "are not encrypted" if key is None else f"are encrypted with the key {key}"
+        typer.echo(f"the appliance does not encrypt the database on PostgreSQL; new files {files}")
     elif key is not None and database.exists():
         typer.echo("the database is not encrypted yet: run `appliance encryption enable` again")
     else:

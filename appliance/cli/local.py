@@ -69,9 +69,9 @@ async def _claimed_groups(config: Config, home: Path, account: str) -> frozenset
     from appliance.store import Store
 
     database = home / "appliance.db"
-    if config.sign_on.oidc is None or not database.exists():
+    if config.sign_on.oidc is None or not (config.store.url or database.exists()):
         return frozenset()
-    store = Store(database)
+    store = Store(database, url=config.store.url)
     await store.open()
     try:
         user = await store.users.find(account)
@@ -160,7 +160,7 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
         if not present[model.name]:  # the demand of a model without weights on disk is an estimate
             demands.append(placement.demand(model, home, devices))
     scheduler = Scheduler(placement.capacities(devices), demands)
-    for name, peak in (await _measured(found, home, kind)).items():
+    for name, peak in (await _measured(found, home, config.store.url, kind)).items():
         if scheduler.knows(name):
             scheduler.footprints.restore_peak(name, peak)
     _place_pinned(scheduler)
@@ -248,14 +248,14 @@ def _place_pinned(scheduler: Scheduler) -> None:
                 scheduler.loaded(decision.model, float(now), ())
 
 
-async def _measured(found: Servable, home: Path, device: str) -> dict[str, int]:
+async def _measured(found: Servable, home: Path, url: str | None, device: str) -> dict[str, int]:
     from appliance.gateway.catalogue.catalogue import Catalogue
     from appliance.store import Store
 
     database = home / "appliance.db"
-    if not database.exists():
+    if url is None and not database.exists():
         return {}
-    store = Store(database)
+    store = Store(database, url=url)
     await store.open()
     try:
         rows = await store.memory_profiles.all()

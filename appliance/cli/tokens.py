@@ -114,11 +114,12 @@ def revoke(
 
 def with_store(config: ConfigOption, home: HomeOption, action: Callable[[Store], Awaitable[T]]) -> T:
     """Run ``action`` on the database of the data folder. A running appliance may use the database too."""
-    return with_store_of(home_folder(home, load_config(config)), action)
+    checked = load_config(config)
+    return with_store_of(home_folder(home, checked), action, url=checked.store.url)
 
 
-def with_store_of(folder: Path, action: Callable[[Store], Awaitable[T]]) -> T:
-    """Like ``with_store``, for a data folder that is known already: models.yaml is not read."""
+def with_store_of(folder: Path, action: Callable[[Store], Awaitable[T]], *, url: str | None = None) -> T:
+    """Like ``with_store``, for a data folder and the URL of a PostgreSQL database that are known already."""
     from appliance.store import Store
 
     permissions.restrict()
@@ -128,7 +129,7 @@ def with_store_of(folder: Path, action: Callable[[Store], Awaitable[T]]) -> T:
         raise ApplianceError(f"the data folder {folder} cannot be created: {error.strerror}") from error
 
     async def run() -> T:
-        store = Store(folder / "appliance.db")
+        store = Store(folder / "appliance.db", url=url)
         await store.open()
         try:
             return await action(store)

@@ -12,7 +12,7 @@ from appliance.config.sections import Config
 from appliance.runners.model_config import ModelConfig
 
 #: Sections, and keys of the sections `server` and `files`, whose changes need a restart of the appliance.
-SECTIONS: Final = ("cluster", "hardware", "logging", "telemetry", "ui")
+SECTIONS: Final = ("cluster", "hardware", "logging", "store", "telemetry", "ui")
 SERVER: Final = ("host", "port", "tls", "data")
 FILES: Final = ("s3",)  # keys of the section `files`
 

@@ -28,6 +28,7 @@ from appliance.domain.values import (
     ModelPattern,
     NetworkName,
     PathOrUrl,
+    PostgresUrl,
     PublicUrl,
     Seconds,
     SyslogAddress,
@@ -238,6 +239,17 @@ class FilesConfig(Section):
     )
 
 
+class StoreConfig(Section):
+    """The database of predictions, tokens and all else that the appliance stores."""
+
+    url: PostgresUrl | None = Field(
+        default=None,
+        description="URL of a PostgreSQL database, e.g. postgresql://appliance@db.example.org/appliance. The "
+        "password may be in the URL (use ${VARIABLE}) or in the file that PGPASSFILE names. No other program "
+        "may use the database. Default: an SQLite file in the data folder.",
+    )
+
+
 class RetentionConfig(Section):
     """How long data is kept."""
 
@@ -411,6 +423,7 @@ class Config(Section):
     retention: RetentionConfig = subsection(RetentionConfig(), "How long data is kept.")
     audit: AuditConfig = subsection(AuditConfig(), "Records of administrative acts and refused requests.")
     files: FilesConfig = subsection(FilesConfig(), "Uploads, outputs and inputs that are files.")
+    store: StoreConfig = subsection(StoreConfig(), "The database.")
     code: CodeConfig = subsection(CodeConfig(), "Permission to run code of Cog projects.")
     egress: EgressConfig = subsection(
         EgressConfig(), "Private networks that the appliance may reach on behalf of clients."

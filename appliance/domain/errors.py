@@ -280,6 +280,22 @@ class StoreError(ApplianceError):
     """A database operation failed."""
 
 
+class StoreUnavailable(StoreError):
+    """The database of the appliance does not answer: try again in a few seconds."""
+
+    status = 503
+    title = "Database unavailable"
+    retry_after = 5  # seconds
+
+    @property
+    def detail(self) -> str:
+        """Error message for clients; ``str(error)`` names the server and its error."""
+        return self.__doc__ or ""
+
+    def body(self) -> dict[str, Any]:
+        return {**super().body(), "retry_after": self.retry_after}
+
+
 class EncryptionError(StoreError):
     """A key of the encrypted database is missing or wrong, or the database is not encrypted yet."""
 

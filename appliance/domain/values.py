@@ -42,6 +42,7 @@ _VARIABLE: Final = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\}?)")
 _PUBLIC_URL: Final = re.compile(r"https?://[^\s/?#]+(/[A-Za-z0-9._~-]+)*/?")
 _SYSLOG: Final = re.compile(r"udp://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})|/[^\0]*[^\0/]")
 _BUCKET_URL: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?")
+_POSTGRES_URL: Final = re.compile(r"postgres(ql)?://[^\s#]*")
 _HTTP_URL: Final = re.compile(r"https?://[^\s/?#]+[^\s]*")
 
 
@@ -138,6 +139,14 @@ def _bucket_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _postgres_url(value: str) -> str:
+    if not _POSTGRES_URL.fullmatch(value):
+        raise PydanticCustomError(
+            "postgres_url", 'should be a URL such as "postgresql://user@host:5432/database"'
+        )
+    return value
+
+
 def _issuer(value: str) -> str:
     _http_url(value)
     return value  # with a slash at the end, if the provider writes one
@@ -219,6 +228,7 @@ DeviceName = Annotated[str, AfterValidator(_device), _pattern(_DEVICE)]
 NetworkName = Annotated[str, AfterValidator(_network)]
 SyslogAddress = Annotated[str, AfterValidator(_syslog), _pattern(_SYSLOG)]
 BucketUrl = Annotated[str, AfterValidator(_bucket_url), _pattern(_BUCKET_URL)]
+PostgresUrl = Annotated[str, AfterValidator(_postgres_url), _pattern(_POSTGRES_URL)]
 HttpUrl = Annotated[str, AfterValidator(_http_url), _pattern(_HTTP_URL)]
 IssuerUrl = Annotated[str, AfterValidator(_issuer), _pattern(_HTTP_URL)]
 PublicUrl = Annotated[str, AfterValidator(_public_url), _pattern(_PUBLIC_URL)]

@@ -12,10 +12,10 @@ import shutil
 import socket
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -40,7 +40,10 @@ from appliance.gateway.sign_on import discover
 from appliance.machine import landlock
 from appliance.runners import KINDS
 from appliance.runners.adapters import with_downloads
-from appliance.store import snapshot
+from appliance.store import Store, snapshot
+from appliance.store.bucket_objects import BUCKET_ID
+
+T = TypeVar("T")
 
 FILES: Final = 4096  # open files; each client and each replica needs several
 _FIX: Final = "appliance doctor --fix"
@@ -76,7 +79,8 @@ def examine(config: Config, home: Path, port: int) -> list[CheckResult]:
         disk(home),
         folder(home),
         leftovers(home),
-        *stored_files(home),
+        *database(config, home),
+        *(stored_files(home) if config.store.url is None else ()),
         listening_port(config.server.host, port),
         open_files(),
         shared_memory(Path("/dev/shm")),  # noqa: S108 - no file is put there
@@ -185,6 +189,41 @@ def leftovers(home: Path) -> CheckResult:
         found = f"interrupted backups or builds have left {', '.join(map(str, folders))}"
         return CheckResult("other runs", "warning", found, _FIX, "leftovers")
     return CheckResult("other runs", "ok", "earlier runs have left nothing behind")
+
+
+def database(config: Config, home: Path) -> Iterator[CheckResult]:
+    """Check that a database on PostgreSQL answers, and can be read and written."""
+    if config.store.url is None:
+        return
+    store = Store(home / DATABASE, url=config.store.url)
+    try:
+        asyncio.run(_opened(store, store.check))
+    except StoreError as error:
+        fix = "check store.url in models.yaml, the password, and that the server runs"
+        yield CheckResult("database", "failed", str(error), fix)
+    else:
+        yield CheckResult("database", "ok", f"{store.name} can be written and read")
+
+
+async def _opened(store: Store, action: Callable[[], Awaitable[T]]) -> T:
+    await store.open()
+    try:
+        return await action()
+    finally:
+        await store.close()
+
+
+async def _known_bucket(config: Config, home: Path) -> tuple[str | None, bool]:
+    """Return the id that is also in the bucket of files.s3, and whether there are objects in the bucket."""
+    path = home / DATABASE
+    if config.store.url is None:
+        return snapshot.bucket_id(path) if path.exists() else (None, False)
+    store = Store(path, url=config.store.url)
+
+    async def read() -> tuple[str | None, bool]:
+        return await store.files.known_secret(BUCKET_ID), bool(await store.files.objects.counts())
+
+    return await _opened(store, read)
 
 
 def stored_files(home: Path) -> Iterator[CheckResult]:
@@ -342,8 +381,7 @@ def bucket(config: Config, home: Path) -> Iterator[CheckResult]:
     url = config.files.s3.url
     try:
         found = asyncio.run(check(config.files.s3))
-        database = home / DATABASE
-        expected, used = snapshot.bucket_id(database) if database.exists() else (None, False)
+        expected, used = asyncio.run(_known_bucket(config, home))
     except (BucketUnavailable, StoreError) as error:
         yield CheckResult("bucket", "failed", str(error))
     except ApplianceError as error:

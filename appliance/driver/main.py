@@ -134,12 +134,12 @@ def check_tls(config: Config) -> None:
     client_certificates.check(tls)
 
 
-async def first_token(database: Path, owner: str, given: str | None) -> str | None:
+async def first_token(database: Path, url: str | None, owner: str, given: str | None) -> str | None:
     """Create the first API token; return its secret, or None if there is a valid token already.
 
     If ``given`` is not None, a token with that secret is added instead, and None is returned.
     """
-    store = Store(database)
+    store = Store(database, url=url)
     await store.open()
     try:
         if given is not None:
@@ -248,7 +248,10 @@ async def run(
     await children[0].start()  # before Ray is imported, because the first model needs the zygote's imports
     node = _ray_node(settings, temp)
     secret = await first_token(
-        settings.database, settings.config.server.account, os.environ.get(logs.TOKEN_VARIABLE)
+        settings.database,
+        settings.config.store.url,
+        settings.config.server.account,
+        os.environ.get(logs.TOKEN_VARIABLE),
     )
     # Ray's processes inherit the environment. Only the gateway gets the secrets, in its settings.
     settings = msgspec.structs.replace(settings, secrets=take_secrets())

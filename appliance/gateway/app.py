@@ -19,6 +19,7 @@ from appliance.cluster.base import Cluster
 from appliance.cluster.ray import RayCluster
 from appliance.domain.budgets import Budgets
 from appliance.domain.engine_metrics import EngineMetrics
+from appliance.domain.errors import StoreUnavailable
 from appliance.domain.local_url import host_and_port
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens
@@ -57,7 +58,7 @@ from appliance.observability.metrics import Metrics
 from appliance.observability.slow_predictions import SlowPredictions
 from appliance.runners import child_environment
 from appliance.scheduler import Event, Scheduler
-from appliance.store import Store
+from appliance.store import RETRY_STORE, Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -262,6 +263,8 @@ class Gateway:
     def check(self) -> None:
         if self._serving.done() and not self._server.should_exit:
             raise RuntimeError("the gateway's HTTP server stopped")
+        if (lost := self._services.store.lost) is not None:
+            raise RuntimeError(f"the gateway stops: {lost}")
 
 
 async def start_gateway(settings: GatewaySettings) -> Gateway:
@@ -270,9 +273,10 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     os.environ |= settings.secrets  # /proc/PID/environ shows only variables that a process was started with
     child_environment.hide(settings.secrets)
     logs.configure(settings.log_file, settings.config.logging)
-    store = Store(settings.database)
-    await store.open()
-    await store.own(OWN_PATIENCE)
+    store = Store(settings.database, url=settings.config.store.url)
+    await _open(store)
+    if store.on_server and store.data_key is not None:
+        _log.warning("the database on PostgreSQL is not encrypted by the appliance; files are encrypted")
     cluster = RayCluster(
         settings.zygote_socket,
         settings.run_dir,
@@ -306,6 +310,23 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
         await asyncio.sleep(0.01)
     _log.info("listening on %s", host_and_port(settings.host, settings.port))
     return Gateway(services, api, server, serving)
+
+
+async def _open(store: Store) -> None:
+    """Open the database, and become its owner; wait while a database on a server does not answer."""
+    while True:
+        try:
+            await store.open()
+            break
+        except StoreUnavailable as error:
+            _log.error("%s: trying again", error)
+            await asyncio.sleep(RETRY_STORE)
+    while True:
+        try:
+            return await store.own(OWN_PATIENCE)
+        except StoreUnavailable as error:
+            _log.error("%s: trying again", error)
+            await asyncio.sleep(RETRY_STORE)
 
 
 def _server_config(api: Application, settings: GatewaySettings) -> uvicorn.Config:

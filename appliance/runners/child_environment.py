@@ -16,6 +16,7 @@ _SECRETS: Final = frozenset(
         "AWS_CONTAINER_AUTHORIZATION_TOKEN",
         "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
         "AWS_SECRET_ACCESS_KEY",
+        "PGPASSWORD",
         "AWS_SESSION_TOKEN",
         "AWS_WEB_IDENTITY_TOKEN_FILE",
         "REPLICATE_API_TOKEN",  # a project gets its own token for each prediction

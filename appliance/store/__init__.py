@@ -1,4 +1,4 @@
-"""The SQLite database of the appliance; the only package with SQL."""
+"""The database of the appliance, in SQLite or PostgreSQL; the only package with SQL."""
 
 from __future__ import annotations
 
@@ -56,14 +56,16 @@ __all__ = [
 class Store(PredictionTable, VersionTable, TokenTable, WebhookTable, Deletions):
     """Reads and writes the SQLite file ``path``; creates its folder if needed.
 
+    With ``url``, the database is on a PostgreSQL server, and only files beside ``path`` are used.
+
     A committed write survives the death of the process. With ``durability`` "full" every commit waits for the
     disk, so the write also survives a power cut. With "normal", a power cut may lose the last writes, but it
     does not damage the database.
     """
 
-    def __init__(self, path: Path, *, durability: Durability = "full") -> None:
-        super().__init__(path, durability=durability)
-        self.audit = AuditTable(self, path)
+    def __init__(self, path: Path, *, url: str | None = None, durability: Durability = "full") -> None:
+        super().__init__(path, url=url, durability=durability)
+        self.audit = AuditTable(self)
         self.conversations = ConversationTable(self)
         self.erasures = ErasureTable(self)
         self.files = FileTable(self)

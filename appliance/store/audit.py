@@ -33,9 +33,8 @@ class AuditFilter(TypedDict, total=False):
 class AuditTable:
     """The audit log, available as ``Store.audit``."""
 
-    def __init__(self, connections: Connections, path: Path) -> None:
+    def __init__(self, connections: Connections) -> None:
         self._connections = connections
-        self._path = path
 
     def record(self, event: AuditEvent) -> asyncio.Future[None]:
         """Store the record of an event.
@@ -62,14 +61,15 @@ class AuditTable:
 
     async def verify(self) -> Verification:
         """Check all records, and that the newest one in the file beside the database is among them."""
-        head = await asyncio.to_thread(audit_chain.read_head, self._path)
+        file = self._connections.head_file
+        head = await asyncio.to_thread(audit_chain.read_head, file)
 
         def action(connection: sqlite3.Connection) -> Verification:
             chain = Chain(audit_chain.position(connection, "deleted"))
             for row in connection.execute(QUERIES["audit_rows"]):
                 if chain.check(*row) is not None:
                     break
-            fault = chain.fault or _compare(connection, chain.end, head, self._path)
+            fault = chain.fault or _compare(connection, chain.end, head, file)
             return Verification(chain.first, chain.end.number, chain.end.hash, fault)
 
         return await self._connections.read(action)
@@ -111,9 +111,8 @@ class AuditTable:
 
 
 def _compare(
-    connection: sqlite3.Connection, end: ChainPosition, head: ChainPosition | None, path: Path
+    connection: sqlite3.Connection, end: ChainPosition, head: ChainPosition | None, file: Path
 ) -> ChainFault | None:
-    file = audit_chain.head_file(path)
     if head is None:
         return (
             ChainFault(end.number, f"cannot be compared: the file {file} is missing") if end.number else None

@@ -18,8 +18,9 @@ from appliance.store.queries import QUERIES
 _log = logging.getLogger(__name__)
 
 
-def head_file(database: Path) -> Path:
-    return database.with_name("audit.head")
+def head_file(database: Path, *, on_server: bool = False) -> Path:
+    """Return the file for the hash of the newest record; a database on a server has a file of its own."""
+    return database.with_name("audit-postgresql.head" if on_server else "audit.head")
 
 
 def append(connection: sqlite3.Connection, event: AuditEvent) -> AuditRecord:
@@ -50,13 +51,12 @@ def contains(connection: sqlite3.Connection, end: ChainPosition) -> bool:
     return row is not None and row[0] == end.hash
 
 
-def read_head(database: Path) -> ChainPosition | None:
+def read_head(file: Path) -> ChainPosition | None:
     """Return the newest record that the file knows; None if there is no file.
 
     Raises:
         StoreError: the file cannot be read, or is not of this form.
     """
-    file = head_file(database)
     try:
         return _parsed(file.read_bytes())
     except FileNotFoundError:
@@ -65,12 +65,11 @@ def read_head(database: Path) -> ChainPosition | None:
         raise StoreError(f"{file}: the hash of the newest audit record cannot be read: {error}") from error
 
 
-def write_head(database: Path, connection: sqlite3.Connection) -> None:
+def write_head(file: Path, connection: sqlite3.Connection) -> None:
     """Write the newest record into the file, unless the record there is missing in the database.
 
     So the file continues to prove that records were removed, even after new ones have been added.
     """
-    file = head_file(database)
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -40,7 +40,7 @@ class BucketTable:
         must begin only if the state is ``uploading``.
         """
         await self._connections.change("begin_object", {"path": path, "id": id})
-        return self.state(path)
+        return await self.state(path)
 
     def begin_version(self, version: str, paths: Iterable[str]) -> asyncio.Future[None]:
         """Record that the upload of all files of a trained version begins.
@@ -55,8 +55,13 @@ class BucketTable:
 
         return self._connections.write(action)
 
-    def state(self, path: str) -> State | None:
-        row = self._connections.row("object_state", {"path": path})
+    def state_now(self, path: str) -> State | None:
+        """Return the state of an object; the event loop waits for it, also if the database is on a server."""
+        row = self._connections.row_now("object_state", {"path": path})
+        return None if row is None else row[0]
+
+    async def state(self, path: str) -> State | None:
+        row = await self._connections.row("object_state", {"path": path})
         return None if row is None else row[0]
 
     def complete(self, path: str) -> asyncio.Future[bool]:

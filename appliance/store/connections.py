@@ -1,29 +1,39 @@
-"""The connections to the SQLite file: one writer thread, a few read-only connections."""
+"""The connections to the database: one writer thread, a few read-only connections."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
+import socket
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from appliance.domain.audit import AuditEvent
 from appliance.domain.errors import StoreError
-from appliance.store import audit_chain, rows
+from appliance.store import audit_chain, postgres, rows
 from appliance.store.database import Durability, connect, connect_reader, store_error, upgrade
-from appliance.store.encryption import data_key
+from appliance.store.encryption import data_key, files_key
 from appliance.store.owner import OwnerLock
+from appliance.store.postgres import Server
+from appliance.store.postgres_connection import PostgresConnection
 from appliance.store.queries import QUERIES
 from appliance.store.writer import Action, Writer
 
 T = TypeVar("T")
 Parameters = dict[str, Any]
 
+_log = logging.getLogger(__name__)
+
 _READERS: Final = 2  # threads, each with a connection of its own
+_SERVER_READERS: Final = 4  # the same for a server, for whose answers the threads wait
+_OWNER_POLL: Final = 0.2  # seconds between attempts to own a database on a server
 
 
 class Connections:
@@ -40,15 +50,19 @@ class Connections:
     All methods must be called on the event loop that called ``open``.
     """
 
-    def __init__(self, path: Path, *, durability: Durability) -> None:
+    def __init__(self, path: Path, *, url: str | None, durability: Durability) -> None:
         self._path = path
         self._durability: Durability = durability
+        self._server = None if url is None else Server(url, durability)
+        self._name: Path | str = path if self._server is None else self._server.name  # for error messages
+        self._owner: PostgresConnection | None = None  # the connection that writes, if it is to a server
         self._key: bytes | None = None  # of an encrypted database
         self._lock = OwnerLock(path)
         self._writer: Writer | None = None
         self._inline: sqlite3.Connection | None = None
         self._readers: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
+        self._heads: set[asyncio.Future[Any]] = set()  # writes whose audit record is not in the head file yet
 
     async def open(self) -> None:
         """Open the database; create or upgrade it if needed.
@@ -56,9 +70,25 @@ class Connections:
         Raises:
             StoreError: the file is damaged, newer than this code, or cannot be opened; the message names it.
         """
-        writing = await asyncio.to_thread(self._prepare)
-        self._threads = ThreadPoolExecutor(_READERS, "store-reader")
-        self._writer = Writer(writing, self._path)
+        prepare = self._prepare if self._server is None else partial(self._prepare_server, self._server)
+        writing = await asyncio.to_thread(prepare)
+        self._threads = ThreadPoolExecutor(self._readers.qsize(), "store-reader")
+        self._writer = Writer(writing, self._name, remote=self._server is not None)
+
+    def _prepare_server(self, server: Server) -> sqlite3.Connection:
+        with contextlib.ExitStack() as opened:
+            self._key = files_key(self._path)
+            writing = opened.enter_context(contextlib.closing(server.open(writes=True)))
+            postgres.upgrade(writing, server.name)
+            inline, *readers = (
+                opened.enter_context(contextlib.closing(server.open(writes=False)))
+                for _ in range(1 + _SERVER_READERS)
+            )
+            opened.pop_all()
+        self._inline, self._owner = cast("sqlite3.Connection", inline), writing
+        for reader in readers:
+            self._readers.put(cast("sqlite3.Connection", reader))
+        return cast("sqlite3.Connection", writing)
 
     def _prepare(self) -> sqlite3.Connection:
         with contextlib.ExitStack() as opened:  # closes the connections if a later one fails
@@ -82,7 +112,10 @@ class Connections:
 
     @property
     def data_key(self) -> bytes | None:
-        """The key of the encrypted database; None if it is not encrypted."""
+        """The key of the encrypted database and files; None if they are not encrypted.
+
+        With a database on a server, only files are encrypted.
+        """
         return self._key
 
     async def own(self, patience: float = 0.0) -> None:
@@ -94,10 +127,54 @@ class Connections:
         Raises:
             StoreError: another process owns the database; the message has its pid.
         """
-        await self._lock.take(patience)
+        if self._server is None:
+            await self._lock.take(patience)
+        else:
+            await self._own_server(patience)
+
+    async def _own_server(self, patience: float) -> None:
+        connection = self._owner
+        assert connection is not None, "the store is open"
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + patience
+        holder = f"{socket.gethostname()}, pid {os.getpid()}"
+        while connection.generation is None:
+            generation = await self.write(lambda _: connection.take_ownership(holder), alone=True)
+            if generation is not None:
+                connection.generation = generation
+            elif loop.time() >= give_up:
+                other = await self.write(lambda _: connection.owner(), alone=True)
+                raise StoreError(
+                    f"{self._name}: the database is in use by another appliance ({other}):"
+                    " stop that appliance, or use another database"
+                )
+            else:
+                await asyncio.sleep(_OWNER_POLL)
+
+    @property
+    def lost(self) -> str | None:
+        """Why this process can never write again; None if it can."""
+        return None if self._owner is None else self._owner.lost
+
+    @property
+    def name(self) -> str:
+        """The path of the database, or its URL without the password."""
+        return str(self._name)
+
+    @property
+    def on_server(self) -> bool:
+        """Whether the database is on a PostgreSQL server."""
+        return self._server is not None
+
+    @property
+    def head_file(self) -> Path:
+        """The file with the hash of the newest record of the audit log."""
+        return audit_chain.head_file(self._path, on_server=self.on_server)
 
     async def close(self) -> None:
         """Commit the queued writes, then close the database. Later calls raise StoreError."""
+        if self._heads:
+            await asyncio.wait(self._heads)
         threads, self._threads = self._threads, None
         if threads is not None:
             await asyncio.to_thread(threads.shutdown)
@@ -121,7 +198,7 @@ class Connections:
     def write(self, action: Action[T], *, short: bool = False, alone: bool = False) -> asyncio.Future[T]:
         """Queue ``action``; ``short`` and ``alone`` as in ``Writer.put``."""
         if self._writer is None:
-            raise StoreError(f"{self._path}: the store is not open")
+            raise StoreError(f"{self._name}: the store is not open")
         return self._writer.put(action, short=short, alone=alone)
 
     def audited(self, action: Action[T], event: AuditEvent | None) -> asyncio.Future[T]:
@@ -142,22 +219,57 @@ class Connections:
 
     def with_head(self, write: asyncio.Future[T]) -> asyncio.Future[T]:
         """Write the newest audit record into the file beside the database, once ``write`` is committed."""
+        if self._server is not None:
+            head = asyncio.ensure_future(self._write_head(write))
+            self._heads.add(head)
+            head.add_done_callback(self._heads.discard)
+            return head
 
         def committed(write: asyncio.Future[T]) -> None:
             if not write.cancelled() and write.exception() is None and self._inline is not None:
-                audit_chain.write_head(self._path, self._inline)
+                audit_chain.write_head(self.head_file, self._inline)
 
         write.add_done_callback(committed)
         return write
 
-    def row(self, query: str, parameters: Parameters) -> rows.Row | None:
-        """Read one row on the event loop; use this only for queries that an index answers."""
-        if self._inline is None:
-            raise StoreError(f"{self._path}: the store is not open")
+    async def _write_head(self, write: asyncio.Future[T]) -> T:
+        """Write the head in a reader thread, once ``write`` is committed."""
+        value = await asyncio.shield(write)
         try:
+            await self.read(lambda connection: audit_chain.write_head(self.head_file, connection))
+        except StoreError as error:  # the next record writes it
+            _log.warning("%s: the hash of the newest audit record is not written: %s", self.head_file, error)
+        return value
+
+    async def row(self, query: str, parameters: Parameters) -> rows.Row | None:
+        """Read one row; use this only for queries that an index answers.
+
+        SQLite reads it on the event loop, because a thread would take longer. A server is asked in a thread.
+        """
+        if self._server is None:
+            return self.row_now(query, parameters)
+
+        def reading() -> rows.Row | None:
+            reader = self._readers.get()
+            try:
+                return cast("PostgresConnection", reader).row(QUERIES[query], parameters)
+            except sqlite3.Error as exc:
+                raise store_error(exc, self._name) from exc
+            finally:
+                self._readers.put(reader)
+
+        return await self._in_thread(reading)
+
+    def row_now(self, query: str, parameters: Parameters) -> rows.Row | None:
+        """Read one row on the event loop, also if the database is on a server."""
+        if self._inline is None:
+            raise StoreError(f"{self._name}: the store is not open")
+        try:
+            if isinstance(self._inline, PostgresConnection):
+                return self._inline.row(QUERIES[query], parameters)
             row: rows.Row | None = self._inline.execute(QUERIES[query], parameters).fetchone()
         except sqlite3.Error as exc:
-            raise store_error(exc, self._path) from exc
+            raise store_error(exc, self._name) from exc
         return row
 
     async def read(self, action: Callable[[sqlite3.Connection], T]) -> T:
@@ -169,11 +281,14 @@ class Connections:
                 connection.execute("BEGIN")
                 return action(connection)
             except sqlite3.Error as exc:
-                raise store_error(exc, self._path) from exc
+                raise store_error(exc, self._name) from exc
             finally:
                 connection.rollback()
                 self._readers.put(connection)
 
+        return await self._in_thread(reading)
+
+    async def _in_thread(self, reading: Callable[[], T]) -> T:
         if self._threads is None:
-            raise StoreError(f"{self._path}: the store is not open")
+            raise StoreError(f"{self._name}: the store is not open")
         return await asyncio.get_running_loop().run_in_executor(self._threads, reading)

@@ -8,13 +8,14 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from appliance.domain import usage
-from appliance.domain.errors import DiskFull, StoreError
+from appliance.domain.errors import DiskFull, StoreError, StoreUnavailable
 from appliance.store import rows
 from appliance.store.encryption import open_database
 from appliance.store.owner import lock_file
+from appliance.store.postgres_connection import ConnectionLost, PostgresConnection
 from appliance.store.queries import STEPS
 
 Durability = Literal["full", "normal"]
@@ -45,8 +46,13 @@ _HEADER: Final = 100  # bytes of an SQLite file's header
 _NO_SPACE: Final = {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
-def store_error(error: sqlite3.Error, path: Path) -> StoreError:
-    """Convert an SQLite error to a ``StoreError`` with a remedy, or to ``DiskFull``."""
+def store_error(error: sqlite3.Error, path: Path | str) -> StoreError:
+    """Convert an error of a database to a ``StoreError`` with a remedy, or to one of its subclasses.
+
+    ``path`` is the file, or the URL of the PostgreSQL database without the password.
+    """
+    if isinstance(error, ConnectionLost):
+        return StoreUnavailable(f"{path}: the database does not answer: {error}")
     code = getattr(error, "sqlite_errorcode", 0)  # missing in errors about wrong use of the API
     remedy = _REMEDIES.get(code & 0xFF)  # the primary result code
     if code & 0xFF == sqlite3.SQLITE_FULL or code in _NO_SPACE:
@@ -181,7 +187,10 @@ def _define_metric_functions(connection: sqlite3.Connection) -> None:
 
 @contextlib.contextmanager
 def overwriting(connection: sqlite3.Connection) -> Iterator[None]:
-    """Overwrite pages that become free with zeros, too."""
+    """Overwrite pages that become free with zeros, too; PostgreSQL has nothing like this."""
+    if isinstance(connection, PostgresConnection):
+        yield
+        return
     connection.execute("PRAGMA secure_delete = ON")
     try:
         yield
@@ -214,17 +223,33 @@ def checkpoint(path: Path, key: bytes | None = None, *, gentle: bool = False) ->
 
 def free_pages(connection: sqlite3.Connection) -> int:
     """Return the number of free pages that `shrink` can return to the disk."""
+    if isinstance(connection, PostgresConnection):
+        return 0
     (mode,) = connection.execute("PRAGMA auto_vacuum").fetchone()
     (count,) = connection.execute("PRAGMA freelist_count").fetchone()
     return count if mode else 0
 
 
 def shrink(connection: sqlite3.Connection) -> None:
-    """Return up to ``SHRINK_PAGES`` free pages to the disk, if the file was created with auto_vacuum."""
+    """Return up to ``SHRINK_PAGES`` free pages to the disk, if the file was created with auto_vacuum.
+
+    PostgreSQL reuses them itself (autovacuum).
+    """
+    if isinstance(connection, PostgresConnection):
+        return
     (empty,) = connection.execute("PRAGMA freelist_count").fetchone()
     for _ in range(min(empty, SHRINK_PAGES)):
         # One at a time: Python's sqlite3 stops a statement without result columns after its first step.
         connection.execute("PRAGMA incremental_vacuum(1)")
+
+
+def stream(
+    connection: sqlite3.Connection, query: str, parameters: dict[str, Any]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a query, which are read while they are needed, in the open transaction."""
+    if isinstance(connection, PostgresConnection):
+        return connection.stream(query, parameters)
+    return connection.execute(query, parameters)
 
 
 def statements(script: str) -> list[str]:

@@ -119,6 +119,23 @@ def data_key(database: Path) -> bytes | None:
     return found
 
 
+def files_key(database: Path) -> bytes | None:
+    """Return the data key for files whose database is on a server, which is not encrypted with it.
+
+    ``database`` is the path that the database would have in the data folder. If an operator's key is set and
+    there is no data key, create it.
+
+    Raises:
+        EncryptionError: a key is missing or wrong.
+    """
+    if not key_file(database).exists():
+        key = operator_key()
+        if key is None:
+            return None
+        create(database, key)
+    return read(database)
+
+
 def read(database: Path) -> bytes:
     """Return the data key in the file beside the database, decrypted with the operator's key.
 

@@ -32,7 +32,7 @@ class FileTable:
         return self._connections.change("insert_file", columns)
 
     async def get(self, id: str) -> File | None:
-        row = self._connections.row("file", {"id": id})
+        row = await self._connections.row("file", {"id": id})
         return None if row is None else _file(row)
 
     async def uploads(self, owner: str, *, cursor: Cursor | None = None, limit: int = 100) -> Files:
@@ -65,10 +65,15 @@ class FileTable:
     def remove(self, id: str) -> asyncio.Future[None]:
         return self._connections.change("delete_file", {"id": id})
 
+    async def known_secret(self, name: str) -> str | None:
+        """Return the secret stored under ``name``; None if there is none."""
+        row = await self._connections.row("secret", {"name": name})
+        return None if row is None else str(row[0])
+
     async def secret(self, name: str, fresh: str) -> str:
         """Return the secret stored under ``name``; if there is none, store and return ``fresh``."""
         await self._connections.change("insert_secret", {"name": name, "value": fresh})
-        row = self._connections.row("secret", {"name": name})
+        row = await self._connections.row("secret", {"name": name})
         assert row is not None, "the secret was inserted above"
         return str(row[0])
 

@@ -13,6 +13,7 @@ from appliance.domain.errors import StatusConflict, StoreError
 from appliance.domain.prediction import TRANSITIONS, Done, OutputItems, Prediction, Status, new_id
 from appliance.store import rows, search
 from appliance.store.connections import Parameters
+from appliance.store.database import stream
 from appliance.store.queries import QUERIES, narrowed
 from appliance.store.records import Cursor, Filter, Found, Progress
 from appliance.store.unindexed import Unindexed
@@ -203,7 +204,7 @@ class PredictionTable(Unindexed):
         def action(connection: sqlite3.Connection) -> Found:
             page: Predictions = []
             size, row, count = 0, None, 0
-            for count, row in enumerate(connection.execute(query, parameters), 1):  # noqa: B007 - used below
+            for count, row in enumerate(stream(connection, query, parameters), 1):  # noqa: B007 - used below
                 size += search.size(row)
                 if contains(row):
                     page.append(rows.prediction(row))
@@ -238,7 +239,7 @@ class PredictionTable(Unindexed):
         return await self.read(lambda connection: dict(connection.execute(QUERIES["run_counts"])))
 
     async def _prediction(self, query: str, parameters: Parameters) -> Prediction | None:
-        row = self.row(query, parameters)
+        row = await self.row(query, parameters)
         if row is None:
             return None
         record = rows.prediction(row)

@@ -37,7 +37,7 @@ SESSION_COLUMNS: Final = (
 _PLACEHOLDERS: Final = {
     "{user_columns}": ", ".join(USER_COLUMNS),
     "{user_values}": ", ".join(f":{name}" for name in USER_COLUMNS),
-    "{session_columns}": ", ".join(SESSION_COLUMNS),
+    "{session_columns}": ", ".join(f'"{name}"' for name in SESSION_COLUMNS),
     "{session_values}": ", ".join(f":{name}" for name in SESSION_COLUMNS),
     "{token_columns}": ", ".join(TOKEN_COLUMNS),
     "{token_values}": ", ".join(f":{name}" for name in TOKEN_COLUMNS),
@@ -48,14 +48,15 @@ _PLACEHOLDERS: Final = {
 }
 
 
-def _filled(query: str) -> str:
+def filled(query: str) -> str:
+    """Replace the placeholders for columns."""
     for placeholder, columns in _PLACEHOLDERS.items():
         query = query.replace(placeholder, columns)
     return query
 
 
 #: Name -> SQL statement.
-QUERIES: Final = {name: _filled(query) for name, query in sections("queries.sql", "query").items()}
+QUERIES: Final = {name: filled(query) for name, query in sections("queries.sql", "query").items()}
 
 #: The migrations, in order. ``PRAGMA user_version`` is the number of migrations that a database has had.
 STEPS: Final = tuple(sections("schema.sql", "step").values())

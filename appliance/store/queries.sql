@@ -622,17 +622,17 @@ ORDER BY created_at DESC;
 -- query: active_sessions_of_user
 -- The sessions of a user that have not ended, newest first.
 SELECT {session_columns} FROM sessions
-WHERE user = :user AND ended_at IS NULL AND expires_at > :now
+WHERE "user" = :user AND ended_at IS NULL AND expires_at > :now
 ORDER BY created_at DESC;
 
 -- query: end_session
 -- End a session of a user, or of any user.
 UPDATE sessions SET ended_at = :now
-WHERE id = :id AND (:user IS NULL OR user = :user) AND ended_at IS NULL AND expires_at > :now;
+WHERE id = :id AND (:user IS NULL OR "user" = :user) AND ended_at IS NULL AND expires_at > :now;
 
 -- query: end_sessions
 -- End all sessions of a user.
-UPDATE sessions SET ended_at = :now WHERE user = :user AND ended_at IS NULL AND expires_at > :now;
+UPDATE sessions SET ended_at = :now WHERE "user" = :user AND ended_at IS NULL AND expires_at > :now;
 
 -- query: record_session_use
 -- When and from which address a session was used last.
@@ -644,7 +644,7 @@ DELETE FROM sessions WHERE expires_at < :before;
 
 -- query: delete_sessions_of_user
 -- Delete all sessions of a user.
-DELETE FROM sessions WHERE user = :user;
+DELETE FROM sessions WHERE "user" = :user;
 
 -- query: insert_erasure
 -- Begin to erase the data of an account, unless that has begun already.
@@ -668,7 +668,7 @@ UPDATE tokens SET revoked_at = :now WHERE owner = :account AND revoked_at IS NUL
 
 -- query: credential_ids_of
 -- The ids of the tokens and sessions of an account.
-SELECT id FROM tokens WHERE owner = :account UNION ALL SELECT id FROM sessions WHERE user = :account;
+SELECT id FROM tokens WHERE owner = :account UNION ALL SELECT id FROM sessions WHERE "user" = :account;
 
 -- query: count_predictions_of
 -- The numbers of predictions and of trainings of an account.
@@ -701,7 +701,7 @@ SELECT count(*) FROM tokens WHERE owner = :account;
 
 -- query: count_sessions_of
 -- The number of sessions of an account's user, also of ended ones.
-SELECT count(*) FROM sessions WHERE user = :account;
+SELECT count(*) FROM sessions WHERE "user" = :account;
 
 -- query: count_users_of
 -- 1 if the account has a user, else 0.
@@ -762,7 +762,7 @@ DELETE FROM tokens WHERE owner = :account;
 
 -- query: delete_sessions_of
 -- Delete the sessions of an account's user.
-DELETE FROM sessions WHERE user = :account;
+DELETE FROM sessions WHERE "user" = :account;
 
 -- query: delete_user_of
 -- Delete the user of an account.

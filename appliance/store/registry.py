@@ -60,7 +60,7 @@ class Registry:
         return self._connections.change("put_build", columns)
 
     async def build(self, id: str) -> Build | None:
-        row = self._connections.row("build", {"id": id})
+        row = await self._connections.row("build", {"id": id})
         return None if row is None else rows.unpack(row[0], Build)
 
     async def unfinished_builds(self) -> list[Build]:
@@ -71,7 +71,7 @@ class Registry:
         return await self._bodies("deployments", {"owner": owner}, Release)
 
     async def deployment(self, owner: str, name: str) -> Release | None:
-        row = self._connections.row("deployment", {"owner": owner, "name": name})
+        row = await self._connections.row("deployment", {"owner": owner, "name": name})
         return None if row is None else rows.unpack(row[0], Release)
 
     def add_release(self, release: Release, event: AuditEvent | None = None) -> asyncio.Future[None]:
@@ -90,7 +90,7 @@ class Registry:
     async def last_use(self, deployment: str) -> float | None:
         """Return the Unix time of the last prediction made through a deployment; None if there was none."""
         await self._connections.indexed()
-        row = self._connections.row("last_use_of_deployment", {"deployment": deployment})
+        row = await self._connections.row("last_use_of_deployment", {"deployment": deployment})
         return None if row is None else row[0]
 
     async def examples(self) -> dict[str, list[str]]:

@@ -20,6 +20,12 @@ T = TypeVar("T")
 _fields: Final = attrgetter(*COLUMNS)
 
 
+class JsonText(str):
+    """A value that was encoded as JSON, because msgpack cannot hold it."""
+
+    __slots__ = ()
+
+
 def pack(value: Any) -> bytes | str:
     """Encode ``value`` as msgpack, or as JSON text if it contains an integer that is too large for msgpack.
 
@@ -33,7 +39,7 @@ def pack(value: Any) -> bytes | str:
         try:
             return msgspec.msgpack.encode(value, enc_hook=file.pack)
         except OverflowError:
-            return json.dumps(msgspec.to_builtins(value, enc_hook=file.refuse), ensure_ascii=False)
+            return JsonText(json.dumps(msgspec.to_builtins(value, enc_hook=file.refuse), ensure_ascii=False))
     except (TypeError, ValueError, RecursionError) as exc:  # UnicodeEncodeError is a ValueError
         raise UnstorableValue(f"a value cannot be stored: {exc}") from exc
 

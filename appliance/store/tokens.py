@@ -28,12 +28,12 @@ class TokenTable(Connections):
 
     async def find_token(self, digest: str) -> Token | None:
         """Return the token whose secret has this digest; None if there is none or the token is revoked."""
-        row = self.row("token_by_digest", {"digest": digest})
+        row = await self.row("token_by_digest", {"digest": digest})
         return None if row is None else rows.token(row)
 
     async def token(self, id: str) -> Token | None:
         """Return the token with this id, revoked or not."""
-        row = self.row("token_by_id", {"id": id})
+        row = await self.row("token_by_id", {"id": id})
         return None if row is None else rows.token(row)
 
     def record_token_use(self, id: str, at: float, address: str) -> asyncio.Future[None]:

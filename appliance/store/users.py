@@ -30,7 +30,7 @@ class UserTable:
     # -- users
 
     async def find(self, name: str) -> User | None:
-        row = self._connections.row("user", {"name": name})
+        row = await self._connections.row("user", {"name": name})
         return None if row is None else _user(row)
 
     async def all(self) -> list[User]:
@@ -130,7 +130,7 @@ class UserTable:
 
     async def find_session(self, digest: str) -> tuple[Session, User] | None:
         """Return the session whose secret has this digest, also if it has ended, and its user."""
-        row = self._connections.row("session_by_digest", {"digest": digest})
+        row = await self._connections.row("session_by_digest", {"digest": digest})
         if row is None:
             return None
         session = _session(row)

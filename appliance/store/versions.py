@@ -44,5 +44,5 @@ class VersionTable(Unindexed):
         return await self.read(action)
 
     async def version(self, id: str, model: str) -> VersionRow | None:
-        row = self.row("version", {"id": id, "model": model})
+        row = await self.row("version", {"id": id, "model": model})
         return None if row is None else rows.version(row)

@@ -24,7 +24,7 @@ class WebhookTable(Connections):
 
     async def next_delivery(self) -> float | None:
         """Return the Unix time at which the next delivery is due; None if no delivery is pending."""
-        row = self.row("next_delivery", {})
+        row = await self.row("next_delivery", {})
         return None if row is None else row[0]
 
     def postpone_delivery(self, id: str, attempts: int, due_at: float, problem: str) -> asyncio.Future[None]:

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from appliance.domain.errors import StoreError, UnstorableValue
 from appliance.store.database import BUSY_TIMEOUT, store_error
+from appliance.store.postgres_connection import OutcomeUnknown
 
 T = TypeVar("T")
 
@@ -47,11 +48,17 @@ class _Outcome(NamedTuple):
 class Writer:
     """Owns the writing connection. Call ``put`` and ``close`` on the event loop that created it."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        """Start the thread; ``path`` is for error messages."""
-        connection.execute("PRAGMA busy_timeout = 0")  # the event loop must not wait for another process
+    def __init__(self, connection: sqlite3.Connection, path: Path | str, *, remote: bool = False) -> None:
+        """Start the thread; ``path`` is for error messages.
+
+        With ``remote``, the connection is to a server, for which the event loop must not wait: all writes run
+        in the thread.
+        """
+        if not remote:
+            connection.execute("PRAGMA busy_timeout = 0")  # the event loop must not wait for another process
         self._connection = connection
         self._path = path
+        self._remote = remote
         self._loop = asyncio.get_running_loop()
         self._waiting: list[_Write] = []
         self._writing = False  # a batch is under way; only its thread may use the connection
@@ -95,7 +102,8 @@ class Writer:
         size = next((n for n, write in enumerate(self._waiting) if write.alone), len(self._waiting))
         size = max(size, 1)
         batch, self._waiting = self._waiting[:size], self._waiting[size:]
-        outcomes = self._execute(batch) if all(write.short for write in batch) else None
+        inline = not self._remote and all(write.short for write in batch)
+        outcomes = self._execute(batch) if inline else None
         if outcomes is None:
             self._commits.put(partial(self._commit, batch))
         else:
@@ -168,6 +176,8 @@ class Writer:
         try:
             outcomes = self._execute_each(batch)
             self._connection.execute("COMMIT")
+        except OutcomeUnknown as error:  # the writes must not be executed again
+            return [_Outcome(write.future, None, self._translated(error)) for write in batch]
         # Any error goes to the caller that awaits the write; the thread must continue.
         except Exception as error:  # noqa: BLE001
             self._roll_back()
@@ -184,7 +194,7 @@ class Writer:
                 self._connection.execute("BEGIN IMMEDIATE")
                 return
             except sqlite3.OperationalError as error:
-                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
                 if not busy or time.monotonic() >= give_up:
                     raise
             time.sleep(_BUSY_POLL)

@@ -1,17 +1,42 @@
-"""A store on a real file."""
+"""A store on a real file, or on a PostgreSQL server."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import sqlite3
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from appliance.store import Store
+from tests.support.postgres_server import PostgresServer
 
 _empty: list[bytes] = []  # an empty database, once this process has made one
+_servers: list[PostgresServer] = []  # the server on which stores are made now; none for SQLite
+_made: dict[Path, str] = {}  # path -> database on that server
+
+
+@contextlib.contextmanager
+def on_server(server: PostgresServer) -> Iterator[None]:
+    """Make stores on a server: one database for each path."""
+    if not server.query("SELECT 1 FROM pg_database WHERE datname = 'empty'"):
+        server.query("CREATE DATABASE empty")
+    _servers.append(server)
+    try:
+        yield
+    finally:
+        _servers.pop()
+        for name in _made.values():
+            server.query(f'DROP DATABASE "{name}" WITH (FORCE)')
+        _made.clear()
 
 
 async def created(path: Path) -> Store:
     """Open a store that does not wait for the disk."""
+    if _servers:
+        return await _opened_on(_servers[-1], path)
     store = Store(path, durability="normal")
     await store.open()
     return store
@@ -22,6 +47,8 @@ async def opened(path: Path) -> Store:
 
     Each step of the schema is a transaction of its own, and waits for the disk.
     """
+    if _servers:
+        return await created(path)
     if not _empty:
         with tempfile.TemporaryDirectory() as folder:
             await (await created(Path(folder) / "appliance.db")).close()
@@ -31,3 +58,36 @@ async def opened(path: Path) -> Store:
         path.touch(mode=0o600)
         path.write_bytes(_empty[0])
     return await created(path)
+
+
+async def _opened_on(server: PostgresServer, path: Path) -> Store:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path not in _made:
+        if not server.query("SELECT 1 FROM pg_tables WHERE tablename = 'predictions'", "empty"):
+            template = Store(path, url=server.url("empty"), durability="normal")
+            await template.open()
+            await template.close()
+        name = f"test_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+        server.query(f'CREATE DATABASE "{name}" TEMPLATE empty')
+        _made[path] = name
+    store = Store(path, url=url_of(path), durability="normal")
+    await store.open()
+    return store
+
+
+def url_of(path: Path) -> str | None:
+    """Return the URL of the database that is made for a path; None for SQLite."""
+    return _servers[-1].url(_made[path]) if _servers else None
+
+
+def query(path: Path, *statements: str) -> list[tuple[Any, ...]]:
+    """Execute statements in another connection; return the rows of the last one."""
+    if _servers:
+        return [_servers[-1].query(statement, _made[path]) for statement in statements][-1]
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        return [connection.execute(statement).fetchall() for statement in statements][-1]
+
+
+def rows_of(path: Path, table: str) -> int:
+    """Count the rows of a table."""
+    return int(query(path, f"SELECT count(*) FROM {table}")[0][0])

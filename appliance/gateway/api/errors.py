@@ -15,6 +15,7 @@ from appliance.domain.errors import (
     InvalidInput,
     ModelNotFound,
     NotFound,
+    StoreUnavailable,
     Throttled,
     Unauthenticated,
 )
@@ -142,7 +143,7 @@ def response(problem: ApplianceError, path: str, *, post: bool) -> Response:
     After a POST, a response with a status of 500 or more tells clients not to repeat the request.
     """
     headers: dict[str, str] = {}
-    if isinstance(problem, Throttled | BudgetSpent | BucketUnavailable):
+    if isinstance(problem, Throttled | BudgetSpent | BucketUnavailable | StoreUnavailable):
         headers["Retry-After"] = str(problem.retry_after)
         if problem.retry_after > _LONGEST_RETRY:
             headers["x-should-retry"] = "false"

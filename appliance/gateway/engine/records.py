@@ -53,15 +53,28 @@ async def claim(store: Store, record: Prediction, stored: Awaitable[None]) -> No
     Raises:
         StatusConflict: the prediction is not ``starting``, for example because it was canceled.
     """
+    failed = False
     while True:
         try:
-            return await stored
+            try:
+                return await stored
+            except StatusConflict:
+                # A server may have committed a claim although its answer was lost.
+                if failed and await _is_claimed(store, record):
+                    return None
+                raise
         except StatusConflict:
             raise
         except StoreError as error:  # for example a full disk
+            failed = True
             _log.error("the start of prediction %s is not stored yet, retrying: %s", record, error)
             await asyncio.sleep(RETRY_STORE)
             stored = store.claim(record)
+
+
+async def _is_claimed(store: Store, record: Prediction) -> bool:
+    stored = await store.get(record.id)
+    return stored is not None and (stored.status, stored.attempt) == (record.status, record.attempt)
 
 
 async def end(store: Store, record: Prediction, written: Awaitable[None]) -> Prediction:

@@ -167,7 +167,7 @@ class BucketTransfer:
             return await self.bucket.run(read)
         except ObjectNotFound as error:
             await self._compare_once()  # raises BucketUnavailable if the bucket itself is missing
-            if path not in self._missing and self._objects.state(path) == "stored":
+            if path not in self._missing and await self._objects.state(path) == "stored":
                 self._missing.add(path)
                 _log.error(
                     "the content of a file is missing: there is no object %s in %s", path, self.bucket.url

@@ -258,14 +258,14 @@ class FileStore:
             return OpenContent(await asyncio.to_thread(open_local, path, self.cipher), None)
         # A file is deleted on the disk only after the table says that the object is stored.
         relative = str(path.relative_to(self.folder))
-        if self.table.objects.state(relative) != "stored":
+        if await self.table.objects.state(relative) != "stored":
             raise OutputRemoved
         if self._transfer is None:
             raise BucketUnavailable(f"{relative} is in a bucket: set files.s3 in models.yaml again")
         try:
             reader = await self._transfer.open(relative)
         except (BucketUnavailable, ContentMissing) as error:
-            if self.table.objects.state(relative) != "stored":
+            if await self.table.objects.state(relative) != "stored":
                 raise OutputRemoved from error
             if isinstance(error, BucketUnavailable):
                 _log.error("the file %s cannot be read: %s", relative, error)
@@ -383,7 +383,10 @@ class FileStore:
         """
         renamed = path.with_name(hashlib.sha256(id.encode()).hexdigest()[:32])
         # After a crash an output is registered again. Then another file may be at its first path.
-        if not renamed.exists() and self.table.objects.state(str(renamed.relative_to(self.folder))) is None:
+        if (
+            not renamed.exists()
+            and self.table.objects.state_now(str(renamed.relative_to(self.folder))) is None
+        ):
             with contextlib.suppress(FileNotFoundError):
                 path.rename(renamed)
         return renamed

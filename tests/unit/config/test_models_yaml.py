@@ -93,7 +93,7 @@ def test_it_loads_with_the_default_models() -> None:
 
 
 def test_it_loads_with_every_key_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"):
+    for variable in ("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY", "DATABASE_PASSWORD"):
         monkeypatch.setenv(variable, "value")
     file = tmp_path / "models.yaml"
     file.write_text(uncommented())
@@ -166,6 +166,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "CatalogueConfig": set(everything["catalogue"]),
         "RetentionConfig": set(everything["retention"]),
         "EgressConfig": set(everything["egress"]),
+        "StoreConfig": set(everything["store"]),
         "UiConfig": set(everything["ui"]),
         "HardwareConfig": set(everything["hardware"]),
         "DeviceConfig": {"name", "memory"},  # their example is held by the test above

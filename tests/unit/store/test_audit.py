@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from appliance.domain import audit
@@ -19,8 +20,9 @@ from appliance.domain.audit import AuditEvent
 from appliance.domain.errors import StoreError
 from appliance.domain.token import Scope, Token
 from appliance.store import Store
-from appliance.store.audit_chain import head_file
-from tests.support.store_files import created
+from tests.support.store_files import created, query, url_of
+
+pytestmark = pytest.mark.usefixtures("database")
 
 TOKEN = Token(id="key", name="key", owner="me", digest="0" * 64, created_at=1.0, scope=Scope.ADMIN)
 
@@ -30,8 +32,8 @@ from pathlib import Path
 from appliance.domain.audit import AuditEvent
 from appliance.store import Store
 
-async def main(path, name, most):
-    store = Store(Path(path))
+async def main(path, url, name, most):
+    store = Store(Path(path), url=url or None)
     await store.open()
     for number in range(int(most)):
         await store.audit.record(AuditEvent(action="test.write", object=f"{name}-{number}"))
@@ -56,12 +58,9 @@ async def filled(store: Store, records: int = 5) -> None:
 
 def damage(path: Path, *statements: str) -> None:
     """Change the table as somebody with access to the file can."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("DROP TRIGGER audit_is_not_changed")
-    connection.execute("DROP TRIGGER audit_is_not_deleted")
-    for statement in statements:
-        connection.execute(statement)
-    connection.close()
+    on = "" if url_of(path) is None else " ON audit"
+    triggers = [f"DROP TRIGGER audit_is_not_{done}{on}" for done in ("changed", "deleted")]
+    query(path, *triggers, *statements)
 
 
 async def test_records_are_chained_and_filtered(store: Store) -> None:
@@ -123,7 +122,7 @@ async def test_records_after_removed_ones_hide_nothing(store: Store, tmp_path: P
 
 async def test_a_missing_file_of_the_newest_hash_is_found(store: Store, tmp_path: Path) -> None:
     await filled(store)
-    head_file(tmp_path / "appliance.db").unlink()
+    store.head_file.unlink()
     fault = (await store.audit.verify()).fault
     assert fault is not None
     assert "is missing" in fault.problem
@@ -131,11 +130,9 @@ async def test_a_missing_file_of_the_newest_hash_is_found(store: Store, tmp_path
 
 async def test_sql_cannot_change_or_delete_records(store: Store, tmp_path: Path) -> None:
     await filled(store)
-    connection = sqlite3.connect(tmp_path / "appliance.db")
     for statement in ("UPDATE audit SET body = '{}'", "DELETE FROM audit"):
-        with pytest.raises(sqlite3.IntegrityError, match="audit log"):
-            connection.execute(statement)
-    connection.close()
+        with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError), match="audit log"):
+            query(tmp_path / "appliance.db", statement)
 
 
 async def test_the_chain_continues_over_deleted_records(store: Store) -> None:
@@ -182,7 +179,7 @@ async def test_secrets_are_not_stored(store: Store, tmp_path: Path) -> None:
 async def test_concurrent_processes_write_one_chain(tmp_path: Path) -> None:
     path = tmp_path / "appliance.db"
     store = await created(path)
-    command = [sys.executable, "-c", _WRITER, str(path)]
+    command = [sys.executable, "-c", _WRITER, str(path), url_of(path) or ""]
     writers = [
         subprocess.Popen([*command, name, "20"], stdout=subprocess.DEVNULL) for name in ("first", "second")
     ]
@@ -200,7 +197,9 @@ async def test_a_killed_process_leaves_a_valid_chain(tmp_path: Path) -> None:
     path = tmp_path / "appliance.db"
     await (await created(path)).close()
     writer = subprocess.Popen(
-        [sys.executable, "-c", _WRITER, str(path), "x", "1000000"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _WRITER, str(path), url_of(path) or "", "x", "1000000"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert writer.stdout is not None
     confirmed = 0

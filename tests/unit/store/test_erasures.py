@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from appliance.domain.audit import AuditEvent
 from appliance.domain.conversation import ConversationContent, ConversationSettings, new_conversation
@@ -17,7 +17,9 @@ from appliance.domain.prediction import Prediction, Status, Webhook
 from appliance.domain.token import Scope, Token
 from appliance.domain.user import Session, User
 from appliance.store import Store, VersionRow, erasures
-from tests.support.store_files import created
+from tests.support.store_files import created, query
+
+pytestmark = pytest.mark.usefixtures("database")
 
 ACT = AuditEvent(action="account.erase", object="ada", owner="me")
 WEBHOOK = Webhook(url="https://x.example/hook", events=("completed",), origin="https://y.example")
@@ -131,13 +133,13 @@ def traces(folder: Path, text: str) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-async def test_nothing_of_the_account_is_left_and_everything_of_others(tmp_path: Path) -> None:
+async def test_nothing_of_the_account_is_left_and_everything_of_others(tmp_path: Path, database: str) -> None:
     store = await created(tmp_path / "db")
     await fill(store, "ben", "Marker-of-ben")
     others = await store.erasures.data_of("ben")
     await fill(store, "ada", MARKER)
     await store.indexed()
-    assert traces(tmp_path, MARKER)
+    assert database == "postgresql" or traces(tmp_path, MARKER)
     before = await store.erasures.data_of("ada")
     assert before == AccountData(
         predictions=30,
@@ -217,15 +219,17 @@ async def test_counts_continue_in_another_process(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_what_happens_to_each_column_with_an_account_is_decided(tmp_path: Path) -> None:
+async def test_what_happens_to_each_column_with_an_account_is_decided(tmp_path: Path, database: str) -> None:
     await (await created(tmp_path / "db")).close()
-    connection = sqlite3.connect(tmp_path / "db")
-    tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
-    found = {
-        f"{table}.{column[1]}"
-        for table in tables
-        for column in connection.execute(f"PRAGMA table_xinfo({table})")
-        if re.fullmatch(r"owner|account|user|username|subject|email", column[1])
+    columns = {
+        "sqlite": "SELECT t.name, c.name FROM sqlite_schema AS t, pragma_table_xinfo(t.name) AS c"
+        " WHERE t.type = 'table'",
+        "postgresql": "SELECT table_name, column_name FROM information_schema.columns"
+        " WHERE table_schema = 'public'",
     }
-    connection.close()
+    found = {
+        f"{table}.{column}"
+        for table, column in query(tmp_path / "db", columns[database])
+        if re.fullmatch(r"owner|account|user|username|subject|email", column)
+    }
     assert found == set(erasures.ERASED), "decide what an erasure does with these columns"

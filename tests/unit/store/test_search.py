@@ -11,6 +11,8 @@ from appliance.domain.prediction import Prediction, Status
 from appliance.store import Cursor, Store, predictions
 from tests.support.store_files import opened
 
+pytestmark = pytest.mark.usefixtures("database")
+
 
 def made(number: int, input: dict[str, Any], **more: Any) -> Prediction:
     given: dict[str, Any] = {

@@ -14,6 +14,8 @@ from appliance.domain.user import Session, User
 from appliance.store import AuditFilter, Store
 from tests.support.store_files import opened
 
+pytestmark = pytest.mark.usefixtures("database")
+
 ANNA = User(name="anna", scope=Scope.ADMIN, created_at=1.0, password="hash")
 BEN = User(name="ben", created_at=1.0, issuer="https://id.example.org", subject="b1", groups_claim=("x", "y"))
 

@@ -64,11 +64,13 @@ def adapter(version: str) -> Adapter:
 
 
 def stored(files: FileStore, path: str) -> bool:
-    return files.table.objects.state(path) == "stored"
+    return files.table.objects.state_now(path) == "stored"
 
 
 async def moved(files: FileStore, path: str) -> None:
-    await until(lambda: files.table.objects.state(path) == "stored" and not (files.folder / path).exists())
+    await until(
+        lambda: files.table.objects.state_now(path) == "stored" and not (files.folder / path).exists()
+    )
 
 
 async def test_an_upload_is_moved_read_and_deleted(store: Store, tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ async def test_an_upload_is_moved_read_and_deleted(store: Store, tmp_path: Path)
     await files.copy_content(files.path(file), tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == CONTENT
     await files.remove(file)
-    await until(lambda: not bucket.objects() and files.table.objects.state(file.path) is None)
+    await until(lambda: not bucket.objects() and files.table.objects.state_now(file.path) is None)
     with pytest.raises(OutputRemoved):
         await files.content(files.path(file))
     await files.close()
@@ -147,7 +149,7 @@ async def test_a_file_that_is_deleted_during_its_upload_leaves_no_object(
     await until(bucket.objects)
     await files.remove(file)
     bucket.held.set()
-    await until(lambda: not bucket.objects() and files.table.objects.state(file.path) is None)
+    await until(lambda: not bucket.objects() and files.table.objects.state_now(file.path) is None)
     await files.close()
 
 
@@ -169,7 +171,7 @@ async def test_a_refused_deletion_is_repeated_also_after_a_restart(tmp_path: Pat
     files = await started(store, folder, bucket)
     assert await files.upload(file.id, None) is None
     bucket.refused = set()
-    await until(lambda: not bucket.objects() and files.table.objects.state(file.path) is None)
+    await until(lambda: not bucket.objects() and files.table.objects.state_now(file.path) is None)
     await files.close()
     await store.close()
 
@@ -189,7 +191,7 @@ async def test_objects_that_cannot_be_deleted_do_not_keep_others(
     for file in sorted(sent, key=lambda file: file.path):  # those that cannot be deleted come first
         await files.remove(file)
     await until(lambda: set(bucket.objects()) == bucket.refused)
-    await until(lambda: {path for path in paths if files.table.objects.state(path)} == bucket.refused)
+    await until(lambda: {path for path in paths if files.table.objects.state_now(path)} == bucket.refused)
     bucket.refused = set()
     await until(lambda: not bucket.objects())
     await files.close()
@@ -259,7 +261,7 @@ async def test_a_version_that_is_made_again_during_its_upload_is_in_the_bucket(
     await files.keep_version("abc")
     bucket.held.set()
     path = "versions/abc/weights.bin"
-    await until(lambda: len(bucket.uploading) == 2 and files.table.objects.state(path) == "stored")
+    await until(lambda: len(bucket.uploading) == 2 and files.table.objects.state_now(path) == "stored")
     assert bucket.objects() == {path: CONTENT}
     await files.close()
 
@@ -293,7 +295,7 @@ async def test_a_trained_version_is_copied_and_comes_back(store: Store, tmp_path
     await store.registry.add_adapter(adapter("abc"))
     await files.keep_version("abc")
     path = "versions/abc/inner/weights.bin"
-    await until(lambda: files.table.objects.state(path) == "stored")
+    await until(lambda: files.table.objects.state_now(path) == "stored")
     assert (content / "weights.bin").exists()  # models are loaded from it
     await files.close()
 

@@ -1,11 +1,10 @@
-"""The store on real files: what it keeps, what it refuses, and in what order."""
+"""The store on real databases: what it keeps, what it refuses, and in what order."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import math
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,9 @@ from appliance.domain.prediction import (
 )
 from appliance.domain.token import Scope, Token
 from appliance.store import Cursor, Progress, Store, VersionRow
-from tests.support.store_files import opened
+from tests.support.store_files import opened, query, rows_of
+
+pytestmark = pytest.mark.usefixtures("database")
 
 
 def make(**changes: Any) -> Prediction:
@@ -80,13 +81,6 @@ def move(store: Store, record: Prediction) -> asyncio.Future[None]:
             return store.claim(record)
         case _:
             return store.finish(record)
-
-
-def rows_of(path: Path, table: str) -> int:
-    connection = sqlite3.connect(path)
-    (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
-    connection.close()
-    return int(count)
 
 
 # Records
@@ -502,9 +496,7 @@ async def test_run_counts_survive_the_records(store: Store, path: Path) -> None:
     for model, count in (("a/a", 3), ("b/b", 1)):
         for _ in range(count):
             await store.create(make(model=model))
-    connection = sqlite3.connect(path)
-    connection.executescript("DELETE FROM inputs; DELETE FROM predictions;")
-    connection.close()
+    query(path, "DELETE FROM inputs", "DELETE FROM predictions")
     assert await store.run_counts() == {"a/a": 3, "b/b": 1}
 
 

@@ -1,0 +1,308 @@
+"""A connection to PostgreSQL with the methods and the errors of ``sqlite3.Connection`` that the store uses.
+
+The actions of the tables run on it unchanged. Imports psycopg only when a connection is made.
+
+**Connection lost.** A lost connection is opened again by the next transaction, after growing delays while the
+server does not answer. Statements in between fail at once with ``ConnectionLost``. If the connection is lost
+during a COMMIT, the server is asked afterwards whether the transaction was committed.
+
+**One owner.** The connection of the owner holds an advisory lock for the whole session, and writes only in
+this session. So a process whose connection is lost cannot write until it has the lock again. Each owner adds
+1 to the generation of the database, so that it notices if another appliance owned the database meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.domain.errors import StoreError
+from appliance.store.postgres_queries import must_insert, translated
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from appliance.store.postgres import Server
+
+Parameters = Mapping[str, Any] | Sequence[Any]
+
+_SCHEMA: Final = "hashtext(current_schema())"
+_WRITE_LOCK: Final = 1_734_001  # the first key of an advisory lock; the second is the schema
+_OWNER_LOCK: Final = 1_734_002
+
+_BEGIN: Final = f"BEGIN; SELECT pg_advisory_xact_lock({_WRITE_LOCK}, {_SCHEMA}), pg_current_xact_id()::text"
+_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_OWN: Final = f"SELECT pg_try_advisory_lock({_OWNER_LOCK}, {_SCHEMA})"
+_NEW_OWNER: Final = "UPDATE store_owner SET generation = generation + 1, holder = %s RETURNING generation"
+_OWNER: Final = "SELECT generation, holder FROM store_owner"
+_SESSION: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+_END_SESSION: Final = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
+)
+_OUTCOME: Final = "SELECT pg_xact_status(%s::text::xid8)"
+
+_DELAYS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to connect
+_RESOLVE: Final = 20.0  # seconds for which the outcome of an interrupted COMMIT is asked for
+_STREAMED: Final = 100  # rows that `stream` fetches at once
+
+
+class ConnectionLost(sqlite3.OperationalError):
+    """The server does not answer, or it has ended the connection."""
+
+
+class OutcomeUnknown(ConnectionLost):
+    """The connection was lost during a COMMIT, and the server has not answered since."""
+
+
+class OwnershipLost(sqlite3.OperationalError):
+    """Another appliance has become the owner of the database."""
+
+
+class PostgresConnection:
+    """For use by one thread at a time."""
+
+    def __init__(self, server: Server, *, writes: bool) -> None:
+        self._server = server
+        self._writes = writes
+        self._connection: psycopg.Connection | None = None
+        self._failures = 0  # attempts to connect that failed since the last success
+        self._retry_at = 0.0  # monotonic time of the next attempt
+        self._transaction: str | None = None  # the id of the open transaction that writes
+        self._session: tuple[Any, ...] | None = None  # process id and start of the server's process
+        self.generation: int | None = None  # of the database, since this connection owns it
+        self.lost: str | None = None  # why the database is not owned any more
+        self._connect()
+
+    # -- the interface of sqlite3.Connection
+
+    def execute(self, statement: str, parameters: Parameters = ()) -> Any:
+        """Execute a statement, or BEGIN IMMEDIATE, BEGIN, COMMIT and ROLLBACK."""
+        match statement:
+            case "BEGIN IMMEDIATE":
+                return self._begin(_BEGIN)
+            case "BEGIN":
+                return self._begin(_READ)
+            case "COMMIT":
+                return self._commit()
+            case "ROLLBACK":
+                return self.rollback()
+        cursor = self._execute(translated(statement), parameters or None)
+        if must_insert(statement) and cursor.rowcount == 0:
+            raise sqlite3.IntegrityError("a row with the same key exists")
+        return cursor
+
+    def executemany(self, statement: str, parameters: Iterable[Parameters]) -> Any:
+        with self._errors():
+            cursor = self._open().cursor()
+            cursor.executemany(translated(statement), list(parameters))
+        return cursor
+
+    def rollback(self) -> None:
+        """End the transaction, if any; a connection that is lost has none."""
+        self._transaction = None
+        connection = self._connection
+        if connection is not None and not connection.closed and connection.info.transaction_status:
+            with contextlib.suppress(sqlite3.Error), self._errors():
+                connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        self._retry_at = float("inf")
+        if connection is not None:
+            connection.close()
+
+    # -- further methods
+
+    def run(self, script: str) -> Any:
+        """Execute one or more statements without parameters."""
+        with self._errors():
+            return self._open().execute(script)  # not binary: that format allows only one statement
+
+    def row(self, statement: str, parameters: Parameters) -> tuple[Any, ...] | None:
+        """Return the first row of a query, without a transaction."""
+        query = translated(statement)
+        if self._connection is not None:
+            with contextlib.suppress(ConnectionLost):
+                return self._first(query, parameters)
+        self._connect()
+        return self._first(query, parameters)
+
+    def _first(self, query: str, parameters: Parameters) -> tuple[Any, ...] | None:
+        found: tuple[Any, ...] | None = self._execute(query, parameters or None).fetchone()
+        return found
+
+    def stream(self, statement: str, parameters: Parameters) -> Iterator[tuple[Any, ...]]:
+        """Execute a query, and fetch its rows while they are read."""
+        with self._errors(), self._open().cursor(name="streamed", binary=True) as cursor:
+            cursor.itersize = _STREAMED
+            cursor.execute(translated(statement), parameters)
+            yield from cursor
+
+    def take_ownership(self, holder: str) -> int | None:
+        """Become the owner of the database in the open transaction; None if another process is the owner."""
+        if not self._execute(_OWN).fetchone()[0]:
+            return None
+        return int(self._execute(_NEW_OWNER, (holder,)).fetchone()[0])
+
+    def owner(self) -> str:
+        return str(self._execute(_OWNER).fetchone()[1])
+
+    # -- connections
+
+    def _connect(self) -> None:
+        """Open the connection, unless an attempt has just failed.
+
+        Raises:
+            ConnectionLost: the server does not answer, or another process has the lock of the owner.
+            OwnershipLost: another appliance has owned the database meanwhile.
+        """
+        if self.lost is not None:
+            raise OwnershipLost(self.lost)
+        wait = self._retry_at - time.monotonic()
+        if wait > 0:
+            raise ConnectionLost(f"no connection, next attempt in {min(wait, 99):.1f} s")
+        self._disconnect()
+        before = self._session
+        try:
+            with self._errors():
+                self._connection = self._server.connect(writes=self._writes)
+                if self._writes:
+                    self._session = self._execute(_SESSION).fetchone()
+            if self.generation is not None:
+                self._own_again(before)
+        except (ConnectionLost, StoreError):
+            self._disconnect()
+            self._retry_at = time.monotonic() + _DELAYS[min(self._failures, len(_DELAYS) - 1)]
+            self._failures += 1
+            raise
+        self._failures = 0
+
+    def _own_again(self, before: tuple[Any, ...] | None) -> None:
+        """Take the lock of the owner again, for a new connection.
+
+        The server may not have noticed yet that the former connection, which holds the lock, is lost.
+        """
+        if before is not None:
+            self._execute(_END_SESSION, before)
+        locked = self._execute(_OWN).fetchone()[0]
+        generation, holder = self._execute(_OWNER).fetchone()
+        if generation != self.generation:
+            self.lost = f"{holder} has become the owner of the database: this process writes no more"
+            self._disconnect()
+            raise OwnershipLost(self.lost)
+        if not locked:
+            raise ConnectionLost("the former connection still holds the lock of the database")
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        self._transaction = None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
+
+    def _open(self) -> psycopg.Connection:
+        if self._connection is None or self._connection.closed:
+            raise ConnectionLost("the connection was lost")
+        return self._connection
+
+    def _execute(self, statement: str, parameters: Parameters | None = None) -> Any:
+        with self._errors():
+            return self._open().execute(statement, parameters, binary=True)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        import psycopg
+
+        try:
+            yield
+        except psycopg.Error as error:
+            translated_error = _translated(error, self._connection)
+            if isinstance(translated_error, ConnectionLost):
+                self._disconnect()
+            raise translated_error from error
+
+    # -- transactions
+
+    def _begin(self, statement: str) -> Any:
+        """Begin a transaction, on a new connection if the present one is lost."""
+        if self._connection is None or self._connection.closed:
+            self._connect()
+            return self._begun(statement)
+        try:
+            return self._begun(statement)
+        except ConnectionLost:  # for example the server was restarted since the last transaction
+            self._connect()
+            return self._begun(statement)
+
+    def _begun(self, statement: str) -> Any:
+        cursor = self.run(statement)
+        if statement == _BEGIN:
+            cursor.nextset()
+            self._transaction = cursor.fetchone()[1]
+        return cursor
+
+    def _commit(self) -> Any:
+        """Commit the transaction.
+
+        Raises:
+            sqlite3.OperationalError: the transaction is not committed, or its outcome cannot be found out.
+        """
+        from psycopg.pq import TransactionStatus
+
+        connection, transaction = self._open(), self._transaction
+        self._transaction = None
+        if connection.info.transaction_status is TransactionStatus.INERROR:  # COMMIT would roll back silently
+            raise sqlite3.OperationalError("a statement of the transaction failed")
+        try:
+            return self._execute("COMMIT")
+        except ConnectionLost:
+            if transaction is None or not self._was_committed(transaction):
+                raise
+        return None
+
+    def _was_committed(self, transaction: str) -> bool:
+        """Return whether a transaction was committed, after the connection was lost during its COMMIT.
+
+        Raises:
+            OutcomeUnknown: the server does not answer for too long.
+        """
+        give_up = time.monotonic() + _RESOLVE
+        while True:
+            try:
+                if self._connection is None:
+                    self._connect()
+                (status,) = self._execute(_OUTCOME, (transaction,)).fetchone()
+                if status != "in progress":
+                    return bool(status == "committed")
+            except ConnectionLost as error:
+                if time.monotonic() >= give_up:
+                    text = f"it is not known whether the last writes were committed: {error}"
+                    raise OutcomeUnknown(text) from error
+            time.sleep(_DELAYS[0])
+
+
+def _translated(error: psycopg.Error, connection: psycopg.Connection | None) -> Exception:
+    """Return the error of ``sqlite3`` that means the same."""
+    import psycopg
+
+    state = error.sqlstate or ""
+    text = " ".join(str(error).split())  # of several lines
+    broken = connection is None or connection.closed
+    # Class 08: connection failures; 57P: the server stops or starts; 25006: a standby server.
+    if broken or state.startswith(("08", "57P")) or state == "25006":
+        return ConnectionLost(text)
+    if isinstance(error, psycopg.errors.NumericValueOutOfRange):
+        return OverflowError(text)
+    if state.startswith("23"):
+        return sqlite3.IntegrityError(text)
+    translated_error = sqlite3.OperationalError(text)
+    if state == "53100":
+        translated_error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    elif state == "55P03":  # lock_timeout
+        translated_error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    else:
+        translated_error.sqlite_errorcode = sqlite3.SQLITE_ERROR
+    return translated_error

@@ -1,0 +1,117 @@
+"""A PostgreSQL server of the tests' own, from the programs that the machine has."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+MISSING: Final = "PostgreSQL is not installed (initdb is neither in /usr/lib/postgresql nor on PATH)"
+_LOCALE: Final = ("--locale=C.UTF-8", "--encoding=UTF8")
+_SETTINGS: Final = (
+    *(
+        "-c",
+        "listen_addresses=",
+        "-c",
+        "fsync=off",
+        "-c",
+        "full_page_writes=off",
+        "-c",
+        "shared_buffers=32MB",
+    ),
+    *("-c", "max_connections=200", "-c", "timezone=America/New_York", "-c", "max_wal_size=256MB"),
+)
+
+
+def programs() -> Path | None:
+    """Return the folder with PostgreSQL's programs; None if there is none."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
+    found = installed[-1] if installed else shutil.which("initdb")
+    return None if found is None else Path(found).parent
+
+
+class PostgresServer:
+    """A server with a Unix socket only. The superuser is ``postgres``; there is no password."""
+
+    def __init__(self, folder: Path) -> None:
+        bin = programs()
+        assert bin is not None, MISSING
+        self._bin = bin
+        self.folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._user = _other_user()
+        folder.chmod(0o755)
+        self._data, self._log = folder / "data", folder / "log"
+        self._data.mkdir(mode=0o700)
+        self._log.touch()
+        if self._user is not None:
+            for path in (folder, self._data, self._log):
+                shutil.chown(path, self._user)
+        self._run("initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "--no-sync", *_LOCALE)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._bin / program), *arguments]
+        done = subprocess.run(command, user=self._user, cwd=self.folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._bin / "postgres", "-D", self._data, "-k", self.folder, *_SETTINGS],
+                user=self._user,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + 60  # for hangs
+        while subprocess.run([self._bin / "pg_isready", "-q", "-h", self.folder]).returncode:
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.05)
+
+    def stop(self, *, mode: str = "immediate") -> None:
+        """Stop the server: ``immediate`` as a crash does, ``fast`` with a farewell to all clients."""
+        if self._process is not None:
+            self._run("pg_ctl", "stop", "-s", "-D", str(self._data), "-m", mode)
+            self._process.wait()
+            self._process = None
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres@/{database}?host={self.folder}"
+
+    def query(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
+        import psycopg
+
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+
+def _other_user() -> str | None:
+    """Return another user if this process is root, as whom PostgreSQL does not run."""
+    if os.getuid() != 0:
+        return None
+    names = {user.pw_name for user in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"
+
+
+@contextlib.contextmanager
+def running() -> Iterator[PostgresServer]:
+    """Run a server in a folder of its own: the path of a Unix socket has at most 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+    try:
+        server = PostgresServer(folder)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

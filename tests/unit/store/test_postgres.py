@@ -1,0 +1,342 @@
+"""The store on PostgreSQL: one owner, lost connections, what it refuses, and its SQL."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.domain.audit import AuditEvent
+from appliance.domain.errors import StoreError, StoreUnavailable
+from appliance.domain.prediction import Prediction, Status, new_id, new_stream_token
+from appliance.store import AuditFilter, Store, postgres_connection
+from appliance.store.postgres import public_url
+from appliance.store.postgres_connection import ConnectionLost, PostgresConnection
+from appliance.store.postgres_queries import STEPS, translated
+from appliance.store.queries import QUERIES
+from tests.support.postgres_server import PostgresServer
+from tests.support.store_files import created, query, rows_of, url_of
+
+pytestmark = pytest.mark.usefixtures("postgres")
+
+
+def make(**changes: Any) -> Prediction:
+    prediction = Prediction(
+        id=new_id(),
+        model="acme/hello",
+        version="0" * 64,
+        owner="me",
+        input={"text": "Alice"},
+        created_at=1000.0,
+        stream_token=new_stream_token(),
+    )
+    return prediction.evolve(**changes)
+
+
+@pytest.fixture
+async def store(path: Path, postgres: PostgresServer) -> AsyncIterator[Store]:
+    store = await created(path)
+    yield store
+    await store.close()
+
+
+def writing(store: Store) -> PostgresConnection:
+    connection = store._owner
+    assert connection is not None
+    return connection
+
+
+def end_sessions(path: Path) -> None:
+    """End all other sessions, as a restart of the server does."""
+    query(
+        path,
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+
+
+# One owner
+
+
+async def test_one_owner_at_a_time(store: Store, path: Path) -> None:
+    await store.own()
+    await store.own()
+    other = await created(path)
+    with pytest.raises(StoreError, match=rf"in use by another appliance \(.*, pid {os.getpid()}\)"):
+        await other.own()
+    waiting = asyncio.ensure_future(other.own(patience=30))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await store.close()
+    await waiting
+    await other.close()
+
+
+async def test_another_process_may_write_while_one_owns(store: Store, path: Path) -> None:
+    await store.own()
+    other = await created(path)
+    await other.create(record := make())
+    await other.close()
+    assert await store.get(record.id) == record
+
+
+async def test_the_owner_stays_the_owner_when_its_connection_is_lost(store: Store, path: Path) -> None:
+    await store.own()
+    end_sessions(path)
+    await store.create(record := make())
+    assert await store.get(record.id) == record
+    other = await created(path)
+    with pytest.raises(StoreError, match="in use by another appliance"):
+        await other.own()
+    await other.close()
+    assert store.lost is None
+
+
+async def test_an_owner_ends_its_former_session_that_the_server_still_has(store: Store, path: Path) -> None:
+    await store.own()
+    connection = writing(store)
+    former, connection._connection = connection._connection, None  # as after a cut of the network
+    await store.create(make())
+    assert rows_of(path, "predictions") == 1
+    assert former is not None
+    with pytest.raises(Exception, match="terminating connection"):
+        former.execute("SELECT 1")
+    former.close()
+
+
+async def test_a_process_whose_database_was_taken_over_writes_no_more(store: Store, path: Path) -> None:
+    await store.own()
+    connection = writing(store)
+    connection._retry_at = float("inf")  # it cannot connect
+    end_sessions(path)
+    with pytest.raises(StoreUnavailable):
+        await store.create(make())
+    other = await created(path)
+    await other.own()
+    connection._retry_at = 0.0
+    for _ in range(2):
+        with pytest.raises(StoreError, match="has become the owner of the database"):
+            await store.create(make())
+    await other.close()
+    with pytest.raises(StoreError, match="has become the owner of the database"):
+        await store.create(make())  # although the other one has gone
+    assert store.lost is not None
+    assert rows_of(path, "predictions") == 0
+
+
+# Lost connections
+
+
+async def test_reads_and_writes_recover_from_a_lost_connection(store: Store, path: Path) -> None:
+    await store.create(record := make())
+    for _ in range(3):
+        end_sessions(path)
+        assert await store.get(record.id) == record
+        assert [each.id for each in await store.list("me")] == [record.id]
+        await store.check()
+
+
+async def test_while_the_server_is_away_requests_fail_with_503(
+    store: Store, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_connection, "_DELAYS", (0.0,))
+    await store.own()
+    await store.create(record := make())
+    postgres.stop(mode="fast")
+    try:
+        with pytest.raises(
+            StoreUnavailable, match=r"postgresql://postgres@/test_\w+: the database"
+        ) as failed:
+            await store.create(make())
+        assert (failed.value.status, failed.value.retry_after) == (503, 5)
+        assert "postgres" not in failed.value.detail
+        with pytest.raises(StoreUnavailable):
+            await store.get(record.id)
+        with pytest.raises(StoreUnavailable):
+            await store.list("me")
+    finally:
+        postgres.start()
+    assert await store.get(record.id) == record
+    await store.create(other := make())
+    assert {each.id for each in await store.list("me")} == {record.id, other.id}
+
+
+async def test_attempts_to_connect_are_further_and_further_apart(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, attempts = writing(store), []
+    end_sessions(path)
+
+    def refused(**_: Any) -> Any:
+        attempts.append(connection._failures)
+        raise ConnectionLost("refused")
+
+    monkeypatch.setattr(connection._server, "connect", refused)
+    for _ in range(50):
+        with pytest.raises(StoreUnavailable):
+            await store.check()
+    assert 1 <= len(attempts) < 10
+    monkeypatch.undo()
+    connection._retry_at = 0.0
+    await store.check()
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_an_interrupted_commit_takes_effect_once(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch, *, committed: bool
+) -> None:
+    """The server is asked whether it has committed the transaction whose COMMIT was not answered."""
+    await store.own()
+    connection, execute = writing(store), writing(store)._execute
+    interrupted: list[str] = []
+
+    def interrupt(statement: str, parameters: Any = None) -> Any:
+        if statement != "COMMIT" or interrupted:
+            return execute(statement, parameters)
+        interrupted.append(statement)
+        if committed:
+            execute(statement, parameters)
+        connection._disconnect()
+        raise ConnectionLost("the network was cut")
+
+    monkeypatch.setattr(connection, "_execute", interrupt)
+    records = [make(), make()]
+    await asyncio.gather(*(store.create(record) for record in records))
+    assert interrupted
+    assert rows_of(path, "predictions") == 2
+    assert await store.run_counts() == {"acme/hello": 2}
+
+
+async def test_writes_whose_outcome_is_not_known_are_not_repeated(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, execute = writing(store), writing(store)._execute
+
+    def interrupt(statement: str, parameters: Any = None) -> Any:
+        if statement != "COMMIT":
+            return execute(statement, parameters)
+        execute(statement, parameters)
+        connection._disconnect()
+        connection._retry_at = float("inf")
+        raise ConnectionLost("the network was cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(postgres_connection, "_RESOLVE", 0.0)
+        patch.setattr(connection, "_execute", interrupt)
+        writes = [store.create(make()), store.create(make())]
+        for outcome in await asyncio.gather(*writes, return_exceptions=True):
+            assert isinstance(outcome, StoreUnavailable)
+            assert "not known whether the last writes were committed" in str(outcome)
+    connection._retry_at = 0.0
+    await store.check()
+    assert rows_of(path, "predictions") == 2
+
+
+async def test_a_connection_that_is_lost_between_statements_loses_the_write(store: Store, path: Path) -> None:
+    def action(connection: sqlite3.Connection) -> None:
+        connection.execute(QUERIES["insert_secret"], {"name": "a", "value": "b"})
+        end_sessions(path)
+        connection.execute(QUERIES["insert_secret"], {"name": "c", "value": "d"})
+
+    with pytest.raises(StoreUnavailable):
+        await store.write(action)
+    assert rows_of(path, "secrets") == 0
+
+
+# What is refused
+
+
+async def test_the_password_is_in_no_message() -> None:
+    url = "postgresql://anna:secret@127.0.0.1:1/db?sslmode=disable&password=secret"
+    assert public_url(url) == "postgresql://anna@127.0.0.1:1/db"
+    with pytest.raises(StoreUnavailable, match=r"postgresql://anna@127\.0\.0\.1:1/db: the database") as no:
+        await Store(Path("/nonexistent/appliance.db"), url=url).open()
+    assert "secret" not in str(no.value)
+
+
+async def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(StoreError, match=r"needs the package psycopg: install appliance\[postgres\]"):
+        await Store(Path("/nonexistent/appliance.db"), url="postgresql://anna@127.0.0.1:1/db").open()
+
+
+async def test_a_newer_database_is_refused(store: Store, path: Path) -> None:
+    query(path, f"UPDATE store_format SET steps = {len(STEPS) + 1}")
+    with pytest.raises(StoreError, match=r"a newer appliance wrote the database \(format 2"):
+        await created(path)
+
+
+async def test_another_program_s_database_is_refused_and_left_alone(
+    path: Path, postgres: PostgresServer
+) -> None:
+    postgres.query("CREATE DATABASE theirs")
+    postgres.query("CREATE TABLE theirs (a INTEGER)", "theirs")
+    with pytest.raises(StoreError, match=r"another program \(tables: theirs\)"):
+        await Store(path, url=postgres.url("theirs")).open()
+    tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+    assert postgres.query(tables, "theirs") == [("theirs",)]
+    postgres.query("DROP DATABASE theirs")
+
+
+async def test_a_failed_write_in_a_batch_does_not_undo_the_others(store: Store, path: Path) -> None:
+    """PostgreSQL refuses statements after a failed one, and then rolls back at COMMIT without an error."""
+
+    def failing(connection: sqlite3.Connection) -> None:
+        try:
+            connection.execute("SELECT * FROM missing")
+        except sqlite3.OperationalError as error:
+            raise StoreError("refused") from error
+
+    first, last = make(), make()
+    outcomes = await asyncio.gather(
+        store.create(first), store.write(failing), store.create(last), return_exceptions=True
+    )
+    assert [type(each) for each in outcomes][::2] == [type(None), type(None)]
+    assert isinstance(outcomes[1], StoreError)
+    assert rows_of(path, "predictions") == 2
+
+
+# Values and SQL
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\0", "\U0010ffff", "\U0010ffff0\0\U0010ffff1", "\U0010ffff1"])
+async def test_texts_that_postgresql_refuses(store: Store, text: str) -> None:
+    record = make(logs=text, error=text, model=text)
+    await store.create(record)
+    assert await store.get(record.id) == record
+    assert await store.list("me", model=text) == [record]
+    await store.audit.record(AuditEvent(action="test", object=text, owner="\\u0000"))
+    (found,) = await store.audit.newest(limit=9, filters=AuditFilter(action="test"))
+    assert (found.object, found.owner) == (text, "\\u0000")
+    assert (await store.audit.verify()).fault is None
+
+
+@pytest.mark.parametrize("name", QUERIES)
+async def test_every_statement_is_one_of_postgresql(store: Store, name: str) -> None:
+    names = dict.fromkeys(re.findall(r":(\w+)", QUERIES[name]))
+    numbers = {"limit": 1, "each": 1, **dict.fromkeys((name for name in names if name.startswith("by_")), 1)}
+    count = QUERIES[name].count("?")
+
+    def action(connection: sqlite3.Connection) -> None:
+        statement = translated(QUERIES[name])
+        parameters: Any = [None] * count if count else {**names, **numbers}
+        connection._execute(f"EXPLAIN {statement}", parameters)  # type: ignore[attr-defined]
+
+    await store.read(action)
+
+
+async def test_times_are_grouped_by_days_of_utc(store: Store) -> None:
+    """The server's time zone is another one."""
+    await store.create(make(created_at=0.0).started(1.0, 0.0, None).finished(Status.SUCCEEDED, 1.5))
+    assert [usage.day for usage in await store.usage.rows(["day"])] == ["1970-01-01"]
+
+
+async def test_a_database_has_a_url_without_a_password(store: Store, path: Path) -> None:
+    assert store.name == (url_of(path) or "").partition("?")[0]
