@@ -24,6 +24,7 @@ _SESSION: Final = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "25s",
     "lock_timeout": f"{BUSY_TIMEOUT:.0f}s",
     "client_encoding": "UTF8",
 }

@@ -18,6 +18,7 @@ from scripts.benchmarks import (
     llm,
     memory,
     overhead,
+    postgresql,
     spans,
     store,
     streams,
@@ -33,12 +34,13 @@ MODES: Final = {
     "spans": spans,
     "memory": memory,
     "store": store,
+    "postgresql": postgresql,
     "streams": streams,
     "ui": ui,
     "gpu": gpu,
 }
 #: Modes that compare rounds; the option --rounds sets their number.
-REPEATED: Final = ("cold-start", "llm", "token-delay", "overhead")
+REPEATED: Final = ("cold-start", "llm", "token-delay", "overhead", "postgresql")
 
 
 def main() -> int:
@@ -56,6 +58,7 @@ def main() -> int:
         "spans: where the time of one sync prediction goes. "
         "memory: memory of the idle appliance. "
         "store: the database with a thousand and a million predictions. "
+        "postgresql: a database on a PostgreSQL server of this machine, compared with SQLite. "
         "streams: memory and errors of a thousand open streams and five thousand queued predictions. "
         "ui: first paint of the pages, time from a click to the first token, and cost of open sessions. "
         "gpu: two language models on one GPU, together and in turns, with the times of sleeping and waking; "

@@ -19,6 +19,7 @@ from appliance.domain.prediction import Prediction, Status, new_id, new_stream_t
 from appliance.store import Cursor, Store, rows
 from appliance.store.database import connect
 from appliance.store.queries import QUERIES
+from appliance.store.unindexed import move_all
 
 FEW: Final = 1_000
 MANY: Final = 1_000_000
@@ -58,16 +59,15 @@ async def _create(path: Path) -> None:
 
 def _fill(path: Path, count: int, console: Console) -> None:
     connection = connect(path, "normal")
-    insert, insert_input = QUERIES["insert_ended_prediction"], QUERIES["insert_input"]
-    usage = {"predict_us": 1000, "cold_start_us": 0, "input_tokens": 10, "output_tokens": 10}
+    insert = QUERIES["insert_unindexed_prediction"]
     text = f"writing {count:,} predictions"
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("PRAGMA cache_size = -400000")  # KiB
     for first in track(range(0, count, _BATCH), description=text, console=console):
         connection.execute("BEGIN IMMEDIATE")
-        for record in _predictions(first, min(first + _BATCH, count), count // _RARE):
-            number = connection.execute(insert, rows.prediction_columns(record) | usage).lastrowid
-            connection.execute(insert_input, {"prediction": number, "body": rows.pack(record.input)})
+        records = _predictions(first, min(first + _BATCH, count), count // _RARE)
+        connection.executemany(insert, map(rows.unindexed_prediction, records))
+        move_all(connection)
         connection.execute("COMMIT")
     connection.close()
 

@@ -16,17 +16,12 @@ from typing import Final
 MISSING: Final = "PostgreSQL is not installed (initdb is neither in /usr/lib/postgresql nor on PATH)"
 _LOCALE: Final = ("--locale=C.UTF-8", "--encoding=UTF8")
 _SETTINGS: Final = (
-    *(
-        "-c",
-        "listen_addresses=",
-        "-c",
-        "fsync=off",
-        "-c",
-        "full_page_writes=off",
-        "-c",
-        "shared_buffers=32MB",
-    ),
-    *("-c", "max_connections=200", "-c", "timezone=America/New_York", "-c", "max_wal_size=256MB"),
+    *("-c", "listen_addresses="),
+    *("-c", "max_connections=200", "-c", "timezone=America/New_York"),
+)
+_LIGHT: Final = (
+    *("-c", "fsync=off", "-c", "full_page_writes=off"),
+    *("-c", "shared_buffers=32MB", "-c", "max_wal_size=256MB"),
 )
 
 
@@ -38,13 +33,17 @@ def programs() -> Path | None:
 
 
 class PostgresServer:
-    """A server with a Unix socket only. The superuser is ``postgres``; there is no password."""
+    """A server with a Unix socket only. The superuser is ``postgres``; there is no password.
 
-    def __init__(self, folder: Path) -> None:
+    With ``durable``, it has its usual settings: a commit waits for the disk.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
         bin = programs()
         assert bin is not None, MISSING
         self._bin = bin
         self.folder = folder
+        self._durable = durable
         self._process: subprocess.Popen[bytes] | None = None
         self._user = _other_user()
         folder.chmod(0o755)
@@ -62,9 +61,17 @@ class PostgresServer:
         assert done.returncode == 0, done.stderr
 
     def start(self) -> None:
+        settings = _SETTINGS if self._durable else (*_SETTINGS, *_LIGHT)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._bin / "postgres", "-D", self._data, "-k", self.folder, *_SETTINGS],
+                [
+                    self._bin / "postgres",
+                    "-D",
+                    self._data,
+                    "-k",
+                    self.folder,
+                    *settings,
+                ],
                 user=self._user,
                 cwd=self.folder,
                 stdout=log,
@@ -103,11 +110,11 @@ def _other_user() -> str | None:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[PostgresServer]:
+def running(*, durable: bool = False) -> Iterator[PostgresServer]:
     """Run a server in a folder of its own: the path of a Unix socket has at most 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
     try:
-        server = PostgresServer(folder)
+        server = PostgresServer(folder, durable=durable)
         server.start()
         try:
             yield server
