@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from appliance.config import text_file
 from appliance.config.account_sections import BudgetConfig
+from appliance.config.redact import CREDENTIALS, HIDDEN
 from appliance.config.sections import MODELS, Config, DeviceConfig, HardwareConfig, TlsConfig
 from appliance.config.yaml_source import Document, Place
 from appliance.domain.errors import ConfigError
@@ -180,7 +181,7 @@ def _message(detail: ErrorDetails) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = CREDENTIALS.sub(HIDDEN, repr(value))
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

@@ -19,7 +19,8 @@ _SECRETS: Final = frozenset(
 )
 #: Characters of a secret that is searched in other texts, where shorter ones are common.
 _SHORTEST: Final = 6
-_USER: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+#: User and password in a URL.
+CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _PARAMETER: Final = re.compile(r"(?<=[?&])([^=&#\s]+)=([^&#\s]+)")
 
 
@@ -47,7 +48,8 @@ def _redact(key: str, value: Any) -> Any:
     if _is_secret(name):
         return HIDDEN
     return _PARAMETER.sub(
-        lambda found: f"{found[1]}={HIDDEN}" if _is_secret(found[1]) else found[0], _USER.sub(HIDDEN, value)
+        lambda found: f"{found[1]}={HIDDEN}" if _is_secret(found[1]) else found[0],
+        CREDENTIALS.sub(HIDDEN, value),
     )
 
 
@@ -78,7 +80,7 @@ def secret_keys(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, str) and _is_secret(name):
         yield key, value
     elif isinstance(value, str):
-        yield from ((key, found) for found in _USER.findall(value))
+        yield from ((key, found) for found in CREDENTIALS.findall(value))
         yield from ((key, secret) for parameter, secret in _PARAMETER.findall(value) if _is_secret(parameter))
 
 

@@ -44,6 +44,10 @@ def test_what_ray_starts_imports_no_torch() -> None:
     assert not found & {"torch", "transformers", "vllm", "safetensors"}
 
 
+def test_the_driver_of_postgresql_is_imported_only_with_store_url() -> None:
+    assert "psycopg" not in loaded("import appliance.gateway.app, appliance.driver.main, appliance.store")
+
+
 def test_help_is_light() -> None:
     statement = (
         "from appliance.cli.application import app\n"

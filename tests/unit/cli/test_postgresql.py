@@ -1,0 +1,84 @@
+"""Commands of an appliance whose database is on PostgreSQL: what they refuse, without asking the server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from appliance.driver import doctor
+from appliance.store import encryption
+from tests.unit.cli.test_audit import home, run
+
+__all__ = ["home"]
+
+CONFIG = """
+store: {url: "postgresql://anna:secret@127.0.0.1:1/appliance"}
+models:
+  - {name: test/echo, kind: echo}
+"""
+
+
+@pytest.fixture(autouse=True)
+def configured(home: Path) -> None:
+    (home.parent / "models.yaml").write_text(CONFIG)
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    shown = capsys.readouterr()
+    return " ".join((shown.out + shown.err).split())
+
+
+def test_a_backup_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "backup", "backup.tar.gz") == 1
+    assert "save the database with pg_dump" in printed(capsys)
+    assert not Path("backup.tar.gz").exists()
+
+
+def test_the_database_is_not_encrypted_but_files_are(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "encryption", "status") == 0
+    assert "does not encrypt the database on PostgreSQL; new files are not encrypted" in printed(capsys)
+    monkeypatch.setenv(encryption.VARIABLE, "00" * 32)
+    assert run(monkeypatch, "encryption", "enable") == 1
+    assert "encrypt the disk of the server; new files are encrypted" in printed(capsys)
+    key = encryption.files_key(home / "appliance.db")
+    assert key is not None
+    assert encryption.files_key(home / "appliance.db") == key
+    assert run(monkeypatch, "encryption", "status") == 0
+    assert "new files are encrypted with the key" in printed(capsys)
+    assert run(monkeypatch, "encryption", "status", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["encrypted"] is False
+
+
+def test_a_server_that_does_not_answer_is_named_without_the_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "token", "list") == 1
+    shown = printed(capsys)
+    assert "postgresql://anna@127.0.0.1:1/appliance: the database does not answer" in shown
+    assert "secret" not in shown
+
+
+def test_doctor_names_it_too(home: Path) -> None:
+    from appliance import config
+
+    (found,) = doctor.database(config.load(Path("models.yaml")), home)
+    assert (found.subject, found.state) == ("database", "failed")
+    assert "postgresql://anna@127.0.0.1:1/appliance" in found.found
+    assert "store.url" in found.fix
+    assert "secret" not in found.found
+
+
+def test_a_url_of_another_database_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("models.yaml").write_text(CONFIG.replace("postgresql:", "mysql:"))
+    assert run(monkeypatch, "check") == 2
+    shown = printed(capsys)
+    assert "key store.url: 'mysql://**********@127.0.0.1:1/appliance' should be a URL such as" in shown
+    assert "secret" not in shown
