@@ -6,6 +6,7 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -140,9 +141,16 @@ def _bucket_url(value: str) -> str:
 
 
 def _postgres_url(value: str) -> str:
-    if not _POSTGRES_URL.fullmatch(value):
+    try:
+        parts = urlsplit(value)
+    except ValueError:  # brackets of an IPv6 address that do not match
+        parts = None
+    encoded = parts is not None and not re.search("%(?![0-9A-Fa-f]{2})", value)
+    if not encoded or not _POSTGRES_URL.fullmatch(value):
         raise PydanticCustomError(
-            "postgres_url", 'should be a URL such as "postgresql://user@host:5432/database"'
+            "postgres_url",
+            'should be a URL such as "postgresql://user@host:5432/database", with special characters '
+            "encoded, such as %40 for @",
         )
     return value
 

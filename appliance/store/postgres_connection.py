@@ -14,6 +14,7 @@ this session. So a process whose connection is lost cannot write until it has th
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import psycopg
 
     from appliance.store.postgres import Server
+
+_log = logging.getLogger(__name__)
 
 Parameters = Mapping[str, Any] | Sequence[Any]
 
@@ -191,6 +194,7 @@ class PostgresConnection:
         generation, holder = self._execute(_OWNER).fetchone()
         if generation != self.generation:
             self.lost = f"{holder} has become the owner of the database: this process writes no more"
+            _log.error("%s: %s", self._server.name, self.lost)
             self._disconnect()
             raise OwnershipLost(self.lost)
         if not locked:

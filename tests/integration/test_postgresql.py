@@ -198,6 +198,26 @@ def test_nothing_accepted_is_lost(appliance: Appliance, server: PostgresServer) 
     assert rows >= len(callers.accepted)
 
 
+def test_a_gateway_whose_database_was_taken_over_stops_and_the_next_one_says_why(
+    appliance: Appliance, server: PostgresServer
+) -> None:
+    """Afterwards the next gateway becomes the owner, because the other appliance has gone."""
+    gateway = appliance.gateway()
+    server.query("UPDATE store_owner SET generation = generation + 1, holder = 'another'", "appliance")
+    server.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = 'appliance' AND pid <> pg_backend_pid()"
+    )
+    with appliance.client() as client:
+        wait_for(lambda: client.get("/readyz").status_code == 503, "the refusal of writes")
+        gateway.wait(PATIENCE)
+        wait_for(appliance.answers, "the next gateway")
+        body = {"version": "test/echo", "input": {"text": "again"}}
+        made = client.post("/v1/predictions", json=body, headers={"Prefer": "wait"}).json()
+        assert made["output"] == "again"
+    assert "another has become the owner of the database" in appliance.output.read_text()
+
+
 def test_the_password_is_nowhere_in_the_logs(appliance: Appliance) -> None:
     appliance.stop()
     files = [appliance.output, *(appliance.home / "logs").rglob("*")]
