@@ -90,6 +90,13 @@ class PostgresServer:
             self._process.wait()
             self._process = None
 
+    def copy(self, database: str, other: str) -> None:
+        """Save a database with pg_dump, and restore it with pg_restore into a new one."""
+        self.query(f'CREATE DATABASE "{other}"')
+        file, access = str(self.folder / "dump"), ("-h", str(self.folder), "-U", "postgres")
+        self._run("pg_dump", "--format=custom", f"--file={file}", *access, database)
+        self._run("pg_restore", "--exit-on-error", *access, "-d", other, file)
+
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://postgres@/{database}?host={self.folder}"
 

@@ -250,6 +250,30 @@ async def test_a_connection_that_is_lost_between_statements_loses_the_write(stor
     assert rows_of(path, "secrets") == 0
 
 
+# Backups
+
+
+async def test_a_dump_is_restored_with_everything(store: Store, path: Path, postgres: PostgresServer) -> None:
+    ended = make().started(1.0, 0.0, "cpu").finished(Status.SUCCEEDED, 2.0)
+    await store.create(ended)
+    await store.create(make())
+    await store.audit.record(AuditEvent(action="test"))
+    await store.indexed()
+    usage = await store.usage.rows(["model"])
+    (database,) = re.findall(r"test_\w+", store.name)
+    postgres.copy(database, "copied")
+    copied = Store(path, url=postgres.url("copied"))
+    await copied.open()
+    await copied.own()
+    assert await copied.list("me") == await store.list("me")
+    assert await copied.usage.rows(["model"]) == usage
+    assert (await copied.audit.verify()).fault is None
+    await copied.create(fresh := make())  # numbers of rows continue
+    assert await copied.get(fresh.id) == fresh
+    await copied.close()
+    postgres.query("DROP DATABASE copied")
+
+
 # What is refused
 
 
