@@ -34,14 +34,15 @@ Files, in reading order:
 - ``fair_queue``: the queue of one model, shared fairly between accounts
 - ``scheduler``: the class that the engine calls; read ``decide`` first
 - ``questions``: its base class, with everything that reports ask
-- ``nodes``: nodes of a cluster that are removed or drained
-- ``locality``: which nodes have the weights of a model
+- ``model_index``: which models a decision has to look at
 - ``placements``: which waiting models are loaded, and which models are evicted for them
+- ``backlog``, ``device_index``: which waiting models and devices are looked at if there are many
 - ``plan``: the best devices and victims for one model
 - ``policy``: costs, patience, the bound on thrashing, and other numbers behind these plans
 - ``ledger``: reserved bytes of every device
 - ``transitions``: every change of a model's state
 - ``footprints``: measured memory of models
+- ``nodes``, ``locality``: nodes of a cluster that are removed or drained, and which nodes have weights
 - ``rebalancing``: moves queued predictions between instances of one model
 - ``children``, ``deadlock``: predictions that wait for child predictions
 - ``event_log``: the last events, for logs, metrics and the admin API
@@ -65,7 +66,7 @@ from appliance.scheduler.facts import (
     Wake,
 )
 from appliance.scheduler.footprints import MARGIN, Footprint
-from appliance.scheduler.nodes import NodeStatus, UnplaceableModel
+from appliance.scheduler.nodes import NodeModels, UnplaceableModel
 from appliance.scheduler.policy import BACKOFF, MIN_RESIDENCY, PATIENCE
 from appliance.scheduler.scheduler import Scheduler
 
@@ -81,7 +82,7 @@ __all__ = [
     "EventKind",
     "Footprint",
     "Load",
-    "NodeStatus",
+    "NodeModels",
     "Origin",
     "Owner",
     "Refuse",

@@ -16,7 +16,7 @@ from appliance.scheduler.transitions import Transitions
 _MOVING: Final = frozenset({Residency.DRAINING, Residency.UNLOADING, Residency.COLD})
 
 
-class NodeStatus(NamedTuple):
+class NodeModels(NamedTuple):
     """The models on one node."""
 
     draining: bool
@@ -35,7 +35,7 @@ class UnplaceableModel(NamedTuple):
     reason: str
 
 
-class Nodes:
+class NodeChanges:
     """Removes nodes, and moves models away from draining nodes."""
 
     def __init__(
@@ -103,11 +103,11 @@ class Nodes:
             return f"pinned, and no other node has the memory: {missing} are missing{entry.demand.on_each}"
         return f"pinned, and moves after {', '.join(sorted(self._moving))}" if self._moving else ""
 
-    def status(self, node: str) -> NodeStatus:
+    def status(self, node: str) -> NodeModels:
         draining = node in self._ledger.draining_nodes
         entries = sorted(self._ledger.models_of(node), key=lambda each: each.name)
         staying = {each.name: self._why_still_there(each) for each in entries} if draining else {}
-        return NodeStatus(draining, tuple(each.name for each in entries), staying)
+        return NodeModels(draining, tuple(each.name for each in entries), staying)
 
     def _why_still_there(self, entry: ModelState) -> str:
         if entry.state is Residency.READY and entry.pinned:

@@ -13,7 +13,7 @@ from appliance.scheduler.footprints import Footprints
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.locality import Locality
 from appliance.scheduler.model_index import ModelIndex
-from appliance.scheduler.nodes import Nodes, NodeStatus, UnplaceableModel
+from appliance.scheduler.nodes import NodeChanges, NodeModels, UnplaceableModel
 from appliance.scheduler.placements import Placements
 from appliance.scheduler.rebalancing import QueuedPrediction, Rebalancing
 from appliance.scheduler.transitions import Transitions
@@ -51,7 +51,7 @@ class SchedulerState:
         self._locality = Locality(self._models, self._ledger)
         self.footprints = Footprints(self._models, self._ledger, self._event_log)
         self._transitions = Transitions(self._ledger, self._event_log)
-        self._nodes = Nodes(self._models, self._ledger, self._locality, self._transitions)
+        self._node_changes = NodeChanges(self._models, self._ledger, self._locality, self._transitions)
         self._placements = Placements(
             self._models,
             self._index,
@@ -147,14 +147,14 @@ class SchedulerState:
         """The bytes that models may use, by device."""
         return {capacity.device: capacity.memory for capacity in self._ledger.member_capacities}
 
-    def node_status(self, node: str) -> NodeStatus:
+    def models_on_node(self, node: str) -> NodeModels:
         """Return which models are on a node, and why they are still there if the node is draining."""
-        return self._nodes.status(node)
+        return self._node_changes.status(node)
 
     def unplaceable_models(self, now: float) -> list[UnplaceableModel]:
         """Return the models that wait to be loaded and fit on no node that takes loads."""
         waiting = [self._models[entry.model] for entry in self.load_queue(now)]
-        return self._nodes.unplaceable(waiting)
+        return self._node_changes.unplaceable(waiting)
 
     def reserved(self, device: str) -> dict[str, int]:
         return self._ledger.reserved(device)

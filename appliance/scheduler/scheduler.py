@@ -143,19 +143,19 @@ class Scheduler(SchedulerState):
         Report each of these models with ``lost``. Until then nothing is decided about them, and no
         prediction starts on them.
         """
-        return self._nodes.remove(node)
+        return self._node_changes.remove(node)
 
     def drain_node(self, node: str) -> None:
         """Load nothing on the node any more, and unload its models when their running predictions finish.
 
         They are loaded on other nodes when predictions wait for them. Pinned models are loaded there at once,
-        one after the other; those that fit on no other node stay (see ``node_status``).
+        one after the other; those that fit on no other node stay (see ``models_on_node``).
         """
-        self._nodes.drain(node)
+        self._node_changes.drain(node)
 
     def undrain_node(self, node: str) -> None:
         """Load models on the node again."""
-        self._nodes.undrain(node)
+        self._node_changes.undrain(node)
 
     def set_weights(self, model: str, size: int, nodes: Iterable[str]) -> None:
         """Set the bytes of a model's weights, and the nodes that have all of them.
@@ -392,7 +392,7 @@ class Scheduler(SchedulerState):
     def _departures(self, now: float) -> list[Decision]:
         """Unload models, or put them to sleep, if they are drained, marked for unload or long idle."""
         decisions: list[Decision] = []
-        self._nodes.drain_models(now)
+        self._node_changes.drain_models(now)
         for entry in self._index.departing(now):
             if not entry.devices or entry.node_removed or not self._ledger.none_loading(entry.devices):
                 continue

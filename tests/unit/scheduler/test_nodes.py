@@ -303,12 +303,12 @@ def test_models_leave_a_draining_node_when_their_predictions_finish_and_load_els
     subject.drain_node("b")
     subject.queued("waiting", "m/m", 2.0)
     assert subject.decide(2.0) == []
-    assert subject.node_status("b").staying == {"m/m": "1 prediction is running"}
+    assert subject.models_on_node("b").staying == {"m/m": "1 prediction is running"}
     subject.finished("running", "m/m", 3.0)
     assert subject.decide(3.0) == [Unload("m/m", "node b is draining", ("b/cuda:0",), 0)]
     subject.unloaded("m/m", 4.0)
     assert subject.decide(4.0) == [Load("m/m", ("a/cuda:0",), 6 * GIB, may_sleep=False)]
-    assert subject.node_status("b") == (True, (), {})
+    assert subject.models_on_node("b") == (True, (), {})
 
 
 def test_a_model_that_is_being_loaded_leaves_a_draining_node_afterwards() -> None:
@@ -341,7 +341,7 @@ def test_a_pinned_model_that_fits_on_no_other_node_stays_and_says_why() -> None:
     subject.queued("p", "m/m", 1.0)
     assert subject.decide(1.0) == [Start("p", "m/m", ("b/cuda:0",))]
     reason = "pinned, and no other node has the memory: 2.0 GiB are missing"
-    assert subject.node_status("b") == (True, ("m/m",), {"m/m": reason})
+    assert subject.models_on_node("b") == (True, ("m/m",), {"m/m": reason})
     subject.add_devices(node("c", 10))
     subject.finished("p", "m/m", 2.0)
     assert [type(each) for each in finish(subject, subject.decide(2.0), 2.0)] == [Unload]
@@ -354,20 +354,20 @@ def test_pinned_models_move_one_after_the_other_and_the_last_stays_if_it_does_no
     for now in (0.0, 1.0):
         finish(subject, subject.decide(now), now)
     subject.undrain_node("a")
-    assert subject.node_status("b").models == ("m/m", "n/n")
+    assert subject.models_on_node("b").models == ("m/m", "n/n")
     subject.drain_node("b")
     assert [type(each) for each in subject.decide(2.0)] == [Unload]
     (other,) = [
-        name for name, why in subject.node_status("b").staying.items() if why != Residency.UNLOADING.value
+        name for name, why in subject.models_on_node("b").staying.items() if why != Residency.UNLOADING.value
     ]
-    assert "moves after" in subject.node_status("b").staying[other]
+    assert "moves after" in subject.models_on_node("b").staying[other]
     (moved,) = {"m/m", "n/n"} - {other}
     subject.unloaded(moved, 3.0)
     finish(subject, subject.decide(3.0), 3.0)
     assert subject.devices(moved) == ("a/cuda:0",)
     assert subject.decide(4.0) == []
     assert subject.devices(other) == ("b/cuda:0",)
-    assert subject.node_status("b").staying == {
+    assert subject.models_on_node("b").staying == {
         other: "pinned, and no other node has the memory: 2.0 GiB are missing"
     }
 
