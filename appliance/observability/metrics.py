@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
@@ -239,7 +240,27 @@ def _of_scheduler(scheduler: Scheduler) -> list[Metric]:
             held[model_name(key)] += amount
         for model, amount in held.items():
             reserved.add_metric([device, model], amount)
-    return [queued, running, state, memory, free, foreign, reserved]
+    return [queued, running, state, memory, free, foreign, reserved, *_unplaceable(scheduler)]
+
+
+def _unplaceable(scheduler: Scheduler) -> tuple[Metric, Metric]:
+    """Return what an autoscaler of the machines of a cluster needs."""
+    predictions = _gauge(
+        "unplaceable_predictions", "Waiting predictions of a model that fits on no machine.", "model"
+    )
+    missing = _gauge(
+        "missing_memory_bytes",
+        "Memory that the best machine lacks, on each device, for a model that predictions wait for.",
+        "model",
+    )
+    found = scheduler.unplaceable_models(time.monotonic())
+    for name, models in itertools.groupby(
+        sorted(found, key=lambda each: each.model), lambda each: model_name(each.model)
+    ):
+        instances = list(models)
+        predictions.add_metric([name], sum(each.predictions for each in instances))
+        missing.add_metric([name], max(each.missing for each in instances))
+    return predictions, missing
 
 
 def _of_machine(machine: MachineState) -> list[Metric]:

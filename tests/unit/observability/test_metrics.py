@@ -224,6 +224,30 @@ def test_instances_and_versions_are_one_model() -> None:
     assert not [line for line in lines if "#2" in line or "@" in line]
 
 
+def test_models_that_fit_on_no_machine() -> None:
+    gib = 2**30
+    scheduler = Scheduler(
+        [Capacity("one/cpu", 4 * gib, node="one"), Capacity("two/cpu", 2 * gib, node="two")],
+        [
+            Demand(model="a/large", concurrency=1, memory=3 * gib),
+            Demand(model="a/small", concurrency=1, memory=gib),
+        ],
+    )
+    for number, model in enumerate(("a/large", "a/large", "a/small")):
+        scheduler.queued(str(number), model, 0.0)
+    before = Metrics(scheduler).collect("", [], {})()[0].decode()
+    assert "appliance_unplaceable_predictions{" not in before
+    scheduler.remove_devices("one")
+    samples = {
+        (sample.name, sample.labels.get("model")): sample.value
+        for family in text_string_to_metric_families(Metrics(scheduler).collect("", [], {})()[0].decode())
+        for sample in family.samples
+    }
+    assert samples["appliance_unplaceable_predictions", "a/large"] == 2
+    assert samples["appliance_missing_memory_bytes", "a/large"] == gib
+    assert ("appliance_unplaceable_predictions", "a/small") not in samples
+
+
 async def test_gpus_disk_and_models_that_are_not_served(api: Api, bench: Bench) -> None:
     found = {name for name, _ in await scraped(api)}
     assert "appliance_gpu_power_watts" not in found
