@@ -15,7 +15,7 @@ HIDDEN: Final = "**********"
 _MAPPINGS: Final = frozenset({"environment", "headers"})
 #: Words in a key, or in a parameter of a URL, that mark its value as a secret.
 _SECRETS: Final = frozenset(
-    {"authorization", "credential", "credentials", "password", "secret", "signature", "token"}
+    {"authorization", "credential", "credentials", "password", "secret", "signature", "sslpassword", "token"}
 )
 #: Characters of a secret that is searched in other texts, where shorter ones are common.
 _SHORTEST: Final = 6

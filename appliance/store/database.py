@@ -52,7 +52,7 @@ def store_error(error: sqlite3.Error, path: Path | str) -> StoreError:
     ``path`` is the file, or the URL of the PostgreSQL database without the password.
     """
     if isinstance(error, ConnectionLost):
-        return StoreUnavailable(f"{path}: the database does not answer: {error}")
+        return StoreUnavailable(f"{path}: no connection to the database: {error}")
     code = getattr(error, "sqlite_errorcode", 0)  # missing in errors about wrong use of the API
     remedy = _REMEDIES.get(code & 0xFF)  # the primary result code
     if code & 0xFF == sqlite3.SQLITE_FULL or code in _NO_SPACE:

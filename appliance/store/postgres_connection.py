@@ -43,7 +43,7 @@ _NEW_OWNER: Final = "UPDATE store_owner SET generation = generation + 1, holder 
 _OWNER: Final = "SELECT generation, holder FROM store_owner"
 _SESSION: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 _END_SESSION: Final = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
+    "SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
 )
 _OUTCOME: Final = "SELECT pg_xact_status(%s::text::xid8)"
 

@@ -90,6 +90,16 @@ class PostgresServer:
             self._process.wait()
             self._process = None
 
+    def add_user(self, name: str, password: str) -> None:
+        """Add a user that needs a password and has a database of the same name."""
+        self.query(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+        self.query(f"CREATE DATABASE {name} OWNER {name}")
+        rules = self._data / "pg_hba.conf"
+        rules.write_text(f"local all {name} scram-sha-256\n{rules.read_text()}")
+        self.query("SELECT pg_reload_conf()")
+        while self.query(f"SELECT 1 FROM pg_hba_file_rules WHERE '{name}' = ANY (user_name)") == []:
+            pass
+
     def copy(self, database: str, other: str) -> None:
         """Save a database with pg_dump, and restore it with pg_restore into a new one."""
         self.query(f'CREATE DATABASE "{other}"')

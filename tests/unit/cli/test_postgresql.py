@@ -60,7 +60,7 @@ def test_a_server_that_does_not_answer_is_named_without_the_password(
 ) -> None:
     assert run(monkeypatch, "token", "list") == 1
     shown = printed(capsys)
-    assert "postgresql://anna@127.0.0.1:1/appliance: the database does not answer" in shown
+    assert "postgresql://anna@127.0.0.1:1/appliance: no connection to the database" in shown
     assert "secret" not in shown
 
 

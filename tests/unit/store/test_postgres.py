@@ -152,7 +152,7 @@ async def test_while_the_server_is_away_requests_fail_with_503(
     postgres.stop(mode="fast")
     try:
         with pytest.raises(
-            StoreUnavailable, match=r"postgresql://postgres@/test_\w+: the database"
+            StoreUnavailable, match=r"postgresql://postgres@/test_\w+: no connection"
         ) as failed:
             await store.create(make())
         assert (failed.value.status, failed.value.retry_after) == (503, 5)
@@ -280,9 +280,39 @@ async def test_a_dump_is_restored_with_everything(store: Store, path: Path, post
 async def test_the_password_is_in_no_message() -> None:
     url = "postgresql://anna:secret@127.0.0.1:1/db?sslmode=disable&password=secret"
     assert public_url(url) == "postgresql://anna@127.0.0.1:1/db"
-    with pytest.raises(StoreUnavailable, match=r"postgresql://anna@127\.0\.0\.1:1/db: the database") as no:
+    with pytest.raises(StoreUnavailable, match=r"postgresql://anna@127\.0\.0\.1:1/db: no connection") as no:
         await Store(Path("/nonexistent/appliance.db"), url=url).open()
     assert "secret" not in str(no.value)
+
+
+async def test_a_user_with_a_password_that_owns_the_database(
+    path: Path, postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres.add_user("anna", "p@ss:word")
+    url = postgres.url("anna").replace("postgres@", "anna@")
+    path.parent.mkdir()
+    store = Store(path, url=url.replace("anna@", "anna:p%40ss%3Aword@"))
+    await store.open()
+    await store.own()
+    await store.create(record := make())
+    connection = writing(store)
+    former, connection._connection = connection._connection, None  # as after a cut of the network
+    await store.create(make())  # a user without special rights may end its own session
+    assert former is not None
+    former.close()
+    await store.close()
+    with pytest.raises(StoreUnavailable, match=r"anna: no connection to the database: .*password") as refused:
+        await Store(path, url=url.replace("anna@", "anna:wrong@")).open()
+    assert "wrong" not in str(refused.value)
+    file = tmp_path / "passwords"
+    file.write_text("*:*:anna:anna:p@ss\\:word\n")
+    file.chmod(0o600)
+    monkeypatch.setenv("PGPASSFILE", str(file))
+    store = Store(path, url=url)
+    await store.open()
+    assert await store.get(record.id) == record
+    await store.close()
+    postgres.query("DROP DATABASE anna")
 
 
 async def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
