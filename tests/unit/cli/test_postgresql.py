@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance.config import load
+from appliance.config.redact import redact
 from appliance.driver import doctor
 from appliance.store import encryption
 from tests.unit.cli.test_audit import home, run
@@ -65,9 +67,7 @@ def test_a_server_that_does_not_answer_is_named_without_the_password(
 
 
 def test_doctor_names_it_too(home: Path) -> None:
-    from appliance import config
-
-    (found,) = doctor.database(config.load(Path("models.yaml")), home)
+    (found,) = doctor.database(load(Path("models.yaml")), home)
     assert (found.subject, found.state) == ("database", "failed")
     assert "postgresql://anna@127.0.0.1:1/appliance" in found.found
     assert "store.url" in found.fix
@@ -82,3 +82,11 @@ def test_a_url_of_another_database_is_refused(
     shown = printed(capsys)
     assert "key store.url: 'mysql://**********@127.0.0.1:1/appliance' should be a URL such as" in shown
     assert "secret" not in shown
+
+
+def test_the_config_that_is_shown_has_no_password() -> None:
+    url = "postgresql://anna:hidden@db/appliance?sslmode=verify-full&sslpassword=hidden&password=hidden"
+    Path("models.yaml").write_text(CONFIG.replace("postgresql://anna:secret@127.0.0.1:1/appliance", url))
+    shown = redact(load(Path("models.yaml")))["store"]["url"]
+    assert "hidden" not in shown
+    assert "db/appliance?sslmode=verify-full" in shown
