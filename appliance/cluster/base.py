@@ -165,6 +165,12 @@ class Cluster(Protocol):
     def acknowledge(self, model: str, id: str) -> None:
         """Tell the replica that the end of the prediction is stored, so that it may drop the events."""
 
+    def stored(self, model: str, id: str, attempt: int, n: int) -> None:
+        """Tell that events up to number ``n`` of an adopted prediction's attempt are stored already.
+
+        Their output files are not fetched again from another node.
+        """
+
     def limit(self, model: str, memory: int) -> None:
         """Set how many bytes of main memory the model's worker process may use from now on."""
 

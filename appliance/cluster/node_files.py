@@ -71,6 +71,7 @@ class NodeFiles:
         #: By prediction: events that wait for a file, and the later events of the same prediction.
         self._waiting: dict[str, deque[Emitted]] = {}
         self._failed: dict[str, str] = {}  # by prediction: why its output is incomplete
+        self._stored: dict[str, tuple[int, int]] = {}  # by prediction: attempt, and its last stored event
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- jobs --------------------------------------------------------------------------------------------
@@ -99,6 +100,7 @@ class NodeFiles:
     def acknowledged(self, id: str) -> None:
         """Delete the files that a prediction, whose end is stored, has on the node."""
         self._failed.pop(id, None)
+        self._stored.pop(id, None)
         paths = [*self._sent.pop(id, ()), str(self._folders.node_outputs / id)]
         asyncio.get_running_loop().call_later(_DROP_DELAY, self._drop, paths)
 
@@ -133,10 +135,17 @@ class NodeFiles:
 
     # -- events ------------------------------------------------------------------------------------------
 
+    def skip(self, id: str, attempt: int, n: int) -> None:
+        """Do not deliver events of an attempt up to number ``n``, because they are stored already."""
+        self._stored[id] = attempt, n
+
     def receive(self, events: list[Emitted]) -> None:
         """Deliver events of the node, in order; those that name files once the files are here."""
         ready = []
         for emitted in events:
+            attempt, n = self._stored.get(emitted.id, (0, 0))
+            if emitted.attempt == attempt and emitted.n <= n:
+                continue
             if (waiting := self._waiting.get(emitted.id)) is not None:
                 waiting.append(emitted)
             elif _has_files(emitted):

@@ -296,6 +296,11 @@ class RayCluster:
         if (link := self._links.get(model)) is not None:
             link.acknowledge(id)
 
+    def stored(self, model: str, id: str, attempt: int, n: int) -> None:
+        link = self._links.get(model)
+        if link is not None and link.transfer is not None:
+            link.transfer.files.skip(id, attempt, n)
+
     def limit(self, model: str, memory: int) -> None:
         if (link := self._links.get(model)) is not None:
             link.waiting.limit = memory

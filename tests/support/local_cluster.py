@@ -108,6 +108,9 @@ class LocalCluster:
     def acknowledge(self, model: str, id: str) -> None:
         self.acknowledged.append(id)
 
+    def stored(self, model: str, id: str, attempt: int, n: int) -> None:
+        """Do nothing: this cluster adopts no predictions."""
+
     def limit(self, model: str, memory: int) -> None:
         self.limits[model] = memory
 

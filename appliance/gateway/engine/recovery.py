@@ -83,6 +83,7 @@ async def recover_predictions(
             predictions.enqueue(active)
         else:
             predictions.resume(active, held=prediction.id in held.get(entry.runs_on, ()))
+            dependencies.cluster.stored(entry.runs_on, prediction.id, prediction.attempt, prediction.n)
     for record in failed:  # they are unfinished until their end is stored
         dependencies.budgets.add(record)
     return failed

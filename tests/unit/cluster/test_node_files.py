@@ -167,6 +167,15 @@ async def test_events_come_in_order_once_their_files_are_here(bench: Bench) -> N
     assert path.read_bytes() == b"picture"
 
 
+async def test_events_that_an_earlier_gateway_has_stored_are_skipped(bench: Bench) -> None:
+    bench.node.problem = ApplianceError("nothing may be fetched")
+    stored = Emitted("a", 1, 1, Output([bench.output("a", "a.png")]))
+    new, other = Emitted("a", 1, 2, Log("new")), Emitted("b", 1, 1, Log("other"))
+    bench.files.skip("a", 1, 1)
+    bench.files.receive([stored, new, other])
+    assert bench.delivered == [new, other]
+
+
 async def test_a_file_that_is_here_already_is_not_fetched_again(bench: Bench) -> None:
     file = bench.output("a", "a.png")
     here = bench.folders.outputs / "a" / "1" / "a.png"
