@@ -16,6 +16,7 @@ from appliance.nodes.messages import NodeFacts
 from appliance.scheduler import Residency
 from tests.support.engine_bench import MIB, Bench
 from tests.support.node_connection import LocalNode
+from tests.unit.conftest import api_of
 
 
 @pytest.fixture
@@ -185,3 +186,22 @@ async def test_without_a_cluster_no_node_can_join(tmp_path: Path) -> None:
         join(bench, tmp_path)
     await bench.stop()
     await bench.cluster.close()
+
+
+async def test_the_admin_routes_and_the_metrics_show_the_devices_of_nodes(
+    bench: Bench, tmp_path: Path
+) -> None:
+    join(bench, tmp_path)
+    await bench.engine.load(bench.echo)
+    bench.sampler.history.add(bench.sampler.sample(bench.engine.status(), 1.0))
+    async with api_of(bench) as api:
+        status = (await api.get("/admin/status")).json()
+        residency = (await api.get("/admin/residency")).json()
+        history = (await api.get("/admin/history")).json()
+        metrics = (await api.get("/metrics")).text
+        hardware = (await api.get("/v1/hardware")).json()
+    for report in (status, residency, history):
+        assert [device["name"] for device in report["devices"]] == ["head/cpu", "box/cpu"]
+    assert [(each["label"], each["kind"]) for each in status["devices"]] == [("A CPU", "cpu")] * 2
+    assert 'device="box/cpu"' in metrics
+    assert hardware == [{"name": "A CPU", "sku": "cpu"}]
