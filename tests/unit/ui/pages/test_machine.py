@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from appliance.machine import Device
+from appliance.nodes.messages import NodeFacts
 from appliance.observability.history import Sample
 from appliance.protocols.admin_types import (
     ApplianceStatusResponse,
@@ -20,8 +22,10 @@ from appliance.ui import alerts, decisions, machine_charts, markup
 from appliance.ui.pages import machine
 from tests.support.api_client import SECRET, Api
 from tests.support.engine_bench import Bench
+from tests.support.node_connection import LocalNode
 from tests.support.response_examples import completed
 from tests.support.ui_client import Pages
+from tests.unit.conftest import api_of
 from tests.unit.ui.test_markup import HOSTILE, inert
 
 TIME = "2026-01-02T03:04:05.678900Z"
@@ -259,3 +263,27 @@ def test_charts_of_the_last_hour_have_a_sentence_and_a_table() -> None:
     drawn = [each["class"] for tag, each in said[0].elements if tag == "path"]
     assert [each for each in drawn if each != "grid"] == ["area c3", "area others"]
     assert all("As a table" in read.said for read in said)
+
+
+async def test_the_page_shows_the_devices_of_all_nodes(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "head")
+    bench.node = "head"
+    await bench.start()
+    node = LocalNode(tmp_path / "box")
+    facts = NodeFacts(
+        name="box", host="10.0.0.2", port=8770, version="1", labels={}, threads=7,
+        devices=(Device(name="cpu", kind="cpu", memory=GIB, label="A CPU"),),
+        run_dir=str(node.folders.run_dir), outputs=str(node.folders.outputs),
+    )  # fmt: skip
+    bench.engine.nodes.joined(facts, node)  # type: ignore[arg-type]  # it does as much
+    bench.sampler.history.add(bench.sampler.sample(bench.engine.status(), 1.0))
+    async with api_of(bench) as api:
+        pages = Pages(api, tmp_path)
+        async with pages.signed_in(SECRET) as browser:
+            page = (await browser.get("/machine")).text
+        await pages.server.close()
+    assert "<h3>head/cpu <" in page
+    assert "<h3>box/cpu <" in page
+    assert "Memory of box/cpu" in page
+    await bench.stop()
+    await bench.cluster.close()
