@@ -134,22 +134,26 @@ class Channel:
         await self.send(Digest(digest.hexdigest()))
 
     async def receive_content(
-        self, file: IO[bytes], size: int, on_progress: Callable[[int], None] | None = None
+        self,
+        file: IO[bytes],
+        size: int,
+        on_progress: Callable[[int], None] | None = None,
+        digest: hashlib._Hash | None = None,
     ) -> OSError | None:
         """Write ``size`` received bytes to a file. Return the error if the file could not be written.
 
         The connection stays usable if the file could not be written. ``on_progress`` gets the number of each
-        part's bytes.
+        part's bytes. ``digest`` is a SHA-256 without data, which gets the bytes.
 
         Raises:
             NodeError: the bytes were changed on the way.
             OSError: the connection broke.
         """
-        digest = hashlib.sha256()
+        received = digest or hashlib.sha256()
         failure: OSError | None = None
 
         def write(data: bytes) -> None:
-            digest.update(data)
+            received.update(data)
             file.write(data)
             file.flush()
 
@@ -163,19 +167,22 @@ class Channel:
             if on_progress is not None:
                 on_progress(len(data))
         sent = await self.reply(Digest)
-        if failure is None and sent.sha256 != digest.hexdigest():
+        if failure is None and sent.sha256 != received.hexdigest():
             raise NodeError("a file was changed on the way: the SHA-256 of its content is wrong")
         return failure
 
     async def _parts(self, size: int) -> AsyncIterator[bytes]:
         left = size
         while left:
-            async with asyncio.timeout(SILENCE):
-                data = await self.reader.read(min(CHUNK, left))
-            if not data:
-                raise EOFError("the connection closed in the middle of a file")
-            left -= len(data)
-            yield data
+            part = bytearray()  # a connection gives small pieces, and each part costs a change of threads
+            while len(part) < min(CHUNK, left):
+                async with asyncio.timeout(SILENCE):
+                    data = await self.reader.read(min(CHUNK, left) - len(part))
+                if not data:
+                    raise EOFError("the connection closed in the middle of a file")
+                part += data
+            left -= len(part)
+            yield bytes(part)
 
     def close(self) -> None:
         self.writer.close()

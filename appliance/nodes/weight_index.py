@@ -39,7 +39,7 @@ class WeightIndex:
         self._file = file
         self._known: dict[str, _Known] = {}
         self._offered: dict[str, Path] = {}  # by SHA-256
-        self._lock = asyncio.Lock()  # each file is read once
+        self._locks: dict[Path, asyncio.Lock] = {}  # each path is read once, and different paths together
         try:
             self._known = msgspec.json.decode(file.read_bytes(), type=dict[str, _Known])
         except FileNotFoundError:
@@ -55,8 +55,11 @@ class WeightIndex:
         Raises:
             NodeError: a path does not exist or cannot be read.
         """
-        async with self._lock:
-            return [await asyncio.to_thread(self._tree, path) for path in paths]
+        found = []
+        for path in paths:
+            async with self._locks.setdefault(path, asyncio.Lock()):
+                found.append(await asyncio.to_thread(self._tree, path))
+        return found
 
     def open(self, sha256: str) -> tuple[IO[bytes], int]:
         """Open an offered file; return it with its size in bytes.

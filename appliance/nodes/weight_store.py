@@ -132,12 +132,14 @@ class WeightStore:
             raise NodeError(
                 f"has {readable_bytes(offset + content.size)} instead of {readable_bytes(file.size)}"
             )
+        digest = hashlib.sha256()
         with partial.open("ab") as opened:
-            failure = await channel.receive_content(opened, content.size, on_progress)
+            failure = await channel.receive_content(opened, content.size, on_progress, digest)
             if failure is not None:
                 raise NodeError(f"{partial} cannot be written: {failure.strerror}") from failure
-            os.fsync(opened.fileno())
-        if await asyncio.to_thread(_sha256, partial) != file.sha256:
+            await asyncio.to_thread(os.fsync, opened.fileno())
+        found = digest.hexdigest() if offset == 0 else await asyncio.to_thread(_sha256, partial)
+        if found != file.sha256:
             partial.unlink()
             raise NodeError(f"the SHA-256 of {file.name} is wrong: the file on the disk may be damaged")
         partial.chmod(0o400)

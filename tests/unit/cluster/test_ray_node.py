@@ -8,7 +8,13 @@ import pytest
 import ray
 from ray._private.node import wait_for_persisted_port
 
-from appliance.cluster.ray_node import _AGENT_PORTS, _without_agents
+from appliance.cluster.ray_node import (
+    _AGENT_PORTS,
+    RayBinding,
+    _bound,
+    _head_options,
+    _without_agents,
+)
 
 
 def test_the_raylet_starts_no_agents_and_waits_for_none(tmp_path: Path) -> None:
@@ -29,3 +35,26 @@ def test_the_raylet_starts_no_agents_and_waits_for_none(tmp_path: Path) -> None:
         assert wait_for_persisted_port(str(tmp_path), node, port, timeout_ms=0) == -1
     with pytest.raises(Exception, match="port"):
         wait_for_persisted_port(str(tmp_path), node, "another_port", timeout_ms=0)
+
+
+def test_ray_gets_the_ports_of_a_cluster_only_while_it_starts() -> None:
+    original = ray._private.parameter.RayParams
+    binding = RayBinding(
+        node="gpu-1",
+        host="192.0.2.1",
+        gcs_port=8771,
+        node_manager_port=8772,
+        object_manager_port=0,
+        worker_ports=(10002, 19999),
+    )
+    with _bound(binding):
+        made = ray._private.parameter.RayParams(num_cpus=1)
+    assert (made.gcs_server_port, made.node_manager_port, made.object_manager_port) == (8771, 8772, 0)
+    assert (made.min_worker_port, made.max_worker_port, made.num_cpus) == (10002, 19999, 1)
+    assert ray._private.parameter.RayParams is original
+    with _bound(None):
+        assert ray._private.parameter.RayParams is original
+    assert _head_options(binding) == {
+        "_node_ip_address": "192.0.2.1",
+        "resources": {"appliance-node-gpu-1": 1},
+    }
