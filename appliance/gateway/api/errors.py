@@ -21,35 +21,13 @@ from appliance.domain.errors import (
 )
 from appliance.domain.prediction import Prediction, Status
 from appliance.gateway.engine import INTERRUPTED
-from appliance.protocols.compat_types import (
-    AnthropicErrorDetail,
-    AnthropicErrorResponse,
-    OpenAIErrorDetail,
-    OpenAIErrorEvent,
-    OpenAIErrorResponse,
-)
+from appliance.protocols.compat_errors import ANTHROPIC, OPENAI, anthropic_error, openai_error
+from appliance.protocols.compat_types import AnthropicErrorResponse, OpenAIErrorEvent, OpenAIErrorResponse
+
+__all__ = ["ANTHROPIC", "OPENAI", "CompatError", "compat_response", "response"]
 
 #: Seconds: the clients of OpenAI and Anthropic ignore a longer Retry-After, and would retry at once.
 _LONGEST_RETRY: Final = 60
-#: Path prefixes of the routes of each API.
-OPENAI: Final = "/openai"
-ANTHROPIC: Final = "/anthropic"
-
-_OPENAI_TYPES: Final = {
-    401: "authentication_error",
-    402: "insufficient_quota",
-    403: "permission_error",
-    429: "rate_limit_error",
-}
-_ANTHROPIC_TYPES: Final = {
-    401: "authentication_error",
-    402: "billing_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
 
 
 class CompatError(NamedTuple):
@@ -99,23 +77,10 @@ class CompatError(NamedTuple):
         return cls(otherwise if began else 503, text)
 
     def openai(self) -> OpenAIErrorResponse:
-        kind = "server_error" if self.status >= 500 else _OPENAI_TYPES.get(self.status)
-        return OpenAIErrorResponse(
-            error=OpenAIErrorDetail(
-                message=self.message,
-                type=kind or "invalid_request_error",
-                param=self.parameter,
-                code=self.code,
-            )
-        )
+        return openai_error(self.status, self.message, self.parameter, self.code)
 
     def anthropic(self) -> AnthropicErrorResponse:
-        kind = _ANTHROPIC_TYPES.get(
-            self.status, "api_error" if self.status >= 500 else "invalid_request_error"
-        )
-        return AnthropicErrorResponse(
-            type="error", error=AnthropicErrorDetail(type=kind, message=self.message)
-        )
+        return anthropic_error(self.status, self.message)
 
     def event(self, number: int) -> OpenAIErrorEvent:
         """Return the error as event ``number``, from 0, of a stream of OpenAI's Responses API."""
