@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import typer
 
 from appliance.cli.serve import environment
 from appliance.domain.errors import ConfigError, JoinRefused
+
+if TYPE_CHECKING:
+    from appliance.driver.node_http import Listen
 
 DEFAULT_PORT: Final = 8770  # of the agents of head and nodes
 
@@ -61,6 +64,20 @@ def join(
             help="A logical device, such as small=4GiB, instead of the machine's devices. Repeatable.",
         ),
     ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            "--listen",
+            metavar="HOST:PORT",
+            help="Answer the HTTP API and the UI here too, such as 0.0.0.0:8000: requests are forwarded to "
+            "the head. Default: this machine does not answer HTTP.",
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--certificate", help="Certificate for HTTPS at --listen, a PEM file."),
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="Private key of --certificate.")] = None,
 ) -> None:
     """Make this machine a node of a cluster, until Ctrl-C or SIGTERM.
 
@@ -88,6 +105,7 @@ def join(
         threads=threads,
         memory=None if memory is None else _bytes(memory, "--memory"),
         devices=dict(map(_device, device or ())),
+        listen=_listen(listen, certificate, key),
     )
     command = [sys.executable, "-m", "appliance.driver.node", msgspec.json.encode(settings).decode()]
     sys.stdout.flush()
@@ -109,6 +127,31 @@ def _host_and_port(text: str) -> tuple[str, int]:
     if not host or not (port.isascii() and port.isdecimal()) or not 1 <= int(port) <= 65535:
         raise ConfigError(f"{text} is not an address of a head: write HOST or HOST:PORT")
     return host, int(port)
+
+
+def _listen(text: str | None, certificate: Path | None, key: Path | None) -> Listen | None:
+    """Return where this machine answers HTTP.
+
+    Raises:
+        ConfigError: the address is not valid, or an option is missing.
+    """
+    from appliance.driver.node_http import Listen
+
+    if (certificate is None) != (key is None):
+        raise ConfigError("give both --certificate and --key, or neither", key="--certificate")
+    if text is None:
+        if certificate is not None:
+            raise ConfigError("--certificate needs --listen, the address at which it is used", key="--listen")
+        return None
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal()) or not 1 <= int(port) <= 65535:
+        raise ConfigError(f"{text} is not an address: write HOST:PORT, such as 0.0.0.0:8000", key="--listen")
+    host = host.removeprefix("[").removesuffix("]")
+    if certificate is None or key is None:
+        return Listen(host, int(port))
+    listen = Listen(host, int(port), str(certificate.absolute()), str(key.absolute()))
+    listen.tls()
+    return listen
 
 
 def _device(text: str) -> tuple[str, int]:

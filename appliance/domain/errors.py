@@ -398,6 +398,17 @@ class RayLost(ApplianceError):
     title = "Ray ended"
 
 
+class HeadAway(ApplianceError):
+    """The head of the cluster cannot be reached from the node that got the request."""
+
+    status = 503
+    title = "Head unreachable"
+    retry_after = 5  # seconds
+
+    def body(self) -> dict[str, Any]:
+        return {**super().body(), "retry_after": self.retry_after}
+
+
 class NodeError(ApplianceError):
     """A node of the cluster could not carry out a request; the message has the reason."""
 

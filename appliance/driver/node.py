@@ -31,6 +31,7 @@ from appliance.config.sections import DeviceConfig
 from appliance.domain.errors import ApplianceError, ConfigError, JoinRefused, NodeError, RayLost
 from appliance.driver import (
     home_lock,
+    node_http,
     own_process,
     permissions,
     proxies,
@@ -80,6 +81,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None  # CPU threads that one model may use
     memory: int | None  # bytes of main memory for models
     devices: dict[str, int]  # bytes by name of logical device; empty: the devices of the machine
+    listen: node_http.Listen | None = None  # None: this machine does not answer HTTP
 
     @property
     def hardware(self) -> HardwareConfig:
@@ -103,6 +105,19 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
         return self.run_dir / "zygote.sock"
 
     @property
+    def http(self) -> node_http.HttpSettings | None:
+        if self.listen is None:
+            return None
+        return node_http.HttpSettings(
+            listen=self.listen,
+            listener=str(self.run_dir / "http.sock"),
+            cluster=str(cluster_folder(self.home)),
+            head_host=self.head_host,
+            head_port=self.head_port,
+            own_address=self.address,
+        )
+
+    @property
     def head_address(self) -> str:
         return f"{self.head_host}:{self.head_port}"
 
@@ -114,11 +129,20 @@ class MembershipLost(Exception):
 class NodeProcess:
     """The processes of one membership, from joining to leaving."""
 
-    def __init__(self, settings: NodeSettings, token: JoinToken, temp: Path, console: Console) -> None:
+    def __init__(
+        self,
+        settings: NodeSettings,
+        token: JoinToken,
+        temp: Path,
+        console: Console,
+        on_leave: Callable[[], None],
+    ) -> None:
+        """``on_leave`` is called when this machine begins to leave the cluster."""
         self._settings = settings
         self._token = token
         self._temp = temp
         self._console = console
+        self._on_leave = on_leave
         self._devices = machine.discover(settings.hardware)
         self._incarnation = secrets.token_hex(8)
         self._zygote: Supervisor | None = None
@@ -272,6 +296,7 @@ class NodeProcess:
 
     async def _leave(self, head: Head, drain_timeout: float) -> None:
         """Let the running predictions finish, and tell the head that this node stops."""
+        self._on_leave()
         service_manager.stopping(drain_timeout)
         self._console.print(
             f"stopping the node: running predictions get up to {drain_timeout:g} s", highlight=False
@@ -372,7 +397,8 @@ async def _run(settings: NodeSettings, token: JoinToken, temp: Path, console: Co
     stop = asyncio.Event()
     own_process.stop_on_signals(stop)
     try:
-        await NodeProcess(settings, token, temp, console).run(stop)
+        async with node_http.serving(settings.http, settings.home / "logs" / "http.log") as on_leave:
+            await NodeProcess(settings, token, temp, console, on_leave).run(stop)
     except MembershipLost as error:
         if stop.is_set():
             return False

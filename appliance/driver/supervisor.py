@@ -66,6 +66,11 @@ class Supervisor:
             process.kill()
             await process.wait()
 
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the child if it runs now. The next child does not get it."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
     async def _spawn(self) -> None:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(

@@ -43,7 +43,7 @@ from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
 from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.listener import receive_listener
-from appliance.gateway.membership import build_nodes, start_nodes
+from appliance.gateway.membership import build_nodes, serve_nodes, start_nodes
 from appliance.gateway.settings import GatewaySettings, client_files
 from appliance.gateway.sign_on import SignOn
 from appliance.gateway.webhooks.sender import Webhooks
@@ -308,6 +308,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     )
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
+    serve_nodes(nodes, server, settings)
     _log.info("listening on %s", host_and_port(settings.host, settings.port))
     return Gateway(services, api, server, serving)
 

@@ -12,7 +12,7 @@ import contextlib
 import enum
 import socket
 from collections.abc import Callable, Iterable
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import msgspec
 import uvicorn
@@ -38,6 +38,14 @@ class _Stage(enum.Enum):
     NONE = enum.auto()
     HEADERS = enum.auto()
     BODY = enum.auto()
+
+
+class Origin(NamedTuple):
+    """The ends of a client's connection to a node."""
+
+    client: tuple[str, int]  # IP address and port
+    server: tuple[str, int]  # IP address and port
+    scheme: Literal["http", "https"]
 
 
 class _GatheringTransport:
@@ -181,6 +189,20 @@ class Connection(HttpToolsProtocol):
             self.cycle.message_event.set()
         self._stage = _Stage.NONE
         self.transport.close()
+
+
+class ForwardedConnection(Connection):
+    """A connection of a client to a node, whose bytes the node forwards to this process."""
+
+    def __init__(self, server: uvicorn.Server, origin: Origin, keep: object) -> None:
+        """``keep`` is an object that must live as long as the connection."""
+        super().__init__(server.config, server.server_state, app_state={})
+        self._origin = origin
+        self._keep = keep
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.client, self.server, self.scheme = self._origin
 
 
 def end_slow(connections: Iterable[Any], now: float, trusted: Callable[[str], bool]) -> None:

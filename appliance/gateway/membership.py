@@ -7,12 +7,17 @@ import os
 from typing import TYPE_CHECKING
 
 from appliance import __version__
-from appliance.domain.errors import ApplianceError
+from appliance.domain.errors import ApplianceError, NodeError
+from appliance.gateway.connections import ForwardedConnection, Origin
 from appliance.gateway.listener import receive_listener
 from appliance.gateway.settings import GatewaySettings
 from appliance.runners import preloaded_modules
 
 if TYPE_CHECKING:  # imported only by the head of a cluster
+    import uvicorn
+
+    from appliance.nodes.channel import Channel
+    from appliance.nodes.messages import OpenGateway
     from appliance.nodes.registry import Nodes
 
 
@@ -65,3 +70,20 @@ async def start_nodes(nodes: Nodes | None, settings: GatewaySettings) -> None:
     """Find the nodes of an earlier gateway, and let machines join. Do nothing without a cluster."""
     if nodes is not None:
         await nodes.start(await asyncio.to_thread(receive_listener, settings.agent_socket))
+
+
+def serve_nodes(nodes: Nodes | None, server: uvicorn.Server, settings: GatewaySettings) -> None:
+    """Let the HTTP server answer requests that come through nodes. Do nothing without a cluster."""
+    if nodes is None:
+        return
+    tls = settings.config.server.tls
+
+    def connection(request: OpenGateway, channel: Channel) -> ForwardedConnection:
+        if tls is not None and tls.client_ca is not None:
+            raise NodeError(
+                "clients need a certificate (server.tls.client_ca in models.yaml of the head), which nodes "
+                "do not check: send requests to the head"
+            )
+        return ForwardedConnection(server, Origin(request.client, request.server, request.scheme), channel)
+
+    nodes.serve_http(connection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -34,6 +35,7 @@ class Channel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self.handed_over = False
 
     @classmethod
     async def open(
@@ -184,12 +186,35 @@ class Channel:
             left -= len(part)
             yield bytes(part)
 
+    def hand_over(self, last: msgspec.Struct, protocol: asyncio.Protocol) -> None:
+        """Send ``last``, and then let ``protocol`` alone use the connection.
+
+        The other end must not have sent anything after its request. From now on, ``close`` and ``abort`` do
+        nothing. ``protocol`` must keep this channel: a garbage-collected writer closes its connection.
+        """
+        self.handed_over = True
+        transport = cast("asyncio.Transport", self.writer.transport)
+        transport.write(encode(last))
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+
+    def detect_death(self) -> None:
+        """Let the connection break within about 10 s when the other machine is gone, also if it is idle."""
+        found = self.writer.get_extra_info("socket")
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 4)  # seconds
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)  # seconds
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000)  # milliseconds
+
     def close(self) -> None:
-        self.writer.close()
+        if not self.handed_over:
+            self.writer.close()
 
     def abort(self) -> None:
         """Close the connection at once, without waiting for data that is not sent yet."""
-        self.writer.transport.abort()
+        if not self.handed_over:
+            self.writer.transport.abort()
 
     @property
     def is_usable(self) -> bool:

@@ -7,7 +7,7 @@ message as plain bytes. After ``SocketOpened``, a connection carries only the by
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -109,6 +109,17 @@ class ReadWeights(msgspec.Struct, frozen=True, tag="read_weights"):
 
     sha256: str
     offset: int  # bytes that the asking node has already
+
+
+class OpenGateway(msgspec.Struct, frozen=True, tag="open_gateway"):
+    """Let the gateway answer the HTTP requests of a client that has connected to this node.
+
+    After ``GatewayOpened``, the connection carries only the bytes between the client and the gateway.
+    """
+
+    client: tuple[str, int]  # IP address and port of the client
+    server: tuple[str, int]  # IP address and port that the client has connected to
+    scheme: Literal["http", "https"]  # of the client's connection to the node
 
 
 # -- requests of the gateway to a node ----------------------------------------------------------------------
@@ -230,6 +241,10 @@ class SocketOpened(msgspec.Struct, frozen=True, tag="socket_opened"):
     """From now on, the connection carries only the bytes of the socket."""
 
 
+class GatewayOpened(msgspec.Struct, frozen=True, tag="gateway_opened"):
+    """From now on, the connection carries only the bytes between the client and the gateway."""
+
+
 class Stored(msgspec.Struct, frozen=True, tag="stored"):
     """The file was stored at this absolute path."""
 
@@ -268,7 +283,7 @@ class Found(msgspec.Struct, frozen=True, tag="found"):
 
 
 StrangerRequest = AskAuthority | Join
-HeadRequest = StrangerRequest | Announce | AskMembership | Leave | Left | ReadWeights
+HeadRequest = StrangerRequest | Announce | AskMembership | Leave | Left | ReadWeights | OpenGateway
 NodeRequest = (
     Ping
     | AskFacts
@@ -291,6 +306,7 @@ Reply = (
     | Facts
     | InUse
     | SocketOpened
+    | GatewayOpened
     | Stored
     | Content
     | Digest

@@ -27,12 +27,14 @@ from appliance.nodes.messages import (
     AskAuthority,
     AskMembership,
     Done,
+    GatewayOpened,
     HeadRequest,
     Join,
     Leave,
     Left,
     Membership,
     NodeFacts,
+    OpenGateway,
     ReadWeights,
     Source,
 )
@@ -63,6 +65,11 @@ class NodeListener(Protocol):
 
     def draining(self, name: str, draining: bool) -> None:
         """No model may be loaded on a node from now on; or, if ``draining`` is false, models may again."""
+
+
+#: Returns the protocol of the gateway's HTTP server for a connection whose bytes come through a node.
+#: Raises ``NodeError`` if requests may not come through nodes.
+Http = Callable[[OpenGateway, Channel], asyncio.Protocol]
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -117,6 +124,7 @@ class Nodes:
         self._heartbeats: dict[str, asyncio.Task[None]] = {}
         self._lost: dict[str, NodeStatus] = {}
         self._listeners: list[NodeListener] = []
+        self._http: asyncio.Future[Http] | None = None
         admission = Admission(own, terms)
         strangers = frozenset[identity.Role | None]({None, "node"})
         nodes = frozenset[identity.Role | None]({"node"})
@@ -128,6 +136,7 @@ class Nodes:
             Leave: Route(self._leave, nodes),
             Left: Route(self._left, nodes),
             ReadWeights: Route(self._read_weights, nodes),
+            OpenGateway: Route(self._open_gateway, nodes),
         }
         context = identity.server_context(own, strangers=True)
         self._server = AgentServer(routes, HeadRequest, context)
@@ -135,6 +144,10 @@ class Nodes:
     def listen_to(self, listener: NodeListener) -> None:
         """Tell ``listener`` about changes. Call this before ``start``."""
         self._listeners.append(listener)
+
+    def serve_http(self, http: Http) -> None:
+        """Let the gateway's HTTP server answer requests that come through nodes, also those that wait."""
+        self._http_server.set_result(http)
 
     async def start(self, listener: socket.socket) -> None:
         """Find the members of an earlier gateway that still answer, then accept connections."""
@@ -252,6 +265,17 @@ class Nodes:
     async def _read_weights(self, request: ReadWeights, channel: Channel, _: Peer) -> None:
         file, size = self.weights.open(request.sha256)
         await send_file(channel, file, size, request.offset)
+
+    @property
+    def _http_server(self) -> asyncio.Future[Http]:
+        if self._http is None:
+            self._http = asyncio.get_running_loop().create_future()
+        return self._http
+
+    async def _open_gateway(self, request: OpenGateway, channel: Channel, _: Peer) -> None:
+        http = await asyncio.shield(self._http_server)  # while the gateway starts
+        channel.detect_death()
+        channel.hand_over(GatewayOpened(), http(request, channel))
 
     def _member(self, name: str, incarnation: str) -> _Member | None:
         member = self._members.get(name)

@@ -105,7 +105,7 @@ class AgentServer:
             self._strangers -= 1
 
     async def _serve(self, channel: Channel, peer: Peer, idle: float, largest: int) -> None:
-        while not channel.writer.is_closing():
+        while not (channel.handed_over or channel.writer.is_closing()):
             try:
                 request = await channel.receive(self._requests, seconds=idle, largest=largest)
             except asyncio.IncompleteReadError as error:

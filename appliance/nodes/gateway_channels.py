@@ -1,0 +1,105 @@
+"""Connections of a node to the head, each of which carries the requests of one HTTP client."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from pathlib import Path
+from typing import Final
+
+from appliance.domain.errors import HeadAway
+from appliance.nodes import identity
+from appliance.nodes.channel import BROKEN, Channel
+from appliance.nodes.identity import Identity
+from appliance.nodes.messages import GatewayOpened, OpenGateway
+
+_SPARE: Final = 4  # connections that are opened before clients need them, because TLS takes some time
+_KEEP_SPARE: Final = 60.0  # seconds; the head closes idle connections later than this
+
+
+class GatewayChannels:
+    """Opens connections to the gateway of the head."""
+
+    def __init__(self, folder: Path, host: str, port: int, own_address: str | None = None) -> None:
+        """``folder`` has the certificate of this node. ``own_address`` is the one from which to connect."""
+        self._identity = Identity(folder)
+        self._host = host
+        self._port = port
+        self._own_address = own_address
+        self._context: tuple[int, ssl.SSLContext] | None = None  # with the time of the certificate in ns
+        self._spare: list[tuple[float, Channel]] = []
+        self._filling: asyncio.Task[None] | None = None
+
+    async def open(self, request: OpenGateway, seconds: float) -> Channel:
+        """Return a connection that carries the bytes of a client. The gateway has none of them yet.
+
+        Raises:
+            HeadAway: this machine has never joined the cluster.
+            NodeError: the gateway refuses; the message has the reason.
+            OSError, EOFError, TimeoutError, msgspec.DecodeError: the head cannot be reached now, or no
+                gateway answers within ``seconds``.
+        """
+        async with asyncio.timeout(seconds):
+            while (spare := self._take_spare()) is not None:
+                try:
+                    return await self._ask(spare, request)
+                except BROKEN:  # the head was away for a while
+                    continue
+            opened = await self._ask(await self._connect(), request)
+        if self._filling is None or self._filling.done():
+            self._filling = asyncio.ensure_future(self._fill())
+        return opened
+
+    async def close(self) -> None:
+        """Close the connections that no client uses."""
+        if self._filling is not None:
+            self._filling.cancel()
+        for _, channel in self._spare:
+            channel.close()
+        self._spare.clear()
+
+    async def _ask(self, channel: Channel, request: OpenGateway) -> Channel:
+        try:
+            await channel.send(request)
+            await channel.reply(GatewayOpened, seconds=None)
+        except BaseException:
+            channel.abort()
+            raise
+        return channel
+
+    def _take_spare(self) -> Channel | None:
+        while self._spare:
+            since, channel = self._spare.pop()
+            if channel.is_usable and time.monotonic() - since < _KEEP_SPARE:
+                return channel
+            channel.close()
+        return None
+
+    async def _fill(self) -> None:
+        try:
+            while len(self._spare) < _SPARE:
+                self._spare.append((time.monotonic(), await self._connect()))
+        except (*BROKEN, HeadAway):  # clients get the error when they need a connection
+            return
+
+    async def _connect(self) -> Channel:
+        channel = await Channel.open(self._host, self._port, self._settings(), self._own_address)
+        try:
+            if channel.peer is None or channel.peer[0] != "head":
+                raise ConnectionError("the machine there is not the head of the cluster")
+            channel.detect_death()
+        except BaseException:
+            channel.abort()
+            raise
+        return channel
+
+    def _settings(self) -> ssl.SSLContext:
+        """Return the TLS settings. The certificate changes when the node joins again."""
+        try:
+            changed = self._identity.certificate.stat().st_mtime_ns
+            if self._context is None or self._context[0] != changed:
+                self._context = changed, identity.client_context(self._identity)
+        except OSError as error:
+            raise HeadAway("This node has not joined the cluster yet; try again in a few seconds.") from error
+        return self._context[1]

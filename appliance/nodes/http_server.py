@@ -1,0 +1,227 @@
+"""The HTTP server of a node: forwards the connections of clients to the gateway of the head.
+
+It reads no more of a request than its first line. The gateway gets all bytes as they are, and also the
+address of the client. So requests are the same as on the head: bodies and streams are not stored here, and
+the gateway notices when a client disconnects. Only while the head is away does this server itself respond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+
+from appliance.domain.errors import ApplianceError, HeadAway, NodeError
+from appliance.nodes.channel import BROKEN, Channel, reason
+from appliance.nodes.gateway_channels import GatewayChannels
+from appliance.nodes.messages import OpenGateway
+from appliance.nodes.server import pipe
+from appliance.protocols.compat_errors import ANTHROPIC, OPENAI, anthropic_error, openai_error
+
+_log = logging.getLogger(__name__)
+
+#: Seconds in which a new gateway on the head can begin to answer; until then, requests wait.
+PATIENCE: Final = 10.0
+#: Seconds that a health check waits: load balancers wait only a few.
+HEALTH_PATIENCE: Final = 2.0
+HEALTH: Final = "/healthz"
+_PAUSE: Final = 0.25  # seconds between attempts to reach the head
+_SILENCE: Final = 30.0  # seconds in which the first line of a request must arrive
+_LONGEST_LINE: Final = 64 * 1024  # bytes
+_MOST_WAITING: Final = 256 * 1024  # bytes of a request that are in memory while the head is away
+_BUFFER: Final = 256 * 1024  # bytes
+_LINGER: Final = 2.0  # seconds for which a client may still send its body after an error response
+_HANDSHAKE: Final = 10.0  # seconds
+_FINISH: Final = 4.0  # seconds that open connections get when this server stops
+
+
+class RequestLine(NamedTuple):
+    """What this server reads of a request."""
+
+    method: str
+    path: str
+
+    @classmethod
+    def of(cls, begun: bytes | bytearray) -> RequestLine:
+        """Return the first line of a request, with empty texts if it is not valid: the head refuses it."""
+        words = begun.lstrip(b"\r\n").partition(b"\n")[0].decode("latin-1").split()
+        method, target = [*words, "", ""][:2]
+        return cls(method, target.partition("?")[0])
+
+
+class HttpServer:
+    """Accepts connections of HTTP clients, and forwards them."""
+
+    def __init__(self, channels: GatewayChannels, tls: ssl.SSLContext | None = None) -> None:
+        self._channels = channels
+        self._tls = tls
+        self._scheme: Literal["http", "https"] = "http" if tls is None else "https"
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+        self._is_away = False
+        self._is_leaving = False
+
+    def fail_health_checks(self) -> None:
+        """Let load balancers send no more requests, because this node is going to stop."""
+        self._is_leaving = True
+
+    async def start(self, listener: socket.socket) -> None:
+        self._server = await asyncio.start_server(
+            self._accept,
+            sock=listener,
+            limit=_BUFFER,
+            ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE,
+        )
+
+    async def close(self) -> None:
+        """Accept no more connections, and let the open ones end within a few seconds."""
+        if self._server is not None:
+            self._server.close()
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=_FINISH)
+        for task in self._clients:
+            task.cancel()
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=1.0)
+        await self._channels.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("asyncio runs this in a task")
+        self._clients.add(task)
+        try:
+            await self._serve(reader, writer)
+        except (OSError, EOFError, TimeoutError) as error:
+            _log.debug("a connection of a client ended: %s", reason(error))
+        except asyncio.CancelledError:
+            writer.transport.abort()
+        finally:
+            self._clients.discard(task)
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        client, server = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
+        if not client or not server:  # the client has gone
+            return
+        begun = await _first_line(reader)
+        if not begun:
+            return
+        line = RequestLine.of(begun)
+        if self._is_leaving and line.path == HEALTH:
+            error = HeadAway("This node is stopping; send requests to another machine.")
+            await _respond(reader, writer, line, error)
+            return
+        origin = OpenGateway((client[0], client[1]), (server[0], server[1]), self._scheme)
+        opening = asyncio.ensure_future(self._open(origin, line))
+        leaving = asyncio.ensure_future(_receive(reader, begun))
+        try:
+            await asyncio.wait((opening, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if leaving.done():  # nobody waits for the response, and the client may have asked another machine
+                await _cancelled(opening)
+                return
+            await _cancelled(leaving)
+            channel = opening.result()
+        except ApplianceError as error:
+            await _respond(reader, writer, line, error)
+            return
+        finally:
+            opening.cancel()
+            leaving.cancel()
+        channel.writer.write(begun)
+        await pipe(channel, reader, writer)
+
+    async def _open(self, origin: OpenGateway, line: RequestLine) -> Channel:
+        """Connect to the gateway. The head has not got the request when this fails, so it may be tried again.
+
+        Raises:
+            HeadAway: the head is away, or refuses requests that come through nodes.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + (HEALTH_PATIENCE if line.path == HEALTH else PATIENCE)
+        while True:
+            try:
+                channel = await self._channels.open(origin, deadline - clock())
+            except NodeError as error:
+                raise HeadAway(f"The head refuses requests that come through nodes: {error}") from error
+            except BROKEN as error:
+                if not self._is_away:
+                    _log.warning("the head cannot be reached: %s", reason(error))
+                self._is_away = True
+                if clock() + _PAUSE >= deadline:
+                    raise HeadAway(
+                        "This node cannot reach the head of the cluster, so it did not pass on the request; "
+                        f"try again in {HeadAway.retry_after} seconds."
+                    ) from error
+                await asyncio.sleep(_PAUSE)
+            else:
+                if self._is_away:
+                    _log.info("the head can be reached again")
+                self._is_away = False
+                return channel
+
+
+async def _first_line(reader: asyncio.StreamReader) -> bytearray:
+    """Return the bytes that a client has sent, with at least its first line; none if it has gone."""
+    begun = bytearray()
+    async with asyncio.timeout(_SILENCE):
+        while b"\n" not in begun.lstrip(b"\r\n") and len(begun) < _LONGEST_LINE:
+            data = await reader.read(_BUFFER)
+            if not data:
+                return bytearray()
+            begun += data
+    return begun
+
+
+async def _receive(reader: asyncio.StreamReader, begun: bytearray) -> None:
+    """Append to ``begun`` what a client sends, up to a limit. Return when the client has gone."""
+    with contextlib.suppress(OSError):
+        while data := await reader.read(_BUFFER):
+            begun += data
+            if len(begun) >= _MOST_WAITING:
+                await asyncio.Event().wait()  # for ever: until it is cancelled
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled() and isinstance(task.exception(), Exception):
+        _log.debug("a connection to the head ended: %s", task.exception())
+
+
+async def _respond(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: RequestLine, error: ApplianceError
+) -> None:
+    """Send an error response, and close the connection once the client had time to read it."""
+    writer.write(response(line, error))
+    await writer.drain()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER):  # closing at once would reset the connection of an upload
+            while await reader.read(_BUFFER):
+                pass
+
+
+def response(line: RequestLine, error: ApplianceError) -> bytes:
+    """Return an HTTP response with an error, in the format of the API that was called."""
+    media = "application/json"
+    if line.path.startswith(f"{OPENAI}/"):
+        body = msgspec.json.encode(openai_error(error.status, error.detail))
+    elif line.path.startswith(f"{ANTHROPIC}/"):
+        body = msgspec.json.encode(anthropic_error(error.status, error.detail))
+    else:
+        media, body = "application/problem+json", msgspec.json.encode(error.body())
+    head = (
+        f"HTTP/1.1 {error.status} Service Unavailable\r\n"
+        f"content-type: {media}\r\n"
+        f"content-length: {len(body)}\r\n"
+        f"retry-after: {HeadAway.retry_after}\r\n"
+        "cache-control: no-store\r\n"
+        "connection: close\r\n\r\n"
+    )
+    return head.encode() + (b"" if line.method == "HEAD" else body)

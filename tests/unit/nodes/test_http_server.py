@@ -1,0 +1,343 @@
+"""The HTTP server of a node, with a head in this process: what is forwarded, and responses without a head."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from appliance.domain.errors import HeadAway, NodeError
+from appliance.driver import certificate
+from appliance.nodes import http_server
+from appliance.nodes.channel import Channel
+from appliance.nodes.http_server import RequestLine, response
+from appliance.nodes.messages import OpenGateway
+from tests.support.agents import HOST, TestHead, until
+from tests.support.head_http import HeadHttp, NodeHttp, forwarding
+
+STREAMS = 256
+
+
+class App:
+    """The application of the head, and what happens to its requests."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.open = 0
+        self.requests = 0
+        self.received = 0
+        self.left = 0
+        self.app = Starlette(
+            routes=[
+                Route("/echo", self.echo, methods=["GET", "POST"]),
+                Route("/stream", self.stream),
+                Route("/upload", self.upload, methods=["POST"]),
+                Route("/refuse", self.refuse, methods=["POST"]),
+                Route("/healthz", self.healthz),
+            ]
+        )
+
+    async def healthz(self, _: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def echo(self, request: Request) -> Response:
+        self.requests += 1
+        body = await request.body()
+        assert request.client is not None
+        return JSONResponse(
+            {
+                "client": [request.client.host, request.client.port],
+                "server": request.scope["server"],
+                "scheme": request.scope["scheme"],
+                "headers": request.headers.items(),
+                "body": body.decode(),
+            }
+        )
+
+    async def stream(self, _: Request) -> Response:
+        async def parts() -> AsyncIterator[bytes]:
+            self.open += 1
+            try:
+                yield b"first"
+                await self.go_on.wait()
+                yield b"second"
+            except asyncio.CancelledError:
+                self.left += 1
+                raise
+            finally:
+                self.open -= 1
+
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    async def upload(self, request: Request) -> Response:
+        try:
+            async for chunk in request.stream():
+                self.received += len(chunk)
+        except ClientDisconnect:
+            self.left += 1
+            raise
+        return Response(str(self.received))
+
+    async def refuse(self, _: Request) -> Response:
+        return JSONResponse({"detail": "no"}, 403)
+
+
+def client(node: NodeHttp, **more: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=node.url, timeout=60, trust_env=False, limits=httpx.Limits(max_connections=None), **more
+    )
+
+
+async def test_the_head_sees_the_addresses_of_the_client_and_all_its_headers(tmp_path: Path) -> None:
+    async with forwarding(tmp_path, App().app) as (_, _, node), client(node) as http:
+        headers = {"X-Forwarded-For": "1.2.3.4", "X-Forwarded-Host": "evil.example"}
+        seen = (await http.post("/echo", content=b"text", headers=headers)).json()
+        assert seen["body"] == "text"
+        assert seen["client"][0] == HOST
+        assert seen["client"][1] not in {node.port, 0}
+        assert seen["server"] == [HOST, node.port]
+        assert seen["scheme"] == "http"
+        given = dict(seen["headers"])
+        assert given["host"] == f"{HOST}:{node.port}"
+        assert given["x-forwarded-for"] == "1.2.3.4"  # the head decides whom to believe
+
+
+async def test_requests_share_a_connection_of_the_client(tmp_path: Path) -> None:
+    async with forwarding(tmp_path, App().app) as (_, _, node), client(node) as http:
+        ports = {(await http.get("/echo")).json()["client"][1] for _ in range(5)}
+        assert len(ports) == 1
+
+
+async def test_the_scheme_is_that_between_the_client_and_the_node(tmp_path: Path) -> None:
+    file, key = certificate.write(tmp_path, [HOST])
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(file, key)
+    trusted = ssl.create_default_context(cafile=str(file))
+    async with forwarding(tmp_path, App().app, tls) as (_, _, node), client(node, verify=trusted) as http:
+        assert (await http.get("/echo")).json()["scheme"] == "https"
+
+
+async def test_parts_of_a_stream_arrive_one_by_one(tmp_path: Path) -> None:
+    app = App()
+    async with (
+        forwarding(tmp_path, app.app) as (_, _, node),
+        client(node) as http,
+        http.stream("GET", "/stream") as reply,
+    ):
+        parts = reply.aiter_raw()
+        assert await anext(parts) == b"first"
+        app.go_on.set()
+        assert await anext(parts) == b"second"
+
+
+async def test_many_streams_are_open_at_once(tmp_path: Path) -> None:
+    app = App()
+
+    async def read(http: httpx.AsyncClient) -> bytes:
+        return (await http.get("/stream")).content
+
+    async with forwarding(tmp_path, app.app) as (_, _, node), client(node) as http:
+        reading = [asyncio.ensure_future(read(http)) for _ in range(STREAMS)]
+        await until(lambda: app.open == STREAMS)
+        assert (await http.get("/echo")).status_code == 200
+        app.go_on.set()
+        assert await asyncio.gather(*reading) == [b"firstsecond"] * STREAMS
+
+
+async def test_the_head_notices_that_a_client_disconnects(tmp_path: Path) -> None:
+    app = App()
+    async with forwarding(tmp_path, app.app) as (_, _, node):
+        async with client(node) as http, http.stream("GET", "/stream") as reply:
+            assert await anext(reply.aiter_raw()) == b"first"
+        await until(lambda: app.left == 1)
+
+
+async def test_an_upload_is_forwarded_while_it_arrives(tmp_path: Path) -> None:
+    app = App()
+    go_on = asyncio.Event()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"x" * 1_000_000
+        await go_on.wait()
+        for _ in range(29):
+            yield b"x" * 1_000_000
+
+    async with forwarding(tmp_path, app.app) as (_, _, node), client(node) as http:
+        posting = asyncio.ensure_future(http.post("/upload", content=parts()))
+        await until(lambda: app.received == 1_000_000)
+        go_on.set()
+        assert (await posting).text == "30000000"
+
+
+async def test_the_head_notices_that_an_upload_breaks_off(tmp_path: Path) -> None:
+    app = App()
+    async with forwarding(tmp_path, app.app) as (_, _, node):
+        _, writer = await asyncio.open_connection(HOST, node.port)
+        writer.write(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfive!")
+        await until(lambda: app.received == 5)
+        writer.transport.abort()
+        await until(lambda: app.left == 1)
+
+
+async def test_a_response_may_come_before_the_end_of_the_body(tmp_path: Path) -> None:
+    async with forwarding(tmp_path, App().app) as (_, _, node):
+        reader, writer = await asyncio.open_connection(HOST, node.port)
+        writer.write(b"POST /refuse HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nfive!")
+        assert b"403" in await reader.readline()
+        writer.close()
+
+
+async def test_a_refusal_of_the_head_is_told_to_the_client(tmp_path: Path) -> None:
+    def refuse(_: OpenGateway, __: Channel) -> asyncio.Protocol:
+        raise NodeError("clients need a certificate")
+
+    async with forwarding(tmp_path, App().app) as (head, _, node), client(node) as http:
+        head.nodes._http = None
+        head.nodes.serve_http(refuse)
+        reply = await http.get("/echo")
+        assert reply.status_code == 503
+        assert "clients need a certificate" in reply.json()["detail"]
+
+
+# -- while the head is away ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "PATIENCE", 0.3)
+    monkeypatch.setattr(http_server, "HEALTH_PATIENCE", 0.3)
+
+
+async def leave(head: TestHead, http: HeadHttp) -> None:
+    await http.close()
+    await head.nodes.close()
+
+
+async def back(head: TestHead, app: App) -> HeadHttp:
+    """Start the head again, at the same port."""
+    http = HeadHttp(app.app)
+    await http.start()
+    await head.start()
+    head.nodes.serve_http(http.connection)
+    return http
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_without_the_head_clients_get_an_error_of_their_api(tmp_path: Path) -> None:
+    async with forwarding(tmp_path, App().app) as (head, gateway, node), client(node) as http:
+        assert (await http.get("/healthz")).status_code == 200
+        await leave(head, gateway)
+        reply = await http.get("/healthz")
+        assert reply.status_code == 503
+        assert reply.headers["retry-after"] == "5"
+        reply = await http.post("/v1/predictions", json={})
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert reply.json() == {
+            "title": "Head unreachable",
+            "detail": "This node cannot reach the head of the cluster, so it did not pass on the request; "
+            "try again in 5 seconds.",
+            "status": 503,
+            "retry_after": 5,
+        }
+        error = (await http.post("/openai/v1/chat/completions?x=y", json={})).json()["error"]
+        assert error["type"] == "server_error"
+        error = (await http.post("/anthropic/v1/messages", json={})).json()
+        assert error["error"]["type"] == "overloaded_error"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_an_upload_without_the_head_gets_the_error_not_a_reset(tmp_path: Path) -> None:
+    async with forwarding(tmp_path, App().app) as (head, gateway, node), client(node) as http:
+        await leave(head, gateway)
+        assert (await http.post("/upload", content=b"x" * 3_000_000)).status_code == 503
+
+
+async def test_a_request_waits_for_the_head_and_is_sent_once(tmp_path: Path) -> None:
+    app = App()
+    async with forwarding(tmp_path, app.app) as (head, gateway, node), client(node) as http:
+        await leave(head, gateway)
+        posting = asyncio.ensure_future(http.post("/echo", content=b"y" * 1000))
+        await until(lambda: node.server._is_away)
+        returned = await back(head, app)
+        assert (await posting).json()["body"] == "y" * 1000
+        assert app.requests == 1
+        await returned.close()
+
+
+async def test_a_request_waits_for_the_gateway_that_starts(tmp_path: Path) -> None:
+    app = App()
+    async with forwarding(tmp_path, app.app) as (head, gateway, node), client(node) as http:
+        head.nodes._http = None
+        asking = asyncio.ensure_future(http.get("/echo"))
+        await until(lambda: len(head.nodes._server._tasks) > 0)
+        head.nodes.serve_http(gateway.connection)
+        assert (await asking).status_code == 200
+
+
+async def test_nothing_is_sent_for_a_client_that_leaves_while_the_head_is_away(tmp_path: Path) -> None:
+    app = App()
+    async with forwarding(tmp_path, app.app) as (head, gateway, node), client(node) as http:
+        await leave(head, gateway)
+        _, writer = await asyncio.open_connection(HOST, node.port)
+        writer.write(b"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: node.server._is_away)
+        writer.close()
+        await until(lambda: not node.server._clients)
+        returned = await back(head, app)
+        assert (await http.get("/healthz")).status_code == 200
+        assert app.requests == 0
+        await returned.close()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_machine_that_has_not_joined_says_so(tmp_path: Path) -> None:
+    node = NodeHttp(tmp_path / "nothing", 1)
+    await node.server.start(node.listener)
+    async with client(node) as http:
+        reply = await http.get("/healthz")
+    assert reply.status_code == 503
+    assert "has not joined" in reply.json()["detail"]
+    await node.server.close()
+
+
+async def test_a_node_that_stops_fails_health_checks_and_forwards_requests(tmp_path: Path) -> None:
+    async with forwarding(tmp_path, App().app) as (_, _, node), client(node) as http:
+        node.server.fail_health_checks()
+        reply = await http.get("/healthz")
+        assert reply.status_code == 503
+        assert "stopping" in reply.json()["detail"]
+        assert (await http.get("/echo")).status_code == 200
+
+
+# -- parts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("begun", "line"),
+    [
+        (b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n", ("GET", "/a")),
+        (b"\r\nPOST /x HTTP/1.1\r\n", ("POST", "/x")),
+        (b"nonsense\n", ("nonsense", "")),
+        (b"\xff\xfe \x00\n", ("\xff\xfe", "\x00")),
+    ],
+)
+def test_the_first_line_of_a_request(begun: bytes, line: tuple[str, str]) -> None:
+    assert RequestLine.of(begun) == line
+
+
+def test_the_response_to_head_has_no_body() -> None:
+    head, _, body = response(RequestLine("HEAD", "/healthz"), HeadAway()).partition(b"\r\n\r\n")
+    _, _, full = response(RequestLine("GET", "/healthz"), HeadAway()).partition(b"\r\n\r\n")
+    assert body == b""
+    assert f"content-length: {len(full)}".encode() in head
+    assert json.loads(full)["status"] == 503
