@@ -64,14 +64,14 @@ def posting(appliance: Appliance, path: str, body: dict[str, Any], **headers: st
     """A request that is on its way, by somebody who hangs up before the answer."""
     content = json.dumps(body)
     told = {
-        "Host": f"127.0.0.1:{appliance.port}",
+        "Host": "{}:{}".format(*appliance.address),
         "Authorization": f"Bearer {TOKEN}",
         "Content-Type": "application/json",
         "Content-Length": len(content.encode()),
         **headers,
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in told.items())
-    with socket.create_connection(("127.0.0.1", appliance.port), timeout=PATIENCE) as connection:
+    with socket.create_connection(appliance.address, timeout=PATIENCE) as connection:
         connection.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n{content}".encode())
         yield
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import subprocess
 import threading
@@ -23,6 +25,9 @@ from tests.e2e.contract import Contract
 from tests.e2e.rows import APART, LEFT_OUT, ROWS, named
 from tests.support import tiny_models
 from tests.support.appliance_process import PATIENCE, ROOT, TOKEN, Appliance, fetch, link_weights, wait_for
+from tests.support.cluster import CLUSTER_TOKEN
+from tests.support.http_node import HttpNode
+from tests.support.network_namespaces import Network
 from tests.support.trace_collector import Collector
 from tests.support.webhook_receiver import Receiver, receiving
 
@@ -133,12 +138,42 @@ def appliance(tmp_path_factory: pytest.TempPathFactory, collector: Collector) ->
         {"slug": "talkers", "name": "Talkers", "description": "All that talk", "models": [LANGUAGE_MODEL]}
     ]
     config = home / "models.yaml"
-    config.write_text(yaml.safe_dump(shipped))
     running = Appliance(home, config, ui=True)
-    running.start(seconds=600)  # the first run on a machine fetches and converts the weights
-    yield running
+    with through_node(tmp_path_factory, shipped, running) as node:
+        config.write_text(yaml.safe_dump(shipped))
+        running.start(seconds=600)  # the first run on a machine fetches and converts the weights
+        if node is not None:
+            node.start()
+            wait_for(node.answers, "the node to answer")
+            running.url = node.url
+        yield running
     running.stop()
     assert running.processes() == []
+
+
+@contextlib.contextmanager
+def through_node(
+    folders: pytest.TempPathFactory, config: dict[str, Any], head: Appliance
+) -> Iterator[HttpNode | None]:
+    """With the variable ``APPLIANCE_TEST_NODE``, make a machine that forwards all requests to ``head``.
+
+    ``config`` is the content of models.yaml of the head, before it starts. Without the variable: None.
+    """
+    if not os.environ.get("APPLIANCE_TEST_NODE"):
+        yield None
+        return
+    network = Network(["node"])
+    config["cluster"] = {"address": network.own_address, "name": "head"}
+    config["egress"]["allow"] += [f"{network.addresses['node']}/32"]  # models fetch files from the node
+    head.variables = {"APPLIANCE_CLUSTER_TOKEN": CLUSTER_TOKEN}
+    node = HttpNode(folders.mktemp("node"), network, "node", network.own_address)
+    try:
+        yield node
+        node.stop()
+    finally:
+        if node.process is not None:
+            node.kill()
+        network.close()
 
 
 @pytest.fixture(scope="session")

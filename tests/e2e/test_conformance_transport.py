@@ -33,13 +33,14 @@ def exhausted(appliance: Appliance, secret: str, method: str, path: str) -> Iter
     machine is.
     """
     over, empty = threading.Event(), threading.Event()
-    head = f"Host: 127.0.0.1:{appliance.port}\r\nAuthorization: Bearer {secret}\r\nContent-Length: 2\r\n"
+    host, port = appliance.address
+    head = f"Host: {host}:{port}\r\nAuthorization: Bearer {secret}\r\nContent-Length: 2\r\n"
     request = f"{method} {path} HTTP/1.1\r\n{head}\r\n{{}}"
     last = f"{method} {path} HTTP/1.1\r\n{head}Connection: close\r\n\r\n{{}}"
 
     def use() -> None:
         while not over.is_set():
-            with socket.create_connection(("127.0.0.1", appliance.port), timeout=PATIENCE) as connection:
+            with socket.create_connection((host, port), timeout=PATIENCE) as connection:
                 connection.sendall((request * 24 + last).encode())
                 answers = b"".join(iter(lambda: connection.recv(65_536), b""))
             assert b"HTTP/1.1 5" not in answers

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -73,6 +74,12 @@ class Appliance:
         self.process: subprocess.Popen[str] | None = None
         self.output = home / "output.txt"
         home.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host and port of ``url``."""
+        parts = urlsplit(self.url)
+        return parts.hostname or "", parts.port or 0
 
     @property
     def config(self) -> Path:
