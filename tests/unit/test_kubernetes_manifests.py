@@ -64,9 +64,10 @@ def test_a_service_finds_pods_that_listen_on_its_port(name: str) -> None:
     chosen = [
         pod for pod in PODS.values() if service["selector"].items() <= pod["metadata"]["labels"].items()
     ]
-    assert len(chosen) == 1
-    listens = {(port["name"], port["containerPort"]) for port in chosen[0]["spec"]["containers"][0]["ports"]}
-    assert {(port["name"], port["port"]) for port in service["ports"]} <= listens
+    assert len(chosen) == (2 if name == "Service/appliance" else 1)
+    for pod in chosen:
+        listens = {(port["name"], port["containerPort"]) for port in pod["spec"]["containers"][0]["ports"]}
+        assert {(port["name"], port["port"]) for port in service["ports"]} <= listens
 
 
 @pytest.mark.parametrize("name", sorted(PODS))
@@ -103,6 +104,15 @@ def test_the_command_line_accepts_the_arguments(role: str) -> None:
 def test_nodes_join_at_the_service_of_the_head() -> None:
     host, _, port = container("node")["args"][1].partition(":")
     assert RESOURCES[f"Service/{host}"]["spec"]["ports"][0]["port"] == int(port)
+
+
+@pytest.mark.parametrize("role", ["head", "node"])
+def test_a_pod_gets_requests_only_while_it_can_answer(role: str) -> None:
+    probe = container(role)["readinessProbe"]
+    assert probe["httpGet"] == {"path": "/healthz", "port": "http"}
+    ports = {port["name"]: port["containerPort"] for port in container(role)["ports"]}
+    if role == "node":
+        assert f"--listen=0.0.0.0:{ports['http']}" in container(role)["args"]
 
 
 def test_the_config_names_the_address_of_the_pod(monkeypatch: pytest.MonkeyPatch) -> None:
