@@ -105,7 +105,11 @@ def test_nothing_accepted_is_lost(network: Network, tmp_path: Path) -> None:
     head = Head(tmp_path / "head", config, network, "head")
     nodes = {
         name: Node(
-            tmp_path / name, network, name, network.addresses["head"], {"small": "2GiB", "tiny": "1GiB"}
+            tmp_path / name,
+            network,
+            name,
+            network.addresses["head"],
+            *("--device", "small=2GiB", "--device", "tiny=1GiB"),
         )
         for name in ("one", "two")
     }

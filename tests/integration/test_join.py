@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.support.appliance_process import Appliance, wait_for
-from tests.support.joined_node import JoinedNode
+from tests.support.cluster import Node
 from tests.support.network_namespaces import Network, available
 
 pytestmark = [
@@ -40,15 +40,14 @@ class Machines:
         config.write_text(CONFIG.format(address=self.address))
         self.head = Appliance(folder / "head", config, host=self.address)
         self.head.prefix = self.network.prefix("head")
-        self._nodes: list[JoinedNode] = []
+        self._nodes: list[Node] = []
 
     def token(self) -> str:
         return self.head.command("nodes", "token", "--config", str(self.head.config)).strip()
 
-    def node(self, token: str, *options: str) -> JoinedNode:
-        prefix = self.network.prefix("one")
+    def node(self, token: str, *options: str) -> Node:
         options = ("--device", "big=300MiB", *options)
-        made = JoinedNode(self.folder / "one", "one", self.address, token, prefix, *options)
+        made = Node(self.folder / "one", self.network, "one", self.address, *options, token=token)
         self._nodes.append(made)
         return made
 
@@ -75,7 +74,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 
 @pytest.fixture(scope="module")
-def node(machines: Machines) -> JoinedNode:
+def node(machines: Machines) -> Node:
     """A node that has joined."""
     made = machines.node(machines.token())
     made.start()
@@ -87,7 +86,7 @@ def is_ready(machines: Machines) -> bool:
     return bool(machines.nodes().get("one", {}).get("state") == "ready")
 
 
-def test_the_head_lists_the_node(machines: Machines, node: JoinedNode) -> None:
+def test_the_head_lists_the_node(machines: Machines, node: Node) -> None:
     found = machines.nodes()
     assert list(found) == ["head", "one"]
     assert found["head"]["role"] == "head"
@@ -99,7 +98,7 @@ def test_the_head_lists_the_node(machines: Machines, node: JoinedNode) -> None:
     assert re.search(r"^\s*head\s+\S+:8770\s+ready, head\s", shown, re.MULTILINE)
 
 
-def test_secrets_are_in_no_command_line_and_in_no_log(machines: Machines, node: JoinedNode) -> None:
+def test_secrets_are_in_no_command_line_and_in_no_log(machines: Machines, node: Node) -> None:
     secret = machines.token().split(".")[1]
     files = [node.output, machines.head.output]
     files += [*(node.home / "logs").iterdir(), *(machines.head.home / "logs").iterdir()]
@@ -112,7 +111,7 @@ def test_secrets_are_in_no_command_line_and_in_no_log(machines: Machines, node: 
         assert all(file.stat().st_mode & 0o077 == 0 for file in folder.iterdir() if file.is_file())
 
 
-def test_ray_accepts_only_members(machines: Machines, node: JoinedNode) -> None:
+def test_ray_accepts_only_members(machines: Machines, node: Node) -> None:
     """Every port that Ray opened needs a certificate of the cluster."""
     checked = []
     for process in (*node.processes(), *machines.head.processes()):
@@ -167,7 +166,7 @@ def _talks_to_strangers(host: str, port: int) -> bool:
     return False
 
 
-def test_a_node_stays_when_the_gateway_dies(machines: Machines, node: JoinedNode) -> None:
+def test_a_node_stays_when_the_gateway_dies(machines: Machines, node: Node) -> None:
     joined = node.joined
     machines.head.gateway().kill()
     wait_for(machines.head.answers, "the next gateway")
@@ -175,7 +174,7 @@ def test_a_node_stays_when_the_gateway_dies(machines: Machines, node: JoinedNode
     assert node.joined == joined
 
 
-def test_a_node_is_drained_and_used_again(machines: Machines, node: JoinedNode) -> None:
+def test_a_node_is_drained_and_used_again(machines: Machines, node: Node) -> None:
     assert machines.head.command("drain", "one").startswith("no more models are loaded on node one")
     assert machines.nodes()["one"]["state"] == "draining"
     assert "again" in machines.head.command("drain", "one", "--undo")
@@ -188,26 +187,26 @@ def test_a_node_is_drained_and_used_again(machines: Machines, node: JoinedNode) 
     assert actions == ["node.undrain", "node.drain"]
 
 
-def test_a_node_joins_again_when_its_raylet_dies(machines: Machines, node: JoinedNode) -> None:
+def test_a_node_joins_again_when_its_raylet_dies(machines: Machines, node: Node) -> None:
     joined = node.joined
-    (raylet,) = node.processes("raylet/raylet")
+    (raylet,) = node.named("raylet/raylet")
     raylet.kill()
     node.wait_until_joined(joined + 1)
     assert is_ready(machines)
 
 
-def test_a_node_that_was_cut_off_is_lost_and_joins_again(machines: Machines, node: JoinedNode) -> None:
+def test_a_node_that_was_cut_off_is_lost_and_joins_again(machines: Machines, node: Node) -> None:
     joined = node.joined
     machines.network.cut("one")
     wait_for(lambda: machines.nodes()["one"]["state"] == "lost", "the head to lose the node")
     assert "has not answered" in machines.nodes()["one"]["reason"]
-    wait_for(lambda: node.processes("raylet/raylet") == [], "the node to end its processes")
+    wait_for(lambda: node.named("raylet/raylet") == [], "the node to end its processes")
     machines.network.mend("one")
     node.wait_until_joined(joined + 1)
     assert is_ready(machines)
 
 
-def test_a_node_waits_for_a_head_that_is_away(machines: Machines, node: JoinedNode) -> None:
+def test_a_node_waits_for_a_head_that_is_away(machines: Machines, node: Node) -> None:
     joined = node.joined
     assert machines.head.stop() == 0
     wait_for(lambda: "trying again until it answers" in node.output.read_text(), "the node to wait")
@@ -216,7 +215,7 @@ def test_a_node_waits_for_a_head_that_is_away(machines: Machines, node: JoinedNo
     assert is_ready(machines)
 
 
-def test_a_killed_node_leaves_nothing_that_the_next_start_keeps(machines: Machines, node: JoinedNode) -> None:
+def test_a_killed_node_leaves_nothing_that_the_next_start_keeps(machines: Machines, node: Node) -> None:
     assert node.process is not None
     joined = node.joined
     node.process.kill()  # only the driver of the node: the kernel ends its children
@@ -224,10 +223,10 @@ def test_a_killed_node_leaves_nothing_that_the_next_start_keeps(machines: Machin
     node.start()
     node.wait_until_joined(joined + 1)
     wait_for(lambda: is_ready(machines), "the node to be ready")
-    assert len(node.processes("raylet/raylet")) == 1
+    assert len(node.named("raylet/raylet")) == 1
 
 
-def test_a_stopped_node_leaves_the_cluster(machines: Machines, node: JoinedNode) -> None:
+def test_a_stopped_node_leaves_the_cluster(machines: Machines, node: Node) -> None:
     assert node.stop() == 0
     assert node.processes() == []
     assert list(machines.nodes()) == ["head"]

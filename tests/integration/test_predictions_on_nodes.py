@@ -15,15 +15,14 @@ import httpx
 import pytest
 
 from tests.support import tiny_models
-from tests.support.appliance_process import Appliance, wait_for
-from tests.support.joined_node import JoinedNode
+from tests.support.appliance_process import wait_for
+from tests.support.cluster import Head, Node
 from tests.support.network_namespaces import Network, available
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(not available(), reason="network namespaces need root and iproute2"),
 ]
-TOKEN = "a token of at least thirty-two characters"
 CONFIG = """
 cluster: {{address: {address}, name: head, lost_after: 4}}
 hardware: {{devices: [{{name: small, memory: 250MiB}}]}}
@@ -56,15 +55,11 @@ class Machines:
         self.weights = folder / "weights"
         make_weights(self.weights)
         config.write_text(CONFIG.format(address=self.address, weights=self.weights))
-        variables = {"APPLIANCE_CLUSTER_TOKEN": TOKEN}
-        self.head = Appliance(folder / "head", config, host=self.address, variables=variables)
-        self.head.prefix = self.network.prefix("head")
-        self.nodes: dict[str, JoinedNode] = {}
+        self.head = Head(folder / "head", config, self.network, "head")
+        self.nodes: dict[str, Node] = {}
 
     def join(self, name: str) -> None:
-        prefix = self.network.prefix(name)
-        options = "--device", "big=1500MiB"
-        node = JoinedNode(self.folder / name, name, self.address, TOKEN, prefix, *options)
+        node = Node(self.folder / name, self.network, name, self.address, "--device", "big=1500MiB")
         self.nodes[name] = node
         node.start()
         node.wait_until_joined()

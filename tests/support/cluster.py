@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.support.appliance_process import Appliance
+from tests.support.appliance_process import Appliance, wait_for
 from tests.support.network_namespaces import Network
 
 CLUSTER_TOKEN: Final = "a token with which the tests join machines"
@@ -28,12 +27,12 @@ class Node(Appliance):
     """A node, on the machine ``name`` of ``network``."""
 
     def __init__(
-        self, home: Path, network: Network, name: str, head: str, devices: Mapping[str, str]
+        self, home: Path, network: Network, name: str, head: str, *options: str, token: str = CLUSTER_TOKEN
     ) -> None:
-        """``head`` is the address of the head; ``devices`` are logical devices with their memory."""
-        super().__init__(home, None, variables={"APPLIANCE_CLUSTER_TOKEN": CLUSTER_TOKEN})
+        """``head`` is the address of the head; ``options`` are those of `appliance join`."""
+        super().__init__(home, None, variables={"APPLIANCE_CLUSTER_TOKEN": token})
         self.prefix = network.prefix(name)
-        options = [word for device, memory in devices.items() for word in ("--device", f"{device}={memory}")]
+        self.name = name
         self._arguments = ("join", head, "--name", name, "--home", str(home), *options)
 
     def start(self, seconds: float = 0.0) -> None:
@@ -48,3 +47,14 @@ class Node(Appliance):
                 text=True,
                 start_new_session=True,
             )
+
+    @property
+    def joined(self) -> int:
+        """How often it has joined."""
+        return self.output.read_text().count(f"node {self.name} has joined")
+
+    def wait_until_joined(self, times: int = 1) -> None:
+        process = self.process
+        assert process is not None
+        wait_for(lambda: process.poll() is not None or self.joined >= times, f"{self.name} to join")
+        assert process.poll() is None, self.output.read_text()

@@ -13,8 +13,6 @@ class HttpNode(Node):
 
     def __init__(self, home: Path, network: Network, name: str, head: str) -> None:
         """``head`` is the address of the head."""
-        super().__init__(home, network, name, head, {"tiny": "1MiB"})
-        address = network.addresses[name]
-        self.port = 8000
-        self.url = f"http://{address}:{self.port}"
-        self._arguments = (*self._arguments, "--listen", f"{address}:{self.port}")
+        listen = f"{network.addresses[name]}:8000"
+        super().__init__(home, network, name, head, "--device", "tiny=1MiB", "--listen", listen)
+        self.url = f"http://{listen}"
