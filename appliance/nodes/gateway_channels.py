@@ -41,15 +41,18 @@ class GatewayChannels:
                 gateway answers within ``seconds``.
         """
         async with asyncio.timeout(seconds):
-            while (spare := self._take_spare()) is not None:
-                try:
-                    return await self._ask(spare, request)
-                except BROKEN:  # the head was away for a while
-                    continue
-            opened = await self._ask(await self._connect(), request)
+            opened = await self._open(request)
         if self._filling is None or self._filling.done():
             self._filling = asyncio.ensure_future(self._fill())
         return opened
+
+    async def _open(self, request: OpenGateway) -> Channel:
+        while (spare := self._take_spare()) is not None:
+            try:
+                return await self._ask(spare, request)
+            except BROKEN:  # the head was away for a while
+                continue
+        return await self._ask(await self._connect(), request)
 
     async def close(self) -> None:
         """Close the connections that no client uses."""
