@@ -154,6 +154,21 @@ async def test_many_streams_are_open_at_once(tmp_path: Path) -> None:
         assert await asyncio.gather(*reading) == [b"firstsecond"] * STREAMS
 
 
+async def test_a_stream_ends_properly_when_the_head_stops(tmp_path: Path) -> None:
+    """The gateway closes the agent of the head before its HTTP server, which waits for open streams."""
+    app = App()
+    async with (
+        forwarding(tmp_path, app.app) as (head, _, node),
+        client(node) as http,
+        http.stream("GET", "/stream") as reply,
+    ):
+        parts = reply.aiter_raw()
+        assert await anext(parts) == b"first"
+        await head.nodes.close()
+        app.go_on.set()
+        assert [part async for part in parts] == [b"second"]
+
+
 async def test_the_head_notices_that_a_client_disconnects(tmp_path: Path) -> None:
     app = App()
     async with forwarding(tmp_path, app.app) as (_, _, node):
