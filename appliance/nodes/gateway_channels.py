@@ -15,6 +15,7 @@ from appliance.nodes.identity import Identity
 from appliance.nodes.messages import GatewayOpened, OpenGateway
 
 _SPARE: Final = 4  # connections that are opened before clients need them, because TLS takes some time
+_MOST_HANDSHAKES: Final = 16  # at once; many more would all take too long on a busy machine
 _KEEP_SPARE: Final = 60.0  # seconds; the head closes idle connections later than this
 
 
@@ -30,6 +31,7 @@ class GatewayChannels:
         self._context: tuple[int, ssl.SSLContext] | None = None  # with the time of the certificate in ns
         self._spare: list[tuple[float, Channel]] = []
         self._filling: asyncio.Task[None] | None = None
+        self._handshakes = asyncio.Semaphore(_MOST_HANDSHAKES)
 
     async def open(self, request: OpenGateway, seconds: float) -> Channel:
         """Return a connection that carries the bytes of a client. The gateway has none of them yet.
@@ -87,7 +89,8 @@ class GatewayChannels:
             return
 
     async def _connect(self) -> Channel:
-        channel = await Channel.open(self._host, self._port, self._settings(), self._own_address)
+        async with self._handshakes:
+            channel = await Channel.open(self._host, self._port, self._settings(), self._own_address)
         try:
             if channel.peer is None or channel.peer[0] != "head":
                 raise ConnectionError("the machine there is not the head of the cluster")

@@ -23,6 +23,7 @@ from appliance.nodes.channel import Channel
 from appliance.nodes.http_server import RequestLine, response
 from appliance.nodes.messages import OpenGateway
 from tests.support.agents import HOST, TestHead, until
+from tests.support.appliance_process import PATIENCE
 from tests.support.head_http import HeadHttp, NodeHttp, forwarding
 
 STREAMS = 256
@@ -94,7 +95,11 @@ class App:
 
 def client(node: NodeHttp, **more: Any) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        base_url=node.url, timeout=60, trust_env=False, limits=httpx.Limits(max_connections=None), **more
+        base_url=node.url,
+        timeout=PATIENCE,
+        trust_env=False,
+        limits=httpx.Limits(max_connections=None),
+        **more,
     )
 
 
@@ -140,7 +145,8 @@ async def test_parts_of_a_stream_arrive_one_by_one(tmp_path: Path) -> None:
         assert await anext(parts) == b"second"
 
 
-async def test_many_streams_are_open_at_once(tmp_path: Path) -> None:
+async def test_many_streams_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "PATIENCE", PATIENCE)  # other programs may use the processors
     app = App()
 
     async def read(http: httpx.AsyncClient) -> bytes:
