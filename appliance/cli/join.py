@@ -21,7 +21,12 @@ DEFAULT_PORT: Final = 8770  # of the agents of head and nodes
 
 def join(
     address: Annotated[
-        str, typer.Argument(metavar="ADDRESS", help="Address of the head: HOST or HOST:PORT.")
+        str,
+        typer.Argument(
+            metavar="ADDRESS",
+            help="Address of the head: HOST or HOST:PORT. If several machines can be the head, all their "
+            "addresses, separated by commas.",
+        ),
     ],
     token: Annotated[
         str | None,
@@ -82,7 +87,8 @@ def join(
     """Make this machine a node of a cluster, until Ctrl-C or SIGTERM.
 
     The head is the machine of `appliance serve` whose models.yaml has the section `cluster`. It loads models
-    on this machine. If the head is away, this machine waits, and joins again.
+    on this machine. If the head is away, this machine waits, and joins again. With several addresses, it
+    joins the machine that is the head now.
     """
     from appliance.driver.cluster_head import own_name
     from appliance.driver.node import NodeSettings
@@ -93,11 +99,14 @@ def join(
             f"--token is missing: give the output of `appliance nodes token` on the head, or set "
             f"{TOKEN_VARIABLE}"
         )
-    JoinToken.parse(token)
-    host, head_port = _host_and_port(address)
+    heads = tuple(_host_and_port(each.strip()) for each in address.split(","))
+    if JoinToken.parse(token).fingerprint is not None and len(heads) > 1:
+        raise JoinRefused(
+            "a token of `appliance nodes token` is for one head only: choose a random text of at least 32 "
+            f"characters, and give {TOKEN_VARIABLE} this value on all machines"
+        )
     settings = NodeSettings(
-        head_host=host,
-        head_port=head_port,
+        heads=heads,
         name=own_name(name),
         data=str(_home(home)),
         port=port,
@@ -122,7 +131,7 @@ def _home(given: Path | None) -> Path:
 
 def _host_and_port(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
-    if not colon:
+    if not colon and text:
         return text, DEFAULT_PORT
     if not host or not (port.isascii() and port.isdecimal()) or not 1 <= int(port) <= 65535:
         raise ConfigError(f"{text} is not an address of a head: write HOST or HOST:PORT")

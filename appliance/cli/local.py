@@ -42,6 +42,8 @@ def check(
     A model's memory is the size in models.yaml, else the size measured when the model ran, else an estimate.
     Estimates do not include weights that are not downloaded yet.
     """
+    from appliance.driver.standby import files_warning
+
     checked = load_config(config)
     if checked.cluster is not None:
         from appliance.driver import cluster_head
@@ -60,6 +62,9 @@ def check(
         print_json(report)
     else:
         _show_placement(report)
+    warning = files_warning(checked, home_folder(home, checked))
+    if warning is not None:
+        typer.echo(f"warning: {warning}", err=True)
     if any(not model["fits"] for model in report["models"]):
         raise typer.Exit(1)
 

@@ -247,6 +247,10 @@ class RayNode:
                     )
             await asyncio.sleep(_CHECK_INTERVAL)
 
+    def abandon(self) -> None:
+        """Let ``stop`` only remove the folder: Ray's processes are killed already."""
+        self._lost = True
+
     async def drain_gateway(self, seconds: float) -> int | None:
         """Drain the gateway; return the number of unfinished predictions, None if it does not respond."""
         try:

@@ -409,6 +409,13 @@ class HeadAway(ApplianceError):
         return {**super().body(), "retry_after": self.retry_after}
 
 
+class LeaseLost(ApplianceError):
+    """This machine is not the head of the cluster any more; the message has the reason."""
+
+    status = 503
+    title = "Another machine is the head"
+
+
 class NodeError(ApplianceError):
     """A node of the cluster could not carry out a request; the message has the reason."""
 

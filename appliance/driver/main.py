@@ -27,7 +27,7 @@ from appliance import config as configuration
 from appliance import machine, weights
 from appliance.config import Config, runtime
 from appliance.domain import token
-from appliance.domain.errors import ApplianceError, ConfigError, RayLost, WeightsError
+from appliance.domain.errors import ApplianceError, ConfigError, LeaseLost, RayLost, WeightsError
 from appliance.domain.local_url import local_url
 from appliance.domain.token import Scope, Token
 from appliance.driver import (
@@ -39,6 +39,7 @@ from appliance.driver import (
     proxies,
     self_url,
     service_manager,
+    standby,
     temporary_folder,
     zygote,
 )
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Result of ``run`` if Ray has ended, and the driver has to restart itself.
+#: Result of ``run`` if Ray has ended, or another machine is the head: the driver has to restart itself.
 _RESTART: Final = -1
 
 
@@ -235,18 +236,47 @@ async def follow_log(path: Path, out: IO[str]) -> None:
 async def run(
     settings: GatewaySettings, temp: Path, listeners: Sequence[ListeningSocket], console: Console
 ) -> int:
-    """Start all processes, wait for a signal, drain the gateway and stop all processes.
+    """Start the appliance and run it until a signal comes. Returns the exit code, or ``_RESTART``.
 
-    ``temp`` is the folder for temporary files. Returns the exit code, or ``_RESTART``.
+    ``temp`` is the folder for temporary files. If another machine is the head of the cluster, first wait
+    until this machine is the head.
 
     Raises:
         RayLost: Ray ended before the gateway answered, or while the appliance stopped.
+        LeaseLost: another machine became the head while the appliance stopped.
     """
-    stop, ready = asyncio.Event(), asyncio.Event()
+    stop = asyncio.Event()
     own_process.stop_on_signals(stop)
-    children = [zygote_supervisor(settings)]
-    await children[0].start()  # before Ray is imported, because the first model needs the zygote's imports
+    started = zygote_supervisor(settings)
+    await started.start()  # before Ray is imported, because the first model needs the zygote's imports
     node = _ray_node(settings, temp)
+    lease = standby.lease_of(settings)
+    if lease is None:
+        return await _run(settings, node, [started], None, listeners, stop, console)
+    warning = standby.files_warning(settings.config, settings.home)
+    if warning is not None:
+        console.print(f"[yellow]{warning}[/]", soft_wrap=True)
+    held = await standby.wait(lease, stop, console)
+    if held is None:
+        await started.stop()
+        return 0
+    try:
+        return await _run(held.in_term(settings), node, [started], held, listeners, stop, console)
+    finally:
+        held.release()  # last, because another machine then takes over at once
+
+
+async def _run(
+    settings: GatewaySettings,
+    node: RayNode,
+    children: list[Supervisor],
+    held: standby.HeldLease | None,
+    listeners: Sequence[ListeningSocket],
+    stop: asyncio.Event,
+    console: Console,
+) -> int:
+    """Start the other processes, wait for ``stop``, drain the gateway and stop all processes."""
+    ready = asyncio.Event()
     secret = await first_token(
         settings.database,
         settings.config.store.url,
@@ -271,12 +301,14 @@ async def run(
         own_process.stop_on_signals(stop)  # Ray has replaced the signal handlers
         for listener in listeners:
             listener.hand_out()
-        await _unless_lost(node, _until_stopped(stop, node, settings, started, console))
-    except RayLost as error:
+        watches = [node.watch()] if held is None else [node.watch(), held.watch()]
+        await _unless_lost(watches, _until_stopped(stop, node, settings, started, console))
+    except (RayLost, LeaseLost) as error:
         # Kill the gateway at once, because it would accept predictions that cannot run. The accepted
         # predictions are in the store.
         kill_marked(own_process.HOME_MARK, str(settings.home))
-        if stop.is_set() or not ready.is_set():
+        node.abandon()
+        if stop.is_set() or not (ready.is_set() or isinstance(error, LeaseLost)):
             raise
         _log.error("%s: restarting the appliance; it continues the accepted predictions", error.detail)
         service_manager.restarting(error.detail)
@@ -305,16 +337,21 @@ def _ray_node(settings: GatewaySettings, temp: Path) -> RayNode:
     return RayNode(temp, binding)
 
 
-async def _unless_lost(node: RayNode, work: Coroutine[Any, Any, None]) -> None:
-    """Wait for ``work``, but raise ``RayLost`` as soon as a process of Ray has ended."""
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(node.watch())
+async def _unless_lost(watches: Sequence[Coroutine[Any, Any, None]], work: Coroutine[Any, Any, None]) -> None:
+    """Wait for ``work``, but raise the error of a watch at once.
+
+    Raises:
+        RayLost: an essential process of Ray has ended.
+        LeaseLost: this machine is not the head any more.
+    """
+    working, *watching = tasks = [asyncio.ensure_future(each) for each in (work, *watches)]
     try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        await (working if working.done() else watching)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await next((watch for watch in watching if watch.done()), working)
     finally:
-        working.cancel()
-        watching.cancel()
-        await asyncio.wait((working, watching), timeout=1.0)  # cancelled calls of Ray may go on
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=1.0)  # cancelled calls of Ray may go on
 
 
 async def _until_stopped(

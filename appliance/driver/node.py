@@ -63,7 +63,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _FIRST_PAUSE: Final = 1.0  # seconds between attempts to reach the head; doubles with each attempt
-_LONGEST_PAUSE: Final = 30.0  # seconds
+_LONGEST_PAUSE: Final = 5.0  # seconds
 #: Seconds for which a refused node tries again: the head may still be removing what ran here before.
 _REFUSED_FOR: Final = 60.0
 _CHECK_INTERVAL: Final = 1.0  # seconds between checks of the membership
@@ -72,8 +72,7 @@ _CHECK_INTERVAL: Final = 1.0  # seconds between checks of the membership
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The options of `appliance join`."""
 
-    head_host: str
-    head_port: int
+    heads: tuple[tuple[str, int], ...]  # host and port of each machine that can be the head
     name: str
     data: str  # absolute path of the data folder
     port: int
@@ -112,14 +111,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
             listen=self.listen,
             listener=str(self.run_dir / "http.sock"),
             cluster=str(cluster_folder(self.home)),
-            head_host=self.head_host,
-            head_port=self.head_port,
+            heads=self.heads,
             own_address=self.address,
         )
-
-    @property
-    def head_address(self) -> str:
-        return f"{self.head_host}:{self.head_port}"
 
 
 class MembershipLost(Exception):
@@ -145,6 +139,7 @@ class NodeProcess:
         self._on_leave = on_leave
         self._devices = machine.discover(settings.hardware)
         self._incarnation = secrets.token_hex(8)
+        self._host, self._port = settings.heads[0]  # of the head
         self._zygote: Supervisor | None = None
         self._ray: RayWorkerNode | None = None
         self._agent: NodeAgent | None = None
@@ -162,16 +157,16 @@ class NodeProcess:
                 return
             own, admitted = admission
             settings = self._settings
-            head = Head(own, admitted.head, settings.head_host, settings.head_port, settings.address)
+            head = Head(own, admitted.head, self._host, self._port, settings.address)
             await self._start(own, admitted)
             watching = asyncio.ensure_future(self._watch_ray())
             if await _unless_stopped(stop, self._announce(head, admitted)) is None:
                 watching.cancel()
                 return
             self._console.print(
-                f"node {settings.name} has joined {settings.head_address}", highlight=False, soft_wrap=True
+                f"node {settings.name} has joined {self._head_address}", highlight=False, soft_wrap=True
             )
-            service_manager.ready(f"{admitted.host}:{settings.port} as a node of {settings.head_address}")
+            service_manager.ready(f"{admitted.host}:{settings.port} as a node of {self._head_address}")
             stopping = asyncio.ensure_future(stop.wait())
             member = asyncio.ensure_future(self._watch_membership(head, admitted.lost_after))
             tasks = {watching, stopping, member}
@@ -187,32 +182,40 @@ class NodeProcess:
     # -- joining -------------------------------------------------------------------------------------------
 
     async def _join(self) -> tuple[Identity, Admitted]:
-        """Get a certificate from the head. Waits as long as the head cannot be reached."""
-        settings = self._settings
+        """Get a certificate from the head. Waits as long as no machine answers as the head."""
         pause, logged = _FIRST_PAUSE, False
         while True:
-            try:
-                own, admitted = await join(
-                    cluster_folder(settings.home),
-                    self._token,
-                    settings.head_host,
-                    settings.head_port,
-                    name=settings.name,
-                    version=__version__,
-                    device=self._devices[0].kind,
-                    own_address=settings.address,
-                )
-            except HeadUnreachable as error:
-                if not logged:
-                    self._console.print(
-                        f"{error}: trying again until it answers", highlight=False, soft_wrap=True
-                    )
-                    _log.warning("%s: trying again until it answers", error)
-                logged = True
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
-            else:
-                return own, admitted
+            unreachable = []
+            for host, port in self._settings.heads:
+                self._host, self._port = host, port
+                try:
+                    return await self._join_head()
+                except HeadUnreachable as error:
+                    unreachable.append(str(error))
+            if not logged:
+                text = f"{'; '.join(unreachable)}: trying again until it answers"
+                self._console.print(text, highlight=False, soft_wrap=True)
+                _log.warning("%s", text)
+            logged = True
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _join_head(self) -> tuple[Identity, Admitted]:
+        settings = self._settings
+        return await join(
+            cluster_folder(settings.home),
+            self._token,
+            self._host,
+            self._port,
+            name=settings.name,
+            version=__version__,
+            device=self._devices[0].kind,
+            own_address=settings.address,
+        )
+
+    @property
+    def _head_address(self) -> str:
+        return f"{self._host}:{self._port}"
 
     async def _start(self, own: Identity, admitted: Admitted) -> None:
         settings = self._settings
@@ -225,7 +228,7 @@ class NodeProcess:
         self._agent = agent
         await agent.start(_listener(admitted.host, settings.port))
         os.environ["RAY_AUTH_TOKEN"] = admitted.ray_token
-        os.environ |= proxies.bypass(os.environ, [admitted.host, settings.head_host])
+        os.environ |= proxies.bypass(os.environ, [admitted.host, self._host])
         self._ray = _ray_node(settings.name, admitted, self._temp)
         self._ray.start()
 
@@ -292,7 +295,7 @@ class NodeProcess:
                     if not await head.counts_as_member(self._incarnation):
                         raise MembershipLost("the head has lost this node")
             elif time.monotonic() - reached >= lost_after:
-                raise MembershipLost(f"the head at {self._settings.head_address} cannot be reached")
+                raise MembershipLost(f"the head at {self._head_address} cannot be reached")
 
     async def _leave(self, head: Head, drain_timeout: float) -> None:
         """Let the running predictions finish, and tell the head that this node stops."""

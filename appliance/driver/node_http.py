@@ -61,8 +61,7 @@ class HttpSettings(msgspec.Struct, frozen=True):
     listen: Listen
     listener: str  # Unix socket from which the process gets the listening socket of the driver
     cluster: str  # folder with the certificate of this node
-    head_host: str
-    head_port: int
+    heads: tuple[tuple[str, int], ...]  # host and port of each machine that can be the head
     own_address: str | None  # from which the node connects to the head
 
 
@@ -106,9 +105,7 @@ async def serve(settings: HttpSettings) -> None:
             stop.set()
 
     loop.add_reader(0, driver_ended)
-    channels = GatewayChannels(
-        Path(settings.cluster), settings.head_host, settings.head_port, settings.own_address
-    )
+    channels = GatewayChannels(Path(settings.cluster), settings.heads, settings.own_address)
     server = HttpServer(channels, settings.listen.tls())
     loop.add_signal_handler(signal.SIGUSR1, server.fail_health_checks)
     await server.start(await asyncio.to_thread(receive_listener, Path(settings.listener)))

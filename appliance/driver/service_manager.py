@@ -18,6 +18,11 @@ def ready(url: str) -> None:
     _notify("READY=1", f"STATUS=serving at {url}")
 
 
+def standing_by(status: str) -> None:
+    """Report that the start is complete as far as possible: another machine is the head."""
+    _notify("READY=1", f"STATUS={status}")
+
+
 def restarting(reason: str) -> None:
     """Report that the driver restarts itself. The service stays active."""
     _notify(f"STATUS=restarting: {reason}")

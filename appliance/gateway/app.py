@@ -274,7 +274,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     child_environment.hide(settings.secrets)
     logs.configure(settings.log_file, settings.config.logging)
     store = Store(settings.database, url=settings.config.store.url)
-    await _open(store)
+    await _open(store, None if settings.head is None else settings.head.term)
     if store.on_server and store.data_key is not None:
         _log.warning("the database on PostgreSQL is not encrypted by the appliance; files are encrypted")
     cluster = RayCluster(
@@ -313,7 +313,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     return Gateway(services, api, server, serving)
 
 
-async def _open(store: Store) -> None:
+async def _open(store: Store, term: int | None) -> None:
     """Open the database, and become its owner; wait while a database on a server does not answer."""
     while True:
         try:
@@ -324,7 +324,7 @@ async def _open(store: Store) -> None:
             await asyncio.sleep(RETRY_STORE)
     while True:
         try:
-            return await store.own(OWN_PATIENCE)
+            return await store.own(OWN_PATIENCE, term=term)
         except StoreUnavailable as error:
             _log.error("%s: trying again", error)
             await asyncio.sleep(RETRY_STORE)

@@ -30,6 +30,7 @@ class HeadSettings(msgspec.Struct, frozen=True):
     name: str
     host: str  # IPv4 address
     session: str  # differs each time that Ray starts
+    term: int | None = None  # of the lease, if another machine can take over
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,17 +17,22 @@ from appliance.nodes.messages import GatewayOpened, OpenGateway
 
 _SPARE: Final = 4  # connections that are opened before clients need them, because TLS takes some time
 _MOST_HANDSHAKES: Final = 16  # at once; many more would all take too long on a busy machine
+_NEXT_HEAD: Final = 2.0  # seconds after which the next machine that can be the head is tried
 _KEEP_SPARE: Final = 60.0  # seconds; the head closes idle connections later than this
 
 
 class GatewayChannels:
     """Opens connections to the gateway of the head."""
 
-    def __init__(self, folder: Path, host: str, port: int, own_address: str | None = None) -> None:
-        """``folder`` has the certificate of this node. ``own_address`` is the one from which to connect."""
+    def __init__(
+        self, folder: Path, heads: Sequence[tuple[str, int]], own_address: str | None = None
+    ) -> None:
+        """``folder`` has the certificate of this node. ``own_address`` is the one from which to connect.
+
+        ``heads`` are host and port of each machine that can be the head.
+        """
         self._identity = Identity(folder)
-        self._host = host
-        self._port = port
+        self._heads = list(heads)
         self._own_address = own_address
         self._context: tuple[int, ssl.SSLContext] | None = None  # with the time of the certificate in ns
         self._spare: list[tuple[float, Channel]] = []
@@ -89,8 +95,19 @@ class GatewayChannels:
             return
 
     async def _connect(self) -> Channel:
+        """Connect to the head. Other machines that can be the head refuse, or have no certificate of it."""
+        for head in self._heads[:-1]:
+            try:
+                async with asyncio.timeout(_NEXT_HEAD):
+                    return await self._connect_to(*head)
+            except BROKEN:
+                if self._heads[0] == head:  # try it last from now on
+                    self._heads.append(self._heads.pop(0))
+        return await self._connect_to(*self._heads[0])
+
+    async def _connect_to(self, host: str, port: int) -> Channel:
         async with self._handshakes:
-            channel = await Channel.open(self._host, self._port, self._settings(), self._own_address)
+            channel = await Channel.open(host, port, self._settings(), self._own_address)
         try:
             if channel.peer is None or channel.peer[0] != "head":
                 raise ConnectionError("the machine there is not the head of the cluster")

@@ -12,6 +12,7 @@ from appliance.store.database import Durability
 from appliance.store.deletions import Deletions
 from appliance.store.erasures import ErasureTable
 from appliance.store.files import FileTable
+from appliance.store.lease import Lease
 from appliance.store.memory_profiles import MemoryProfileRow, MemoryProfileTable
 from appliance.store.predictions import PredictionTable
 from appliance.store.records import (
@@ -43,6 +44,7 @@ __all__ = [
     "Delivery",
     "Filter",
     "Found",
+    "Lease",
     "MemoryProfileRow",
     "Position",
     "Progress",

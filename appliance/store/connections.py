@@ -118,28 +118,30 @@ class Connections:
         """
         return self._key
 
-    async def own(self, patience: float = 0.0) -> None:
+    async def own(self, patience: float = 0.0, *, term: int | None = None) -> None:
         """Make this the only process that may run predictions from this database, until ``close`` or death.
 
         Waits up to ``patience`` seconds for another process to release the database. Reads and writes of
-        tokens need no ownership.
+        tokens need no ownership. ``term`` is that of the head's ``Lease``, if machines take turns as the head
+        of a cluster.
 
         Raises:
-            StoreError: another process owns the database; the message has its pid.
+            StoreError: another process owns the database; the message has its pid. Or another machine has
+                become the head.
         """
         if self._server is None:
             await self._lock.take(patience)
         else:
-            await self._own_server(patience)
+            await self._own_server(patience, term)
 
-    async def _own_server(self, patience: float) -> None:
+    async def _own_server(self, patience: float, term: int | None) -> None:
         connection = self._owner
         assert connection is not None, "the store is open"
         loop = asyncio.get_running_loop()
         give_up = loop.time() + patience
         holder = f"{socket.gethostname()}, pid {os.getpid()}"
         while connection.generation is None:
-            generation = await self.write(lambda _: connection.take_ownership(holder), alone=True)
+            generation = await self.write(lambda _: connection.take_ownership(holder, term), alone=True)
             if generation is not None:
                 connection.generation = generation
             elif loop.time() >= give_up:

@@ -32,13 +32,14 @@ _log = logging.getLogger(__name__)
 
 Parameters = Mapping[str, Any] | Sequence[Any]
 
-_SCHEMA: Final = "hashtext(current_schema())"
+SCHEMA: Final = "hashtext(current_schema())"
 _WRITE_LOCK: Final = 1_734_001  # the first key of an advisory lock; the second is the schema
-_OWNER_LOCK: Final = 1_734_002
+OWNER_LOCK: Final = 1_734_002
 
-_BEGIN: Final = f"BEGIN; SELECT pg_advisory_xact_lock({_WRITE_LOCK}, {_SCHEMA}), pg_current_xact_id()::text"
+_BEGIN: Final = f"BEGIN; SELECT pg_advisory_xact_lock({_WRITE_LOCK}, {SCHEMA}), pg_current_xact_id()::text"
 _READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_OWN: Final = f"SELECT pg_try_advisory_lock({_OWNER_LOCK}, {_SCHEMA})"
+_OWN: Final = f"SELECT pg_try_advisory_lock({OWNER_LOCK}, {SCHEMA})"
+_TERM: Final = "SELECT term, head FROM store_owner"
 _NEW_OWNER: Final = "UPDATE store_owner SET generation = generation + 1, holder = %s RETURNING generation"
 _OWNER: Final = "SELECT generation, holder FROM store_owner"
 _SESSION: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
@@ -144,8 +145,18 @@ class PostgresConnection:
             cursor.execute(translated(statement), parameters)
             yield from cursor
 
-    def take_ownership(self, holder: str) -> int | None:
-        """Become the owner of the database in the open transaction; None if another process is the owner."""
+    def take_ownership(self, holder: str, term: int | None = None) -> int | None:
+        """Become the owner of the database in the open transaction; None if another process is the owner.
+
+        In a cluster, ``term`` is the term in which this machine is the head.
+
+        Raises:
+            StoreError: another machine is the head now.
+        """
+        if term is not None:
+            found, head = self._execute(_TERM).fetchone()
+            if found != term:
+                raise StoreError(f"{self._server.name}: {head} has become the head of the cluster")
         if not self._execute(_OWN).fetchone()[0]:
             return None
         return int(self._execute(_NEW_OWNER, (holder,)).fetchone()[0])

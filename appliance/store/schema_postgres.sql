@@ -455,3 +455,7 @@ BEGIN
 END $$;
 CREATE TRIGGER adapters_delete_objects AFTER DELETE ON adapters
 FOR EACH ROW EXECUTE FUNCTION adapters_delete_objects();
+
+-- step: 2
+-- The lease of the head of a cluster. Each new holder adds 1 to the term; `head` is its name and address.
+ALTER TABLE store_owner ADD COLUMN term BIGINT NOT NULL DEFAULT 0, ADD COLUMN head TEXT NOT NULL DEFAULT '';

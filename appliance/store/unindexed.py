@@ -33,8 +33,8 @@ class Unindexed(Connections):
     _timer: asyncio.TimerHandle | None = None
     _moving: asyncio.Future[None] | None = None  # the last move, until it is done
 
-    async def own(self, patience: float = 0.0) -> None:
-        await super().own(patience)
+    async def own(self, patience: float = 0.0, *, term: int | None = None) -> None:
+        await super().own(patience, term=term)
         self._owned = True
         with contextlib.suppress(StoreError):  # ``_moved`` logs it, and the next read or write tries again
             await self._put_move()  # an earlier process may have left some

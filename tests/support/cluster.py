@@ -22,6 +22,12 @@ class Head(Appliance):
         self.prefix = network.prefix(name)
         self.url = f"http://{network.addresses[name]}:{self.port}"
 
+    def start_waiting(self) -> None:
+        """Start while another machine is the head, and return at once."""
+        arguments = ("serve", "--config", str(self.config), "--port", str(self.port))
+        options = ("--host", str(self.host), "--no-ui")
+        self.process = _started(self, [*self.prefix, str(self.program), *arguments, *options])
+
 
 class Node(Appliance):
     """A node, on the machine ``name`` of ``network``."""
@@ -37,16 +43,7 @@ class Node(Appliance):
 
     def start(self, seconds: float = 0.0) -> None:
         """Start to join, and return at once."""
-        with self.output.open("a") as output:
-            self.process = subprocess.Popen(
-                [*self.prefix, str(self.program), *self._arguments],
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
+        self.process = _started(self, [*self.prefix, str(self.program), *self._arguments])
 
     @property
     def joined(self) -> int:
@@ -58,3 +55,16 @@ class Node(Appliance):
         assert process is not None
         wait_for(lambda: process.poll() is not None or self.joined >= times, f"{self.name} to join")
         assert process.poll() is None, self.output.read_text()
+
+
+def _started(machine: Appliance, command: list[str]) -> subprocess.Popen[str]:
+    with machine.output.open("a") as output:
+        return subprocess.Popen(
+            command,
+            env=machine.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from tests.support.appliance_process import free_port
+
 MISSING: Final = "PostgreSQL is not installed (initdb is neither in /usr/lib/postgresql nor on PATH)"
 _LOCALE: Final = ("--locale=C.UTF-8", "--encoding=UTF8")
-_SETTINGS: Final = (
-    *("-c", "listen_addresses="),
-    *("-c", "max_connections=200", "-c", "timezone=America/New_York"),
-)
+_SETTINGS: Final = (*("-c", "max_connections=200", "-c", "timezone=America/New_York"),)
 _LIGHT: Final = (
     *("-c", "fsync=off", "-c", "full_page_writes=off"),
     *("-c", "shared_buffers=32MB", "-c", "max_wal_size=256MB"),
@@ -33,17 +32,20 @@ def programs() -> Path | None:
 
 
 class PostgresServer:
-    """A server with a Unix socket only. The superuser is ``postgres``; there is no password.
+    """A server with a Unix socket. The superuser is ``postgres``; there is no password.
 
-    With ``durable``, it has its usual settings: a commit waits for the disk.
+    With ``durable``, it has its usual settings: a commit waits for the disk. With ``address``, it also
+    listens on this address of the machine, and accepts clients from all others.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+    def __init__(self, folder: Path, *, durable: bool = False, address: str | None = None) -> None:
         bin = programs()
         assert bin is not None, MISSING
         self._bin = bin
         self.folder = folder
         self._durable = durable
+        self._address = address
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._user = _other_user()
         folder.chmod(0o755)
@@ -54,6 +56,9 @@ class PostgresServer:
             for path in (folder, self._data, self._log):
                 shutil.chown(path, self._user)
         self._run("initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "--no-sync", *_LOCALE)
+        if address is not None:
+            with (self._data / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all all trust\n")
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._bin / program), *arguments]
@@ -62,6 +67,9 @@ class PostgresServer:
 
     def start(self) -> None:
         settings = _SETTINGS if self._durable else (*_SETTINGS, *_LIGHT)
+        settings = (*settings, "-c", f"listen_addresses={self._address or ''}")
+        if self._address is not None:
+            settings = (*settings, "-p", str(self._port))
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -78,7 +86,8 @@ class PostgresServer:
                 stderr=log,
             )
         deadline = time.monotonic() + 60  # for hangs
-        while subprocess.run([self._bin / "pg_isready", "-q", "-h", self.folder]).returncode:
+        port = () if self._address is None else ("-p", str(self._port))
+        while subprocess.run([self._bin / "pg_isready", "-q", "-h", self.folder, *port]).returncode:
             assert self._process.poll() is None, self._log.read_text()
             assert time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.05)
@@ -108,6 +117,8 @@ class PostgresServer:
         self._run("pg_restore", "--exit-on-error", *access, "-d", other, file)
 
     def url(self, database: str = "postgres") -> str:
+        if self._address is not None:
+            return f"postgresql://postgres@{self._address}:{self._port}/{database}"
         return f"postgresql://postgres@/{database}?host={self.folder}"
 
     def query(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
@@ -127,11 +138,11 @@ def _other_user() -> str | None:
 
 
 @contextlib.contextmanager
-def running(*, durable: bool = False) -> Iterator[PostgresServer]:
+def running(*, durable: bool = False, address: str | None = None) -> Iterator[PostgresServer]:
     """Run a server in a folder of its own: the path of a Unix socket has at most 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
     try:
-        server = PostgresServer(folder, durable=durable)
+        server = PostgresServer(folder, durable=durable, address=address)
         server.start()
         try:
             yield server

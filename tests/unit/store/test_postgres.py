@@ -323,7 +323,7 @@ async def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def test_a_newer_database_is_refused(store: Store, path: Path) -> None:
     query(path, f"UPDATE store_format SET steps = {len(STEPS) + 1}")
-    with pytest.raises(StoreError, match=r"a newer appliance wrote the database \(format 2"):
+    with pytest.raises(StoreError, match=rf"a newer appliance wrote the database \(format {len(STEPS) + 1}"):
         await created(path)
 
 

@@ -1,0 +1,288 @@
+"""A cluster with two machines that can be the head: one dies, or is cut off, and the other one takes over."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from tests.support import postgres_server
+from tests.support.appliance_process import PATIENCE, TOKEN, wait_for
+from tests.support.cluster import Head, Node
+from tests.support.network_namespaces import Network, available
+from tests.support.postgres_server import PostgresServer
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not available(), reason="needs root and iproute2, for network namespaces"),
+    pytest.mark.skipif(postgres_server.programs() is None, reason=postgres_server.MISSING),
+]
+
+HEADS: Final = ("alpha", "beta")
+NODES: Final = ("one", "two")
+CLIENTS: Final = 8
+PREDICTIONS: Final = 200  # accepted by the end
+MODELS: Final = 6
+OVER: Final = {"succeeded", "failed", "canceled", "aborted"}
+CONFIG: Final = """
+store:
+  url: {url}
+cluster:
+  name: {name}
+  address: {address}
+  lost_after: 3s
+hardware:
+  devices: [{{name: small, memory: 1GiB}}]
+limits: {{attempts: 6}}
+models:
+"""
+
+
+def _config(url: str, name: str, address: str) -> str:
+    """Return a config with models that do not fit on one machine together."""
+    options = ("{}", "{stream: true}", "{files: true}")
+    models = [
+        f"  - {{name: test/model-{n}, kind: echo, memory: 500MiB, options: {options[n % 3]}}}"
+        for n in range(MODELS)
+    ]
+    return CONFIG.format(url=url, name=name, address=address) + "\n".join(models) + "\n"
+
+
+class Machines:
+    """Two machines that can be the head, with one folder for files, and two nodes."""
+
+    def __init__(self, network: Network, server: PostgresServer, folder: Path) -> None:
+        self.network = network
+        self.heads = {name: self._head(name, server, folder) for name in HEADS}
+        addresses = ",".join(network.addresses[name] for name in HEADS)
+        self.nodes = {
+            name: Node(folder / name, network, name, addresses, "--device", "small=1GiB") for name in NODES
+        }
+
+    def _head(self, name: str, server: PostgresServer, folder: Path) -> Head:
+        config = folder / f"{name}.yaml"
+        config.write_text(_config(server.url("appliance"), name, self.network.addresses[name]))
+        head = Head(folder / name, config, self.network, name)
+        shared = folder / "shared"
+        shared.mkdir(exist_ok=True)
+        (head.home / "files").symlink_to(shared)
+        return head
+
+    def start(self) -> None:
+        """Start the first head, then the standby and the nodes."""
+        self.heads["alpha"].start()
+        self.heads["beta"].start_waiting()
+        for node in self.nodes.values():
+            node.start()
+        wait_for(lambda: "alpha at" in self.heads["beta"].output.read_text(), "the standby")
+        self.wait_for_members("alpha")
+
+    def wait_for_members(self, head: str) -> None:
+        with self.heads[head].client() as client:
+            wait_for(lambda: members(client) == {head, *NODES}, f"the nodes at {head}")
+
+    def stop(self) -> None:
+        for machine in (*self.nodes.values(), *self.heads.values()):
+            if machine.process is not None and machine.process.poll() is None:
+                assert machine.stop() == 0, machine.output.read_text()
+            assert machine.processes() == []
+
+
+class Clients:
+    """Threads that create predictions at the machine that answers, until enough are accepted."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._urls = [head.url for head in machines.heads.values()]
+        self._lock = threading.Lock()
+        self.accepted: dict[str, str] = {}  # id: text of the input
+        self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(CLIENTS)]
+        for thread in self._threads:
+            thread.start()
+
+    def wait_until(self, count: int) -> None:
+        wait_for(lambda: len(self.accepted) >= count, f"{count} accepted predictions", 2 * PATIENCE)
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(2 * PATIENCE)
+            assert not thread.is_alive()
+
+    def _work(self, number: int) -> None:
+        chance = random.Random(number)
+        while len(self.accepted) < PREDICTIONS:
+            model, text = chance.randrange(MODELS), f"{number} says {chance.random()}"
+            input: dict[str, Any] = {"text": text, "delay": 0.2}
+            if model % 3 == 2:
+                input = {"file": f"data:text/plain,{quote(text)}", "delay": 0.1}
+            for url in self._urls:
+                try:
+                    reply = httpx.post(
+                        f"{url}/v1/predictions",
+                        json={"version": f"test/model-{model}", "input": input},
+                        headers={"Authorization": f"Bearer {TOKEN}"},
+                        timeout=5.0,
+                        trust_env=False,
+                    )
+                except httpx.HTTPError:  # this machine is the standby, or it is gone
+                    time.sleep(0.1)
+                    continue
+                if reply.status_code in {201, 202}:
+                    with self._lock:
+                        self.accepted[reply.json()["id"]] = text
+                    break
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    network = Network((*HEADS, *NODES))
+    yield network
+    network.close()
+
+
+@pytest.fixture
+def server(network: Network) -> Iterator[PostgresServer]:
+    with postgres_server.running(address=network.own_address) as server:
+        server.query("CREATE DATABASE appliance")
+        yield server
+
+
+@pytest.fixture
+def machines(network: Network, server: PostgresServer, tmp_path: Path) -> Iterator[Machines]:
+    machines = Machines(network, server, tmp_path)
+    machines.start()
+    yield machines
+    machines.stop()
+
+
+def test_a_standby_takes_over_after_the_death_of_the_head(machines: Machines, server: PostgresServer) -> None:
+    alpha, beta = machines.heads["alpha"], machines.heads["beta"]
+    with alpha.client() as client:
+        stream = Stream(client)
+    clients = Clients(machines)
+    clients.wait_until(PREDICTIONS // 3)
+    alpha.kill()
+    wait_for(beta.answers, "the standby as the head")
+    machines.wait_for_members("beta")
+    clients.join()
+    with beta.client() as client:
+        stream.resume(client)
+        record = client.get(f"/v1/predictions/{stream.id}").json()
+    ids = [id for id, _, _ in stream.events]
+    assert len(set(ids)) == len(ids)  # each event once
+    assert [kind for _, kind, _ in stream.events[-2:]] == ["error", "done"]
+    assert record["status"] == "failed"
+    assert "".join(data for _, kind, data in stream.events if kind == "output") == "".join(record["output"])
+    check(beta, clients, server)
+    alpha.start_waiting()
+    wait_for(lambda: "beta at" in alpha.output.read_text(), "the former head as the standby")
+    assert beta.stop() == 0  # the lease is free at once
+    wait_for(alpha.answers, "the former head as the head again")
+    machines.wait_for_members("alpha")
+
+
+def test_a_head_without_a_network_stops_and_the_standby_takes_over(
+    machines: Machines, server: PostgresServer
+) -> None:
+    alpha, beta = machines.heads["alpha"], machines.heads["beta"]
+    clients = Clients(machines)
+    clients.wait_until(PREDICTIONS // 3)
+    driver = alpha.process
+    machines.network.cut("alpha")
+    wait_for(lambda: not alpha.named("ServeReplica:gateway"), "the end of the gateway that is cut off")
+    assert alpha.worker_pids() == []
+    wait_for(beta.answers, "the standby as the head")
+    machines.wait_for_members("beta")
+    machines.network.mend("alpha")
+    wait_for(lambda: "beta at" in alpha.output.read_text(), "the former head as the standby")
+    assert driver is not None
+    assert driver.poll() is None  # the same process
+    clients.join()
+    check(beta, clients, server)
+
+
+class Stream:
+    """A prediction whose output is streamed for minutes."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        """Create it, and read its first outputs."""
+        input = {"text": " ".join(f"word-{n}" for n in range(200)), "chunk_delay": 1.0}
+        body = {"version": "test/model-1", "input": input, "stream": True}
+        made = client.post("/v1/predictions", json=body).raise_for_status().json()
+        self.id: str = made["id"]
+        self._path = httpx.URL(made["urls"]["stream"]).path
+        self.events: list[tuple[str, str, str]] = []  # id, type and data of each event that was received
+        with client.stream("GET", self._path, headers={"Accept": "text/event-stream"}) as reply:
+            for event in events(reply):
+                self.events.append(event)
+                if len(self.events) == 4:
+                    return
+
+    def resume(self, client: httpx.Client) -> None:
+        """Read the other events, which begin after the last one that was received."""
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": self.events[-1][0]}
+        with client.stream("GET", self._path, headers=headers) as reply:
+            self.events += events(reply)
+
+
+def events(reply: httpx.Response) -> Iterator[tuple[str, str, str]]:
+    fields: dict[str, str] = {}
+    for line in reply.iter_lines():
+        if not line and "event" in fields:
+            yield fields.get("id", ""), fields["event"], fields.get("data", "")
+            fields = {}
+        name, _, value = line.partition(":")
+        if name:
+            fields[name] = value.removeprefix(" ")
+
+
+def check(head: Head, clients: Clients, server: PostgresServer) -> None:
+    """Check that each accepted prediction has ended with its output, and was counted once."""
+    with head.client() as client:
+        records = [wait_for(partial(ended, client, id), f"the end of {id}") for id in clients.accepted]
+        wrong = [record for record in records if not is_right(client, record, clients.accepted[record["id"]])]
+    counts = Counter(record["status"] for record in records)
+    print(len(records), counts)
+    assert wrong == []
+    statuses = "SELECT count(*), count(DISTINCT id) FROM predictions WHERE status IN ('succeeded', 'failed')"
+    counted = "SELECT sum(succeeded) + sum(failed) FROM usage"
+    wait_for(lambda: not server.query("SELECT 1 FROM unindexed_predictions", "appliance"), "the last move")
+    ((rows, ids),) = server.query(statuses, "appliance")
+    ((used,),) = server.query(counted, "appliance")
+    print(rows, ids, used)
+    assert rows == ids == used
+
+
+def members(client: httpx.Client) -> set[str]:
+    """Return the names of the machines whose devices the scheduler uses; none while the head is away."""
+    try:
+        devices = client.get("/admin/residency").raise_for_status().json()["devices"]
+    except httpx.HTTPError:
+        return set()
+    return {device["name"].partition("/")[0] for device in devices}
+
+
+def ended(client: httpx.Client, id: str) -> dict[str, Any] | None:
+    with contextlib.suppress(httpx.TransportError):
+        record: dict[str, Any] = client.get(f"/v1/predictions/{id}").raise_for_status().json()
+        return record if record["status"] in OVER else None
+    return None
+
+
+def is_right(client: httpx.Client, record: dict[str, Any], text: str) -> bool:
+    """Return whether a prediction has the output of its input, or failed with a part of its output."""
+    output = record["output"]
+    if record["status"] == "succeeded":
+        if "text" not in record["input"]:
+            return [client.get(httpx.URL(url).path).text for url in output] == [text]
+        return ("".join(output) if isinstance(output, list) else output) == text
+    return record["status"] == "failed" and bool(output) and "interrupted" in record["error"]

@@ -1,0 +1,159 @@
+"""Tests of a machine that waits until it is the head, and of the head that loses its lease."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from appliance import config as configuration
+from appliance.domain.errors import LeaseLost, StoreUnavailable
+from appliance.driver import standby
+from appliance.store import Lease
+
+URL = "postgresql://appliance@db.example.org/appliance"
+CONFIG = """
+store: {url: "%s"}
+cluster: {address: 10.0.0.1}
+models: [{name: test/echo, kind: echo}]
+"""
+
+
+class ScriptedLease(Lease):
+    """A lease whose server gives the answers of a test."""
+
+    def __init__(self, *answers: bool | Exception, seconds: float = 600.0) -> None:
+        super().__init__(URL, "one", seconds)
+        self._answers = list(answers)
+        self.answered = threading.Event()  # all answers were given
+
+    def _next(self, *, last: bool) -> bool:
+        answer = self._answers.pop(0) if self._answers else last
+        if not self._answers:
+            self.answered.set()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def acquire(self) -> bool:
+        return self._next(last=False)
+
+    def renew(self) -> bool:
+        return self._next(last=False)
+
+    def holder(self) -> str:
+        return "two at 10.0.0.2"
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standby, "_POLL", 0.01)
+    monkeypatch.setattr(standby, "_RENEWALS", 1_000_000)
+    monkeypatch.setattr(standby, "_CHECK_INTERVAL", 0.01)
+
+
+async def waited(lease: Lease, stop: asyncio.Event) -> tuple[standby.HeldLease | None, list[str]]:
+    shown = io.StringIO()
+    held = await standby.wait(lease, stop, Console(file=shown))
+    return held, shown.getvalue().splitlines()
+
+
+async def test_the_first_machine_is_the_head_at_once() -> None:
+    held, shown = await waited(ScriptedLease(True), asyncio.Event())
+    assert held is not None
+    held.release()
+    assert shown == []
+
+
+async def test_a_standby_names_the_head_once_and_takes_over() -> None:
+    held, shown = await waited(ScriptedLease(False, False, False, True), asyncio.Event())
+    assert held is not None
+    held.release()
+    assert shown == ["standby: two at 10.0.0.2 is the head; waiting"]
+
+
+async def test_a_standby_waits_for_a_server_that_does_not_answer() -> None:
+    away = StoreUnavailable("the server does not answer")
+    held, shown = await waited(ScriptedLease(away, away, False, True), asyncio.Event())
+    assert held is not None
+    held.release()
+    assert shown == [
+        "standby: the server does not answer: trying again",
+        "standby: two at 10.0.0.2 is the head; waiting",
+    ]
+
+
+async def test_the_head_is_first_after_a_restart_of_the_server() -> None:
+    """A standby that was connected waits as long as a lease lasts."""
+    lease = ScriptedLease(False, StoreUnavailable("the connection was lost"), True)
+    stop = asyncio.Event()
+    waiting = asyncio.ensure_future(waited(lease, stop))
+    while len(lease._answers) > 1:
+        await asyncio.sleep(0.01)
+    stop.set()
+    held, _ = await waiting
+    assert held is None
+    assert lease._answers == [True]
+
+
+async def test_a_standby_stops() -> None:
+    stop = asyncio.Event()
+    stop.set()
+    assert await waited(ScriptedLease(), stop) == (None, [])
+
+
+async def test_the_head_notices_that_another_machine_is_the_head() -> None:
+    held = standby.HeldLease(ScriptedLease(False, LeaseLost("two has become the head")))
+    with pytest.raises(LeaseLost, match="two has become the head"):
+        await held.watch()
+    held.release()
+
+
+async def test_a_head_with_a_standby_stops_when_the_server_is_silent() -> None:
+    away = [StoreUnavailable("the server does not answer")] * 10_000
+    held = standby.HeldLease(ScriptedLease(True, *away, seconds=0.05))
+    with pytest.raises(LeaseLost, match=r"has not answered for .* s, so another machine may become"):
+        await held.watch()
+    held.release()
+
+
+async def test_a_head_without_a_standby_continues_when_the_server_is_silent() -> None:
+    away = [StoreUnavailable("the server does not answer")] * 20
+    lease = ScriptedLease(False, *away, seconds=0.05)
+    held = standby.HeldLease(lease)
+    while not held.alone:  # until the server has answered once
+        await asyncio.sleep(0.001)
+    watching = asyncio.ensure_future(held.watch())
+    await asyncio.to_thread(lease.answered.wait)
+    assert not watching.done()
+    watching.cancel()
+    held.release()
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Callable[[str], Any]:
+    def load(more: str = "") -> Any:
+        file = tmp_path / "models.yaml"
+        file.write_text(CONFIG % URL + more)
+        return configuration.load(file)
+
+    return load
+
+
+def test_files_that_only_one_machine_has(loaded: Callable[[str], Any], tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    warning = standby.files_warning(loaded(""), home)
+    assert warning is not None
+    assert str(home / "files") in warning
+    assert standby.files_warning(loaded("files: {s3: {url: 's3://bucket/files'}}\n"), home) is None
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    home.mkdir()
+    (home / "files").symlink_to(shared)
+    assert standby.files_warning(loaded(""), home) is None

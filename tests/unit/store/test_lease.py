@@ -1,0 +1,134 @@
+"""The lease of the head of a cluster, in a PostgreSQL database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.domain.errors import LeaseLost, StoreError, StoreUnavailable
+from appliance.store import Lease
+from tests.support.appliance_process import wait_for
+from tests.support.postgres_server import PostgresServer
+from tests.support.store_files import created, query, url_of
+
+pytestmark = pytest.mark.usefixtures("postgres")
+
+LONG = 600.0  # seconds in which a lease that is not renewed does not end during a test
+
+
+@pytest.fixture
+async def url(path: Path, postgres: PostgresServer) -> str:
+    await (await created(path)).close()
+    found = url_of(path)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def first(url: str) -> Iterator[Lease]:
+    lease = Lease(url, "one at 10.0.0.1", LONG)
+    yield lease
+    lease.close()
+
+
+@pytest.fixture
+def second(url: str) -> Iterator[Lease]:
+    lease = Lease(url, "two at 10.0.0.2", LONG)
+    yield lease
+    lease.close()
+
+
+def end_session(path: Path, lease: Lease) -> None:
+    assert lease._session is not None
+    query(path, f"SELECT pg_terminate_backend({lease._session[0]}, 10000)")
+
+
+def test_one_head_at_a_time(first: Lease, second: Lease) -> None:
+    assert first.acquire()
+    assert not first.renew()
+    assert not second.acquire()
+    assert second.holder() == "one at 10.0.0.1"
+    assert first.renew()  # another machine waits
+    first.close()
+    wait_for(second.acquire, "the next head")
+    assert second.term == first.term + 1
+    assert not second.renew()
+
+
+def test_a_head_that_does_not_renew_its_lease_loses_it(url: str, second: Lease) -> None:
+    """The server ends the session of a machine that hangs, or that is cut off."""
+    first = Lease(url, "one at 10.0.0.1", 0.5)
+    assert first.acquire()
+    wait_for(second.acquire, "the next head")
+    with pytest.raises(LeaseLost, match=r"two at 10\.0\.0\.2 has become the head"):
+        first.renew()
+    first.close()
+
+
+def test_a_lost_connection_does_not_end_the_lease(path: Path, first: Lease) -> None:
+    assert first.acquire()
+    term = first.term
+    end_session(path, first)
+    wait_for(first.renew, "a renewal")
+    assert not first.renew()
+    assert first.term == term
+
+
+def test_a_standby_whose_connection_is_lost_waits_again(path: Path, first: Lease, second: Lease) -> None:
+    assert first.acquire()
+    assert not second.acquire()
+    query(
+        path,
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database()"
+        f" AND pid NOT IN (pg_backend_pid(), {first._session[0] if first._session else 0})",
+    )
+    with pytest.raises(StoreUnavailable):
+        second.acquire()
+    assert not second.acquire()
+    assert first.renew()
+
+
+async def test_the_gateway_of_the_former_head_writes_no_more(path: Path, first: Lease, second: Lease) -> None:
+    assert first.acquire()
+    store = await created(path)
+    await store.own(term=first.term)
+    await store.check()
+    first.close()
+    wait_for(second.acquire, "the next head")
+    with pytest.raises(StoreError, match=r"two at 10\.0\.0\.2 has become the owner"):
+        await store.check()
+    assert store.lost is not None
+    again = await created(path)
+    with pytest.raises(StoreError, match=r"two at 10\.0\.0\.2 has become the head"):
+        await again.own(term=first.term)
+    await again.own(term=second.term)
+    await again.check()
+    await again.close()
+    await store.close()
+
+
+def test_a_new_database_gets_its_tables(postgres: PostgresServer) -> None:
+    postgres.query("CREATE DATABASE fresh")
+    waiting, lease = (Lease(postgres.url("fresh"), name, LONG) for name in ("one", "two"))
+    assert lease.acquire()
+    assert not waiting.acquire()
+    assert waiting.holder() == "two"
+    lease.close()
+    waiting.close()
+    postgres.query("DROP DATABASE fresh WITH (FORCE)")
+
+
+def test_the_holder_is_not_known_before_the_tables_exist(postgres: PostgresServer) -> None:
+    postgres.query("CREATE DATABASE fresh")
+    lease = Lease(postgres.url("fresh"), "one", LONG)
+    assert lease.holder() == "another machine"
+    lease.close()
+    postgres.query("DROP DATABASE fresh WITH (FORCE)")
+
+
+def test_a_server_that_does_not_answer() -> None:
+    lease = Lease("postgresql://nobody@127.0.0.1:1/none", "one", LONG)
+    with pytest.raises(StoreUnavailable):
+        lease.acquire()
