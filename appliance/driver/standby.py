@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -59,6 +60,15 @@ async def wait(lease: Lease, stop: asyncio.Event, console: Console) -> HeldLease
         StoreError: the database cannot be used.
     """
     shown, connected = "", False
+    at_terminal = os.isatty(0)
+
+    def hung_up() -> None:
+        if at_terminal and not os.isatty(0):
+            stop.set()
+        else:
+            console.print("standby: models.yaml is not reloaded: restart this appliance to apply changes")
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
     while not stop.is_set():
         pause = _POLL
         try:

@@ -40,7 +40,7 @@ store:
 cluster:
   name: {name}
   address: {address}
-  lost_after: 3s
+  lost_after: 6s
 hardware:
   devices: [{{name: small, memory: 1GiB}}]
 limits: {{attempts: 6}}
@@ -199,7 +199,7 @@ def test_a_head_without_a_network_stops_and_the_standby_takes_over(
     driver = alpha.process
     machines.network.cut("alpha")
     wait_for(lambda: not alpha.named("ServeReplica:gateway"), "the end of the gateway that is cut off")
-    assert alpha.worker_pids() == []
+    wait_for(lambda: not alpha.worker_pids(), "the end of its worker processes")
     wait_for(beta.answers, "the standby as the head")
     machines.wait_for_members("beta")
     machines.network.mend("alpha")
