@@ -310,7 +310,12 @@ async def _run(
         node.abandon()
         if stop.is_set() or not (ready.is_set() or isinstance(error, LeaseLost)):
             raise
-        _log.error("%s: restarting the appliance; it continues the accepted predictions", error.detail)
+        if isinstance(error, LeaseLost):
+            console.print(
+                f"{error.detail}: this machine becomes the standby", highlight=False, soft_wrap=True
+            )
+        else:
+            _log.error("%s: restarting the appliance; it continues the accepted predictions", error.detail)
         service_manager.restarting(error.detail)
         return _RESTART
     finally:

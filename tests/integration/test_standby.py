@@ -105,7 +105,9 @@ class Clients:
         self._urls = [head.url for head in machines.heads.values()]
         self._lock = threading.Lock()
         self.accepted: dict[str, str] = {}  # id: text of the input
-        self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(CLIENTS)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(number,), daemon=True) for number in range(CLIENTS)
+        ]
         for thread in self._threads:
             thread.start()
 
