@@ -46,7 +46,7 @@ def variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_an_address_and_a_token_are_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings, environment, command = join(monkeypatch, "192.0.2.1", "--token", TOKEN, "--name", "gpu-1")
-    assert (settings.head_host, settings.head_port, settings.port) == ("192.0.2.1", 8770, 8770)
+    assert (settings.heads, settings.port) == ((("192.0.2.1", 8770),), 8770)
     assert (settings.name, settings.home, settings.address) == ("gpu-1", tmp_path, None)
     assert settings.hardware.devices == "auto"
     assert environment["APPLIANCE_CLUSTER_TOKEN"] == TOKEN
@@ -61,7 +61,7 @@ def test_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
         *("head.example.org:9000", "--address", "192.0.2.2", "--port", "9001", "--home", "/data"),
         *("--threads", "3", "--memory", "2GiB", "--device", "small=1GiB", "--device", "large=4GiB"),
     )
-    assert (settings.head_host, settings.head_port) == ("head.example.org", 9000)
+    assert settings.heads == (("head.example.org", 9000),)
     assert (settings.address, settings.port, settings.home) == ("192.0.2.2", 9001, Path("/data"))
     assert (settings.hardware.threads, settings.hardware.host_memory) == (3, 2 * 2**30)
     devices = settings.hardware.devices
@@ -70,12 +70,19 @@ def test_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment["APPLIANCE_CLUSTER_TOKEN"] == TOKEN
 
 
+def test_several_machines_that_can_be_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, _, _ = join(monkeypatch, "192.0.2.1, head.example.org:9000", "--token", "0" * 32)
+    assert settings.heads == (("192.0.2.1", 8770), ("head.example.org", 9000))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [
         (("192.0.2.1",), "--token is missing", 1),
         (("192.0.2.1", "--token", "short"), "at least 32 characters", 1),
         (("192.0.2.1", "--token", "appliance-join.x"), "this is not a join token", 1),
+        (("192.0.2.1,192.0.2.2", "--token", TOKEN), "is for one head only: choose", 1),
+        (("192.0.2.1,", "--token", "0" * 32), "write HOST or HOST:PORT", 2),
         (("192.0.2.1:x", "--token", TOKEN), "write HOST or HOST:PORT", 2),
         ((":1", "--token", TOKEN), "write HOST or HOST:PORT", 2),
         (("192.0.2.1", "--token", TOKEN, "--device", "x"), "write NAME=SIZE", 2),
@@ -98,8 +105,7 @@ def test_mistakes(
 
 def test_settings_survive_the_command_line() -> None:
     settings = NodeSettings(
-        head_host="h",
-        head_port=1,
+        heads=(("h", 1),),
         name="ä",
         data="/data folder",
         port=2,

@@ -35,6 +35,11 @@ def test_the_service_manager_is_told_that_the_appliance_is_ready(manager: socket
     assert received(manager) == ["READY=1", "STATUS=serving at http://127.0.0.1:8000"]
 
 
+def test_the_start_of_a_standby_is_complete(manager: socket.socket) -> None:
+    service_manager.standing_by("standby: waiting")
+    assert received(manager) == ["READY=1", "STATUS=standby: waiting"]
+
+
 def test_a_restart_is_a_status_and_not_a_stop(manager: socket.socket) -> None:
     service_manager.restarting("raylet has ended")
     assert received(manager) == ["STATUS=restarting: raylet has ended"]
