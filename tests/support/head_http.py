@@ -51,7 +51,7 @@ class NodeHttp:
     """The HTTP server of a node."""
 
     def __init__(self, folder: Path, head_port: int, tls: ssl.SSLContext | None = None) -> None:
-        self.channels = GatewayChannels(folder, HOST, head_port)
+        self.channels = GatewayChannels(folder, [(HOST, head_port)])
         self.server = HttpServer(self.channels, tls)
         self.listener = socket.create_server((HOST, 0))
         self.port = self.listener.getsockname()[1]

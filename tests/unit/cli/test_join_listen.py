@@ -58,11 +58,7 @@ def test_the_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str
     found = settings(monkeypatch, tmp_path, "--listen", given, "--address", "192.0.2.7")
     assert found.listen == listen
     assert found.http is not None
-    assert (found.http.head_host, found.http.head_port, found.http.own_address) == (
-        "192.0.2.1",
-        8770,
-        "192.0.2.7",
-    )
+    assert (found.http.heads, found.http.own_address) == ((("192.0.2.1", 8770),), "192.0.2.7")
     assert found.http.cluster == str(tmp_path / "home" / "cluster")
 
 
