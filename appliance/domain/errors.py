@@ -398,8 +398,8 @@ class RayLost(ApplianceError):
     title = "Ray ended"
 
 
-class HeadAway(ApplianceError):
-    """The head of the cluster cannot be reached from the node that got the request."""
+class HeadUnreachable(ApplianceError):
+    """The head of the cluster does not answer this node; a later attempt may succeed."""
 
     status = 503
     title = "Head unreachable"
@@ -414,6 +414,20 @@ class LeaseLost(ApplianceError):
 
     status = 503
     title = "Another machine is the head"
+
+
+class NodeStopping(ApplianceError):
+    """This node is stopping; send requests to another machine."""
+
+    status = 503
+    title = "Node stopping"
+
+
+class ForwardingRefused(ApplianceError):
+    """The head refuses requests that nodes forward; the message has the reason."""
+
+    status = 421
+    title = "Misdirected request"
 
 
 class NodeError(ApplianceError):

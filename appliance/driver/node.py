@@ -28,7 +28,14 @@ from rich.console import Console
 from appliance import __version__, machine
 from appliance.config import HardwareConfig
 from appliance.config.sections import DeviceConfig
-from appliance.domain.errors import ApplianceError, ConfigError, JoinRefused, NodeError, RayLost
+from appliance.domain.errors import (
+    ApplianceError,
+    ConfigError,
+    HeadUnreachable,
+    JoinRefused,
+    NodeError,
+    RayLost,
+)
 from appliance.driver import (
     home_lock,
     node_http,
@@ -46,7 +53,7 @@ from appliance.machine.memory_use import device_usage
 from appliance.machine.processes import kill_marked
 from appliance.nodes import identity
 from appliance.nodes.identity import Identity, JoinToken
-from appliance.nodes.joining import Head, HeadUnreachable, join
+from appliance.nodes.joining import Head, join
 from appliance.nodes.messages import Admitted, NodeFacts
 from appliance.nodes.node_agent import NodeAgent
 from appliance.nodes.registry import bind, cluster_folder

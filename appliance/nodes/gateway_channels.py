@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from appliance.domain.errors import HeadAway
+from appliance.domain.errors import HeadUnreachable
 from appliance.nodes import identity
 from appliance.nodes.channel import BROKEN, Channel
 from appliance.nodes.identity import Identity
@@ -43,7 +43,7 @@ class GatewayChannels:
         """Return a connection that carries the bytes of a client. The gateway has none of them yet.
 
         Raises:
-            HeadAway: this machine has never joined the cluster.
+            HeadUnreachable: this machine has never joined the cluster.
             NodeError: the gateway refuses; the message has the reason.
             OSError, EOFError, TimeoutError, msgspec.DecodeError: the head cannot be reached now, or no
                 gateway answers within ``seconds``.
@@ -58,7 +58,7 @@ class GatewayChannels:
         while (spare := self._take_spare()) is not None:
             try:
                 return await self._ask(spare, request)
-            except BROKEN:  # the head was away for a while
+            except BROKEN:  # the head was unreachable for a while
                 continue
         return await self._ask(await self._connect(), request)
 
@@ -91,7 +91,7 @@ class GatewayChannels:
         try:
             while len(self._spare) < _SPARE:
                 self._spare.append((time.monotonic(), await self._connect()))
-        except (*BROKEN, HeadAway):  # clients get the error when they need a connection
+        except (*BROKEN, HeadUnreachable):  # clients get the error when they need a connection
             return
 
     async def _connect(self) -> Channel:
@@ -124,5 +124,7 @@ class GatewayChannels:
             if self._context is None or self._context[0] != changed:
                 self._context = changed, identity.client_context(self._identity)
         except OSError as error:
-            raise HeadAway("This node has not joined the cluster yet; try again in a few seconds.") from error
+            raise HeadUnreachable(
+                "This node has not joined the cluster yet; try again in a few seconds."
+            ) from error
         return self._context[1]

@@ -12,11 +12,18 @@ import contextlib
 import logging
 import socket
 import ssl
+from http import HTTPStatus
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from appliance.domain.errors import ApplianceError, HeadAway, NodeError
+from appliance.domain.errors import (
+    ApplianceError,
+    ForwardingRefused,
+    HeadUnreachable,
+    NodeError,
+    NodeStopping,
+)
 from appliance.nodes.channel import BROKEN, Channel, reason
 from appliance.nodes.gateway_channels import GatewayChannels
 from appliance.nodes.messages import OpenGateway
@@ -115,8 +122,7 @@ class HttpServer:
             return
         line = RequestLine.of(begun)
         if self._is_leaving and line.path == HEALTH:
-            error = HeadAway("This node is stopping; send requests to another machine.")
-            await _respond(reader, writer, line, error)
+            await _respond(reader, writer, line, NodeStopping())
             return
         origin = OpenGateway((client[0], client[1]), (server[0], server[1]), self._scheme)
         opening = asyncio.ensure_future(self._open(origin, line))
@@ -141,7 +147,8 @@ class HttpServer:
         """Connect to the gateway. The head has not got the request when this fails, so it may be tried again.
 
         Raises:
-            HeadAway: the head is away, or refuses requests that come through nodes.
+            HeadUnreachable: no gateway answered in time.
+            ForwardingRefused: the gateway refuses requests that nodes forward.
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + (HEALTH_PATIENCE if line.path == HEALTH else PATIENCE)
@@ -149,15 +156,15 @@ class HttpServer:
             try:
                 channel = await self._channels.open(origin, deadline - clock())
             except NodeError as error:
-                raise HeadAway(f"The head refuses requests that come through nodes: {error}") from error
+                raise ForwardingRefused(f"The head refuses requests that nodes forward: {error}") from error
             except BROKEN as error:
                 if not self._is_away:
                     _log.warning("the head cannot be reached: %s", reason(error))
                 self._is_away = True
                 if clock() + _PAUSE >= deadline:
-                    raise HeadAway(
+                    raise HeadUnreachable(
                         "This node cannot reach the head of the cluster, so it did not pass on the request; "
-                        f"try again in {HeadAway.retry_after} seconds."
+                        f"try again in {HeadUnreachable.retry_after} seconds."
                     ) from error
                 await asyncio.sleep(_PAUSE)
             else:
@@ -216,11 +223,12 @@ def response(line: RequestLine, error: ApplianceError) -> bytes:
         body = msgspec.json.encode(anthropic_error(error.status, error.detail))
     else:
         media, body = "application/problem+json", msgspec.json.encode(error.body())
+    retry = f"retry-after: {error.retry_after}\r\n" if isinstance(error, HeadUnreachable) else ""
     head = (
-        f"HTTP/1.1 {error.status} Service Unavailable\r\n"
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
         f"content-type: {media}\r\n"
         f"content-length: {len(body)}\r\n"
-        f"retry-after: {HeadAway.retry_after}\r\n"
+        f"{retry}"
         "cache-control: no-store\r\n"
         "connection: close\r\n\r\n"
     )

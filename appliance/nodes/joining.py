@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from appliance.domain.errors import JoinRefused, NodeError
+from appliance.domain.errors import HeadUnreachable, JoinRefused, NodeError
 from appliance.nodes import identity
 from appliance.nodes.channel import BROKEN, CONNECT_TIMEOUT, Channel, reason
 from appliance.nodes.identity import Identity, JoinToken
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 _ANNOUNCE_TIMEOUT: Final = 60.0  # seconds: the head connects to the node before it answers
-
-
-class HeadUnreachable(Exception):
-    """Nothing answers at the address of the head; a later attempt may succeed."""
 
 
 async def join(

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.errors import ApplianceError, JoinRefused, NodeError, NodeLost, NotFound
+from appliance.domain.errors import (
+    ApplianceError,
+    HeadUnreachable,
+    JoinRefused,
+    NodeError,
+    NodeLost,
+    NotFound,
+)
 from appliance.nodes import identity
 from appliance.nodes.channel import Channel
 from appliance.nodes.client import NodeClient
 from appliance.nodes.identity import JoinToken
-from appliance.nodes.joining import HeadUnreachable, join
+from appliance.nodes.joining import join
 from appliance.nodes.messages import Done, Failed, NodeFacts, OpenSocket, Ping, ReadWeights, Reply
 from tests.support.agents import HOST, VERSION, Events, TestHead, TestNode, cluster, echo_socket, until
 

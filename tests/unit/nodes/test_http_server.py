@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from appliance.domain.errors import HeadAway, NodeError
+from appliance.domain.errors import HeadUnreachable, NodeError
 from appliance.driver import certificate
 from appliance.nodes import http_server
 from appliance.nodes.channel import Channel
@@ -226,8 +226,15 @@ async def test_a_refusal_of_the_head_is_told_to_the_client(tmp_path: Path) -> No
         head.nodes._http = None
         head.nodes.serve_http(refuse)
         reply = await http.get("/echo")
-        assert reply.status_code == 503
-        assert "clients need a certificate" in reply.json()["detail"]
+        assert (reply.status_code, reply.reason_phrase) == (421, "Misdirected Request")
+        assert reply.json() == {
+            "title": "Misdirected request",
+            "detail": "The head refuses requests that nodes forward: clients need a certificate",
+            "status": 421,
+        }
+        assert "retry-after" not in reply.headers  # another attempt would not help
+        error = (await http.post("/openai/v1/chat/completions", json={})).json()["error"]
+        assert error["type"] == "invalid_request_error"
 
 
 # -- while the head is away ---------------------------------------------------------------------------------
@@ -336,7 +343,9 @@ async def test_a_node_that_stops_fails_health_checks_and_forwards_requests(tmp_p
         node.server.fail_health_checks()
         reply = await http.get("/healthz")
         assert reply.status_code == 503
-        assert "stopping" in reply.json()["detail"]
+        assert reply.json()["title"] == "Node stopping"
+        assert "another machine" in reply.json()["detail"]
+        assert "retry-after" not in reply.headers
         assert (await http.get("/echo")).status_code == 200
 
 
@@ -357,8 +366,8 @@ def test_the_first_line_of_a_request(begun: bytes, line: tuple[str, str]) -> Non
 
 
 def test_the_response_to_head_has_no_body() -> None:
-    head, _, body = response(RequestLine("HEAD", "/healthz"), HeadAway()).partition(b"\r\n\r\n")
-    _, _, full = response(RequestLine("GET", "/healthz"), HeadAway()).partition(b"\r\n\r\n")
+    head, _, body = response(RequestLine("HEAD", "/healthz"), HeadUnreachable()).partition(b"\r\n\r\n")
+    _, _, full = response(RequestLine("GET", "/healthz"), HeadUnreachable()).partition(b"\r\n\r\n")
     assert body == b""
     assert f"content-length: {len(full)}".encode() in head
     assert json.loads(full)["status"] == 503
