@@ -21,6 +21,7 @@ CHUNK: Final = 1024 * 1024  # bytes of a file that are in memory at once
 #: Seconds without progress after which the other end counts as dead.
 SILENCE: Final = 30.0
 CONNECT_TIMEOUT: Final = 10.0  # seconds
+TUNNEL_SEND_TIMEOUT: Final = 30.0  # seconds: ``detect_death`` of connections to Unix sockets of nodes
 LENGTH: Final = struct.Struct(">I")
 _BUFFER: Final = 256 * 1024  # bytes that a connection reads ahead
 
@@ -36,6 +37,7 @@ class Channel:
         self.reader = reader
         self.writer = writer
         self.handed_over = False
+        detect_death(writer.transport)
 
     @classmethod
     async def open(
@@ -198,15 +200,6 @@ class Channel:
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
 
-    def detect_death(self) -> None:
-        """Let the connection break within about 10 s when the other machine is gone, also if it is idle."""
-        found = self.writer.get_extra_info("socket")
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 4)  # seconds
-        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)  # seconds
-        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000)  # milliseconds
-
     def close(self) -> None:
         if not self.handed_over:
             self.writer.close()
@@ -219,6 +212,21 @@ class Channel:
     @property
     def is_usable(self) -> bool:
         return not (self.reader.at_eof() or self.writer.is_closing())
+
+
+def detect_death(transport: asyncio.BaseTransport, send_timeout: float | None = None) -> None:
+    """Let an idle connection break about 10 s after the other machine or the network has failed.
+
+    With ``send_timeout``, it also breaks if sent bytes are not acknowledged for so many seconds, or if the
+    other end reads nothing for so long that its buffers are full. So set it only where both ends always read.
+    """
+    found = transport.get_extra_info("socket")
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 4)  # seconds
+    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)  # seconds
+    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    if send_timeout is not None:
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * send_timeout))
 
 
 def encode(message: msgspec.Struct) -> bytes:

@@ -111,7 +111,6 @@ class GatewayChannels:
         try:
             if channel.peer is None or channel.peer[0] != "head":
                 raise ConnectionError("the machine there is not the head of the cluster")
-            channel.detect_death()
         except BaseException:
             channel.abort()
             raise

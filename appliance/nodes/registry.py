@@ -125,6 +125,7 @@ class Nodes:
         self._lost: dict[str, NodeStatus] = {}
         self._listeners: list[NodeListener] = []
         self._http: asyncio.Future[Http] | None = None
+        self._forwarded: dict[str, set[asyncio.WriteTransport]] = {}  # by node: connections of HTTP clients
         admission = Admission(own, terms)
         strangers = frozenset[identity.Role | None]({None, "node"})
         nodes = frozenset[identity.Role | None]({"node"})
@@ -272,10 +273,11 @@ class Nodes:
             self._http = asyncio.get_running_loop().create_future()
         return self._http
 
-    async def _open_gateway(self, request: OpenGateway, channel: Channel, _: Peer) -> None:
+    async def _open_gateway(self, request: OpenGateway, channel: Channel, peer: Peer) -> None:
         http = await asyncio.shield(self._http_server)  # while the gateway starts
-        channel.detect_death()
         channel.hand_over(GatewayOpened(), http(request, channel))
+        open_ones = {each for each in self._forwarded.get(peer.name, ()) if not each.is_closing()}
+        self._forwarded[peer.name] = {*open_ones, channel.writer.transport}
 
     def _member(self, name: str, incarnation: str) -> _Member | None:
         member = self._members.get(name)
@@ -358,6 +360,8 @@ class Nodes:
         if heartbeat is not asyncio.current_task():
             heartbeat.cancel()
         client.abort()
+        for transport in self._forwarded.pop(name, ()):
+            transport.abort()
         self._lost[name] = NodeStatus(member.facts, "lost", time.time(), reason)
         self._save()
         _log.warning("node %s is not a member of the cluster any more: %s", name, reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -180,6 +181,23 @@ async def test_the_head_notices_that_a_client_disconnects(tmp_path: Path) -> Non
     async with forwarding(tmp_path, app.app) as (_, _, node):
         async with client(node) as http, http.stream("GET", "/stream") as reply:
             assert await anext(reply.aiter_raw()) == b"first"
+        await until(lambda: app.left == 1)
+
+
+async def test_connections_through_a_lost_node_are_closed(tmp_path: Path) -> None:
+    app = App()
+    async with (
+        forwarding(tmp_path, app.app) as (head, _, node),
+        client(node) as http,
+        http.stream("GET", "/stream") as reply,
+    ):
+        assert await anext(reply.aiter_raw()) == b"first"
+        (transport,) = head.nodes._forwarded["a"]
+        connection = transport.get_extra_info("socket")
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        # a client may pause while it reads a response, so bytes that wait for it do not end the connection
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+        head.nodes._remove(head.nodes._members["a"], "it does not answer")
         await until(lambda: app.left == 1)
 
 
