@@ -279,6 +279,15 @@ class Nodes:
         open_ones = {each for each in self._forwarded.get(peer.name, ()) if not each.is_closing()}
         self._forwarded[peer.name] = {*open_ones, channel.writer.transport}
 
+    def _abort_forwarded(self, name: str) -> None:
+        """Close the connections of HTTP clients that come through a lost node.
+
+        If data is on the way to a machine that does not answer, TCP itself notices only after minutes.
+        Connections through a node that has left are not closed: their last bytes may still be on the way.
+        """
+        for transport in self._forwarded.pop(name, ()):
+            transport.abort()
+
     def _member(self, name: str, incarnation: str) -> _Member | None:
         member = self._members.get(name)
         return member if member is not None and member.incarnation == incarnation else None
@@ -349,6 +358,7 @@ class Nodes:
                 silence = time.monotonic() - answered
                 if silence >= patience:
                     self._remove(member, f"it has not answered for {silence:.1f} s: {error}")
+                    self._abort_forwarded(member.facts.name)
                     return
 
     def _remove(self, member: _Member, reason: str) -> None:
@@ -360,8 +370,6 @@ class Nodes:
         if heartbeat is not asyncio.current_task():
             heartbeat.cancel()
         client.abort()
-        for transport in self._forwarded.pop(name, ()):
-            transport.abort()
         self._lost[name] = NodeStatus(member.facts, "lost", time.time(), reason)
         self._save()
         _log.warning("node %s is not a member of the cluster any more: %s", name, reason)

@@ -51,6 +51,7 @@ class NodeHttp:
     """The HTTP server of a node."""
 
     def __init__(self, folder: Path, head_port: int, tls: ssl.SSLContext | None = None) -> None:
+        self.member: TestNode | None = None
         self.channels = GatewayChannels(folder, [(HOST, head_port)])
         self.server = HttpServer(self.channels, tls)
         self.listener = socket.create_server((HOST, 0))
@@ -69,6 +70,7 @@ async def forwarding(
         await http.start()
         head.nodes.serve_http(http.connection)
         node = NodeHttp(members[0].home / "cluster", head.port, tls)
+        node.member = members[0]
         await node.server.start(node.listener)
         try:
             yield head, http, node

@@ -191,14 +191,34 @@ async def test_connections_through_a_lost_node_are_closed(tmp_path: Path) -> Non
         client(node) as http,
         http.stream("GET", "/stream") as reply,
     ):
-        assert await anext(reply.aiter_raw()) == b"first"
+        parts = reply.aiter_raw()
+        assert await anext(parts) == b"first"
         (transport,) = head.nodes._forwarded["a"]
         connection = transport.get_extra_info("socket")
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         # a client may pause while it reads a response, so bytes that wait for it do not end the connection
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
-        head.nodes._remove(head.nodes._members["a"], "it does not answer")
+        assert node.member is not None
+        head.lost_after = 0.1
+        await node.member.agent.close()
         await until(lambda: app.left == 1)
+        assert not head.nodes.members()
+
+
+async def test_connections_through_a_node_that_has_left_end_by_themselves(tmp_path: Path) -> None:
+    app = App()
+    async with (
+        forwarding(tmp_path, app.app) as (head, _, node),
+        client(node) as http,
+        http.stream("GET", "/stream") as reply,
+    ):
+        parts = reply.aiter_raw()
+        assert await anext(parts) == b"first"
+        assert node.member is not None
+        await node.member.as_member.left(node.member.incarnation)
+        assert not head.nodes.members()
+        app.go_on.set()
+        assert [part async for part in parts] == [b"second"]
 
 
 async def test_an_upload_is_forwarded_while_it_arrives(tmp_path: Path) -> None:
