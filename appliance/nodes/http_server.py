@@ -40,11 +40,21 @@ HEALTH: Final = "/healthz"
 _PAUSE: Final = 0.25  # seconds between attempts to reach the head
 _SILENCE: Final = 30.0  # seconds in which the first line of a request must arrive
 _LONGEST_LINE: Final = 64 * 1024  # bytes
-_MOST_WAITING: Final = 256 * 1024  # bytes of a request that are in memory while the head is away
+MAX_WAITING: Final = (
+    1024 * 1024
+)  # bytes of a request that are in memory before there is a connection to the head
+#: Seconds for which a request with ``MAX_WAITING`` bytes still waits for the head. While no more bytes are
+#: read, this server does not notice that the client disconnects.
+FULL_TIMEOUT: Final = 2.0
 _BUFFER: Final = 256 * 1024  # bytes
 _LINGER: Final = 2.0  # seconds for which a client may still send its body after an error response
 _HANDSHAKE: Final = 10.0  # seconds
 _FINISH: Final = 4.0  # seconds that open connections get when this server stops
+
+_UNREACHABLE: Final = (
+    "This node cannot reach the head of the cluster, so it did not pass on the request; "
+    f"try again in {HeadUnreachable.retry_after} seconds."
+)
 
 
 class RequestLine(NamedTuple):
@@ -125,23 +135,44 @@ class HttpServer:
             await _respond(reader, writer, line, NodeStopping())
             return
         origin = OpenGateway((client[0], client[1]), (server[0], server[1]), self._scheme)
-        opening = asyncio.ensure_future(self._open(origin, line))
-        leaving = asyncio.ensure_future(_receive(reader, begun))
         try:
-            await asyncio.wait((opening, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if leaving.done():  # nobody waits for the response, and the client may have asked another machine
-                await _cancelled(opening)
-                return
-            await _cancelled(leaving)
-            channel = opening.result()
+            channel = await self._open_for_client(origin, line, reader, begun)
         except ApplianceError as error:
             await _respond(reader, writer, line, error)
             return
+        if channel is not None:
+            channel.writer.write(begun)
+            await pipe(channel, reader, writer)
+
+    async def _open_for_client(
+        self, origin: OpenGateway, line: RequestLine, reader: asyncio.StreamReader, begun: bytearray
+    ) -> Channel | None:
+        """Connect to the gateway while the client sends; append to ``begun`` what it sends.
+
+        Return None if the client disconnects first: it may have sent the request to another machine.
+
+        Raises:
+            ApplianceError: the client must get this error.
+        """
+        opening = asyncio.ensure_future(self._open(origin, line))
+        receiving = asyncio.ensure_future(_receive(reader, begun))
+        opened: Channel | None = None
+        try:
+            await asyncio.wait((opening, receiving), return_when=asyncio.FIRST_COMPLETED)
+            if receiving.done() and receiving.result():
+                await asyncio.wait((opening,), timeout=FULL_TIMEOUT)
+                if not opening.done():
+                    raise HeadUnreachable(_UNREACHABLE)
+            elif receiving.done():
+                return None
+            await _cancelled(receiving)
+            opened = opening.result()
+            return opened
         finally:
-            opening.cancel()
-            leaving.cancel()
-        channel.writer.write(begun)
-        await pipe(channel, reader, writer)
+            receiving.cancel()
+            await _cancelled(opening)
+            if opened is None and not opening.cancelled() and opening.exception() is None:
+                opening.result().abort()  # it was opened at the moment in which the client disconnected
 
     async def _open(self, origin: OpenGateway, line: RequestLine) -> Channel:
         """Connect to the gateway. The head has not got the request when this fails, so it may be tried again.
@@ -162,10 +193,7 @@ class HttpServer:
                     _log.warning("the head cannot be reached: %s", reason(error))
                 self._is_away = True
                 if clock() + _PAUSE >= deadline:
-                    raise HeadUnreachable(
-                        "This node cannot reach the head of the cluster, so it did not pass on the request; "
-                        f"try again in {HeadUnreachable.retry_after} seconds."
-                    ) from error
+                    raise HeadUnreachable(_UNREACHABLE) from error
                 await asyncio.sleep(_PAUSE)
             else:
                 if self._is_away:
@@ -186,13 +214,17 @@ async def _first_line(reader: asyncio.StreamReader) -> bytearray:
     return begun
 
 
-async def _receive(reader: asyncio.StreamReader, begun: bytearray) -> None:
-    """Append to ``begun`` what a client sends, up to a limit. Return when the client has gone."""
+async def _receive(reader: asyncio.StreamReader, begun: bytearray) -> bool:
+    """Append to ``begun`` what a client sends.
+
+    Return true once there are ``MAX_WAITING`` bytes, and false if the client disconnects before.
+    """
     with contextlib.suppress(OSError):
         while data := await reader.read(_BUFFER):
             begun += data
-            if len(begun) >= _MOST_WAITING:
-                await asyncio.Event().wait()  # for ever: until it is cancelled
+            if len(begun) >= MAX_WAITING:
+                return True
+    return False
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

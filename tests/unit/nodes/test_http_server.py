@@ -365,6 +365,49 @@ async def test_nothing_is_sent_for_a_client_that_leaves_while_the_head_is_away(t
         await returned.close()
 
 
+async def test_a_large_request_is_refused_while_no_gateway_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While so much waits, the node does not notice a client that disconnects to ask another machine."""
+    monkeypatch.setattr(http_server, "FULL_TIMEOUT", 0.1)
+    app = App()
+    async with forwarding(tmp_path, app.app) as (head, gateway, node), client(node) as http:
+        head.nodes._http = None  # the gateway starts
+        reply = await http.post("/echo", content=b"z" * 2 * http_server.MAX_WAITING)
+        assert reply.status_code == 503
+        assert reply.headers["retry-after"] == "5"
+        head.nodes.serve_http(gateway.connection)
+        assert (await http.get("/healthz")).status_code == 200
+        assert app.requests == 0
+
+
+async def test_a_connection_that_opens_when_the_client_disconnects_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App()
+    async with forwarding(tmp_path, app.app) as (_, _, node):
+        open_channel = node.channels.open
+        opened: list[Channel] = []
+        both = asyncio.Event()
+
+        async def open_and_tell(request: OpenGateway, seconds: float) -> Channel:
+            opened.append(await open_channel(request, seconds))
+            both.set()
+            return opened[0]
+
+        async def disconnected(_: asyncio.StreamReader, __: bytearray) -> bool:
+            await both.wait()
+            return False
+
+        monkeypatch.setattr(node.channels, "open", open_and_tell)
+        monkeypatch.setattr(http_server, "_receive", disconnected)
+        _, writer = await asyncio.open_connection(HOST, node.port)
+        writer.write(b"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: len(opened) == 1 and opened[0].writer.is_closing())
+        assert app.requests == 0
+        writer.close()
+
+
 @pytest.mark.usefixtures("impatient")
 async def test_a_machine_that_has_not_joined_says_so(tmp_path: Path) -> None:
     node = NodeHttp(tmp_path / "nothing", 1)
