@@ -193,7 +193,12 @@ class Channel:
 
         The other end must not have sent anything after its request. From now on, ``close`` and ``abort`` do
         nothing. ``protocol`` must keep this channel: a garbage-collected writer closes its connection.
+
+        Raises:
+            ConnectionError: the other end has closed the connection.
         """
+        if not self.is_usable:
+            raise ConnectionError("the other end has closed the connection")
         self.handed_over = True
         transport = cast("asyncio.Transport", self.writer.transport)
         transport.write(encode(last))
@@ -221,6 +226,8 @@ def detect_death(transport: asyncio.BaseTransport, send_timeout: float | None = 
     other end reads nothing for so long that its buffers are full. So set it only where both ends always read.
     """
     found = transport.get_extra_info("socket")
+    if found is None or transport.is_closing():
+        return
     found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 4)  # seconds
     found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)  # seconds

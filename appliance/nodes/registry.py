@@ -21,6 +21,7 @@ from appliance.nodes import identity
 from appliance.nodes.admission import Admission, Terms
 from appliance.nodes.channel import Channel
 from appliance.nodes.client import NodeClient
+from appliance.nodes.client_address import seen_by_head
 from appliance.nodes.identity import Identity
 from appliance.nodes.messages import (
     Announce,
@@ -274,8 +275,11 @@ class Nodes:
         return self._http
 
     async def _open_gateway(self, request: OpenGateway, channel: Channel, peer: Peer) -> None:
+        seen = seen_by_head(request, peer.host)
         http = await asyncio.shield(self._http_server)  # while the gateway starts
-        channel.hand_over(GatewayOpened(), http(request, channel))
+        if peer.name not in self._members:  # the node tries again: it may be joining
+            raise ConnectionError(f"node {peer.name} is not a member of the cluster")
+        channel.hand_over(GatewayOpened(), http(seen, channel))
         open_ones = {each for each in self._forwarded.get(peer.name, ()) if not each.is_closing()}
         self._forwarded[peer.name] = {*open_ones, channel.writer.transport}
 

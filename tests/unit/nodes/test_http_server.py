@@ -22,7 +22,7 @@ from appliance.driver import certificate
 from appliance.nodes import http_server
 from appliance.nodes.channel import Channel
 from appliance.nodes.http_server import RequestLine, response
-from appliance.nodes.messages import OpenGateway
+from appliance.nodes.messages import GatewayOpened, OpenGateway
 from tests.support.agents import HOST, TestHead, until
 from tests.support.appliance_process import PATIENCE
 from tests.support.head_http import HeadHttp, NodeHttp, forwarding
@@ -219,6 +219,37 @@ async def test_connections_through_a_node_that_has_left_end_by_themselves(tmp_pa
         assert not head.nodes.members()
         app.go_on.set()
         assert [part async for part in parts] == [b"second"]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_node_that_is_not_a_member_cannot_forward(tmp_path: Path) -> None:
+    app = App()
+    async with forwarding(tmp_path, app.app) as (_, _, node), client(node) as http:
+        assert node.member is not None
+        await node.member.as_member.left(node.member.incarnation)
+        assert (await http.get("/echo")).status_code == 503
+        assert app.requests == 0
+
+
+async def test_forged_addresses_are_refused(tmp_path: Path) -> None:
+    async with forwarding(tmp_path, App().app) as (_, _, node):
+        request = OpenGateway(("1.2.3.4\nforged", 1), (HOST, 1), "http")
+        with pytest.raises(NodeError, match="not valid"):
+            await node.channels.open(request, PATIENCE)
+
+
+async def test_a_connection_that_the_node_has_closed_is_not_handed_over() -> None:
+    channels: list[Channel] = []
+    server = await asyncio.start_server(lambda *ends: channels.append(Channel(*ends)), HOST, 0)
+    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    await until(lambda: len(channels) == 1)
+    writer.close()
+    await until(channels[0].reader.at_eof)
+    with pytest.raises(ConnectionError, match="closed"):
+        channels[0].hand_over(GatewayOpened(), asyncio.Protocol())
+    assert not channels[0].handed_over
+    channels[0].abort()
+    server.close()
 
 
 async def test_an_upload_is_forwarded_while_it_arrives(tmp_path: Path) -> None:
