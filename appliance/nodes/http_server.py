@@ -68,6 +68,9 @@ class RequestLine(NamedTuple):
         """Return the first line of a request, with empty texts if it is not valid: the head refuses it."""
         words = begun.lstrip(b"\r\n").partition(b"\n")[0].decode("latin-1").split()
         method, target = [*words, "", ""][:2]
+        if not target.startswith("/"):  # http://host/path, which servers must accept (RFC 9112, 3.2.2)
+            _, absolute, rest = target.partition("://")
+            target = f"/{rest.partition('/')[2]}" if absolute else target
         return cls(method, target.partition("?")[0])
 
 
@@ -86,6 +89,10 @@ class HttpServer:
     def fail_health_checks(self) -> None:
         """Let load balancers send no more requests, because this node is going to stop."""
         self._is_leaving = True
+
+    @property
+    def fails_health_checks(self) -> bool:
+        return self._is_leaving
 
     async def start(self, listener: socket.socket) -> None:
         self._server = await asyncio.start_server(
@@ -142,7 +149,7 @@ class HttpServer:
             return
         if channel is not None:
             channel.writer.write(begun)
-            await pipe(channel, reader, writer)
+            await pipe(channel, _Requests(reader, self), writer)
 
     async def _open_for_client(
         self, origin: OpenGateway, line: RequestLine, reader: asyncio.StreamReader, begun: bytearray
@@ -200,6 +207,24 @@ class HttpServer:
                     _log.info("the head can be reached again")
                 self._is_away = False
                 return channel
+
+
+class _Requests:
+    """Reads from a connection of a client that is forwarded. Ends at a health check that must fail."""
+
+    def __init__(self, reader: asyncio.StreamReader, server: HttpServer) -> None:
+        self._reader = reader
+        self._server = server
+
+    async def read(self, limit: int) -> bytes:
+        """Return bytes of the client; none at the end, or if a health check begins while the node stops.
+
+        The connection is then closed. Clients open another one, on which the health check gets its error.
+        """
+        data = await self._reader.read(limit)
+        if self._server.fails_health_checks and data.startswith((b"GET ", b"HEAD ")):
+            return b"" if RequestLine.of(data[:_LONGEST_LINE]).path == HEALTH else data
+        return data
 
 
 async def _first_line(reader: asyncio.StreamReader) -> bytearray:

@@ -8,7 +8,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -136,10 +136,17 @@ async def send_file(channel: Channel, file: IO[bytes], size: int, offset: int = 
         await channel.send_content(file, size - offset)
 
 
-async def pipe(channel: Channel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+class ByteReader(Protocol):
+    """Reads like ``asyncio.StreamReader``."""
+
+    async def read(self, limit: int, /) -> bytes:
+        """Return up to ``limit`` bytes; none at the end."""
+
+
+async def pipe(channel: Channel, reader: ByteReader, writer: asyncio.StreamWriter) -> None:
     """Copy bytes both ways between a connection and a local socket, until one of them closes."""
 
-    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def copy(source: ByteReader, target: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(_BUFFER):
                 target.write(data)

@@ -461,6 +461,24 @@ async def test_a_node_that_stops_fails_health_checks_and_forwards_requests(tmp_p
         assert (await http.get("/echo")).status_code == 200
 
 
+async def test_health_checks_on_open_connections_fail_too_while_a_node_stops(tmp_path: Path) -> None:
+    async with forwarding(tmp_path, App().app) as (_, _, node):
+        reader, writer = await asyncio.open_connection(HOST, node.port)
+
+        async def status(path: str) -> bytes:
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+            return head.split()[1]
+
+        assert await status("/healthz") == b"200"
+        node.server.fail_health_checks()
+        assert await status("/echo") == b"200"
+        with pytest.raises(EOFError):
+            await status("/healthz")
+        writer.close()
+
+
 # -- parts --------------------------------------------------------------------------------------------------
 
 
@@ -469,6 +487,9 @@ async def test_a_node_that_stops_fails_health_checks_and_forwards_requests(tmp_p
     [
         (b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n", ("GET", "/a")),
         (b"\r\nPOST /x HTTP/1.1\r\n", ("POST", "/x")),
+        (b"GET http://x:80/healthz?a HTTP/1.1\r\n", ("GET", "/healthz")),
+        (b"GET http://x HTTP/1.1\r\n", ("GET", "/")),
+        (b"OPTIONS * HTTP/1.1\r\n", ("OPTIONS", "*")),
         (b"nonsense\n", ("nonsense", "")),
         (b"\xff\xfe \x00\n", ("\xff\xfe", "\x00")),
     ],
