@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import uvloop
@@ -26,6 +27,9 @@ from appliance.gateway.listener import ListeningSocket, receive_listener
 from appliance.nodes.gateway_channels import GatewayChannels
 from appliance.nodes.http_server import HttpServer
 from appliance.observability import logs
+
+#: Line on the standard input of the process: this node is going to stop.
+STOPPING: Final = "stopping"
 
 
 class Listen(msgspec.Struct, frozen=True):
@@ -87,7 +91,7 @@ async def serving(settings: HttpSettings | None, log: Path) -> AsyncIterator[Cal
         child = Supervisor("HTTP server", lambda: command, log)
         await child.start()
         try:
-            yield partial(child.send_signal, signal.SIGUSR1)
+            yield partial(child.send_line, STOPPING)
         finally:
             listener.close()
             await child.stop()
@@ -99,15 +103,17 @@ async def serve(settings: HttpSettings) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
 
-    def driver_ended() -> None:
-        if not os.read(0, 1024):
+    channels = GatewayChannels(Path(settings.cluster), settings.heads, settings.own_address)
+    server = HttpServer(channels, settings.listen.tls())
+
+    def read_driver() -> None:
+        if os.read(0, 1024):  # the driver sends only the line ``STOPPING``
+            server.fail_health_checks()
+        else:  # the driver has ended
             loop.remove_reader(0)
             stop.set()
 
-    loop.add_reader(0, driver_ended)
-    channels = GatewayChannels(Path(settings.cluster), settings.heads, settings.own_address)
-    server = HttpServer(channels, settings.listen.tls())
-    loop.add_signal_handler(signal.SIGUSR1, server.fail_health_checks)
+    loop.add_reader(0, read_driver)
     await server.start(await asyncio.to_thread(receive_listener, Path(settings.listener)))
     await stop.wait()
     await server.close()

@@ -47,6 +47,7 @@ class Supervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
         self._pause = FIRST_PAUSE
+        self._lines: list[str] = []
 
     async def start(self) -> None:
         await self._spawn()
@@ -66,10 +67,15 @@ class Supervisor:
             process.kill()
             await process.wait()
 
-    def send_signal(self, number: int) -> None:
-        """Send a signal to the child if it runs now. The next child does not get it."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(number)
+    def send_line(self, line: str) -> None:
+        """Write a line to the standard input of the child, and of each child that replaces it."""
+        self._lines.append(line)
+        self._write(line)
+
+    def _write(self, line: str) -> None:
+        process = self._process
+        if process is not None and process.returncode is None and process.stdin is not None:
+            process.stdin.write(line.encode() + b"\n")
 
     async def _spawn(self) -> None:
         with self._log.open("ab") as log:
@@ -81,8 +87,10 @@ class Supervisor:
                 env={**without_secrets(), **self._variables},
                 start_new_session=True,  # Ctrl-C in the terminal is only for the driver
             )
-        if self._secrets is not None and self._process.stdin is not None:
-            self._process.stdin.write(json.dumps(self._secrets()).encode() + b"\n")
+        if self._secrets is not None:
+            self._write(json.dumps(self._secrets()))
+        for line in self._lines:
+            self._write(line)
 
     async def _restart_when_ended(self) -> None:
         while self._process is not None:

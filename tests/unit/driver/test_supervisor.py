@@ -62,6 +62,19 @@ async def test_a_child_gets_its_secrets_on_its_standard_input_at_each_start(
     assert [json.loads(line) for line in found] == [{"NAME": "ä"}] * 2
 
 
+async def test_a_line_reaches_the_child_and_the_children_that_replace_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
+    log = tmp_path / "child.log"
+    prints = "import sys; print(sys.stdin.readline().strip(), flush=True)"
+    child = Supervisor("child", lambda: [sys.executable, "-c", prints], log)
+    await child.start()
+    child.send_line("stopping")
+    assert await lines(log, 3) == ["stopping"] * 3
+    await child.stop()
+
+
 async def test_a_child_gets_none_of_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The zygote is such a child; worker processes inherit its environment, and models may contain code."""
     secrets = (
