@@ -1,4 +1,4 @@
-"""Connections of a node to the head, each of which carries the requests of one HTTP client."""
+"""Connections of a node to the gateway of the head: one for each connection of an HTTP client."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from appliance.nodes.channel import BROKEN, Channel
 from appliance.nodes.identity import Identity
 from appliance.nodes.messages import GatewayOpened, OpenGateway
 
-_SPARE: Final = 4  # connections that are opened before clients need them, because TLS takes some time
-_MOST_HANDSHAKES: Final = 16  # at once; many more would all take too long on a busy machine
-_NEXT_HEAD: Final = 2.0  # seconds after which the next machine that can be the head is tried
-_KEEP_SPARE: Final = 60.0  # seconds; the head closes idle connections later than this
+_SPARE_COUNT: Final = 4  # connections that are opened before clients need them, because TLS takes some time
+_MAX_HANDSHAKES: Final = 16  # at once; many more would all take too long on a busy machine
+_NEXT_HEAD_DELAY: Final = 2.0  # seconds after which the next machine that can be the head is tried
+_MAX_SPARE_AGE: Final = 60.0  # seconds; the head closes idle connections later than this
 
 
 class GatewayChannels:
@@ -27,7 +27,7 @@ class GatewayChannels:
     def __init__(
         self, folder: Path, heads: Sequence[tuple[str, int]], own_address: str | None = None
     ) -> None:
-        """``folder`` has the certificate of this node. ``own_address`` is the one from which to connect.
+        """``folder`` has the certificate of this node. ``own_address`` is the IP address to connect from.
 
         ``heads`` are host and port of each machine that can be the head.
         """
@@ -37,10 +37,10 @@ class GatewayChannels:
         self._context: tuple[int, ssl.SSLContext] | None = None  # with the time of the certificate in ns
         self._spare: list[tuple[float, Channel]] = []
         self._filling: asyncio.Task[None] | None = None
-        self._handshakes = asyncio.Semaphore(_MOST_HANDSHAKES)
+        self._handshakes = asyncio.Semaphore(_MAX_HANDSHAKES)
 
     async def open(self, request: OpenGateway, seconds: float) -> Channel:
-        """Return a connection that carries the bytes of a client. The gateway has none of them yet.
+        """Return a connection for the bytes of a client. Nothing of the client has been sent on it yet.
 
         Raises:
             HeadUnreachable: this machine has never joined the cluster.
@@ -82,14 +82,14 @@ class GatewayChannels:
     def _take_spare(self) -> Channel | None:
         while self._spare:
             since, channel = self._spare.pop()
-            if channel.is_usable and time.monotonic() - since < _KEEP_SPARE:
+            if channel.is_usable and time.monotonic() - since < _MAX_SPARE_AGE:
                 return channel
             channel.close()
         return None
 
     async def _fill(self) -> None:
         try:
-            while len(self._spare) < _SPARE:
+            while len(self._spare) < _SPARE_COUNT:
                 self._spare.append((time.monotonic(), await self._connect()))
         except (*BROKEN, HeadUnreachable):  # clients get the error when they need a connection
             return
@@ -98,7 +98,7 @@ class GatewayChannels:
         """Connect to the head. Other machines that can be the head refuse, or have no certificate of it."""
         for head in self._heads[:-1]:
             try:
-                async with asyncio.timeout(_NEXT_HEAD):
+                async with asyncio.timeout(_NEXT_HEAD_DELAY):
                     return await self._connect_to(*head)
             except BROKEN:
                 if self._heads[0] == head:  # try it last from now on

@@ -1,8 +1,8 @@
 """The HTTP server of a node: forwards the connections of clients to the gateway of the head.
 
-It reads no more of a request than its first line. The gateway gets all bytes as they are, and also the
-address of the client. So requests are the same as on the head: bodies and streams are not stored here, and
-the gateway notices when a client disconnects. Only while the head is away does this server itself respond.
+This server parses only the first line of a request. The gateway gets all bytes as they are, and also the IP
+address of the client. So requests work as on the head: bodies and streams are not stored here, and the
+gateway notices when a client disconnects. This server itself responds only if it cannot forward a request.
 """
 
 from __future__ import annotations
@@ -32,24 +32,22 @@ from appliance.protocols.compat_errors import ANTHROPIC, OPENAI, anthropic_error
 
 _log = logging.getLogger(__name__)
 
-#: Seconds in which a new gateway on the head can begin to answer; until then, requests wait.
-PATIENCE: Final = 10.0
-#: Seconds that a health check waits: load balancers wait only a few.
-HEALTH_PATIENCE: Final = 2.0
+#: Seconds that a request waits for a head that cannot be reached, such as while its gateway restarts.
+RETRY_TIMEOUT: Final = 10.0
+#: Seconds that a health check waits for the head: load balancers wait only a few.
+HEALTH_TIMEOUT: Final = 2.0
 HEALTH: Final = "/healthz"
-_PAUSE: Final = 0.25  # seconds between attempts to reach the head
-_SILENCE: Final = 30.0  # seconds in which the first line of a request must arrive
-_LONGEST_LINE: Final = 64 * 1024  # bytes
-MAX_WAITING: Final = (
-    1024 * 1024
-)  # bytes of a request that are in memory before there is a connection to the head
+_RETRY_DELAY: Final = 0.25  # seconds between attempts to connect to the head
+_READ_TIMEOUT: Final = 30.0  # seconds in which the first line of a request must arrive
+_MAX_LINE: Final = 64 * 1024  # bytes
+MAX_WAITING: Final = 1024 * 1024  # bytes of a request that this server holds until it can forward them
 #: Seconds for which a request with ``MAX_WAITING`` bytes still waits for the head. While no more bytes are
 #: read, this server does not notice that the client disconnects.
 FULL_TIMEOUT: Final = 2.0
 _BUFFER: Final = 256 * 1024  # bytes
-_LINGER: Final = 2.0  # seconds for which a client may still send its body after an error response
-_HANDSHAKE: Final = 10.0  # seconds
-_FINISH: Final = 4.0  # seconds that open connections get when this server stops
+_LINGER_TIMEOUT: Final = 2.0  # seconds for which a client may still send its body after an error response
+_HANDSHAKE_TIMEOUT: Final = 10.0  # seconds
+_SHUTDOWN_TIMEOUT: Final = 4.0  # seconds that open connections get when this server stops
 
 _UNREACHABLE: Final = (
     "This node cannot reach the head of the cluster, so it did not pass on the request; "
@@ -58,15 +56,15 @@ _UNREACHABLE: Final = (
 
 
 class RequestLine(NamedTuple):
-    """What this server reads of a request."""
+    """The method and the path of a request."""
 
     method: str
     path: str
 
     @classmethod
-    def of(cls, begun: bytes | bytearray) -> RequestLine:
-        """Return the first line of a request, with empty texts if it is not valid: the head refuses it."""
-        words = begun.lstrip(b"\r\n").partition(b"\n")[0].decode("latin-1").split()
+    def of(cls, received: bytes | bytearray) -> RequestLine:
+        """Parse the first line of a request. Without a path, ``path`` is empty: the head then refuses it."""
+        words = received.lstrip(b"\r\n").partition(b"\n")[0].decode("latin-1").split()
         method, target = [*words, "", ""][:2]
         if not target.startswith("/"):  # http://host/path, which servers must accept (RFC 9112, 3.2.2)
             _, absolute, rest = target.partition("://")
@@ -83,16 +81,16 @@ class HttpServer:
         self._scheme: Literal["http", "https"] = "http" if tls is None else "https"
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
-        self._is_away = False
-        self._is_leaving = False
+        self._is_unreachable = False
+        self._is_stopping = False
 
     def fail_health_checks(self) -> None:
-        """Let load balancers send no more requests, because this node is going to stop."""
-        self._is_leaving = True
+        """Answer health checks with an error, so that load balancers send no more requests to this node."""
+        self._is_stopping = True
 
     @property
     def fails_health_checks(self) -> bool:
-        return self._is_leaving
+        return self._is_stopping
 
     async def start(self, listener: socket.socket) -> None:
         self._server = await asyncio.start_server(
@@ -100,15 +98,15 @@ class HttpServer:
             sock=listener,
             limit=_BUFFER,
             ssl=self._tls,
-            ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE,
+            ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE_TIMEOUT,
         )
 
     async def close(self) -> None:
-        """Accept no more connections, and let the open ones end within a few seconds."""
+        """Accept no more connections, and close the open ones after ``_SHUTDOWN_TIMEOUT`` seconds."""
         if self._server is not None:
             self._server.close()
         if self._clients:
-            await asyncio.wait(self._clients, timeout=_FINISH)
+            await asyncio.wait(self._clients, timeout=_SHUTDOWN_TIMEOUT)
         for task in self._clients:
             task.cancel()
         if self._clients:
@@ -134,35 +132,35 @@ class HttpServer:
         client, server = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
         if not client or not server:  # the client has gone
             return
-        begun = await _first_line(reader)
-        if not begun:
+        received = await _first_line(reader)
+        if not received:
             return
-        line = RequestLine.of(begun)
-        if self._is_leaving and line.path == HEALTH:
+        line = RequestLine.of(received)
+        if self._is_stopping and line.path == HEALTH:
             await _respond(reader, writer, line, NodeStopping())
             return
-        origin = OpenGateway((client[0], client[1]), (server[0], server[1]), self._scheme)
+        request = OpenGateway((client[0], client[1]), (server[0], server[1]), self._scheme)
         try:
-            channel = await self._open_for_client(origin, line, reader, begun)
+            channel = await self._open_for_client(request, line, reader, received)
         except ApplianceError as error:
             await _respond(reader, writer, line, error)
             return
         if channel is not None:
-            channel.writer.write(begun)
+            channel.writer.write(received)
             await pipe(channel, _Requests(reader, self), writer)
 
     async def _open_for_client(
-        self, origin: OpenGateway, line: RequestLine, reader: asyncio.StreamReader, begun: bytearray
+        self, request: OpenGateway, line: RequestLine, reader: asyncio.StreamReader, received: bytearray
     ) -> Channel | None:
-        """Connect to the gateway while the client sends; append to ``begun`` what it sends.
+        """Connect to the gateway while the client sends; append to ``received`` what it sends.
 
         Return None if the client disconnects first: it may have sent the request to another machine.
 
         Raises:
             ApplianceError: the client must get this error.
         """
-        opening = asyncio.ensure_future(self._open(origin, line))
-        receiving = asyncio.ensure_future(_receive(reader, begun))
+        opening = asyncio.ensure_future(self._open(request, line))
+        receiving = asyncio.ensure_future(_receive(reader, received))
         opened: Channel | None = None
         try:
             await asyncio.wait((opening, receiving), return_when=asyncio.FIRST_COMPLETED)
@@ -181,31 +179,31 @@ class HttpServer:
             if opened is None and not opening.cancelled() and opening.exception() is None:
                 opening.result().abort()  # it was opened at the moment in which the client disconnected
 
-    async def _open(self, origin: OpenGateway, line: RequestLine) -> Channel:
-        """Connect to the gateway. The head has not got the request when this fails, so it may be tried again.
+    async def _open(self, request: OpenGateway, line: RequestLine) -> Channel:
+        """Connect to the gateway, with several attempts. The gateway has none of the request if this fails.
 
         Raises:
             HeadUnreachable: no gateway answered in time.
             ForwardingRefused: the gateway refuses requests that nodes forward.
         """
         clock = asyncio.get_running_loop().time
-        deadline = clock() + (HEALTH_PATIENCE if line.path == HEALTH else PATIENCE)
+        deadline = clock() + (HEALTH_TIMEOUT if line.path == HEALTH else RETRY_TIMEOUT)
         while True:
             try:
-                channel = await self._channels.open(origin, deadline - clock())
+                channel = await self._channels.open(request, deadline - clock())
             except NodeError as error:
                 raise ForwardingRefused(f"The head refuses requests that nodes forward: {error}") from error
             except BROKEN as error:
-                if not self._is_away:
+                if not self._is_unreachable:
                     _log.warning("the head cannot be reached: %s", reason(error))
-                self._is_away = True
-                if clock() + _PAUSE >= deadline:
+                self._is_unreachable = True
+                if clock() + _RETRY_DELAY >= deadline:
                     raise HeadUnreachable(_UNREACHABLE) from error
-                await asyncio.sleep(_PAUSE)
+                await asyncio.sleep(_RETRY_DELAY)
             else:
-                if self._is_away:
+                if self._is_unreachable:
                     _log.info("the head can be reached again")
-                self._is_away = False
+                self._is_unreachable = False
                 return channel
 
 
@@ -223,31 +221,31 @@ class _Requests:
         """
         data = await self._reader.read(limit)
         if self._server.fails_health_checks and data.startswith((b"GET ", b"HEAD ")):
-            return b"" if RequestLine.of(data[:_LONGEST_LINE]).path == HEALTH else data
+            return b"" if RequestLine.of(data[:_MAX_LINE]).path == HEALTH else data
         return data
 
 
 async def _first_line(reader: asyncio.StreamReader) -> bytearray:
-    """Return the bytes that a client has sent, with at least its first line; none if it has gone."""
-    begun = bytearray()
-    async with asyncio.timeout(_SILENCE):
-        while b"\n" not in begun.lstrip(b"\r\n") and len(begun) < _LONGEST_LINE:
+    """Return what a client has sent, with at least the first line; no bytes if it has disconnected."""
+    received = bytearray()
+    async with asyncio.timeout(_READ_TIMEOUT):
+        while b"\n" not in received.lstrip(b"\r\n") and len(received) < _MAX_LINE:
             data = await reader.read(_BUFFER)
             if not data:
                 return bytearray()
-            begun += data
-    return begun
+            received += data
+    return received
 
 
-async def _receive(reader: asyncio.StreamReader, begun: bytearray) -> bool:
-    """Append to ``begun`` what a client sends.
+async def _receive(reader: asyncio.StreamReader, received: bytearray) -> bool:
+    """Append to ``received`` what a client sends.
 
     Return true once there are ``MAX_WAITING`` bytes, and false if the client disconnects before.
     """
     with contextlib.suppress(OSError):
         while data := await reader.read(_BUFFER):
-            begun += data
-            if len(begun) >= MAX_WAITING:
+            received += data
+            if len(received) >= MAX_WAITING:
                 return True
     return False
 
@@ -262,11 +260,13 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
 async def _respond(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: RequestLine, error: ApplianceError
 ) -> None:
-    """Send an error response, and close the connection once the client had time to read it."""
+    """Send an error response, and give the client time to read it before the connection closes."""
     writer.write(response(line, error))
     await writer.drain()
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_LINGER):  # closing at once would reset the connection of an upload
+        async with asyncio.timeout(
+            _LINGER_TIMEOUT
+        ):  # closing at once would reset the connection of an upload
             while await reader.read(_BUFFER):
                 pass
 

@@ -147,7 +147,7 @@ async def test_parts_of_a_stream_arrive_one_by_one(tmp_path: Path) -> None:
 
 
 async def test_many_streams_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "PATIENCE", PATIENCE)  # other programs may use the processors
+    monkeypatch.setattr(http_server, "RETRY_TIMEOUT", PATIENCE)  # other programs may use the processors
     app = App()
 
     async def read(http: httpx.AsyncClient) -> bytes:
@@ -306,13 +306,13 @@ async def test_a_refusal_of_the_head_is_told_to_the_client(tmp_path: Path) -> No
         assert error["type"] == "invalid_request_error"
 
 
-# -- while the head is away ---------------------------------------------------------------------------------
+# -- while the head is unreachable --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "PATIENCE", 0.3)
-    monkeypatch.setattr(http_server, "HEALTH_PATIENCE", 0.3)
+    monkeypatch.setattr(http_server, "RETRY_TIMEOUT", 0.3)
+    monkeypatch.setattr(http_server, "HEALTH_TIMEOUT", 0.3)
 
 
 async def leave(head: TestHead, http: HeadHttp) -> None:
@@ -364,7 +364,7 @@ async def test_a_request_waits_for_the_head_and_is_sent_once(tmp_path: Path) -> 
     async with forwarding(tmp_path, app.app) as (head, gateway, node), client(node) as http:
         await leave(head, gateway)
         posting = asyncio.ensure_future(http.post("/echo", content=b"y" * 1000))
-        await until(lambda: node.server._is_away)
+        await until(lambda: node.server._is_unreachable)
         returned = await back(head, app)
         assert (await posting).json()["body"] == "y" * 1000
         assert app.requests == 1
@@ -381,13 +381,13 @@ async def test_a_request_waits_for_the_gateway_that_starts(tmp_path: Path) -> No
         assert (await asking).status_code == 200
 
 
-async def test_nothing_is_sent_for_a_client_that_leaves_while_the_head_is_away(tmp_path: Path) -> None:
+async def test_nothing_is_sent_for_a_client_that_leaves_while_the_head_is_unreachable(tmp_path: Path) -> None:
     app = App()
     async with forwarding(tmp_path, app.app) as (head, gateway, node), client(node) as http:
         await leave(head, gateway)
         _, writer = await asyncio.open_connection(HOST, node.port)
         writer.write(b"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n")
-        await until(lambda: node.server._is_away)
+        await until(lambda: node.server._is_unreachable)
         writer.close()
         await until(lambda: not node.server._clients)
         returned = await back(head, app)
@@ -483,7 +483,7 @@ async def test_health_checks_on_open_connections_fail_too_while_a_node_stops(tmp
 
 
 @pytest.mark.parametrize(
-    ("begun", "line"),
+    ("received", "line"),
     [
         (b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n", ("GET", "/a")),
         (b"\r\nPOST /x HTTP/1.1\r\n", ("POST", "/x")),
@@ -494,8 +494,8 @@ async def test_health_checks_on_open_connections_fail_too_while_a_node_stops(tmp
         (b"\xff\xfe \x00\n", ("\xff\xfe", "\x00")),
     ],
 )
-def test_the_first_line_of_a_request(begun: bytes, line: tuple[str, str]) -> None:
-    assert RequestLine.of(begun) == line
+def test_the_first_line_of_a_request(received: bytes, line: tuple[str, str]) -> None:
+    assert RequestLine.of(received) == line
 
 
 def test_the_response_to_head_has_no_body() -> None:
