@@ -308,6 +308,7 @@ class RayWorkerNode:
         self._binding = binding
         self._head = head
         self._node: Any = None
+        self._start_failed = False  # Ray did not start: its logs are kept until the next start
 
     def start(self) -> None:
         """Start Ray's raylet, which joins the Ray of the head.
@@ -332,6 +333,7 @@ class RayWorkerNode:
                     parameters, head=False, shutdown_at_exit=False, spawn_reaper=True
                 )
         except Exception as error:  # Ray raises bare Exceptions
+            self._start_failed = True
             raise ApplianceError(
                 f"Ray did not start on this node: {error}: check that the firewalls of this machine and of "
                 f"the head ({self._head}) let the ports of cluster.ports pass. Its logs are in {self._temp}"
@@ -352,10 +354,11 @@ class RayWorkerNode:
             await asyncio.sleep(_CHECK_INTERVAL)
 
     def stop(self) -> None:
-        """Stop Ray's processes on this machine, and remove its folder."""
+        """Stop Ray's processes on this machine. Remove its folder, except after a failed start."""
         if self._node is not None:
             self._node.kill_all_processes(check_alive=False, allow_graceful=False)
-        shutil.rmtree(self._temp, ignore_errors=True)
+        if not self._start_failed:
+            shutil.rmtree(self._temp, ignore_errors=True)
 
 
 @contextlib.contextmanager

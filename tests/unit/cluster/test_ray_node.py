@@ -11,10 +11,12 @@ from ray._private.node import wait_for_persisted_port
 from appliance.cluster.ray_node import (
     _AGENT_PORTS,
     RayBinding,
+    RayWorkerNode,
     _bound,
     _head_options,
     _without_agents,
 )
+from appliance.domain.errors import ApplianceError
 
 
 def test_the_raylet_starts_no_agents_and_waits_for_none(tmp_path: Path) -> None:
@@ -58,3 +60,29 @@ def test_ray_gets_the_ports_of_a_cluster_only_while_it_starts() -> None:
         "_node_ip_address": "192.0.2.1",
         "resources": {"appliance-node-gpu-1": 1},
     }
+
+
+def test_the_logs_of_a_ray_that_did_not_start_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "temp" / "ray" / "raylet.err"
+
+    def fail(*_: object, **__: object) -> None:
+        log.parent.mkdir(parents=True)
+        log.write_text("no route to host")
+        raise OSError("the raylet ended")
+
+    monkeypatch.setattr(ray._private.node.Node, "__init__", fail)
+    binding = RayBinding("gpu-1", "192.0.2.1", 0, 8772, 0, (10002, 19999))
+    node = RayWorkerNode(tmp_path / "temp", binding, "192.0.2.9:8771")
+    with pytest.raises(ApplianceError, match=f"Its logs are in {tmp_path / 'temp'}"):
+        node.start()
+    node.stop()
+    assert log.read_text() == "no route to host"
+
+
+def test_the_folder_of_ray_is_removed_at_the_end(tmp_path: Path) -> None:
+    binding = RayBinding("gpu-1", "192.0.2.1", 0, 8772, 0, (10002, 19999))
+    (tmp_path / "temp").mkdir()
+    RayWorkerNode(tmp_path / "temp", binding, "192.0.2.9:8771").stop()
+    assert not (tmp_path / "temp").exists()
