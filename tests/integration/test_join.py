@@ -181,7 +181,7 @@ def test_a_node_is_drained_and_used_again(machines: Machines, node: Node) -> Non
     assert is_ready(machines)
     with machines.head.client() as client:
         assert client.post("/admin/nodes/two/drain").status_code == 404
-        assert client.post("/admin/nodes/head/drain").status_code == 404
+        assert client.post("/admin/nodes/head/drain").status_code == 409
         records = client.get("/admin/audit").json()["results"]
     actions = [each["action"] for each in records if each["object"] == "one"]
     assert actions == ["node.undrain", "node.drain"]

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance import __version__
-from appliance.domain.errors import NotFound
+from appliance.domain.errors import Conflict, NotFound
 from appliance.domain.local_url import host_and_port
 from appliance.domain.token import Scope
 from appliance.gateway.api import audit, requests, responses
@@ -46,7 +46,7 @@ async def _drain(request: Request, *, draining: bool) -> Response:
     if services.nodes is None:
         raise NotFound("this appliance is not a cluster: models.yaml has no section `cluster`")
     if name == services.nodes.head.name:
-        raise NotFound(
+        raise Conflict(
             f"{name} is the head, which cannot be drained: stop it with `systemctl stop` or Ctrl-C"
         )
     services.nodes.drain(name, draining)

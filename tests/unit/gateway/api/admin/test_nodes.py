@@ -42,6 +42,6 @@ async def test_a_node_is_drained(api: Api, tmp_path: Path) -> None:
         assert unknown.status_code == 404
         assert "there is no node two" in unknown.json()["detail"]
         of_head = await api.post("/admin/nodes/head/drain")
-        assert of_head.status_code == 404
+        assert of_head.status_code == 409
         assert "cannot be drained" in of_head.json()["detail"]
     assert [told[0] for told in head.events.told] == ["joined", "draining", "not draining"]
