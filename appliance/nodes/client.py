@@ -14,7 +14,16 @@ import msgspec
 
 from appliance.domain.errors import ApplianceError, DiskFull, NodeError, NodeLost
 from appliance.nodes import identity
-from appliance.nodes.channel import BROKEN, LENGTH, SILENCE, Channel, encode, reason
+from appliance.nodes.channel import (
+    BROKEN,
+    LENGTH,
+    SILENCE,
+    TUNNEL_SEND_TIMEOUT,
+    Channel,
+    detect_death,
+    encode,
+    reason,
+)
 from appliance.nodes.identity import Identity
 from appliance.nodes.messages import (
     AskFacts,
@@ -109,6 +118,7 @@ class NodeClient:
         except ConnectionError:
             transport.abort()
             raise
+        detect_death(transport, TUNNEL_SEND_TIMEOUT)
         self._sockets.add(transport)
         return transport, opened
 
@@ -170,11 +180,13 @@ class NodeClient:
         paths: Sequence[Path],
         keep: Iterable[str] = (),
         progress: Callable[[int, int], None] | None = None,
+        on_deleted: Callable[[list[str]], None] | None = None,
     ) -> dict[str, str]:
         """Copy the files and folders ``paths`` to the node, except what it has; return its paths for them.
 
-        ``keep`` are paths on the node that its clean-up must not delete. ``progress`` is called now and then
-        with the copied and the total bytes.
+        ``keep`` are paths on the node that its clean-up must not delete. ``progress`` is called now and then,
+        and at the end, with the bytes that were copied and the bytes to copy. ``on_deleted`` gets the paths
+        of other copies that the node has deleted, because its disk was almost full.
         """
         trees = await self._weights.trees(paths)
         async with self._channel() as channel:
@@ -185,6 +197,10 @@ class NodeClient:
                     if progress is not None:
                         progress(reply.copied, reply.total)
                 elif isinstance(reply, Copied):
+                    if progress is not None:
+                        progress(reply.copied, reply.copied)
+                    if on_deleted is not None and reply.deleted:
+                        on_deleted(reply.deleted)
                     return dict(zip(map(str, paths), reply.paths, strict=True))
                 elif isinstance(reply, Failed):
                     raise NodeError(reply.message)

@@ -274,6 +274,8 @@ class Copied(msgspec.Struct, frozen=True, tag="copied"):
     """The weights were copied."""
 
     paths: list[str]  # one for each tree
+    copied: int  # bytes that the node did not have before
+    deleted: list[str]  # paths of other copies that were deleted, because the disk was almost full
 
 
 class Found(msgspec.Struct, frozen=True, tag="found"):

@@ -14,7 +14,7 @@ from typing import Final
 
 from appliance.domain.errors import NodeError
 from appliance.nodes import identity, paths
-from appliance.nodes.channel import Channel, reason
+from appliance.nodes.channel import TUNNEL_SEND_TIMEOUT, Channel, detect_death, reason
 from appliance.nodes.identity import Identity
 from appliance.nodes.messages import (
     AskFacts,
@@ -121,6 +121,7 @@ class NodeAgent:
             reader, writer = await asyncio.open_unix_connection(path)
         except OSError as error:
             raise NodeError(f"nothing listens at the socket {request.name}: {reason(error)}") from error
+        detect_death(channel.writer.transport, TUNNEL_SEND_TIMEOUT)
         await channel.send(SocketOpened())
         await pipe(channel, reader, writer)
 
@@ -152,19 +153,20 @@ class NodeAgent:
 
     async def _copy_weights(self, request: CopyWeights, channel: Channel, _: Peer) -> None:
         copied = 0
-        total = sum(file.size for tree in request.trees for file in tree.files)
 
         def count(size: int) -> None:
             nonlocal copied
             copied += size
 
+        total = self._weights.missing(request.trees)
         copying = asyncio.ensure_future(
             self._weights.copy(request.trees, request.sources, request.keep, count)
         )
         try:
             while not (await asyncio.wait({copying}, timeout=_PROGRESS_INTERVAL))[0]:
                 await channel.send(Copying(copied, total))
-            await channel.send(Copied(await copying))
+            done = await copying
+            await channel.send(Copied(done.paths, copied, done.deleted))
         finally:
             copying.cancel()
 

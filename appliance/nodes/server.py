@@ -120,6 +120,13 @@ class AgentServer:
                 await route.handler(request, channel, peer)
             except ApplianceError as error:
                 await channel.send(Failed(error.detail))
+            except OSError as error:
+                if not channel.is_usable or isinstance(error, (ConnectionError, TimeoutError)):
+                    raise
+                text = f"{type(request).__name__} failed: {error}"
+                _log.warning("a request of %s %s could not be answered: %s", peer.role, peer.name, text)
+                await channel.send(Failed(text))
+                return  # the client may expect more bytes, or the connection may break while it is used
 
 
 async def send_file(channel: Channel, file: IO[bytes], size: int, offset: int = 0) -> None:

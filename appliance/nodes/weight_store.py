@@ -12,10 +12,12 @@ import hashlib
 import logging
 import os
 import shutil
+import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -33,6 +35,13 @@ _FULL: Final = 0.9  # share of the disk; above it, unused copies are deleted
 Connect = Callable[[Source], Awaitable[Channel]]
 
 
+class CopiedTrees(NamedTuple):
+    """The result of a copy: the paths of its trees, and the paths of other trees that were deleted."""
+
+    paths: list[str]
+    deleted: list[str]
+
+
 class WeightStore:
     """The weights that this node has copied."""
 
@@ -41,12 +50,22 @@ class WeightStore:
         self._trees = folder / "trees"
         self._connect = connect
         self._copying: dict[str, asyncio.Lock] = {}  # by SHA-256: each file is copied once
+        self._in_use: Counter[str] = Counter()  # running copies by SHA-256, and by path of a tree
+        self._counting = threading.Lock()  # held while ``_in_use`` changes
+        self._changing = threading.Lock()  # held while trees are linked or deleted, which may take seconds
         for each in (self._blobs, self._trees):
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def has(self, trees: Iterable[WeightTree]) -> bool:
         """Return whether there is a copy of all files of ``trees``."""
         return all(self._has_blob(file) for tree in trees for file in tree.files)
+
+    def missing(self, trees: Iterable[WeightTree]) -> int:
+        """Return the bytes of the files of ``trees`` that are not copied yet."""
+        return sum(file.size for file in self._missing(trees).values())
+
+    def _missing(self, trees: Iterable[WeightTree]) -> dict[str, WeightFile]:
+        return {file.sha256: file for tree in trees for file in tree.files if not self._has_blob(file)}
 
     def open(self, sha256: str) -> Path:
         """Return the path of a copied file.
@@ -65,20 +84,41 @@ class WeightStore:
         sources: Sequence[Source],
         keep: Iterable[str],
         on_progress: Callable[[int], None],
-    ) -> list[str]:
-        """Copy the files that are missing; return the path of each tree.
+    ) -> CopiedTrees:
+        """Copy the files that are missing.
 
-        ``on_progress`` gets numbers of bytes. ``keep`` are paths of trees that must not be deleted.
+        ``on_progress`` gets numbers of bytes. ``keep`` are paths of trees that must not be deleted. Files and
+        trees of other copies that run at the same time are not deleted either.
 
         Raises:
             NodeError: no source could send a file, or the disk is too small.
         """
-        missing = {file.sha256: file for tree in trees for file in tree.files if not self._has_blob(file)}
-        own = [self._location(tree) for tree in trees]
-        await asyncio.to_thread(
-            self._make_space, sum(file.size for file in missing.values()), {*own, *map(Path, keep)}
-        )
-        queue = sorted(missing.values(), key=lambda file: -file.size)
+        with self._protected(trees):
+            try:
+                deleted = await asyncio.to_thread(self._make_space, trees, {*map(Path, keep)})
+                await self._fetch_all(list(self._missing(trees).values()), sources, on_progress)
+                paths = [str(await asyncio.to_thread(self._link, tree)) for tree in trees]
+            except OSError as error:
+                raise NodeError(f"weights cannot be written: {error}") from error
+        return CopiedTrees(paths, deleted)
+
+    @contextlib.contextmanager
+    def _protected(self, trees: Sequence[WeightTree]) -> Iterator[None]:
+        """Keep the files of ``trees`` from being deleted by other copies."""
+        used = [file.sha256 for tree in trees for file in tree.files]
+        used += [str(self._location(tree).parent) for tree in trees]
+        with self._counting:
+            self._in_use.update(used)
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._in_use.subtract(used)
+                self._in_use = +self._in_use
+
+    async def _fetch_all(
+        self, missing: list[WeightFile], sources: Sequence[Source], on_progress: Callable[[int], None]
+    ) -> None:
         slots = asyncio.Semaphore(_CONCURRENCY)
 
         async def fetch(file: WeightFile) -> None:
@@ -86,15 +126,15 @@ class WeightStore:
                 if not self._has_blob(file):
                     await self._fetch(file, sources, on_progress)
 
+        failure: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                for file in queue:
+                for file in sorted(missing, key=lambda file: -file.size):
                     group.create_task(fetch(file))
         except* (NodeError, OSError) as failed:
-            error = failed.exceptions[0]
-            text = str(error) if isinstance(error, NodeError) else f"weights cannot be written: {error}"
-            raise NodeError(text) from error
-        return [str(await asyncio.to_thread(self._link, tree)) for tree in trees]
+            failure = failed.exceptions[0]
+        if failure is not None:
+            raise failure
 
     async def _fetch(
         self, file: WeightFile, sources: Sequence[Source], on_progress: Callable[[int], None]
@@ -157,6 +197,11 @@ class WeightStore:
         return self._trees / mark / paths.file_name(tree.name)
 
     def _link(self, tree: WeightTree) -> Path:
+        """Make the folder of a tree whose files are copied; return its path."""
+        with self._changing:
+            return self._linked(tree)
+
+    def _linked(self, tree: WeightTree) -> Path:
         location = self._location(tree)
         if location.exists():
             os.utime(location.parent)  # the time of its last use
@@ -176,28 +221,37 @@ class WeightStore:
             shutil.rmtree(fresh)
         return location
 
-    def _make_space(self, needed: int, keep: set[Path]) -> None:
-        """Delete copies, the least recently used first, until the disk has space for ``needed`` bytes.
+    def _make_space(self, trees: Sequence[WeightTree], keep: set[Path]) -> list[str]:
+        """Delete copies, the least recently used first, until the disk has space for ``trees``.
+
+        Returns the paths of the deleted trees.
 
         Raises:
             NodeError: the disk stays too small.
         """
-        kept = {path.parent if path.parent.parent == self._trees else path for path in keep}
-        unused = sorted(
-            (tree for tree in self._trees.iterdir() if tree not in kept),
-            key=lambda tree: tree.stat().st_mtime,
-        )
-        while self._is_full(needed) and unused:
-            tree = unused.pop(0)
-            _log.info("deleting the copy of weights in %s: the disk is almost full", tree)
-            shutil.rmtree(tree, ignore_errors=True)
-            self._drop_unused_blobs()
+        deleted: list[str] = []
+        with self._changing:
+            needed = self.missing(trees)
+            unused = self._unused(keep)
+            while self._is_full(needed) and unused:
+                tree = unused.pop(0)
+                _log.info("deleting the copy of weights in %s: the disk is almost full", tree)
+                deleted += [str(path) for path in tree.iterdir()]
+                shutil.rmtree(tree, ignore_errors=True)
+                self._drop_unused_blobs()
         free = shutil.disk_usage(self._blobs).free
         if needed > free:
             raise NodeError(
                 f"the disk of {self._blobs} has {readable_bytes(free)} left, and the weights need "
                 f"{readable_bytes(needed)}: free space there"
             )
+        return deleted
+
+    def _unused(self, keep: set[Path]) -> list[Path]:
+        """Return the folders of the trees that may be deleted, the least recently used first."""
+        kept = {path.parent if path.parent.parent == self._trees else path for path in keep}
+        found = (tree for tree in self._trees.iterdir() if tree not in kept and not self._in_use[str(tree)])
+        return sorted(found, key=lambda tree: tree.stat().st_mtime)
 
     def _is_full(self, needed: int) -> bool:
         disk = shutil.disk_usage(self._blobs)
@@ -206,7 +260,7 @@ class WeightStore:
     def _drop_unused_blobs(self) -> None:
         for blob in self._blobs.iterdir():
             with contextlib.suppress(OSError):
-                if blob.suffix != ".part" and blob.stat().st_nlink == 1:
+                if blob.suffix != ".part" and blob.stat().st_nlink == 1 and not self._in_use[blob.name]:
                     blob.unlink()
 
 

@@ -240,7 +240,7 @@ async def test_a_neighbour_gives_weights_and_nothing_else(tmp_path: Path) -> Non
         channel.close()
         sources = list(client._sources())
         copied = await b.agent._weights.copy([tree], sources, [], lambda _: None)
-        assert Path(copied[0]).read_bytes() == BIG
+        assert Path(copied.paths[0]).read_bytes() == BIG
 
 
 async def test_a_wrong_secret_is_refused_and_logged_once(

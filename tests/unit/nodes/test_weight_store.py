@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import hashlib
 import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
 from appliance.domain.errors import NodeError
@@ -36,7 +39,8 @@ def tree(folder: Path, name: str, content: bytes, file: str = "weights.bin") -> 
 
 
 async def copy(store: WeightStore, wanted: WeightTree, keep: list[str] | None = None) -> Path:
-    (path,) = await store.copy([wanted], [Source("head", "h", 1)], keep or [], lambda _: None)
+    done = await store.copy([wanted], [Source("head", "h", 1)], keep or [], lambda _: None)
+    (path,) = done.paths
     return Path(path)
 
 
@@ -80,10 +84,53 @@ async def test_a_full_disk_loses_the_copies_that_were_used_longest_ago(
         return Disk(300, used, 300 - used)
 
     monkeypatch.setattr(shutil, "disk_usage", disk)
-    await copy(store, trees[2], keep=[str(paths[0])])
+    again = await store.copy([trees[2]], [], [str(paths[0])], lambda _: None)
+    assert (again.paths, again.deleted) == ([str(paths[2])], [str(paths[1])])
     assert [path.exists() for path in paths] == [True, False, True]
     assert store.has([trees[0], trees[2]])
     assert not store.has([trees[1]])
+
+
+async def test_copies_at_the_same_time_keep_the_files_of_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "weights"
+    waiting, go_on = asyncio.Event(), asyncio.Event()
+
+    async def late(_: Source) -> Channel:
+        waiting.set()
+        await go_on.wait()
+        raise ConnectionRefusedError("no source")
+
+    store = WeightStore(folder, late)
+    old = await copy(store, tree(folder, "old", b"old"))
+    first = tree(folder, "first", b"first")
+    missing = WeightFile("more.bin", 1, "0" * 64)
+    both = msgspec.structs.replace(first, files=(*first.files, missing))
+    copying = asyncio.ensure_future(store.copy([both], [Source("head", "h", 1)], [], lambda _: None))
+    await waiting.wait()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(1000, 950, 50))  # full, whatever is deleted
+    await copy(store, tree(folder, "second", b"second"))
+    assert not old.exists()
+    assert store.has([first])  # although no tree has its file yet
+    go_on.set()
+    with pytest.raises(NodeError, match="no source"):
+        await copying
+
+
+async def test_a_disk_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "weights"
+    store = WeightStore(folder, nobody)
+    wanted = tree(folder, "model", b"x")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(Path, "hardlink_to", fail)
+    with pytest.raises(NodeError, match=r"weights cannot be written: .*Operation not supported"):
+        await copy(store, wanted)
 
 
 async def test_weights_that_are_too_large_for_the_disk(
