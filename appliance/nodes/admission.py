@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -43,9 +43,18 @@ class Terms(msgspec.Struct, frozen=True):
 class Admission:
     """Answers machines that want to join."""
 
-    def __init__(self, own: Identity, terms: Terms, *, pause: float = _PAUSE) -> None:
+    def __init__(
+        self,
+        own: Identity,
+        terms: Terms,
+        check_name: Callable[[str, str], Awaitable[None]],
+        *,
+        pause: float = _PAUSE,
+    ) -> None:
+        """``check_name`` raises ``NodeError`` if a node at another IP address has the name already."""
         self._identity = own
         self._terms = terms
+        self._check_name = check_name
         self._pause = pause
         self._failing = asyncio.Lock()  # attempts with a wrong secret wait for each other
         self._logged: set[str] = set()  # hosts
@@ -71,6 +80,7 @@ class Admission:
             )
         if request.name == terms.head:
             raise NodeError(f"{request.name} is the name of the head: choose another name with --name")
+        await self._check_name(request.name, peer.host)
         try:
             certificate = await asyncio.to_thread(
                 identity.sign_request, self._identity, request.request, request.name, peer.host

@@ -34,6 +34,7 @@ from appliance.nodes.messages import (
     CopyWeights,
     Done,
     DropFiles,
+    DropOthers,
     Facts,
     Failed,
     FetchFile,
@@ -55,6 +56,7 @@ from appliance.nodes.weight_index import WeightIndex
 
 __all__ = ["NodeClient", "NodeFacts"]
 
+_PART_NAME: Final = 50  # characters of the name of a file in the name of its partial copy
 _KEEP_IDLE: Final = 60.0  # seconds; the agent closes idle connections later than this
 _MOST_IDLE: Final = 8  # connections
 _CONNECT_TIMEOUT: Final = 10.0  # seconds
@@ -139,8 +141,11 @@ class NodeClient:
         """Ask the zygote of the node to import ``modules``; do not wait for the import."""
         await self._ask(PrepareModules(modules), Done)
 
-    async def send_file(self, source: Path) -> str:
-        """Copy a file to the node as an input of a prediction; return its absolute path on the node."""
+    async def send_file(self, source: Path, prediction: str | None = None) -> str:
+        """Copy a file to the node as an input of a prediction; return its absolute path on the node.
+
+        With ``prediction``, the id, the file is in the folder ``run/inputs/ID`` of the node.
+        """
         try:
             file = source.open("rb")
         except OSError as error:
@@ -148,32 +153,36 @@ class NodeClient:
         with file:
             size = os.fstat(file.fileno()).st_size
             async with self._channel() as channel:
-                await channel.send(SendFile(source.name, size))
+                await channel.send(SendFile(source.name, size, prediction))
                 await channel.reply(Done)
                 await channel.send_content(file, size)
                 return (await channel.reply(Stored)).path
 
     async def fetch_file(self, path: str, target: Path) -> None:
-        """Copy the file ``path`` of the node to ``target``, which must not exist."""
+        """Copy the file ``path`` of the node to ``target``; replace an older file there at the end."""
+        partial = target.with_name(f".{target.name[:_PART_NAME]}.part")
         try:
-            file = target.open("xb")
-        except OSError as error:
-            raise _unwritable(target, error) from error
-        try:
-            with file:
+            with partial.open("wb") as file:
                 async with self._channel() as channel:
                     await channel.send(FetchFile(path))
                     content = await channel.reply(Content)
                     failure = await channel.receive_content(file, content.size)
             if failure is not None:
-                raise _unwritable(target, failure) from failure
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+                raise failure
+            partial.replace(target)
+        except OSError as error:
+            raise _unwritable(target, error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     async def drop_files(self, paths: list[str]) -> None:
         """Delete input and output files on the node."""
         await self._ask(DropFiles(paths), Done)
+
+    async def drop_others(self, predictions: list[str]) -> None:
+        """Delete the input and output files of all predictions on the node except these (ids)."""
+        await self._ask(DropOthers(predictions), Done)
 
     async def copy_weights(
         self,

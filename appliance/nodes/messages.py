@@ -154,6 +154,7 @@ class SendFile(msgspec.Struct, frozen=True, tag="send_file"):
 
     name: str
     size: int
+    prediction: str | None = None  # id; files without one are in a folder of their own
 
 
 class FetchFile(msgspec.Struct, frozen=True, tag="fetch_file"):
@@ -166,6 +167,12 @@ class DropFiles(msgspec.Struct, frozen=True, tag="drop_files"):
     """Delete input and output files. Files that do not exist are no error."""
 
     paths: list[str]
+
+
+class DropOthers(msgspec.Struct, frozen=True, tag="drop_others"):
+    """Delete the input and output files of all predictions except these."""
+
+    predictions: list[str]  # ids
 
 
 class CopyWeights(msgspec.Struct, frozen=True, tag="copy_weights"):
@@ -295,6 +302,7 @@ NodeRequest = (
     | SendFile
     | FetchFile
     | DropFiles
+    | DropOthers
     | CopyWeights
     | FindWeights
     | ReadWeights

@@ -24,6 +24,7 @@ from appliance.nodes.messages import (
     CopyWeights,
     Done,
     DropFiles,
+    DropOthers,
     Facts,
     FetchFile,
     FindWeights,
@@ -77,6 +78,7 @@ class NodeAgent:
             SendFile: Route(self._send_file, _HEAD),
             FetchFile: Route(self._fetch_file, _HEAD),
             DropFiles: Route(self._drop_files, _HEAD),
+            DropOthers: Route(self._drop_others, _HEAD),
             CopyWeights: Route(self._copy_weights, _HEAD),
             FindWeights: Route(self._find_weights, _HEAD),
             ReadWeights: Route(self._read_weights, _MEMBERS),
@@ -126,10 +128,13 @@ class NodeAgent:
         await pipe(channel, reader, writer)
 
     async def _send_file(self, request: SendFile, channel: Channel, _: Peer) -> None:
-        folder = self._inputs / secrets.token_hex(16)
+        folder = self._inputs
+        if request.prediction is not None:
+            folder /= paths.file_name(request.prediction)
+        folder /= secrets.token_hex(16)
         target = folder / paths.file_name(request.name)
         try:
-            folder.mkdir(mode=0o700)
+            folder.mkdir(mode=0o700, parents=True)
             with target.open("xb") as file:
                 await channel.send(Done())
                 failure = await channel.receive_content(file, request.size)
@@ -149,6 +154,14 @@ class NodeAgent:
     async def _drop_files(self, request: DropFiles, channel: Channel, _: Peer) -> None:
         for path in request.paths:
             await asyncio.to_thread(paths.remove_below, path, [self._outputs, self._inputs])
+        await channel.send(Done())
+
+    async def _drop_others(self, request: DropOthers, channel: Channel, _: Peer) -> None:
+        kept = set(request.predictions)
+        for folder in (self._inputs, self._outputs):
+            for name in await asyncio.to_thread(os.listdir, folder):
+                if name not in kept:
+                    await asyncio.to_thread(paths.remove_below, str(folder / name), [folder])
         await channel.send(Done())
 
     async def _copy_weights(self, request: CopyWeights, channel: Channel, _: Peer) -> None:

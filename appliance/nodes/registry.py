@@ -16,7 +16,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-from appliance.domain.errors import ApplianceError, NodeError, NodeLost, NotFound
+from appliance.domain.errors import ApplianceError, Conflict, NodeError, NodeLost, NotFound
 from appliance.nodes import identity
 from appliance.nodes.admission import Admission, Terms
 from appliance.nodes.channel import Channel
@@ -127,7 +127,7 @@ class Nodes:
         self._listeners: list[NodeListener] = []
         self._http: asyncio.Future[Http] | None = None
         self._forwarded: dict[str, set[asyncio.WriteTransport]] = {}  # by node: connections of HTTP clients
-        admission = Admission(own, terms)
+        admission = Admission(own, terms, self._check_name)
         strangers = frozenset[identity.Role | None]({None, "node"})
         nodes = frozenset[identity.Role | None]({"node"})
         routes = {
@@ -198,12 +198,15 @@ class Nodes:
 
         Raises:
             NotFound: there is no such node.
+            Conflict: the node is stopping, so ``draining`` cannot become false.
         """
         member = self._members.get(name)
         if member is None:
             known = ", ".join(self._members) or "none"
             raise NotFound(f"there is no node {name} in the cluster now (nodes: {known})")
-        if member.draining == draining or (member.leaving and not draining):
+        if member.leaving and not draining:
+            raise Conflict(f"node {name} is stopping, so no models can be loaded on it: start it again")
+        if member.draining == draining:
             return
         member.draining, member.since = draining, time.time()
         self._save()
@@ -230,22 +233,36 @@ class Nodes:
                 raise NodeError(
                     f"the head cannot connect to the agent of this node: {error}: open the port in firewalls"
                 ) from error
-            if facts.name in self._members:  # the same node asked twice
+            added = self._members.get(facts.name)  # during the ping
+            if added is not None and added.incarnation != request.incarnation:
+                await client.close()
+                raise _name_taken(added.facts)
+            if added is not None:  # the same node asked twice
                 await client.close()
             else:
                 self._add(_Member(facts, request.incarnation, draining=False, since=time.time()), client)
         await channel.send(Done())
 
     async def _refuse_if_alive(self, old: _Member, new: NodeFacts) -> None:
-        if (old.facts.host, old.facts.port) == (new.host, new.port):
-            return
+        if (old.facts.host, old.facts.port) != (new.host, new.port) and await self._is_alive(old):
+            raise _name_taken(old.facts)
+
+    async def _check_name(self, name: str, host: str) -> None:
+        """Refuse a machine that wants to join under the name of a node at another IP address.
+
+        Raises:
+            NodeError: there is such a node, and it answers.
+        """
+        old = self._members.get(name)
+        if old is not None and old.facts.host != host and await self._is_alive(old):
+            raise _name_taken(old.facts)
+
+    async def _is_alive(self, member: _Member) -> bool:
         try:
-            await self._clients[old.facts.name].ping(self._lost_after())
+            await self._clients[member.facts.name].ping(self._lost_after())
         except (NodeLost, NodeError):
-            return
-        raise NodeError(
-            f"the name {new.name} is taken by the node at {old.facts.host}: choose another with --name"
-        )
+            return False
+        return True
 
     async def _ask_membership(self, request: AskMembership, channel: Channel, peer: Peer) -> None:
         await channel.send(Membership(self._member(peer.name, request.incarnation) is not None))
@@ -400,6 +417,12 @@ class Nodes:
             identity.write_private(self._file, content)
         except OSError as error:
             _log.warning("the members cannot be written to %s: %s", self._file, error.strerror)
+
+
+def _name_taken(facts: NodeFacts) -> NodeError:
+    return NodeError(
+        f"the name {facts.name} is taken by the node at {facts.host}: choose another with --name"
+    )
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import IO, Any, Final, NamedTuple, Protocol
 
@@ -23,7 +24,9 @@ _log = logging.getLogger(__name__)
 _IDLE: Final = 300.0  # seconds after which a connection without requests is closed
 _STRANGER_IDLE: Final = 15.0  # seconds; clients without a certificate
 _HANDSHAKE: Final = 10.0  # seconds
-_MOST_STRANGERS: Final = 32  # connections
+_MAX_UNAUTHENTICATED: Final = 32  # connections of clients without a certificate
+_MAX_UNAUTHENTICATED_PER_HOST: Final = 8  # so that one host cannot keep others from joining
+_MAX_LOGGED_HOSTS: Final = 1000  # whose invalid messages are in the log
 _BUFFER: Final = 256 * 1024  # bytes
 
 
@@ -56,8 +59,8 @@ class AgentServer:
         self._context = context
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._strangers = 0
-        self._refused: set[str] = set()  # hosts whose failed handshakes are in the log
+        self._unauthenticated: Counter[str] = Counter()  # connections without a certificate, by host
+        self._logged: set[str] = set()  # hosts whose invalid messages are in the log
 
     async def start(self, listener: socket.socket) -> None:
         self._server = await asyncio.start_server(
@@ -82,11 +85,11 @@ class AgentServer:
             role, name = channel.peer or (None, "")
             peer = Peer(role, name, channel.peer_host)
             if role is None:
-                await self._serve_stranger(channel, peer)
+                await self._serve_unauthenticated(channel, peer)
             else:
                 await self._serve(channel, peer, _IDLE, messages.LARGEST_MESSAGE)
         except msgspec.DecodeError as error:
-            _log.warning("closing a connection from %s: an invalid message: %s", channel.peer_host, error)
+            self._log_invalid(channel.peer_host, error)
         except BROKEN as error:
             _log.debug("a connection from %s ended: %s", channel.peer_host, reason(error))
         except asyncio.CancelledError:
@@ -95,14 +98,25 @@ class AgentServer:
             self._tasks.discard(task)
             channel.close()
 
-    async def _serve_stranger(self, channel: Channel, peer: Peer) -> None:
-        if self._strangers >= _MOST_STRANGERS:
+    def _log_invalid(self, host: str, error: msgspec.DecodeError) -> None:
+        """Log the first invalid message of each host."""
+        if host not in self._logged and len(self._logged) < _MAX_LOGGED_HOSTS:
+            self._logged.add(host)
+            _log.warning("closing a connection from %s: an invalid message: %s", host, error)
+
+    async def _serve_unauthenticated(self, channel: Channel, peer: Peer) -> None:
+        if (
+            self._unauthenticated.total() >= _MAX_UNAUTHENTICATED
+            or self._unauthenticated[peer.host] >= _MAX_UNAUTHENTICATED_PER_HOST
+        ):
             return
-        self._strangers += 1
+        self._unauthenticated[peer.host] += 1
         try:
             await self._serve(channel, peer, _STRANGER_IDLE, messages.LARGEST_STRANGER_MESSAGE)
         finally:
-            self._strangers -= 1
+            self._unauthenticated[peer.host] -= 1
+            if not self._unauthenticated[peer.host]:
+                del self._unauthenticated[peer.host]
 
     async def _serve(self, channel: Channel, peer: Peer, idle: float, largest: int) -> None:
         while not (channel.handed_over or channel.writer.is_closing()):
@@ -120,6 +134,8 @@ class AgentServer:
                 await route.handler(request, channel, peer)
             except ApplianceError as error:
                 await channel.send(Failed(error.detail))
+                if peer.role is None:  # for example a wrong secret: make room for other clients
+                    return
             except OSError as error:
                 if not channel.is_usable or isinstance(error, (ConnectionError, TimeoutError)):
                     raise

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final
@@ -39,6 +40,7 @@ class WeightIndex:
         self._file = file
         self._known: dict[str, _Known] = {}
         self._offered: dict[str, Path] = {}  # by SHA-256
+        self._saving = threading.Lock()
         self._locks: dict[Path, asyncio.Lock] = {}  # each path is read once, and different paths together
         try:
             self._known = msgspec.json.decode(file.read_bytes(), type=dict[str, _Known])
@@ -77,7 +79,7 @@ class WeightIndex:
         return file, os.fstat(file.fileno()).st_size
 
     def _tree(self, path: Path) -> WeightTree:
-        before = len(self._known)
+        known = dict(self._known)
         files = []
         try:
             for file, name in _files(path):
@@ -89,7 +91,7 @@ class WeightIndex:
                 f"the weights {error.filename or path} cannot be read: {error.strerror}"
             ) from error
         finally:
-            if len(self._known) != before:
+            if self._known != known:
                 self._save()
         return WeightTree(path.name, tuple(files), single=not path.is_dir())
 
@@ -107,8 +109,9 @@ class WeightIndex:
     def _save(self) -> None:
         fresh = self._file.with_name(f"{self._file.name}.new")
         try:
-            fresh.write_bytes(msgspec.json.encode(self._known))
-            fresh.replace(self._file)
+            with self._saving:
+                fresh.write_bytes(msgspec.json.encode(self._known))
+                fresh.replace(self._file)
         except OSError as error:
             _log.warning("cannot write %s: %s: digests are computed again later", self._file, error.strerror)
 

@@ -1,4 +1,4 @@
-"""Agents on full and broken disks, and connections to machines that have died."""
+"""Agents on full and broken disks, files that are left over, and clients without a certificate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from typing import NamedTuple
 import pytest
 
 from appliance.domain.errors import NodeError
-from tests.support.agents import cluster, echo_socket
+from appliance.nodes import identity
+from appliance.nodes.channel import Channel
+from appliance.nodes.messages import Failed, Join, Reply
+from appliance.nodes.weight_index import WeightIndex
+from tests.support.agents import HOST, VERSION, TestNode, cluster, echo_socket, until
 
 BIG = os.urandom(3_000_000)
 
@@ -23,6 +27,40 @@ class Disk(NamedTuple):
     total: int
     used: int
     free: int
+
+
+async def test_a_complete_copy_replaces_an_older_file(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        client = head.events.clients["a"]
+        target = tmp_path / "target"
+        target.write_text("a part, because the gateway was killed")
+        with pytest.raises(NodeError, match="cannot be read"):
+            await client.fetch_file(f"{node.facts.outputs}/missing", target)
+        assert target.read_text() == "a part, because the gateway was killed"
+        source = Path(node.facts.outputs) / "file"
+        source.write_bytes(BIG)
+        await client.fetch_file(str(source), target)
+        assert target.read_bytes() == BIG
+        assert not list(tmp_path.glob(".*"))
+
+
+async def test_files_of_predictions_that_nobody_holds_are_deleted(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        client = head.events.clients["a"]
+        source = tmp_path / "photo.png"
+        source.write_bytes(BIG)
+        inputs = node.home / "run" / "inputs"
+        sent = {id: Path(await client.send_file(source, id)) for id in ("held", "old")}
+        assert [path.relative_to(inputs).parts[0] for path in sent.values()] == ["held", "old"]
+        for id in sent:
+            (Path(node.facts.outputs) / id).mkdir()
+        await client.drop_others(["held"])
+        assert [path.exists() for path in sent.values()] == [True, False]
+        assert [path.name for path in Path(node.facts.outputs).iterdir()] == ["held"]
+        await client.drop_files([str(inputs / "held")])
+        assert not sent["held"].exists()
+        with pytest.raises(NodeError, match="is not a file name"):
+            await client.send_file(source, "../x")
 
 
 async def test_only_missing_files_count_as_copied(tmp_path: Path) -> None:
@@ -87,3 +125,46 @@ async def test_all_connections_detect_a_dead_machine(tmp_path: Path) -> None:
         assert sockets[1].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
         tunnel.abort()
         server.close()
+
+
+async def test_one_host_cannot_keep_others_from_joining(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (head, _):
+        server = head.nodes._server
+        context = identity.stranger_context()
+        channels = [await Channel.open(HOST, head.port, context) for _ in range(20)]
+        await until(lambda: server._unauthenticated.total() == 8)
+        for channel in channels:
+            channel.abort()
+        await until(lambda: server._unauthenticated.total() == 0)
+        node = TestNode(tmp_path / "a", "a", head)
+        await node.start()
+        await node.agent.close()
+
+
+async def test_a_client_with_a_wrong_secret_is_disconnected(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (head, _):
+        channel = await Channel.open(HOST, head.port, identity.stranger_context())
+        await channel.send(Join("wrong", "a", VERSION, "cpu", b""))
+        assert isinstance(await channel.receive(Reply), Failed)
+        with pytest.raises(EOFError):
+            await channel.receive(Reply)
+
+
+async def test_invalid_messages_of_a_host_are_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster(tmp_path) as (head, _):
+        for _ in range(3):
+            channel = await Channel.open(HOST, head.port, identity.stranger_context())
+            channel.writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            with pytest.raises(EOFError):
+                await channel.receive(Reply)
+        assert caplog.text.count("an invalid message") == 1
+
+
+async def test_a_digest_that_has_changed_is_saved(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.bin"
+    for content in ("old", "new content"):
+        weights.write_text(content)
+        (tree,) = await WeightIndex(tmp_path / "digests.json").trees([weights])
+    assert tree.files[0].sha256 in (tmp_path / "digests.json").read_text()

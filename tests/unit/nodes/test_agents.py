@@ -10,6 +10,7 @@ import pytest
 
 from appliance.domain.errors import (
     ApplianceError,
+    Conflict,
     HeadUnreachable,
     JoinRefused,
     NodeError,
@@ -143,15 +144,6 @@ async def test_an_agent_gives_only_its_own_files(tmp_path: Path) -> None:
                 await client.drop_files([str(path)])
         assert secret.read_text() == "secret"
         assert not (tmp_path / "fetched").exists()
-
-
-async def test_a_target_that_exists_is_not_replaced(tmp_path: Path) -> None:
-    async with cluster(tmp_path, "a") as (head, _):
-        target = tmp_path / "target"
-        target.write_text("mine")
-        with pytest.raises(NodeError, match="target cannot be written"):
-            await head.events.clients["a"].fetch_file("/x", target)
-        assert target.read_text() == "mine"
 
 
 async def test_weights_are_copied_once_and_found(tmp_path: Path) -> None:
@@ -357,6 +349,30 @@ async def test_two_machines_cannot_have_one_name(tmp_path: Path) -> None:
         assert head.events.told == [("joined", "a")]
 
 
+async def test_two_machines_that_ask_for_one_name_at_once(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (head, _):
+        nodes = [TestNode(tmp_path / home, "a", head) for home in ("one", "two")]
+        for node in nodes:
+            await node.start()
+        answers = await asyncio.gather(*(node.announce() for node in nodes), return_exceptions=True)
+        refused = [isinstance(answer, JoinRefused) for answer in answers]
+        assert sorted(refused) == [False, True]
+        for node, refusal in zip(nodes, refused, strict=True):
+            assert await node.as_member.counts_as_member(node.incarnation) is not refusal
+            await node.agent.close()
+
+
+async def test_a_name_is_refused_before_anything_starts_under_it(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as (head, (node,)):
+        taken = pytest.raises(NodeError, match=f"the name a is taken by the node at {HOST}")
+        await head.nodes._check_name("a", HOST)  # it may have been started again
+        await head.nodes._check_name("b", "192.0.2.1")
+        with taken:
+            await head.nodes._check_name("a", "192.0.2.1")
+        await node.agent.close()
+        await head.nodes._check_name("a", "192.0.2.1")  # the old node does not answer
+
+
 async def test_drain_and_leave(tmp_path: Path) -> None:
     async with cluster(tmp_path, "a", "b") as (head, (a, _)):
         head.nodes.drain("b")
@@ -364,7 +380,8 @@ async def test_drain_and_leave(tmp_path: Path) -> None:
         assert [status.state for status in head.nodes.statuses()] == ["ready", "draining"]
         head.nodes.drain("b", draining=False)
         await a.as_member.leave(a.incarnation)
-        head.nodes.drain("a", draining=False)  # a node that is leaving stays drained
+        with pytest.raises(Conflict, match="node a is stopping"):
+            head.nodes.drain("a", draining=False)
         await a.as_member.left(a.incarnation)
         assert head.events.told[2:] == [
             ("draining", "b"),
