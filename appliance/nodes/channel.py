@@ -21,7 +21,6 @@ CHUNK: Final = 1024 * 1024  # bytes of a file that are in memory at once
 #: Seconds without progress after which the other end counts as dead.
 SILENCE: Final = 30.0
 CONNECT_TIMEOUT: Final = 10.0  # seconds
-TUNNEL_SEND_TIMEOUT: Final = 30.0  # seconds: ``detect_death`` of connections to Unix sockets of nodes
 LENGTH: Final = struct.Struct(">I")
 _BUFFER: Final = 256 * 1024  # bytes that a connection reads ahead
 
@@ -219,11 +218,11 @@ class Channel:
         return not (self.reader.at_eof() or self.writer.is_closing())
 
 
-def detect_death(transport: asyncio.BaseTransport, send_timeout: float | None = None) -> None:
+def detect_death(transport: asyncio.BaseTransport) -> None:
     """Let an idle connection break about 10 s after the other machine or the network has failed.
 
-    With ``send_timeout``, it also breaks if sent bytes are not acknowledged for so many seconds, or if the
-    other end reads nothing for so long that its buffers are full. So set it only where both ends always read.
+    TCP_USER_TIMEOUT is not set: it would also end connections whose other end reads nothing for a while, see
+    tcp(7).
     """
     found = transport.get_extra_info("socket")
     if found is None or transport.is_closing():
@@ -232,8 +231,6 @@ def detect_death(transport: asyncio.BaseTransport, send_timeout: float | None = 
     found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 4)  # seconds
     found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)  # seconds
     found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    if send_timeout is not None:
-        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * send_timeout))
 
 
 def encode(message: msgspec.Struct) -> bytes:

@@ -18,7 +18,6 @@ from appliance.nodes.channel import (
     BROKEN,
     LENGTH,
     SILENCE,
-    TUNNEL_SEND_TIMEOUT,
     Channel,
     detect_death,
     encode,
@@ -120,7 +119,7 @@ class NodeClient:
         except ConnectionError:
             transport.abort()
             raise
-        detect_death(transport, TUNNEL_SEND_TIMEOUT)
+        detect_death(transport)
         self._sockets.add(transport)
         return transport, opened
 

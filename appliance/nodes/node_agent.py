@@ -14,7 +14,7 @@ from typing import Final
 
 from appliance.domain.errors import NodeError
 from appliance.nodes import identity, paths
-from appliance.nodes.channel import TUNNEL_SEND_TIMEOUT, Channel, detect_death, reason
+from appliance.nodes.channel import Channel, reason
 from appliance.nodes.identity import Identity
 from appliance.nodes.messages import (
     AskFacts,
@@ -123,7 +123,6 @@ class NodeAgent:
             reader, writer = await asyncio.open_unix_connection(path)
         except OSError as error:
             raise NodeError(f"nothing listens at the socket {request.name}: {reason(error)}") from error
-        detect_death(channel.writer.transport, TUNNEL_SEND_TIMEOUT)
         await channel.send(SocketOpened())
         await pipe(channel, reader, writer)
 

@@ -120,9 +120,8 @@ async def test_all_connections_detect_a_dead_machine(tmp_path: Path) -> None:
         for each in sockets:
             assert each.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 4
-        assert sockets[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
-        # else a reader that pauses would break its connection
-        assert sockets[1].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+            # else the connection would break when a reader pauses
+            assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
         tunnel.abort()
         server.close()
 
