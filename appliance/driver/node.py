@@ -69,10 +69,15 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_MAX_SOCKET_PATH: Final = 107  # bytes: unix(7)
+_MAX_REPLICAS: Final = 999_999  # numbers in the names of sockets have at most so many digits
+
 _FIRST_PAUSE: Final = 1.0  # seconds between attempts to reach the head; doubles with each attempt
 _LONGEST_PAUSE: Final = 5.0  # seconds
 #: Seconds for which a refused node tries again: the head may still be removing what ran here before.
 _REFUSED_FOR: Final = 60.0
+#: Share of ``lost_after`` after which a node ends: before the head runs its predictions on other nodes.
+_OWN_SHARE: Final = 0.8
 _CHECK_INTERVAL: Final = 1.0  # seconds between checks of the membership
 
 
@@ -175,7 +180,7 @@ class NodeProcess:
             )
             service_manager.ready(f"{admitted.host}:{settings.port} as a node of {self._head_address}")
             stopping = asyncio.ensure_future(stop.wait())
-            member = asyncio.ensure_future(self._watch_membership(head, admitted.lost_after))
+            member = asyncio.ensure_future(self._watch_membership(head, _OWN_SHARE * admitted.lost_after))
             tasks = {watching, stopping, member}
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
@@ -322,14 +327,18 @@ class NodeProcess:
             _log.warning("the head does not know that this node stops: %s", error)
 
     async def _end(self) -> None:
-        """Stop all processes of this membership. Worker processes are killed."""
+        """Stop all processes of this membership. Worker processes are killed first.
+
+        When the head has lost this node, it runs their predictions on other nodes.
+        """
+        kill_leftover_workers(self._settings.run_dir)
         if self._agent is not None:
             await self._agent.close()
         if self._zygote is not None:
             await self._zygote.stop()
         if self._ray is not None:
             self._ray.stop()
-        kill_leftover_workers(self._settings.run_dir)
+        kill_leftover_workers(self._settings.run_dir)  # a load may have begun meanwhile
 
 
 async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
@@ -390,6 +399,7 @@ def prepare_home(settings: NodeSettings) -> Path:
     """
     home = settings.home
     log = home / "logs" / "node.log"
+    _check_sockets(settings)
     try:
         for folder in (home, settings.run_dir, log.parent, home / "cache", cluster_folder(home)):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -400,6 +410,21 @@ def prepare_home(settings: NodeSettings) -> Path:
             "the user who runs the node, or choose another folder with --home or APPLIANCE_HOME"
         ) from error
     return log
+
+
+def _check_sockets(settings: NodeSettings) -> None:
+    """Check that paths of sockets, which contain the name of the node, are not too long.
+
+    Raises:
+        ApplianceError: they are.
+    """
+    longest = settings.run_dir / f"runner-{settings.name}-{_MAX_REPLICAS}-worker.sock"
+    excess = len(os.fsencode(longest)) - _MAX_SOCKET_PATH
+    if excess > 0:
+        raise ApplianceError(
+            f"the paths of sockets such as {longest} are {excess} bytes too long: choose a shorter name with "
+            "--name, or a folder with a shorter path with --home"
+        )
 
 
 async def _run(settings: NodeSettings, token: JoinToken, temp: Path, console: Console) -> bool:
