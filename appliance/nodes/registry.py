@@ -95,6 +95,7 @@ class _Saved(msgspec.Struct):
 
     session: str
     members: list[_Member]
+    drained: list[str] = []  # nodes that operators have drained, also while they are not members
 
 
 class Nodes:
@@ -121,6 +122,7 @@ class Nodes:
         self._lost_after = lost_after
         self._file = own.folder / "nodes.json"
         self._members: dict[str, _Member] = {}
+        self._drained: set[str] = set()  # see ``_Saved``
         self._clients: dict[str, NodeClient] = {}
         self._heartbeats: dict[str, asyncio.Task[None]] = {}
         self._lost: dict[str, NodeStatus] = {}
@@ -194,7 +196,7 @@ class Nodes:
         return sorted([*members, *self._lost.values()], key=lambda status: status.facts.name)
 
     def drain(self, name: str, draining: bool = True) -> None:
-        """Start no more loads on a node; or, if ``draining`` is false, end this.
+        """Start no more loads on a node, also when it joins again; or, if ``draining`` is false, end this.
 
         Raises:
             NotFound: there is no such node.
@@ -206,10 +208,19 @@ class Nodes:
             raise NotFound(f"there is no node {name} in the cluster now (nodes: {known})")
         if member.leaving and not draining:
             raise Conflict(f"node {name} is stopping, so no models can be loaded on it: start it again")
-        if member.draining == draining:
-            return
-        member.draining, member.since = draining, time.time()
+        if draining:
+            self._drained.add(name)
+        else:
+            self._drained.discard(name)
+        self._set_draining(member, draining)
+
+    def _set_draining(self, member: _Member, draining: bool) -> None:
+        name = member.facts.name
+        changed, member.draining = member.draining != draining, draining
+        member.since = time.time() if changed else member.since
         self._save()
+        if not changed:
+            return
         _log.info("node %s %s", name, "is drained" if draining else "may load models again")
         for listener in self._listeners:
             listener.draining(name, draining)
@@ -240,7 +251,9 @@ class Nodes:
             if added is not None:  # the same node asked twice
                 await client.close()
             else:
-                self._add(_Member(facts, request.incarnation, draining=False, since=time.time()), client)
+                self._add(
+                    _Member(facts, request.incarnation, facts.name in self._drained, time.time()), client
+                )
         await channel.send(Done())
 
     async def _refuse_if_alive(self, old: _Member, new: NodeFacts) -> None:
@@ -270,7 +283,7 @@ class Nodes:
     async def _leave(self, request: Leave, channel: Channel, peer: Peer) -> None:
         member = self._member(peer.name, request.incarnation)
         if member is not None:
-            self.drain(peer.name)
+            self._set_draining(member, True)
             member.leaving = True
         await channel.send(Done())
 
@@ -409,10 +422,13 @@ class Nodes:
                 "the members in %s cannot be read, so nodes have to join again: %s", self._file, error
             )
             return []
+        self._drained = set(saved.drained)
         return saved.members if saved.session == self._session else []
 
     def _save(self) -> None:
-        content = msgspec.json.encode(_Saved(self._session, list(self._members.values())))
+        content = msgspec.json.encode(
+            _Saved(self._session, list(self._members.values()), sorted(self._drained))
+        )
         try:
             identity.write_private(self._file, content)
         except OSError as error:

@@ -10,12 +10,10 @@ import pytest
 
 from appliance.domain.errors import (
     ApplianceError,
-    Conflict,
     HeadUnreachable,
     JoinRefused,
     NodeError,
     NodeLost,
-    NotFound,
 )
 from appliance.nodes import identity
 from appliance.nodes.channel import Channel
@@ -371,27 +369,6 @@ async def test_a_name_is_refused_before_anything_starts_under_it(tmp_path: Path)
             await head.nodes._check_name("a", "192.0.2.1")
         await node.agent.close()
         await head.nodes._check_name("a", "192.0.2.1")  # the old node does not answer
-
-
-async def test_drain_and_leave(tmp_path: Path) -> None:
-    async with cluster(tmp_path, "a", "b") as (head, (a, _)):
-        head.nodes.drain("b")
-        head.nodes.drain("b")
-        assert [status.state for status in head.nodes.statuses()] == ["ready", "draining"]
-        head.nodes.drain("b", draining=False)
-        await a.as_member.leave(a.incarnation)
-        with pytest.raises(Conflict, match="node a is stopping"):
-            head.nodes.drain("a", draining=False)
-        await a.as_member.left(a.incarnation)
-        assert head.events.told[2:] == [
-            ("draining", "b"),
-            ("not draining", "b"),
-            ("draining", "a"),
-            ("lost", "a"),
-        ]
-        assert [status.facts.name for status in head.nodes.statuses()] == ["b"]
-        with pytest.raises(NotFound, match=r"no node a in the cluster now \(nodes: b\)"):
-            head.nodes.drain("a")
 
 
 async def test_the_next_gateway_finds_its_nodes(tmp_path: Path) -> None:
