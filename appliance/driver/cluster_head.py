@@ -26,22 +26,22 @@ def own_address(config: ClusterConfig) -> str:
     """Return the IPv4 address that ``cluster.address`` stands for.
 
     Raises:
-        ConfigError: it is no address of this machine, or the name stands for the loopback address.
+        ConfigError: this machine does not have the IP address, or it is the loopback address.
     """
     key = "cluster.address"
     try:
         found = socket.getaddrinfo(config.address, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigError(
-            f"{config.address} stands for no IPv4 address: {error.strerror}: give the address of a network "
-            "interface of this machine",
+            f"{config.address} stands for no IPv4 address: {error.strerror}: give the IP address of a "
+            "network interface of this machine",
             key=key,
         ) from error
     host = str(found[0][4][0])
     if host == "127.0.0.1":
         raise ConfigError(
-            f"{config.address} is {host}, which other machines cannot reach: give the address of a network "
-            "interface of this machine",
+            f"{config.address} is {host}, which other machines cannot reach: give the IP address of a "
+            "network interface of this machine",
             key=key,
         )
     try:
@@ -49,7 +49,7 @@ def own_address(config: ClusterConfig) -> str:
             probe.bind((host, 0))
     except OSError as error:
         raise ConfigError(
-            f"no network interface of this machine has the address {host}: {error.strerror}", key=key
+            f"no network interface of this machine has the IP address {host}: {error.strerror}", key=key
         ) from error
     return host
 
@@ -66,7 +66,7 @@ def prepare(config: ClusterConfig | None, home: Path) -> HeadSettings | None:
     """Create the keys of the cluster, and let Ray use them. Return None without a cluster.
 
     Raises:
-        ConfigError: ``cluster.address`` is no address of this machine.
+        ConfigError: ``cluster.address`` is not an IP address of this machine.
         ApplianceError: the keys cannot be used.
     """
     if config is None:

@@ -1,8 +1,8 @@
 """The driver of a node: joins a cluster, and starts, supervises and stops the processes of this machine.
 
-``appliance join`` prepares the environment and then executes ``python -m appliance.driver.node``. When the
-head is gone, or has lost this node, the driver ends all processes, and replaces itself with a new driver
-(``exec``, with the same process id), which joins again.
+``appliance join`` prepares the environment and then executes ``python -m appliance.driver.node``. When
+the head is unreachable or has removed this node, the driver ends all processes, and replaces itself with a
+new driver (``exec``, with the same process id), which joins again.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class MembershipLost(Exception):
 
 
 class NodeProcess:
-    """The processes of one membership, from joining to leaving."""
+    """The processes of a node, from joining to leaving the cluster."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class NodeProcess:
         """Join, work until ``stop`` is set, and leave.
 
         Raises:
-            MembershipLost: the head is gone, or Ray has ended; everything has to start anew.
+            MembershipLost: the head is unreachable or has removed this node, or Ray has ended: join again.
             ApplianceError: this machine cannot join.
         """
         try:
@@ -288,10 +288,10 @@ class NodeProcess:
                 raise MembershipLost(error.detail) from error
 
     async def _watch_membership(self, head: Head, lost_after: float) -> None:
-        """Return never: raise ``MembershipLost`` once this node is not a member any more.
+        """Never return: raise ``MembershipLost`` once this node is not a member any more.
 
-        As long as the head pings the agent, all is well. Otherwise this node asks the head. While a gateway
-        restarts there, nobody answers, but its driver keeps the port open.
+        As long as the head pings the agent, the node is a member. Otherwise this node asks the head. While
+        the gateway of the head restarts, requests get no answer, but the driver there keeps the port open.
         """
         reached = time.monotonic()
         while True:
@@ -305,7 +305,7 @@ class NodeProcess:
                 reached = time.monotonic()
                 with contextlib.suppress(HeadUnreachable):  # a gateway restarts
                     if not await head.counts_as_member(self._incarnation):
-                        raise MembershipLost("the head has lost this node")
+                        raise MembershipLost("the head has removed this node")
             elif time.monotonic() - reached >= lost_after:
                 raise MembershipLost(f"the head at {self._head_address} cannot be reached")
 

@@ -1,4 +1,4 @@
-"""Decides which machines may join the cluster, and gives them what they need."""
+"""Checks which machines may join the cluster, and sends them a certificate and settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NODE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """What the head tells a machine that joins."""
+    """Settings that the head sends to a machine that joins."""
 
     head: str  # name of the head
     version: str  # of the appliance

@@ -221,7 +221,7 @@ def encoded(certificate: Path) -> bytes:
 
 
 def proof(secret: str, challenge: bytes, certificate: bytes, authority: bytes) -> bytes:
-    """Return what only a process that knows ``secret`` can compute about these certificates.
+    """Return an HMAC over these certificates, as a proof that a process knows ``secret``.
 
     ``certificate`` is the one (DER) of the server in this TLS connection, so nobody between can pass it on.
     """

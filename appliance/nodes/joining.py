@@ -1,4 +1,4 @@
-"""What a machine asks the head: to join the cluster, to stay in it, and to leave it."""
+"""Requests of a machine to the head: join the cluster, announce itself as a node, and leave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files and sockets of a machine its agent gives to others."""
+"""Checks of the paths and names that an agent gets from other machines."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def open_below(path: str, folders: Sequence[Path]) -> IO[bytes]:
         opened = Path(f"/proc/self/fd/{descriptor}").readlink()
         status = os.fstat(descriptor)
         if not _is_below(opened, folders):
-            raise NodeError(f"{path} is not in a folder whose files the agent gives to others")
+            raise NodeError(f"{path} is not in a folder whose files the agent may send")
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise NodeError(f"{path} is not a regular file of the user who runs the appliance")
     except BaseException:

@@ -1,7 +1,7 @@
-"""The nodes of the cluster, as the head knows them: joins, heartbeats, drains and losses.
+"""The registry of nodes on the head: nodes join, answer heartbeats, are drained, and get lost.
 
-It runs in the gateway, together with the agent of the head. The members are also in a file, so that the next
-gateway finds the nodes again on which models run.
+It runs in the gateway, together with the agent of the head. The members are also in a file, so that a new
+gateway finds the nodes on which models run.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ State = Literal["ready", "draining", "lost"]
 
 
 class NodeListener(Protocol):
-    """Is told about changes of membership, on the gateway's event loop."""
+    """Gets notified when nodes join, leave and drain, on the gateway's event loop."""
 
     def joined(self, facts: NodeFacts, client: NodeClient) -> None:
         """A node is a member from now on.
@@ -113,7 +113,7 @@ class Nodes:
     ) -> None:
         """``session`` differs each time that Ray starts: nodes of an earlier Ray have to join again.
 
-        ``host`` and ``port`` are the address of the head's agent. ``lost_after`` returns seconds.
+        The agent of the head listens on ``host`` and ``port``. ``lost_after`` returns seconds.
         """
         self.weights = WeightIndex(own.folder / "digests.json")
         self._identity = own
@@ -146,7 +146,7 @@ class Nodes:
         self._server = AgentServer(routes, HeadRequest, context)
 
     def listen_to(self, listener: NodeListener) -> None:
-        """Tell ``listener`` about changes. Call this before ``start``."""
+        """Notify ``listener`` of changes. Call this before ``start``."""
         self._listeners.append(listener)
 
     def serve_http(self, http: Http) -> None:

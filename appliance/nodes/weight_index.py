@@ -1,4 +1,4 @@
-"""Which files belong to the weights of models on the head, with the SHA-256 of each file."""
+"""The files of models' weights on the head, with the SHA-256 of each file."""
 
 from __future__ import annotations
 

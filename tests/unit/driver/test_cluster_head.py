@@ -74,7 +74,7 @@ def test_a_chosen_join_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("192.0.2.1", "no network interface of this machine has the address 192.0.2.1"),
+        ("192.0.2.1", "no network interface of this machine has the IP address 192.0.2.1"),
         ("localhost", "other machines cannot reach"),
         ("name.invalid", "stands for no IPv4 address"),
     ],
