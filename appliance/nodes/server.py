@@ -79,8 +79,12 @@ class AgentServer:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("asyncio runs this in a task")
+        try:
+            channel = Channel(reader, writer)
+        except OSError:  # the client has disconnected already
+            writer.close()
+            return
         self._tasks.add(task)
-        channel = Channel(reader, writer)
         try:
             role, name = channel.peer or (None, "")
             peer = Peer(role, name, channel.peer_host)

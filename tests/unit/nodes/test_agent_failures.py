@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -167,3 +168,13 @@ async def test_a_digest_that_has_changed_is_saved(tmp_path: Path) -> None:
         weights.write_text(content)
         (tree,) = await WeightIndex(tmp_path / "digests.json").trees([weights])
     assert tree.files[0].sha256 in (tmp_path / "digests.json").read_text()
+
+
+async def test_a_client_that_has_disconnected_already_causes_no_error(tmp_path: Path) -> None:
+    closed = socket.socket()
+    closed.close()
+    transport = SimpleNamespace(get_extra_info=lambda _: closed)
+    writer = SimpleNamespace(transport=transport, close=lambda: None)
+    async with cluster(tmp_path) as (head, _):
+        await head.nodes._server._accept(asyncio.StreamReader(), writer)  # type: ignore[arg-type]
+        assert not head.nodes._server._tasks
