@@ -339,8 +339,7 @@ async def _messages(
         connection = await data_socket.connect(*paths, link.held, link.machine.open_socket)
     except OSError as error:
         raise _broken(model, link, str(error)) from error
-    link.connection = connection
-    link.flush()
+    link.connected(connection)
     try:
         async for message in connection.messages():
             match message:
@@ -391,6 +390,7 @@ async def _read(model: str, link: Link, transfer: Transfer) -> None:
     try:
         async for message in _messages(model, link):
             if isinstance(message, list):
+                link.received(message)
                 transfer.files.receive(message)
             else:
                 transfer.messages.put_nowait(message)

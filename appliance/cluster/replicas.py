@@ -22,7 +22,7 @@ from appliance.cluster.node_files import Folders, NodeFiles
 from appliance.cluster.runner_replica import RunnerReplica, data_socket_path
 from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import NodeLost
-from appliance.domain.prediction import Emitted, Job
+from appliance.domain.prediction import Done, Emitted, Job
 from appliance.worker import data_socket
 from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.protocol import Commands
@@ -107,6 +107,9 @@ class Link:
         self.connection: data_socket.DataConnection | None = None
         self.held: frozenset[str] = frozenset()  # ids of predictions that an earlier gateway sent
         self.waiting = Commands()
+        #: On another node: sent jobs by prediction, and cancels, until the prediction finishes.
+        self._unfinished: dict[str, Job] = {}
+        self._canceled: set[str] = set()
         self._acknowledged: list[str] = []  # in this interval
         self._acknowledged_before: list[str] = []  # in the last interval
         self._flushing: asyncio.Handle | None = None
@@ -117,6 +120,8 @@ class Link:
     def begin(self) -> None:
         """Forget the commands and files of the model that the replica had before."""
         self.waiting = Commands()
+        self._unfinished.clear()
+        self._canceled.clear()
         if self.transfer is not None:
             self.transfer.files.close()
         if self.machine.connection is not None:
@@ -194,12 +199,39 @@ class Link:
             self.transfer.files.cancel(id)
 
     def send_job(self, job: Job) -> None:
+        if self.transfer is not None:
+            self._unfinished[job.id] = job
         self.waiting.jobs.append(job)
         self.send_soon()
 
     def send_cancel(self, id: str) -> None:
+        if id in self._unfinished:
+            self._canceled.add(id)
         self.waiting.cancels.append(id)
         self.send_soon()
+
+    def received(self, events: list[Emitted]) -> None:
+        """Forget the jobs of predictions whose last event is among ``events``."""
+        for emitted in events:
+            job = self._unfinished.get(emitted.id)
+            if isinstance(emitted.event, Done) and job is not None and job.attempt == emitted.attempt:
+                self._forget(emitted.id)
+
+    def _forget(self, id: str) -> None:
+        self._unfinished.pop(id, None)
+        self._canceled.discard(id)
+
+    def connected(self, connection: data_socket.DataConnection) -> None:
+        """Send the waiting commands over a new connection.
+
+        On another node, all unfinished jobs are sent again, because an earlier connection may have broken
+        before they arrived. The replica ignores the jobs that it knows.
+        """
+        self.connection = connection
+        if self.transfer is not None:
+            self.waiting.jobs = list(self._unfinished.values())
+            self.waiting.cancels.extend(self._canceled.difference(self.waiting.cancels))
+        self.flush()
 
     def send_soon(self) -> None:
         """Send the waiting commands in the next iteration of the event loop, or once connected."""
@@ -211,6 +243,7 @@ class Link:
         if not self._acknowledged and not self._acknowledged_before:
             asyncio.get_running_loop().call_later(_ACKNOWLEDGE_INTERVAL, self._acknowledge)
         self._acknowledged.append(id)
+        self._forget(id)
         if self.transfer is not None:
             self.transfer.files.acknowledged(id)
 

@@ -27,10 +27,13 @@ class LocalNode:
         self.prepared: list[str] = []
         self.weights: list[Path] = []
         self.used: dict[str, int] = {}
+        self.sockets: dict[str, asyncio.Transport] = {}  # the last connection to each socket
 
     async def open_socket(self, name: str, protocol: Callable[[], P]) -> tuple[object, P]:
         path = str(self.folders.run_dir / name)
-        return await asyncio.get_running_loop().create_unix_connection(protocol, path)
+        transport, opened = await asyncio.get_running_loop().create_unix_connection(protocol, path)
+        self.sockets[name] = transport
+        return transport, opened
 
     async def in_use(self) -> dict[str, int]:
         return self.used
