@@ -7,7 +7,7 @@ the weights of sleeping models. Each node of a cluster has its own main memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from appliance.domain.errors import ModelTooLarge
@@ -178,6 +178,10 @@ class Ledger:
         capacity = self.capacities.get(device)
         return capacity is not None and capacity.node not in self.removed_nodes | self.draining_nodes
 
+    def not_on(self, nodes: Collection[str], devices: Iterable[str]) -> list[str]:
+        """Return those of the devices that are on none of ``nodes``."""
+        return [each for each in devices if self.capacities[each].node not in nodes]
+
     def on_one_node(self, devices: Iterable[str], count: int) -> tuple[str, ...] | None:
         """Return the first ``count`` of the devices that are on one node; None if no node has enough."""
         by_node: dict[str, list[str]] = {}
@@ -273,12 +277,12 @@ class Ledger:
         """Return the devices that are large enough for the model if only pinned models stay loaded."""
         return list(self._large_enough(model, draining=True))
 
-    def fits(self, model: ModelState, *, draining: bool) -> bool:
+    def fits(self, model: ModelState, *, draining: bool, without: Collection[str] = ()) -> bool:
         """Return whether one node is large enough for the model if only pinned models stay loaded.
 
-        ``draining`` also allows the draining nodes.
+        ``draining`` also allows the draining nodes. The nodes ``without`` do not count.
         """
-        devices = self._large_enough(model, draining=draining)
+        devices = self.not_on(without, self._large_enough(model, draining=draining))
         return self.on_one_node(devices, model.demand.devices) is not None
 
     def _large_enough(self, model: ModelState, *, draining: bool) -> Iterator[str]:

@@ -66,6 +66,8 @@ class ModelState:
         self.pin_override: bool | None = None  # set by an operator; replaces `demand.pin`
         self.failures = 0  # failed loads in a row
         self.blocked_until = 0.0  # no load before this time, after a failed one
+        #: By node: how many loads in a row the node made fail, and until when no other is tried there.
+        self.avoided: dict[str, tuple[int, float]] = {}
         self.pending_unload = ""  # reason to unload the model at the end of the present state
 
         # Drain
@@ -140,6 +142,10 @@ class ModelState:
     def wants_load(self, now: float) -> bool:
         """Whether the model should be loaded or woken as soon as memory allows."""
         return self.loadable and (bool(self.queue) or self.wanted) and now >= self.blocked_until
+
+    def avoided_nodes(self, now: float) -> set[str]:
+        """Return the nodes that made a load of the model fail a short time ago."""
+        return {node for node, (_, until) in self.avoided.items() if now < until}
 
     def waited(self, now: float) -> float:
         """Return how many seconds the queue has waited for a load. A drain sets the time back to 0."""

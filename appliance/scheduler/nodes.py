@@ -57,6 +57,8 @@ class NodeChanges:
             entry.node_removed = True
             entry.touch()
         self._locality.remove_node(node)
+        for entry in self._models.values():
+            entry.avoided.pop(node, None)
         return sorted(entry.name for entry in found)
 
     def drain(self, node: str) -> None:

@@ -137,6 +137,8 @@ class Placements:
                     if self._ledger.takes_loads(device, entry.demand)
                     and self._can_load_now(device, entry, _NOTHING)
                 ]
+                if not asleep:
+                    free = self._ledger.not_on(entry.avoided_nodes(now), free)
                 devices = self._ledger.on_one_node(free, entry.demand.devices)
                 if devices is not None:
                     loads.append(self._load_or_wake(entry, devices, now))
@@ -185,7 +187,7 @@ class Placements:
         *,
         patient: bool,
     ) -> Plan | None:
-        if among is None and self._backlog.in_use:
+        if among is None and self._backlog.in_use and not entry.avoided_nodes(now):
             among = self._devices.candidates(entry, patient=patient)
         return plan(
             entry,

@@ -82,6 +82,8 @@ def plan(
         among = ledger.eligible_devices(model.demand)
     else:
         among = [device for device in among if ledger.takes_loads(device, model.demand)]
+    if model.avoided and model.state is not Residency.ASLEEP:
+        among = ledger.not_on(model.avoided_nodes(now), among)
     for device in among:
         option = _plan_for_device(
             model, ledger, device, promised[device], now, patient=patient, completable=completable

@@ -26,6 +26,14 @@ LONGEST_QUANTUM: Final = 60.0
 #: Seconds between a failed load and the next load: after the first failure, and at most. Each further failure
 #: doubles them.
 BACKOFF: Final = (10.0, 300.0)
+
+
+def backoff(failures: int) -> float:
+    """Return the seconds between the last of ``failures`` failed loads and the next load."""
+    first, longest = BACKOFF
+    return min(first * 2.0 ** min(failures - 1, 20), longest)
+
+
 #: An idle model falls asleep after this fraction of ``idle_unload_after``, if its minimum residency is over.
 IDLE_SLEEP: Final = 0.5
 

@@ -93,6 +93,7 @@ class Scheduler(SchedulerState):
         entry = self._changing(model)
         entry.wanted = entry.state not in _READY_OR_COMING
         entry.blocked_until = 0.0
+        entry.avoided.clear()
         entry.pending_unload = ""
 
     def request_unload(self, model: str, reason: str, now: float) -> None:
@@ -245,8 +246,7 @@ class Scheduler(SchedulerState):
         """
         entry = self._changing(model)
         entry.failures += 1
-        first, longest = policy.BACKOFF
-        entry.blocked_until = now + min(first * 2 ** (entry.failures - 1), longest)
+        entry.blocked_until = now + policy.backoff(entry.failures)
         entry.wanted = entry.pinned
         self._rebalancing.move_to_ready_instance(entry, now)
         ids = list(entry.queue)
@@ -254,6 +254,16 @@ class Scheduler(SchedulerState):
             self.withdrawn(id)
         self._gone(entry, EventKind.FAILED, now, reason=reason)
         return ids
+
+    def avoid_node(self, model: str, node: str, now: float) -> bool:
+        """Load the model on other nodes for some time, because the node made its load fail.
+
+        Returns whether another node is large enough for the model. Call ``lost`` or ``load_failed`` too.
+        """
+        entry = self._changing(model)
+        failures = entry.avoided.get(node, (0, 0.0))[0] + 1
+        entry.avoided[node] = failures, now + policy.backoff(failures)
+        return self._ledger.fits(entry, draining=False, without=entry.avoided_nodes(now))
 
     def asleep(self, model: str, now: float) -> None:
         self._transitions.asleep(self._models[model], now)

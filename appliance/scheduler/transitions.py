@@ -35,6 +35,7 @@ class Transitions:
         entry.ready_since = entry.last_used = now
         entry.sleep_levels = levels
         entry.failures = 0
+        entry.avoided.pop(self._ledger.node_of(entry) or "", None)
         entry.wanted = entry.pinned
         self._log(entry, EventKind.READY, now, seconds=seconds)
 

@@ -55,6 +55,7 @@ class Loads:
         self._devices = dependencies.devices
         self._options: dict[str, dict[str, Any]] = {}  # by instance: the options of its last load
         self._lost: dict[str, int] = {}  # by instance: loads in a row that lost their worker process
+        self._moved: set[str] = set()  # instances whose last load failed on a node, so that another is tried
         self._out_of_memory: set[str] = set()  # instances whose last load ran out of memory
         self.copies: dict[str, set[str]] = {}  # by instance: the nodes that its weights were copied to
         self.copying: dict[str, str] = {}  # by instance: the node that its weights are copied to
@@ -81,17 +82,20 @@ class Loads:
         outcome = await self._load(entry, decided)
         if not isinstance(outcome, Retry):
             self._lost.pop(entry.runs_on, None)
+            self._moved.discard(entry.runs_on)
             self._out_of_memory.discard(entry.runs_on)
         return outcome
 
     async def _load(self, entry: ServedVersion, decided: Load) -> Ready | Retry | Failed:
         instance, timeout = entry.runs_on, self._dependencies.limits.load_timeout
+        device, copied = self._devices.by_name.get(decided.devices[0]), False
         try:
-            if decided.devices[0] not in self._devices.by_name:
+            if device is None:
                 raise NodeLost(f"the node of {decided.devices[0]} was lost before the load began")
             spec = self._spec(entry, decided)
             self._options[instance] = spec.options
             await self._copy_weights(spec)
+            copied = True
             async with asyncio.timeout(timeout):
                 levels = await self._cluster.load(spec)
         except TimeoutError:
@@ -102,13 +106,12 @@ class Loads:
         except (LoadFailed, WorkerLost) as error:
             if await self._waited_for_disk(instance):
                 return Retry("the disk was full")
-            if isinstance(error, NodeLost):  # no fault of the model
-                await self._devices.until_certain(decided.devices[0])
-                _log_retry(instance, error.detail)
-                return Retry(error.detail)
-            return (
+            if isinstance(error, NodeLost):
+                return await self._after_node_loss(instance, decided.devices[0], error)
+            outcome = (
                 self._after_loss(instance, error) if isinstance(error, WorkerLost) else Failed(error.detail)
             )
+            return outcome if device is None else self._elsewhere(instance, device.node, outcome, copied)
         except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
             _log.exception("model %s could not be loaded", instance, extra={"model": instance})
             await self._cluster.unload(instance)
@@ -197,6 +200,35 @@ class Loads:
             return Failed(error.detail)
         _log_retry(instance, error.detail)
         return Retry(error.detail)
+
+    async def _after_node_loss(self, instance: str, device: str, error: NodeLost) -> Retry | Failed:
+        """Retry a load whose node was lost; on another node if the node answers again.
+
+        If no other node is large enough, the load is retried on the same node after some time, and fails at
+        last.
+        """
+        await self._devices.until_certain(device)
+        found = self._devices.by_name.get(device)
+        if found is not None and not self._scheduler.avoid_node(instance, found.node, time.monotonic()):
+            return self._after_loss(instance, error)
+        _log_retry(instance, error.detail)
+        return Retry(error.detail)
+
+    def _elsewhere(self, instance: str, node: str, outcome: Retry | Failed, copied: bool) -> Retry | Failed:
+        """Retry a load that failed on a joined node if another node is large enough.
+
+        A load whose weights could not be copied is retried on all other nodes, since the model is not the
+        cause. Another load is retried once: the model may be the cause.
+        """
+        if isinstance(outcome, Retry) or node == self._devices.node or (copied and instance in self._moved):
+            return outcome
+        if not self._scheduler.avoid_node(instance, node, time.monotonic()):
+            return outcome
+        if copied:
+            self._moved.add(instance)
+        text = "loading model %s on another node, because it could not be loaded on node %s: %s"
+        _log.warning(text, instance, node, outcome.reason, extra={"model": instance})
+        return Retry(outcome.reason)
 
     def _after_out_of_memory(self, instance: str, error: OutOfMemory) -> Retry | Failed:
         """Return ``Retry`` if only this load ran out of memory, and the next load gets more memory."""

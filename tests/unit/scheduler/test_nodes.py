@@ -72,6 +72,41 @@ def put_to_sleep(subject: Scheduler, name: str, now: float) -> None:
     assert [type(each) for each in finish(subject, subject.decide(now), now)] == [Sleep]
 
 
+# -- nodes that make loads fail --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("many_devices", [64, 0])
+def test_a_model_is_not_loaded_for_some_time_on_a_node_that_made_its_load_fail(many_devices: int) -> None:
+    nodes = [*node("a", 24), *node("b", 16), *node("c", 8)]
+    subject = Scheduler(nodes, [model("m", 12), model("other", 4)], many_devices=many_devices)
+    subject.queued("p", "m", 0.0)
+    for now, expected, elsewhere in ((0.0, "a", True), (1.0, "b", False)):
+        (decided,) = subject.decide(now)
+        assert isinstance(decided, Load)
+        assert decided.devices == (f"{expected}/cuda:0",)
+        assert subject.avoid_node("m", expected, now) is elsewhere
+        subject.lost("m", now, "its disk is full")
+    assert subject.decide(2.0) == []
+    load(subject, "other", now=2.0)  # only this model is not loaded there
+    assert subject.decide(9.5) == []
+    (decided,) = subject.decide(10.9)  # 10 s after the failure on node a
+    assert isinstance(decided, Load)
+    assert decided.devices == ("a/cuda:0",)
+    subject.loaded("m", 11.0, LEVELS)
+    assert subject.avoid_node("m", "a", 11.0)  # the failures are counted again: 10 s
+
+
+def test_a_node_that_joined_again_is_not_avoided() -> None:
+    subject = Scheduler([*node("a", 24), *node("b", 8)], [model("m", 12)])
+    subject.queued("p", "m", 0.0)
+    subject.decide(0.0)
+    assert not subject.avoid_node("m", "a", 0.0)
+    subject.lost("m", 0.0, "its disk is full")
+    subject.remove_devices("a")
+    subject.add_devices(node("a", 24))
+    assert [type(each) for each in subject.decide(1.0)] == [Load]
+
+
 # -- devices that come ----------------------------------------------------------------------------------
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance.domain.errors import ApplianceError, NodeLost
+from appliance.domain.errors import ApplianceError, LoadFailed, NodeLost
 from appliance.domain.prediction import Status
+from appliance.gateway.engine.loads import ATTEMPTS
 from appliance.machine import Device
 from appliance.nodes.messages import NodeFacts
-from appliance.scheduler import Residency
+from appliance.scheduler import Residency, policy
 from tests.support.engine_bench import MIB, Bench
 from tests.support.node_connection import LocalNode
 from tests.unit.conftest import api_of
@@ -205,3 +208,66 @@ async def test_the_admin_routes_and_the_metrics_show_the_devices_of_nodes(
     assert [(each["label"], each["kind"]) for each in status["devices"]] == [("A CPU", "cpu")] * 2
     assert 'device="box/cpu"' in metrics
     assert hardware == [{"name": "A CPU", "sku": "cpu"}]
+
+
+async def test_a_load_is_retried_after_some_time_while_its_node_answers(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection to the node breaks in each copy of weights, and the node answers right after."""
+    monkeypatch.setattr(policy, "BACKOFF", (0.02, 0.02))
+    await bench.engine.load(bench.echo)
+    bench.engine.pin(bench.echo, pinned=True)
+    join(bench, tmp_path)
+    tried: list[float] = []
+
+    async def copy_weights(_: Any) -> int:
+        tried.append(time.monotonic())
+        raise NodeLost("node box cannot be reached: the connection was closed")
+
+    monkeypatch.setattr(bench.cluster, "copy_weights", copy_weights)
+    failed = await bench.ended(await bench.submit(bench.stream, text="a"))
+    assert failed.status is Status.FAILED
+    assert failed.error is not None
+    assert failed.error.endswith("node box cannot be reached: the connection was closed")
+    assert len(tried) == ATTEMPTS
+    assert all(later - earlier >= 0.02 for earlier, later in pairwise(tried))
+
+
+@pytest.mark.parametrize("part", ["copy_weights", "load"])
+async def test_a_load_that_fails_on_a_node_is_tried_on_another(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    await bench.engine.load(bench.echo)
+    join(bench, tmp_path)
+    join(bench, tmp_path, "other")
+    tried: list[str] = []
+    works = getattr(bench.cluster, part)
+
+    async def fails_on_box(spec: Any) -> Any:
+        tried.append(spec.placement[0])
+        if spec.placement[0] == "box/cpu":
+            raise LoadFailed("its disk is full")
+        return await works(spec)
+
+    monkeypatch.setattr(bench.cluster, part, fails_on_box)
+    for _ in range(2):
+        assert (await bench.ended(await bench.submit(bench.stream, text="a"))).status is Status.SUCCEEDED
+    assert tried == ["box/cpu", "other/cpu"]
+
+
+async def test_a_load_that_fails_on_two_nodes_fails(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.engine.load(bench.echo)
+    for name in ("box", "other", "third"):
+        join(bench, tmp_path, name)
+    tried: list[str] = []
+
+    async def load(spec: Any) -> frozenset[int]:
+        tried.append(spec.placement[0])
+        raise LoadFailed("the file has a wrong format")
+
+    monkeypatch.setattr(bench.cluster, "load", load)
+    failed = await bench.ended(await bench.submit(bench.stream, text="a"))
+    assert (failed.status, failed.error) == (Status.FAILED, "the file has a wrong format")
+    assert len(set(tried)) == len(tried) == 2
