@@ -54,10 +54,12 @@ class NodeFiles:
         send: Callable[[Job], None],
         cancel: Callable[[str], None],
         deliver: Callable[[list[Emitted]], None],
+        keep_weights: Callable[[], list[str]],
     ) -> None:
         """``send`` and ``cancel`` pass a job or a cancellation to the node, ``deliver`` events to the engine.
 
-        ``lost`` is done once the node is lost.
+        ``lost`` is done once the node is lost. ``keep_weights`` returns the paths of copied weights that a
+        copy of other weights must not delete.
         """
         self._node = node
         self._connection = connection
@@ -66,6 +68,8 @@ class NodeFiles:
         self._send = send
         self._cancel = cancel
         self._deliver = deliver
+        self._keep_weights = keep_weights
+        self._weights: dict[str, list[str]] = {}  # by prediction: copies of weights that it uses
         self._sending: dict[str, tuple[Job, asyncio.Task[None]]] = {}  # by prediction: its files are sent
         self._sent: dict[str, list[str]] = {}  # by prediction: its input files on the node
         #: By prediction: events that wait for a file, and the later events of the same prediction.
@@ -101,6 +105,7 @@ class NodeFiles:
         """Delete the files that a prediction, whose end is stored, has on the node."""
         self._failed.pop(id, None)
         self._stored.pop(id, None)
+        self._weights.pop(id, None)
         paths = [*self._sent.pop(id, ()), str(self._folders.node_outputs / id)]
         asyncio.get_running_loop().call_later(_DROP_DELAY, self._drop, paths)
 
@@ -112,8 +117,9 @@ class NodeFiles:
                 paths[file] = await self._transferred(partial(self._connection.send_file, Path(file)))
                 kept.append(paths[file])
             if weights:
-                copy = partial(self._connection.copy_weights, [Path(path) for path in weights])
-                paths |= await self._transferred(copy)
+                copies = await self._transferred(partial(self._copy_weights, weights))
+                self._weights[job.id] = list(copies.values())
+                paths |= copies
         except NodeLost:
             if self._lost.done():  # the reader of the events reports the loss
                 return
@@ -123,6 +129,13 @@ class NodeFiles:
         else:
             if self._sending.pop(job.id, None) is not None:
                 self._send(_with_paths(job, paths))
+
+    async def _copy_weights(self, paths: list[str]) -> dict[str, str]:
+        return await self._connection.copy_weights([Path(path) for path in paths], self._keep_weights())
+
+    def used_weights(self) -> list[str]:
+        """Return the paths of the copies of weights that unfinished predictions use."""
+        return [path for paths in self._weights.values() for path in paths]
 
     def _refuse(self, job: Job, reason: str) -> None:
         if self._sending.pop(job.id, None) is not None:

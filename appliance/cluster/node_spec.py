@@ -43,9 +43,15 @@ def for_node(spec: LoadSpec, node: str, cache: Path, copied: Mapping[str, str]) 
 
 def paths_of(spec: LoadSpec) -> list[Path]:
     """Return the files and folders that the worker process reads: weights, and paths in the options."""
-    found = [] if spec.weights is None else [spec.weights]
-    found += [text for text in texts_in(spec.options) if text.startswith("/") and Path(text).exists()]
-    return [Path(path) for path in dict.fromkeys(found)]
+    return [
+        Path(path) for path in dict.fromkeys(paths_in(spec)) if path == spec.weights or Path(path).exists()
+    ]
+
+
+def paths_in(spec: LoadSpec) -> list[str]:
+    """Return the path of the weights, and all strings in the options that look like absolute paths."""
+    weights = [] if spec.weights is None else [spec.weights]
+    return weights + [text for text in texts_in(spec.options) if text.startswith("/")]
 
 
 def replaced(value: Any, texts: Mapping[str, str]) -> Any:

@@ -90,6 +90,7 @@ class RayCluster:
             connection=connection,
             files=Folders(self._run_dir / "inputs", self._outputs, folders.outputs),
             cache=folders.cache,
+            used_weights=self._used_weights,
         )
         self._pools[name] = self._pool(machine)
         if self._adopted:
@@ -127,6 +128,7 @@ class RayCluster:
             else:
                 self._links[stats.spec.model] = link
                 link.held = frozenset(stats.held)
+                self._copied[stats.spec.model] = {path: path for path in stats.copies}
                 held, levels = frozenset(stats.held), frozenset(stats.levels)
                 adopted.append(
                     AdoptedModel(stats.spec, held, levels, stats.level, stats.changing_sleep_state)
@@ -181,10 +183,11 @@ class RayCluster:
             nonlocal missing
             missing = total
 
-        used = [path for paths in self._copied.values() for path in paths.values()]
         try:
             paths = await asyncio.to_thread(node_spec.paths_of, spec)
-            self._copied[spec.model] = await machine.connection.copy_weights(paths, used, progress)
+            self._copied[spec.model] = await machine.connection.copy_weights(
+                paths, self._used_weights(), progress
+            )
         except NodeLost:
             raise
         except (ApplianceError, OSError) as error:
@@ -192,6 +195,14 @@ class RayCluster:
             text = f"the weights of model {spec.model} could not be copied to node {machine.name}: {reason}"
             raise LoadFailed(text) from error
         return missing
+
+    def _used_weights(self) -> list[str]:
+        """Return the paths of copies, on all nodes, that loaded models and their predictions use."""
+        found = [path for paths in self._copied.values() for path in paths.values()]
+        for link in self._links.values():
+            if link.transfer is not None:
+                found += link.transfer.files.used_weights()
+        return found
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
         link = None

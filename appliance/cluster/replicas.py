@@ -55,9 +55,11 @@ class Machine:
         connection: NodeConnection | None = None,
         files: Folders | None = None,
         cache: Path | None = None,
+        used_weights: Callable[[], list[str]] = list,
     ) -> None:
         """``name`` is "" without a cluster. Other nodes have a ``connection``, ``files`` and a ``cache``.
 
+        ``used_weights`` returns the paths of copied weights on nodes that must not be deleted there.
         ``run_dir`` and ``cache`` are paths on the machine itself. Create other nodes on the event loop.
         """
         self.name = name
@@ -66,6 +68,7 @@ class Machine:
         self.connection = connection
         self.files = files
         self.cache = cache
+        self.used_weights = used_weights
         #: Done with the reason once the node is lost; None for this machine.
         self.lost: asyncio.Future[str] | None = None
         if connection is not None:
@@ -289,6 +292,7 @@ class Transfer:
             send=link.send_job,
             cancel=link.send_cancel,
             deliver=self.messages.put_nowait,
+            keep_weights=machine.used_weights,
         )
 
     def end_with_loss(self, _: asyncio.Future[str]) -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
+from appliance.cluster import node_spec
 from appliance.domain.errors import LoadFailed, SleepFailed, WorkerLost
 from appliance.observability import logs
 from appliance.runners.base import LoadSpec
@@ -72,7 +73,8 @@ class RunnerReplica:
         """Return an encoded ``ReplicaStats``, with the spec in the engine's terms."""
         stats = await self._replica.stats()
         if stats.spec is not None and self._requested is not None:
-            stats = msgspec.structs.replace(stats, spec=self._requested)
+            copies = set(node_spec.paths_in(stats.spec)) - set(node_spec.paths_in(self._requested))
+            stats = msgspec.structs.replace(stats, spec=self._requested, copies=sorted(copies))
         return msgspec.msgpack.encode(stats)
 
 

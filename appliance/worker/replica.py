@@ -72,6 +72,7 @@ class ReplicaStats(msgspec.Struct, frozen=True):
     levels: list[int] = []  # sleep levels that the model supports
     level: int | None = None  # the sleep level that it is in; None if it is awake
     changing_sleep_state: bool = False  # it is falling asleep or waking
+    copies: list[str] = []  # paths on a joined node that were copied for the model from the head
 
 
 class _LoadedWorker:

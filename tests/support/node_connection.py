@@ -26,6 +26,7 @@ class LocalNode:
         self.dropped: list[str] = []
         self.prepared: list[str] = []
         self.weights: list[Path] = []
+        self.kept: list[str] = []  # of the last copy of weights
         self.used: dict[str, int] = {}
         self.sockets: dict[str, asyncio.Transport] = {}  # the last connection to each socket
 
@@ -69,6 +70,7 @@ class LocalNode:
         if self.problem is not None:
             raise self.problem
         self.weights += paths
+        self.kept = list(keep)
         copies = {}
         for path in paths:
             copy = self.home / "weights" / path.name

@@ -29,6 +29,7 @@ class Bench:
         self.jobs: list[Job] = []
         self.cancels: list[str] = []
         self.delivered: list[Emitted] = []
+        self.loaded: list[str] = []  # copies of weights that loaded models use
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.files = NodeFiles(
             "box",
@@ -38,6 +39,7 @@ class Bench:
             send=self.jobs.append,
             cancel=self.cancels.append,
             deliver=self.delivered.extend,
+            keep_weights=lambda: [*self.loaded, *self.files.used_weights()],
         )
 
     def input(self, id: str, name: str, content: bytes = b"content") -> str:
@@ -231,3 +233,15 @@ async def test_a_trained_version_and_adapters_are_copied_as_weights(bench: Bench
     copies = bench.node.home / "weights"
     assert bench.jobs[0].adapter == str(copies / "trained")
     assert bench.jobs[0].input["lora_weights"] == str(copies / "style.safetensors")
+
+
+async def test_a_copy_of_weights_deletes_none_that_are_in_use(bench: Bench, tmp_path: Path) -> None:
+    bench.loaded = ["/node/weights/base"]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        bench.files.submit(Job(name, 1, {}, adapter=str(tmp_path / name)))
+        await until(lambda: not bench.files._sending)
+    copies = bench.node.home / "weights"
+    assert bench.node.kept == ["/node/weights/base", str(copies / "one")]
+    bench.files.acknowledged("one")
+    assert bench.files.used_weights() == [str(copies / "two")]

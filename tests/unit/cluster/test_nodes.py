@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 from ray import serve
 
+from appliance.cluster import node_spec
 from appliance.cluster.ray import RayCluster
-from appliance.cluster.runner_replica import Outcome
+from appliance.cluster.runner_replica import Outcome, RunnerReplica
 from appliance.domain.errors import ApplianceError, LoadFailed, NodeLost
 from appliance.runners.base import LoadSpec
+from appliance.worker.replica import ReplicaStats
 from tests.support.node_connection import LocalNode
+from tests.support.scripted_worker import ScriptedWorker
+from tests.unit.worker.conftest import workers  # noqa: F401  # a fixture
 
 
 class Handle:
@@ -25,6 +30,7 @@ class Handle:
         self.name = name
         self.loads: list[tuple[LoadSpec, ...]] = []
         self.hangs = False
+        self.stats_reply = ReplicaStats(None, [], [], None)
 
     def options(self, **_: Any) -> Handle:
         return self
@@ -37,6 +43,8 @@ class Handle:
             self.loads.append(tuple(msgspec.msgpack.decode(each, type=LoadSpec) for each in arguments))
         if self.hangs:
             await asyncio.Event().wait()
+        if method == "stats":
+            return msgspec.msgpack.encode(self.stats_reply)
         return msgspec.msgpack.encode(Outcome(levels=[1])) if method != "unload" else None
 
 
@@ -165,3 +173,38 @@ async def test_weights_that_cannot_be_copied_fail_the_load(fake: FakeServe, tmp_
     with pytest.raises(NodeLost):
         await cluster.copy_weights(spec("box"))
     await cluster.close()
+
+
+async def test_copies_for_adopted_models_are_not_deleted(
+    fake: FakeServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, node = cluster_of(tmp_path)
+    handle = Handle("runner-box-4")
+    handle.stats_reply = ReplicaStats(spec("box"), [], [], 1, copies=["/n/weights/a"])
+    applications = SimpleNamespace(applications={handle.name: None})
+    monkeypatch.setattr(serve, "status", lambda: applications)
+    monkeypatch.setattr(serve, "get_app_handle", lambda _: handle)
+    (adopted,) = await cluster.adopt()
+    assert adopted.spec == spec("box")
+    other = tmp_path / "other"
+    other.touch()
+    await cluster.copy_weights(msgspec.structs.replace(spec("box", other), model="a/other"))
+    assert node.kept == ["/n/weights/a"]
+    await cluster.close()
+
+
+async def test_a_replica_reports_the_paths_of_copied_weights(
+    workers: list[ScriptedWorker],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    replica = RunnerReplica("runner-box-0", "/nonexistent", str(tmp_path))
+    asked = spec("box", Path("/h/weights"))
+    asked = msgspec.structs.replace(asked, options={"loras": {"a": "/h/a"}, "template": "/a/template"})
+    copied = {"/h/weights": "/n/weights", "/h/a": "/n/a"}
+    local = node_spec.for_node(asked, "box", Path("/n/cache"), copied)
+    await replica.load(msgspec.msgpack.encode(local), msgspec.msgpack.encode(asked))
+    stats = msgspec.msgpack.decode(await replica.stats(), type=ReplicaStats)
+    assert stats.spec == asked
+    assert stats.copies == ["/n/a", "/n/weights"]
+    assert replica._server is not None
+    replica._server.close()
