@@ -124,7 +124,8 @@ class NodeFiles:
             if self._lost.done():  # the reader of the events reports the loss
                 return
             self._refuse(job, f"the connection to node {self._node} broke while input files were sent there")
-        except (ApplianceError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # after any error the prediction must end
+            self._log_unexpected(job.id, error)
             self._refuse(job, f"its files could not be sent to node {self._node}: {_detail(error)}")
         else:
             if self._sending.pop(job.id, None) is not None:
@@ -193,7 +194,8 @@ class NodeFiles:
                     self._fail(
                         id, f"the connection to node {self._node} broke while output files were fetched"
                     )
-                except (ApplianceError, OSError) as error:
+                except Exception as error:  # noqa: BLE001  # after any error the prediction must end
+                    self._log_unexpected(id, error)
                     self._fail(
                         id, f"its output files could not be fetched from node {self._node}: {_detail(error)}"
                     )
@@ -202,6 +204,11 @@ class NodeFiles:
                 del self._waiting[id]
             if (passed := self._without_failed(emitted)) is not None:
                 self._deliver([passed])
+
+    def _log_unexpected(self, id: str, error: Exception) -> None:
+        if not isinstance(error, ApplianceError | OSError):
+            text = "files of prediction %s could not be copied from or to node %s"
+            _log.error(text, id, self._node, exc_info=error, extra={"prediction": id})
 
     def _fail(self, id: str, reason: str) -> None:
         """Cancel a prediction on the node. Its end, which follows, will have ``reason``."""

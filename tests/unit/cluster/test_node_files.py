@@ -245,3 +245,18 @@ async def test_a_copy_of_weights_deletes_none_that_are_in_use(bench: Bench, tmp_
     assert bench.node.kept == ["/node/weights/base", str(copies / "one")]
     bench.files.acknowledged("one")
     assert bench.files.used_weights() == [str(copies / "two")]
+
+
+async def test_an_unexpected_error_fails_the_prediction(bench: Bench) -> None:
+    bench.node.problem = ValueError("zip() argument 2 is shorter")
+    bench.files.submit(bench.job("a", file=bench.input("a", "in.bin")))
+    await until(lambda: bench.delivered)
+    reason = "its files could not be sent to node box: zip() argument 2 is shorter"
+    assert bench.delivered == [Emitted("a", 1, 1, Done("failed", reason))]
+    file = bench.output("b", "x.png")
+    file.path = str(bench.folders.node_outputs / "b" / "1" / "a\0b")
+    bench.files.receive([Emitted("b", 1, 1, Output([file])), Emitted("b", 1, 2, Done("succeeded"))])
+    await until(lambda: len(bench.delivered) == 2)
+    ended = bench.delivered[1].event
+    assert isinstance(ended, Done)
+    assert (ended.status, bench.cancels) == ("failed", ["b"])
