@@ -171,6 +171,12 @@ class Cluster(Protocol):
         Their output files are not fetched again from another node.
         """
 
+    def discard(self, model: str, id: str) -> None:
+        """Cancel an adopted prediction that has ended or is not stored: of its events only the end matters.
+
+        Its output files are not fetched from another node.
+        """
+
     def limit(self, model: str, memory: int) -> None:
         """Set how many bytes of main memory the model's worker process may use from now on."""
 

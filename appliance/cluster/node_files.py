@@ -31,6 +31,9 @@ T = TypeVar("T")
 _DELAYS: Final = (0.5, 2.0, 10.0)
 #: Seconds from the acknowledgement of a prediction to the deletion of its files on the node.
 _DROP_DELAY: Final = 1.0
+#: Acknowledged predictions of each model whose repeated events are still recognized. The replica repeats the
+#: events of those whose acknowledgement it has not received.
+_REMEMBERED: Final = 1000
 
 
 class Folders(NamedTuple):
@@ -75,7 +78,9 @@ class NodeFiles:
         #: By prediction: events that wait for a file, and the later events of the same prediction.
         self._waiting: dict[str, deque[Emitted]] = {}
         self._failed: dict[str, str] = {}  # by prediction: why its output is incomplete
-        self._stored: dict[str, tuple[int, int]] = {}  # by prediction: attempt, and its last stored event
+        self._last: dict[str, tuple[int, int]] = {}  # by prediction: attempt and number of its last event
+        self._acknowledged: deque[str] = deque()  # the last predictions whose end is stored
+        self._discarded: set[str] = set()  # predictions of which only the end is delivered
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- jobs --------------------------------------------------------------------------------------------
@@ -104,7 +109,10 @@ class NodeFiles:
     def acknowledged(self, id: str) -> None:
         """Delete the files that a prediction, whose end is stored, has on the node."""
         self._failed.pop(id, None)
-        self._stored.pop(id, None)
+        self._discarded.discard(id)
+        self._acknowledged.append(id)
+        if len(self._acknowledged) > _REMEMBERED:
+            self._last.pop(self._acknowledged.popleft(), None)
         self._weights.pop(id, None)
         paths = [*self._sent.pop(id, ()), str(self._folders.node_outputs / id)]
         asyncio.get_running_loop().call_later(_DROP_DELAY, self._drop, paths)
@@ -151,14 +159,24 @@ class NodeFiles:
 
     def skip(self, id: str, attempt: int, n: int) -> None:
         """Do not deliver events of an attempt up to number ``n``, because they are stored already."""
-        self._stored[id] = attempt, n
+        self._last[id] = attempt, n
+
+    def discard(self, id: str) -> None:
+        """Deliver only the last event of a prediction, and fetch no files of it."""
+        self._discarded.add(id)
 
     def receive(self, events: list[Emitted]) -> None:
-        """Deliver events of the node, in order; those that name files once the files are here."""
+        """Deliver events of the node, in order; those that name files once the files are here.
+
+        Events that were received before are ignored: after each new connection the replica repeats them.
+        """
         ready = []
         for emitted in events:
-            attempt, n = self._stored.get(emitted.id, (0, 0))
-            if emitted.attempt == attempt and emitted.n <= n:
+            position = emitted.attempt, emitted.n
+            if position <= self._last.get(emitted.id, (0, 0)):
+                continue
+            self._last[emitted.id] = position
+            if emitted.id in self._discarded and not isinstance(emitted.event, Done):
                 continue
             if (waiting := self._waiting.get(emitted.id)) is not None:
                 waiting.append(emitted)
@@ -241,7 +259,8 @@ class NodeFiles:
             target = self._folders.outputs / path.relative_to(self._folders.node_outputs)
             await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
             expected = file.size, file.sha256
-            if await asyncio.to_thread(_digest, target) != expected:  # an earlier gateway may have fetched it
+            if await asyncio.to_thread(_digest, target) != expected:  # a previous gateway may have fetched it
+                await asyncio.to_thread(target.unlink, missing_ok=True)  # or only a part of it
                 await self._transferred(partial(self._connection.fetch_file, file.path, target))
                 if await asyncio.to_thread(_digest, target) != expected:
                     raise ApplianceError(f"{file.name} was damaged on its way")

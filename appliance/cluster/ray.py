@@ -312,6 +312,12 @@ class RayCluster:
         if link is not None and link.transfer is not None:
             link.transfer.files.skip(id, attempt, n)
 
+    def discard(self, model: str, id: str) -> None:
+        if (link := self._links.get(model)) is not None:
+            if link.transfer is not None:
+                link.transfer.files.discard(id)
+            link.cancel(id)
+
     def limit(self, model: str, memory: int) -> None:
         if (link := self._links.get(model)) is not None:
             link.waiting.limit = memory

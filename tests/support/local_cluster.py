@@ -111,6 +111,9 @@ class LocalCluster:
     def stored(self, model: str, id: str, attempt: int, n: int) -> None:
         """Do nothing: this cluster adopts no predictions."""
 
+    def discard(self, model: str, id: str) -> None:
+        """Do nothing: this cluster adopts no predictions."""
+
     def limit(self, model: str, memory: int) -> None:
         self.limits[model] = memory
 

@@ -50,8 +50,10 @@ class LocalNode:
         return str(target)
 
     async def fetch_file(self, path: str, target: Path) -> None:
+        """As ``NodeClient``: the folder of ``target`` must exist, and no file there."""
         await self._transfer(target.name)
-        shutil.copy(path, target)
+        with target.open("xb") as file:
+            file.write(Path(path).read_bytes())
 
     async def drop_files(self, paths: list[str]) -> None:
         self.dropped += paths

@@ -61,7 +61,7 @@ async def recover_predictions(
     ids = {prediction.id for prediction in unfinished}
     for model, running in held.items():
         for orphan in running - ids:  # not stored, or it has ended and the cancel got lost
-            dependencies.cluster.cancel(model, orphan)
+            dependencies.cluster.discard(model, orphan)
     for prediction in unfinished:
         try:
             entry = served(dependencies.catalogue, prediction)

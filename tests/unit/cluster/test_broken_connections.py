@@ -16,7 +16,7 @@ from appliance.worker.process.gateway_connection import listen
 from appliance.worker.protocol import Cancel, Run
 from appliance.worker.replica import Replica
 from tests.support.node_connection import LocalNode
-from tests.support.scripted_worker import ScriptedWorker, done
+from tests.support.scripted_worker import ScriptedWorker, done, output
 from tests.support.scripted_worker import spec as loaded_spec
 from tests.unit.cluster.test_nodes import FakeServe, cluster_of, spec
 from tests.unit.worker.conftest import replica, workers  # noqa: F401  # fixtures
@@ -128,3 +128,15 @@ async def test_finished_predictions_are_not_sent_again(
     await until(lambda: len(bench.direct.jobs) == 2)
     assert [job.id for job in bench.direct.jobs] == ["a", "b"]
     assert workers[0].sent == []
+
+
+async def test_events_are_delivered_once(bench: Bench) -> None:
+    bench.cluster.submit("a/b", Job("a", 1, {}))
+    await until(lambda: bench.direct.jobs)
+    stream = bench.direct.stream("a")
+    stream.emit(output("a", 1, "one").event)
+    await until(lambda: bench.events)
+    await bench.break_worker_connection()
+    stream.emit(done("a", 2).event)
+    await until(lambda: len(bench.events) >= 2)
+    assert [emitted.n for emitted in bench.events] == [1, 2]

@@ -260,3 +260,35 @@ async def test_an_unexpected_error_fails_the_prediction(bench: Bench) -> None:
     ended = bench.delivered[1].event
     assert isinstance(ended, Done)
     assert (ended.status, bench.cancels) == ("failed", ["b"])
+
+
+async def test_a_part_of_a_file_is_replaced(bench: Bench) -> None:
+    """A gateway was killed while it fetched the file."""
+    here = bench.folders.outputs / "a" / "1" / "a.png"
+    here.parent.mkdir(parents=True)
+    here.write_bytes(b"pic")
+    bench.files.receive([Emitted("a", 1, 1, Output([bench.output("a", "a.png")]))])
+    await bench.files.settled()
+    assert len(bench.delivered) == 1
+    assert here.read_bytes() == b"picture"
+
+
+async def test_files_of_repeated_events_are_not_fetched_again(bench: Bench) -> None:
+    """Else a second copy would stay beside the encrypted file, or the one in the bucket."""
+    first = Emitted("a", 1, 1, Output([bench.output("a", "a.png")]))
+    bench.files.receive([first])
+    await bench.files.settled()
+    (bench.folders.outputs / "a" / "1" / "a.png").unlink()
+    bench.files.acknowledged("a")
+    bench.node.problem = ApplianceError("nothing may be fetched")
+    bench.files.receive([Emitted("a", 1, 1, Output([bench.output("a", "a.png")]))])
+    bench.files.receive([Emitted("a", 1, 2, Log("new")), Emitted("a", 2, 1, Log("again"))])
+    assert [(each.attempt, each.n) for each in bench.delivered] == [(1, 1), (1, 2), (2, 1)]
+
+
+async def test_of_a_discarded_prediction_only_the_end_is_delivered(bench: Bench) -> None:
+    bench.node.problem = ApplianceError("nothing may be fetched")
+    bench.files.discard("a")
+    end = Emitted("a", 1, 2, Done("succeeded"))
+    bench.files.receive([Emitted("a", 1, 1, Output([bench.output("a", "a.png")])), end])
+    assert (bench.delivered, bench.cancels) == ([end], [])
