@@ -112,7 +112,7 @@ class LocalCluster:
         """Do nothing: this cluster adopts no predictions."""
 
     def discard(self, model: str, id: str) -> None:
-        """Do nothing: this cluster adopts no predictions."""
+        self.cancel(model, id)
 
     def limit(self, model: str, memory: int) -> None:
         self.limits[model] = memory
