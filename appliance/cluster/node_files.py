@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple, TypeVar
@@ -81,7 +81,9 @@ class NodeFiles:
         self._last: dict[str, tuple[int, int]] = {}  # by prediction: attempt and number of its last event
         self._acknowledged: deque[str] = deque()  # the last predictions whose end is stored
         self._discarded: set[str] = set()  # predictions of which only the end is delivered
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._fetches: set[asyncio.Task[None]] = set()
+        self._sends: set[asyncio.Task[None]] = set()
+        self._drops: set[asyncio.Task[None]] = set()
 
     # -- jobs --------------------------------------------------------------------------------------------
 
@@ -93,7 +95,7 @@ class NodeFiles:
         if not files and not weights:
             self._send(job)
             return
-        task = self._spawn(self._send_with_files(job, files, weights))
+        task = _spawn(self._send_with_files(job, files, weights), self._sends)
         self._sending[job.id] = job, task
 
     def cancel(self, id: str) -> None:
@@ -182,20 +184,27 @@ class NodeFiles:
                 waiting.append(emitted)
             elif _has_files(emitted):
                 self._waiting[emitted.id] = deque([emitted])
-                self._spawn(self._fetch(emitted.id))
+                _spawn(self._fetch(emitted.id), self._fetches)
             elif (passed := self._without_failed(emitted)) is not None:
                 ready.append(passed)
         if ready:
             self._deliver(ready)
 
-    async def settled(self) -> None:
+    async def events_delivered(self) -> None:
         """Return once all events that were received are delivered, or the node is lost."""
-        while self._tasks and not self._lost.done():
-            waited: set[asyncio.Future[Any]] = {*self._tasks, self._lost}
+        while self._fetches and not self._lost.done():
+            waited: set[asyncio.Future[Any]] = {*self._fetches, self._lost}
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
 
+    def cancel_sends(self) -> None:
+        """Send no more files and jobs, because the worker process has died."""
+        self._sending.clear()
+        for task in self._sends:
+            task.cancel()
+
     def close(self) -> None:
-        for task in self._tasks:
+        """Stop all transfers. Files that are not needed are still deleted on the node."""
+        for task in self._sends | self._fetches:
             task.cancel()
 
     async def _fetch(self, id: str) -> None:
@@ -283,21 +292,23 @@ class NodeFiles:
 
     # -- tasks -------------------------------------------------------------------------------------------
 
-    def _spawn(self, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
     def _drop(self, paths: list[str]) -> None:
         if not self._lost.done():
-            self._spawn(self._drop_files(paths))
+            _spawn(self._drop_files(paths), self._drops)
 
     async def _drop_files(self, paths: list[str]) -> None:
         try:
             await self._connection.drop_files(paths)
         except ApplianceError as error:
             _log.warning("files of predictions could not be deleted on node %s: %s", self._node, error.detail)
+
+
+def _spawn(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+    """Start a task, which is in ``tasks`` until it ends."""
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task
 
 
 def _output_files(emitted: Emitted) -> Iterator[OutputFile]:

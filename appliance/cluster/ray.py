@@ -415,5 +415,6 @@ async def _read(model: str, link: Link, transfer: Transfer) -> None:
         end = error
         if isinstance(error, NodeLost):
             link.end_worker()
-    await transfer.files.settled()
+        transfer.files.cancel_sends()
+    await transfer.files.events_delivered()
     transfer.messages.put_nowait(end)

@@ -10,6 +10,7 @@ import pytest
 from ray import serve
 
 from appliance.cluster.ray import RayCluster
+from appliance.domain.errors import WorkerLost
 from appliance.domain.prediction import Emitted, Job
 from appliance.worker import data_socket
 from appliance.worker.process.gateway_connection import listen
@@ -33,8 +34,9 @@ class Bench:
         self.node = node
         self.direct = direct
         self.events: list[Emitted] = []
+        self.following = asyncio.create_task(self._follow())
 
-    async def follow(self) -> None:
+    async def _follow(self) -> None:
         while True:  # as the engine does: the events of a loaded model may end and continue
             async for message in self.cluster.events("a/b"):
                 if isinstance(message, list):
@@ -84,11 +86,10 @@ async def bench(
     assert worker_server is not None
     await cluster.load(spec("box"))
     bench = Bench(cluster, node, direct)
-    following = asyncio.create_task(bench.follow())
     await bench.until_direct()
     yield bench
-    following.cancel()
-    await asyncio.gather(following, return_exceptions=True)
+    bench.following.cancel()
+    await asyncio.gather(bench.following, return_exceptions=True)
     await cluster.close()
     server.close()
     worker_server.close()
@@ -140,3 +141,18 @@ async def test_events_are_delivered_once(bench: Bench) -> None:
     stream.emit(done("a", 2).event)
     await until(lambda: len(bench.events) >= 2)
     assert [emitted.n for emitted in bench.events] == [1, 2]
+
+
+async def test_the_loss_of_a_worker_process_is_reported_while_input_files_are_sent(
+    bench: Bench,
+    workers: list[ScriptedWorker],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    bench.node.held["slow.bin"] = asyncio.Event()
+    file = tmp_path / "head" / "run" / "inputs" / "a" / "file" / "slow.bin"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    bench.cluster.submit("a/b", Job("a", 1, {"file": str(file)}))
+    workers[0].end.set_result("was killed")
+    with pytest.raises(WorkerLost, match="was killed"):
+        await asyncio.wait_for(bench.following, 10)

@@ -116,7 +116,7 @@ async def test_a_cancel_before_the_job_is_sent_ends_the_prediction(bench: Bench)
     bench.files.cancel("a")
     assert bench.delivered == [Emitted("a", 1, 1, Done("canceled"))]
     bench.node.held["slow.bin"].set()
-    await bench.files.settled()
+    await until(lambda: not bench.files._sends)
     assert (bench.jobs, bench.cancels) == ([], [])
 
 
@@ -148,7 +148,7 @@ async def test_the_loss_of_the_node_is_left_to_the_reader_of_the_events(bench: B
     bench.files.submit(bench.job("a", file=bench.input("a", "in.bin")))
     await asyncio.sleep(0)
     bench.lost.set_result("no heartbeat")
-    await until(lambda: not bench.files._tasks)
+    await until(lambda: not bench.files._sends)
     assert (bench.delivered, bench.jobs) == ([], [])
 
 
@@ -161,7 +161,7 @@ async def test_events_come_in_order_once_their_files_are_here(bench: Bench) -> N
     bench.files.receive(rest[1:])
     assert bench.delivered == [other]
     released.set()
-    await bench.files.settled()
+    await bench.files.events_delivered()
     assert bench.delivered == [other, first, *rest]
     assert isinstance(first.event, Output)
     path = Path(first.event.values[0]["image"].path)
@@ -185,7 +185,7 @@ async def test_a_file_that_is_here_already_is_not_fetched_again(bench: Bench) ->
     here.write_bytes(b"picture")
     bench.node.problem = ApplianceError("it was deleted there")
     bench.files.receive([Emitted("a", 1, 1, Output([file]))])
-    await bench.files.settled()
+    await bench.files.events_delivered()
     assert len(bench.delivered) == 1
     assert file.path == str(here)
 
@@ -202,7 +202,7 @@ async def test_output_that_cannot_be_fetched_fails_the_prediction_at_its_end(
         file.path = f"{bench.folders.node_outputs}/a/../../../secret"
         reason = f"{file.path} is not below {bench.folders.node_outputs}/a"
     bench.files.receive([Emitted("a", 1, 1, Output([file])), Emitted("a", 1, 2, Log("more"))])
-    await bench.files.settled()
+    await bench.files.events_delivered()
     assert (bench.delivered, bench.cancels) == ([], ["a"])
     bench.files.receive([Emitted("a", 1, 3, Done("canceled"))])
     text = f"its output files could not be fetched from node box: {reason}"
@@ -216,7 +216,7 @@ async def test_the_node_keeps_no_files_of_an_acknowledged_prediction(
     bench.files.submit(bench.job("a", file=bench.input("a", "in.bin")))
     await until(lambda: bench.jobs)
     bench.files.receive([Emitted("a", 1, 1, Output([bench.output("a", "a.png")]))])
-    await bench.files.settled()
+    await bench.files.events_delivered()
     bench.files.acknowledged("a")
     await until(lambda: bench.node.dropped)
     assert bench.node.dropped == [bench.jobs[0].input["file"], str(bench.folders.node_outputs / "a")]
@@ -268,7 +268,7 @@ async def test_a_part_of_a_file_is_replaced(bench: Bench) -> None:
     here.parent.mkdir(parents=True)
     here.write_bytes(b"pic")
     bench.files.receive([Emitted("a", 1, 1, Output([bench.output("a", "a.png")]))])
-    await bench.files.settled()
+    await bench.files.events_delivered()
     assert len(bench.delivered) == 1
     assert here.read_bytes() == b"picture"
 
@@ -277,7 +277,7 @@ async def test_files_of_repeated_events_are_not_fetched_again(bench: Bench) -> N
     """Else a second copy would stay beside the encrypted file, or the one in the bucket."""
     first = Emitted("a", 1, 1, Output([bench.output("a", "a.png")]))
     bench.files.receive([first])
-    await bench.files.settled()
+    await bench.files.events_delivered()
     (bench.folders.outputs / "a" / "1" / "a.png").unlink()
     bench.files.acknowledged("a")
     bench.node.problem = ApplianceError("nothing may be fetched")
@@ -292,3 +292,14 @@ async def test_of_a_discarded_prediction_only_the_end_is_delivered(bench: Bench)
     end = Emitted("a", 1, 2, Done("succeeded"))
     bench.files.receive([Emitted("a", 1, 1, Output([bench.output("a", "a.png")])), end])
     assert (bench.delivered, bench.cancels) == ([end], [])
+
+
+async def test_the_death_of_a_worker_process_does_not_wait_for_input_files(bench: Bench) -> None:
+    bench.node.held["slow.bin"] = asyncio.Event()
+    bench.files.submit(bench.job("a", file=bench.input("a", "slow.bin")))
+    await asyncio.sleep(0)
+    await bench.files.events_delivered()
+    bench.files.cancel_sends()
+    await until(lambda: not bench.files._sends)
+    bench.files.cancel("a")  # the prediction runs elsewhere meanwhile
+    assert (bench.jobs, bench.delivered, bench.cancels) == ([], [], ["a"])
