@@ -1,4 +1,4 @@
-"""Translates what a model needs between this machine and another node. No I/O except looking for files.
+"""Translates what a model needs between this machine and another node. No I/O.
 
 The engine names devices as the scheduler does (``node/cuda:0``), and paths as on this machine. A worker
 process gets the names and paths of its own machine.
@@ -37,21 +37,19 @@ def for_node(spec: LoadSpec, node: str, cache: Path, copied: Mapping[str, str]) 
         with_local_devices(spec, node),
         weights=None if spec.weights is None else copied[spec.weights],
         options=replaced(spec.options, copied),
+        paths=tuple(copied.get(path, path) for path in spec.paths),
         cache=str(cache / PurePosixPath(spec.cache).name),
     )
 
 
 def paths_of(spec: LoadSpec) -> list[Path]:
     """Return the files and folders that the worker process reads: weights, and paths in the options."""
-    return [
-        Path(path) for path in dict.fromkeys(paths_in(spec)) if path == spec.weights or Path(path).exists()
-    ]
+    return [Path(path) for path in paths_in(spec) if path != "/"]
 
 
 def paths_in(spec: LoadSpec) -> list[str]:
-    """Return the path of the weights, and all strings in the options that look like absolute paths."""
-    weights = [] if spec.weights is None else [spec.weights]
-    return weights + [text for text in texts_in(spec.options) if text.startswith("/")]
+    """Return the path of the weights, and the paths in the options."""
+    return list(dict.fromkeys([*([] if spec.weights is None else [spec.weights]), *spec.paths]))
 
 
 def replaced(value: Any, texts: Mapping[str, str]) -> Any:

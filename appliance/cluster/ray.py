@@ -184,7 +184,7 @@ class RayCluster:
             missing = total
 
         try:
-            paths = await asyncio.to_thread(node_spec.paths_of, spec)
+            paths = node_spec.paths_of(spec)
             self._copied[spec.model] = await machine.connection.copy_weights(
                 paths, self._used_weights(), progress
             )

@@ -48,6 +48,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int  # predictions it may run at a time
     cache: str  # absolute path of a folder for compile caches; kept between runs
     sleeps: bool = False  # the model may be put to sleep, if its runner supports it
+    paths: tuple[str, ...] = ()  # absolute paths in ``options`` of files and folders that the model needs
     python: str | None = None  # interpreter of the model's own environment; None: that of the appliance
 
     @property

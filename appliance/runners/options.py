@@ -72,6 +72,12 @@ class Options(Section):
         """
         raise NotImplementedError
 
+    def paths(self) -> list[Path]:
+        """Return the files and folders, named in these options, that the worker process reads."""
+        values = [value for _, value in self]
+        values += [item for value in values if isinstance(value, dict) for item in value.values()]
+        return [value for value in values if isinstance(value, Path)]
+
     def runner_options(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
         """Return the options that the runner gets, as JSON values.
 

@@ -257,6 +257,7 @@ class Loads:
             concurrency=1 if entry.kind != model.kind else model.options.predictions_at_once,
             cache=str(home / "cache" / entry.kind),
             sleeps=decided.may_sleep,
+            paths=tuple(map(str, model.options.paths())),
             python=environments.interpreter(home, model),
         )
 

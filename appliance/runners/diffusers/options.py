@@ -182,6 +182,9 @@ class DescribedDiffusersOptions(DiffusersOptions):
         default=None, strict=False, exclude_if=lambda value: value is None
     )
 
+    def paths(self) -> list[Path]:
+        return [*super().paths(), *map(Path, self.extra_weight_paths.values())]
+
     @property
     def predictions_at_once(self) -> int:
         batched = self.pipeline["call"]["name"] in pipelines.BATCHED and self.ip_adapter is None

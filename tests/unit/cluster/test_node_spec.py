@@ -35,12 +35,14 @@ def test_weights_and_paths_in_options_are_those_of_the_copies(tmp_path: Path) ->
     draft.touch()
     asked = spec(
         weights=str(weights),
-        options={"loras": {"style": str(draft)}, "template": "/no/such/file", "more": [str(draft), 1]},
+        options={"loras": {"style": str(draft)}, "template": "/tmp", "more": [str(draft), 1]},
+        paths=(str(draft), "/"),
     )
     assert paths_of(asked) == [weights, draft]
     sent = for_node(asked, "gpu-box", Path("/n/cache"), {str(weights): "/n/w", str(draft): "/n/d"})
     assert sent.weights == "/n/w"
-    assert sent.options == {"loras": {"style": "/n/d"}, "template": "/no/such/file", "more": ["/n/d", 1]}
+    assert sent.options == {"loras": {"style": "/n/d"}, "template": "/tmp", "more": ["/n/d", 1]}
+    assert sent.paths == ("/n/d", "/")
     assert sent.cache == "/n/cache/vllm"
 
 

@@ -199,7 +199,9 @@ async def test_a_replica_reports_the_paths_of_copied_weights(
 ) -> None:
     replica = RunnerReplica("runner-box-0", "/nonexistent", str(tmp_path))
     asked = spec("box", Path("/h/weights"))
-    asked = msgspec.structs.replace(asked, options={"loras": {"a": "/h/a"}, "template": "/a/template"})
+    asked = msgspec.structs.replace(
+        asked, options={"loras": {"a": "/h/a"}, "template": "/tmp"}, paths=("/h/a",)
+    )
     copied = {"/h/weights": "/n/weights", "/h/a": "/n/a"}
     local = node_spec.for_node(asked, "box", Path("/n/cache"), copied)
     await replica.load(msgspec.msgpack.encode(local), msgspec.msgpack.encode(asked))
