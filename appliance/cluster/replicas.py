@@ -309,6 +309,7 @@ class ReplicaPool:
         self._next_name = next_name
         self._spares: list[Link] = []
         self._spare_wanted: asyncio.Task[None] | None = None
+        self._deploying: tuple[str, asyncio.Task[Any]] | None = None  # the last new replica
         self.names: set[str] = set()  # of all replicas
 
     def link(self, name: str, handle: DeploymentHandle[Any]) -> Link:
@@ -381,12 +382,16 @@ class ReplicaPool:
             ray_actor_options=machine.options,
         )
         application = deployment.bind(name, str(machine.zygote_socket), str(machine.run_dir))
-        handles = await asyncio.to_thread(
-            serve.run_many,
-            [serve.RunTarget(application, name=name, route_prefix=None)],
-            wait_for_applications_running=False,
-            wait_for_ingress_deployment_creation=False,
+        deploying = asyncio.get_running_loop().create_task(
+            asyncio.to_thread(
+                serve.run_many,
+                [serve.RunTarget(application, name=name, route_prefix=None)],
+                wait_for_applications_running=False,
+                wait_for_ingress_deployment_creation=False,
+            )
         )
+        self._deploying = name, deploying
+        handles = await asyncio.shield(deploying)
         link = Link(name, tuned(handles[0]), machine)
         # It has started, and the router of this loop knows it.
         await await_answer(link.call(link.handle.stats.remote()), name)
@@ -396,6 +401,14 @@ class ReplicaPool:
         """Delete the replicas of a lost node, which Serve would start again when the node comes back."""
         await self.close()
         for name in sorted(self.names):
+            await delete(name)
+        if self._deploying is None:
+            return
+        name, deploying = self._deploying
+        if (
+            not deploying.done()
+        ):  # its thread cannot be stopped, and may create the replica after the deletion
+            await asyncio.gather(deploying, return_exceptions=True)
             await delete(name)
 
     async def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable
 from pathlib import Path
 from types import SimpleNamespace
@@ -210,3 +211,34 @@ async def test_a_replica_reports_the_paths_of_copied_weights(
     assert stats.copies == ["/n/a", "/n/weights"]
     assert replica._server is not None
     replica._server.close()
+
+
+async def test_a_replica_that_is_being_created_when_its_node_is_lost_is_deleted_afterwards(
+    fake: FakeServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    creating, lost = threading.Event(), threading.Event()
+    calls: list[str] = []
+
+    def run_many(targets: list[Any], **options: Any) -> list[Handle]:
+        creating.set()
+        lost.wait(10)
+        calls.append("created")
+        return fake.run_many(targets, **options)
+
+    def delete(name: str, **_: Any) -> None:
+        calls.append(f"deleted {name}")
+        lost.set()
+
+    monkeypatch.setattr(serve, "run_many", run_many)
+    monkeypatch.setattr(serve, "delete", delete)
+    cluster, _ = cluster_of(tmp_path)
+    loading = asyncio.ensure_future(cluster.load(spec("box")))
+    await asyncio.to_thread(creating.wait, 10)
+    cluster.remove_node("box", "no heartbeat")
+    with pytest.raises(NodeLost):
+        await loading
+    async with asyncio.timeout(10):
+        while len(calls) < 3:
+            await asyncio.sleep(0.001)
+    assert calls == ["deleted runner-box-0", "created", "deleted runner-box-0"]
+    await cluster.close()
