@@ -216,7 +216,12 @@ class NodeClient:
                     raise msgspec.ValidationError("an unexpected reply")
 
     async def has_weights(self, paths: Sequence[Path]) -> bool:
-        """Return whether the node has a copy of all files below ``paths``."""
+        """Return whether the node has a copy of all files below ``paths``.
+
+        Files that were never copied to any node are not read: the answer is False.
+        """
+        if not await self._weights.are_known(paths):
+            return False
         trees: list[WeightTree] = await self._weights.trees(paths)
         return (await self._ask(FindWeights(trees), Found)).complete
 

@@ -63,6 +63,16 @@ class WeightIndex:
                 found.append(await asyncio.to_thread(self._tree, path))
         return found
 
+    async def are_known(self, paths: Sequence[Path]) -> bool:
+        """Return whether ``trees`` would have to read no file, because all digests are known."""
+        return all([await asyncio.to_thread(self._is_known, path) for path in paths])
+
+    def _is_known(self, path: Path) -> bool:
+        try:
+            return all(self._digest(file.resolve(strict=True)) for file, _ in _files(path))
+        except OSError:
+            return False
+
     def open(self, sha256: str) -> tuple[IO[bytes], int]:
         """Open an offered file; return it with its size in bytes.
 
@@ -97,14 +107,19 @@ class WeightIndex:
 
     def _entry(self, file: Path, name: str) -> WeightFile:
         real = file.resolve(strict=True)
-        status = real.stat()
-        known = self._known.get(str(real))
-        found = (status.st_size, status.st_mtime_ns, status.st_ino)
-        if known is None or (known.size, known.changed, known.inode) != found:
-            known = _Known(*found, _sha256(real))
+        known = self._digest(real)
+        if known is None:
+            status = real.stat()
+            known = _Known(status.st_size, status.st_mtime_ns, status.st_ino, _sha256(real))
             self._known.pop(str(real), None)
             self._known[str(real)] = known
         return WeightFile(name, known.size, known.sha256)
+
+    def _digest(self, real: Path) -> _Known | None:
+        """Return the digest of a file; None if it is unknown or the file has changed."""
+        known, status = self._known.get(str(real)), real.stat()
+        found = (status.st_size, status.st_mtime_ns, status.st_ino)
+        return known if known is not None and (known.size, known.changed, known.inode) == found else None
 
     def _save(self) -> None:
         fresh = self._file.with_name(f"{self._file.name}.new")

@@ -84,6 +84,9 @@ class LocalNode:
             copies[str(path)] = str(copy)
         return copies
 
+    async def has_weights(self, paths: Sequence[Path]) -> bool:
+        return all((self.home / "weights" / path.name).exists() for path in paths)
+
     async def _transfer(self, name: str) -> None:
         if self.problem is not None:
             raise self.problem

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from appliance import weights
@@ -58,6 +58,7 @@ class Loads:
         self._moved: set[str] = set()  # instances whose last load failed on a node, so that another is tried
         self._out_of_memory: set[str] = set()  # instances whose last load ran out of memory
         self.copies: dict[str, set[str]] = {}  # by instance: the nodes that its weights were copied to
+        self.on_copied: Callable[[str], None] = _ignore  # called with the node after a copy of weights
         self.copying: dict[str, str] = {}  # by instance: the node that its weights are copied to
         self._waiting: dict[str, asyncio.Future[None]] = {}  # by instance: resolved when its load is done
 
@@ -133,6 +134,7 @@ class Loads:
             del self.copying[instance]
         self.copies.setdefault(instance, set()).add(node)
         self._scheduler.weights_copied(instance, node, copied, time.monotonic() - began)
+        self.on_copied(node)
 
     async def adopt(self, adopted: AdoptedModel) -> bool:
         """Keep a model of an earlier gateway if its version and options are unchanged; else unload it.
@@ -260,6 +262,10 @@ class Loads:
             paths=tuple(map(str, model.options.paths())),
             python=environments.interpreter(home, model),
         )
+
+
+def _ignore(_: str) -> None:
+    """Do nothing."""
 
 
 def _log_retry(instance: str, reason: str) -> None:

@@ -44,6 +44,8 @@ class Nodes:
         self._scheduler = dependencies.scheduler
         self._cluster = dependencies.cluster
         self._decide = decide
+        self._clients: dict[str, NodeClient] = {}  # by node that has joined
+        loads.on_copied = self._copied
 
     def joined(self, facts: NodeFacts, client: NodeClient) -> None:
         """Place models on a node from now on.
@@ -65,8 +67,43 @@ class Nodes:
         self._cluster.add_node(facts.name, folders, client)
         shown = ", ".join(f"{each.name} with {readable_bytes(each.memory)}" for each in devices)
         _log.info("models can be loaded on node %s: %s, %d CPU threads", facts.name, shown, facts.threads)
-        self.weights_changed()
+        self._clients[facts.name] = client
+        self._tasks.spawn(self._find_copies(facts.name, client))
         self._decide()
+
+    async def _find_copies(self, node: str, client: NodeClient) -> None:
+        """Find the weights that a node has from a previous time in the cluster, then measure all weights."""
+        await self._check_copies(node, client, list(self._scheduler.models))
+        await self._measure_weights()
+        self._decide()
+
+    def _copied(self, node: str) -> None:
+        """Find out which copies a node had to delete for a new one."""
+        if (client := self._clients.get(node)) is not None:
+            self._tasks.spawn(self._check_copies(node, client, list(self._loads.copies)))
+
+    async def _check_copies(self, node: str, client: NodeClient, models: list[str]) -> None:
+        """Update which of the models have a copy of their weights on the node."""
+        for key in models:
+            if not self._scheduler.knows(key):
+                continue
+            model = self._catalogue.entry_for(key).model
+            if model.source is None or self._scheduler.demand(key).nodes is not None:
+                continue
+            paths = [weights.folder(self._home, model), *model.options.paths()]
+            try:
+                is_there = await client.has_weights(paths)
+            except ApplianceError as error:
+                _log.debug("the weights of model %s were not looked for on node %s: %s", key, node, error)
+                return
+            if self._clients.get(node) is not client:
+                return
+            nodes = self._loads.copies.setdefault(key, set())
+            if is_there:
+                nodes.add(node)
+            elif node in nodes:
+                nodes.discard(node)
+                self._scheduler.weights_deleted(key, node)
 
     def weights_changed(self) -> None:
         """Tell the scheduler the sizes of all weights, so that it places models where their weights are."""
@@ -102,6 +139,9 @@ class Nodes:
         """
         if name not in self._devices.nodes:
             return
+        self._clients.pop(name, None)
+        for nodes in self._loads.copies.values():
+            nodes.discard(name)
         models = self._scheduler.remove_devices(name)
         _log.error("node %s is lost, with %d models: %s", name, len(models), reason)
         self._devices.remove(name)

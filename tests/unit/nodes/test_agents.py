@@ -154,6 +154,7 @@ async def test_weights_are_copied_once_and_found(tmp_path: Path) -> None:
         (folder / "link.onnx").symlink_to(single)
         client = head.events.clients["a"]
         assert not await client.has_weights([folder])
+        assert not await head.nodes.weights.are_known([folder])  # it was not read
         copied = await client.copy_weights([folder, single])
         copy = Path(copied[str(folder)])
         assert copy.name == "model"

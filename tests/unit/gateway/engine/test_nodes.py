@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from appliance.config import FolderSource
 from appliance.domain.errors import ApplianceError, LoadFailed, NodeLost
 from appliance.domain.prediction import Status
 from appliance.gateway.engine.loads import ATTEMPTS
@@ -271,3 +273,34 @@ async def test_a_load_that_fails_on_two_nodes_fails(
     failed = await bench.ended(await bench.submit(bench.stream, text="a"))
     assert (failed.status, failed.error) == (Status.FAILED, "the file has a wrong format")
     assert len(set(tried)) == len(tried) == 2
+
+
+async def test_copies_of_weights_are_found_when_a_node_joins_and_missed_when_deleted(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FolderSource.model_construct(path=tmp_path / "tiny")
+    source.path.mkdir()
+    (source.path / "model.bin").write_bytes(b"weights")
+    for entry in (bench.echo, bench.stream):
+        model = entry.model.model_copy(update={"source": source})
+        changed = msgspec.structs.replace(entry, model=model)
+        monkeypatch.setitem(bench.catalogue._index.by_key, entry.name, changed)
+    copy = tmp_path / "box" / "weights" / "tiny"
+    copy.mkdir(parents=True)
+    join(bench, tmp_path)
+    await until(lambda: places(bench, "test/stream") == {"head", "box"})
+    copy.rmdir()  # for the copy of another model
+    await bench.engine.load(bench.echo)
+    await bench.ended(await bench.submit(bench.stream, text="a"))
+    await until(lambda: places(bench, "test/stream") == {"head"})
+    bench.engine.nodes.lost("box", "no heartbeat")
+
+
+def places(bench: Bench, model: str) -> set[str]:
+    return bench.scheduler._locality.nodes_with_weights(model)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
