@@ -77,8 +77,8 @@ class NodeConnection(Protocol):
     async def prepare(self, modules: list[str]) -> None:
         """Ask the node's zygote to import ``modules``; do not wait for the import."""
 
-    async def send_file(self, source: Path) -> str:
-        """Copy a file of this machine to the node; return its absolute path there."""
+    async def send_file(self, source: Path, prediction: str) -> str:
+        """Copy an input file of a prediction (id) to the node; return its absolute path there."""
         ...
 
     async def fetch_file(self, path: str, target: Path) -> None:
@@ -86,6 +86,9 @@ class NodeConnection(Protocol):
 
     async def drop_files(self, paths: list[str]) -> None:
         """Delete files and folders of predictions on the node; ignore those that do not exist."""
+
+    async def drop_others(self, predictions: list[str]) -> None:
+        """Delete the input and output files of all predictions on the node except these (ids)."""
 
     async def copy_weights(
         self,

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple, TypeVar
@@ -41,6 +41,7 @@ class Folders(NamedTuple):
 
     inputs: Path  # on this machine
     outputs: Path  # on this machine
+    node_inputs: Path  # on the node
     node_outputs: Path  # on the node
 
 
@@ -74,7 +75,7 @@ class NodeFiles:
         self._keep_weights = keep_weights
         self._weights: dict[str, list[str]] = {}  # by prediction: copies of weights that it uses
         self._sending: dict[str, tuple[Job, asyncio.Task[None]]] = {}  # by prediction: its files are sent
-        self._sent: dict[str, list[str]] = {}  # by prediction: its input files on the node
+        self._on_node: dict[str, list[str]] = {}  # by prediction: its files and folders on the node
         #: By prediction: events that wait for a file, and the later events of the same prediction.
         self._waiting: dict[str, deque[Emitted]] = {}
         self._failed: dict[str, str] = {}  # by prediction: why its output is incomplete
@@ -90,6 +91,8 @@ class NodeFiles:
     def submit(self, job: Job) -> None:
         """Send a job once the node has its input files. Without files the job is sent at once."""
         job = msgspec.structs.replace(job, folder=self._folder_on_node(job))
+        if job.folder:
+            self._on_node.setdefault(job.id, []).append(job.folder)
         files = _files_of(job, self._folders.inputs)
         weights = _weights_of(job)
         if not files and not weights:
@@ -116,15 +119,16 @@ class NodeFiles:
         if len(self._acknowledged) > _REMEMBERED:
             self._last.pop(self._acknowledged.popleft(), None)
         self._weights.pop(id, None)
-        paths = [*self._sent.pop(id, ()), str(self._folders.node_outputs / id)]
+        self._on_node.pop(id, None)
+        paths = self._all_on_node(id)
         asyncio.get_running_loop().call_later(_DROP_DELAY, self._drop, paths)
 
     async def _send_with_files(self, job: Job, files: list[str], weights: list[str]) -> None:
-        kept = self._sent.setdefault(job.id, [])
+        kept = self._on_node.setdefault(job.id, [])
         paths: dict[str, str] = {}
         try:
             for file in files:
-                paths[file] = await self._transferred(partial(self._connection.send_file, Path(file)))
+                paths[file] = await self._transferred(partial(self._connection.send_file, Path(file), job.id))
                 kept.append(paths[file])
             if weights:
                 copies = await self._transferred(partial(self._copy_weights, weights))
@@ -203,9 +207,27 @@ class NodeFiles:
             task.cancel()
 
     def close(self) -> None:
-        """Stop all transfers. Files that are not needed are still deleted on the node."""
+        """Stop all transfers. The predictions, and their files on the node, stay for the next gateway."""
         for task in self._sends | self._fetches:
             task.cancel()
+
+    def abandon(self) -> None:
+        """Stop all transfers, and delete the files of unfinished predictions: their worker process is gone.
+
+        The predictions may run again on this node, so only the files of the present attempts are deleted.
+        """
+        self.close()
+        paths = [path for paths in self._on_node.values() for path in paths]
+        self._on_node.clear()
+        if paths:
+            self._drop(paths)
+
+    def adopt(self, predictions: Iterable[str]) -> None:
+        """Note that predictions (ids), which a previous gateway has sent, have files on the node."""
+        self._on_node |= {id: self._all_on_node(id) for id in predictions}
+
+    def _all_on_node(self, id: str) -> list[str]:
+        return [str(self._folders.node_inputs / id), str(self._folders.node_outputs / id)]
 
     async def _fetch(self, id: str) -> None:
         waiting = self._waiting[id]

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from ray import serve
@@ -88,19 +88,25 @@ class RayCluster:
             folders.run_dir / self._zygote_socket.name,
             folders.run_dir,
             connection=connection,
-            files=Folders(self._run_dir / "inputs", self._outputs, folders.outputs),
+            files=Folders(
+                self._run_dir / "inputs", self._outputs, folders.run_dir / "inputs", folders.outputs
+            ),
             cache=folders.cache,
             used_weights=self._used_weights,
         )
         self._pools[name] = self._pool(machine)
         if self._adopted:
+            self._spawn(_drop_others(machine, []))
             self._pools[name].keep_spare()
 
     def remove_node(self, name: str, reason: str) -> None:
         pool = self._pools.pop(name)
         if pool.machine.lost is not None:
             pool.machine.lost.set_result(reason)
-        task = asyncio.get_running_loop().create_task(pool.delete_all())
+        self._spawn(pool.delete_all())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -128,6 +134,8 @@ class RayCluster:
             else:
                 self._links[stats.spec.model] = link
                 link.held = frozenset(stats.held)
+                if link.transfer is not None:
+                    link.transfer.files.adopt(link.held)
                 self._copied[stats.spec.model] = {path: path for path in stats.copies}
                 held, levels = frozenset(stats.held), frozenset(stats.levels)
                 adopted.append(
@@ -135,6 +143,8 @@ class RayCluster:
                 )
         self._adopted = True
         for pool in self._pools.values():
+            on_it = (link for link in self._links.values() if link.machine is pool.machine)
+            await _drop_others(pool.machine, [id for link in on_it for id in link.held])
             pool.keep_spare()
         return adopted
 
@@ -266,7 +276,7 @@ class RayCluster:
 
     async def _give_back(self, link: Link) -> None:
         if link.transfer is not None:
-            link.transfer.files.close()
+            link.transfer.files.abandon()
         pool = self._pools.get(link.machine.name)
         if pool is not None and pool.machine is link.machine:
             await pool.give_back(link)
@@ -337,6 +347,17 @@ class RayCluster:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _drop_others(machine: Machine, predictions: list[str]) -> None:
+    """Delete the files of all predictions on another node except these (ids)."""
+    if machine.connection is None:
+        return
+    try:
+        await machine.connection.drop_others(predictions)
+    except ApplianceError as error:
+        text = "files of finished predictions could not be deleted on node %s: %s"
+        _log.warning(text, machine.name, error.detail)
 
 
 def _node_of_replica(name: str) -> str:
@@ -417,4 +438,6 @@ async def _read(model: str, link: Link, transfer: Transfer) -> None:
             link.end_worker()
         transfer.files.cancel_sends()
     await transfer.files.events_delivered()
+    if isinstance(end, WorkerLost) and not isinstance(end, NodeLost):
+        transfer.files.abandon()
     transfer.messages.put_nowait(end)

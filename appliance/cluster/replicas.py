@@ -126,7 +126,7 @@ class Link:
         self._unfinished.clear()
         self._canceled.clear()
         if self.transfer is not None:
-            self.transfer.files.close()
+            self.transfer.files.abandon()
         if self.machine.connection is not None:
             self.transfer = Transfer(self)
 
@@ -160,6 +160,10 @@ class Link:
         except GONE as error:
             raise_if_cancelled(error)
             _log.warning("the worker process of runner replica %s may still run: %s", self.name, error)
+            return
+        if self.transfer is not None:
+            await self.transfer.files.events_delivered()
+            self.transfer.files.abandon()
 
     async def until_ended(self) -> None:
         """Wait for the end that ``end_worker`` has begun, if any. Then the replica can be used again."""

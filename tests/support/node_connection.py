@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ class LocalNode:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.folders = NodeFolders(home / "run", home / "run" / "outputs", home / "cache")
-        for folder in (self.folders.run_dir, self.folders.outputs, self.folders.cache):
+        self.inputs = self.folders.run_dir / "inputs"
+        for folder in (self.inputs, self.folders.outputs, self.folders.cache):
             folder.mkdir(parents=True, exist_ok=True)
         self.problem: Exception | None = None  # raised by each transfer
         self.held: dict[str, asyncio.Event] = {}  # by name of a file: its transfer waits for the event
@@ -42,9 +44,9 @@ class LocalNode:
     async def prepare(self, modules: list[str]) -> None:
         self.prepared += modules
 
-    async def send_file(self, source: Path) -> str:
+    async def send_file(self, source: Path, prediction: str) -> str:
         await self._transfer(source.name)
-        target = self.home / "run" / "inputs" / source.parent.name / source.name
+        target = self.inputs / prediction / secrets.token_hex(8) / source.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
         return str(target)
@@ -58,10 +60,17 @@ class LocalNode:
     async def drop_files(self, paths: list[str]) -> None:
         self.dropped += paths
         for path in map(Path, paths):
+            assert {self.inputs, self.folders.outputs} & set(path.parents), path
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+    async def drop_others(self, predictions: list[str]) -> None:
+        for folder in (self.inputs, self.folders.outputs):
+            for path in folder.iterdir():
+                if path.name not in predictions:
+                    shutil.rmtree(path)
 
     async def copy_weights(
         self,

@@ -24,7 +24,10 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.node = LocalNode(folder / "node")
         self.folders = Folders(
-            folder / "inputs", folder / "home" / "files" / "outputs", self.node.folders.outputs
+            folder / "inputs",
+            folder / "home" / "files" / "outputs",
+            self.node.inputs,
+            self.node.folders.outputs,
         )
         self.jobs: list[Job] = []
         self.cancels: list[str] = []
@@ -219,7 +222,7 @@ async def test_the_node_keeps_no_files_of_an_acknowledged_prediction(
     await bench.files.events_delivered()
     bench.files.acknowledged("a")
     await until(lambda: bench.node.dropped)
-    assert bench.node.dropped == [bench.jobs[0].input["file"], str(bench.folders.node_outputs / "a")]
+    assert not (bench.node.inputs / "a").exists()
     assert not (bench.folders.node_outputs / "a").exists()
 
 
@@ -303,3 +306,38 @@ async def test_the_death_of_a_worker_process_does_not_wait_for_input_files(bench
     await until(lambda: not bench.files._sends)
     bench.files.cancel("a")  # the prediction runs elsewhere meanwhile
     assert (bench.jobs, bench.delivered, bench.cancels) == ([], [], ["a"])
+
+
+async def test_the_node_keeps_no_files_of_a_prediction_that_a_previous_gateway_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_files, "_DROP_DELAY", 0.0)
+    (bench.node.inputs / "a" / "x").mkdir(parents=True)
+    bench.files.acknowledged("a")
+    await until(lambda: not (bench.node.inputs / "a").exists())
+
+
+async def test_the_files_of_a_lost_worker_process_are_deleted_on_the_node(bench: Bench) -> None:
+    """The predictions may run again: on another node, or on this one as the next attempt."""
+    bench.files.submit(bench.job("a", file=bench.input("a", "in.bin")))
+    await until(lambda: bench.jobs)
+    bench.output("a", "a.png")
+    next_attempt = bench.folders.node_outputs / "a" / "2"
+    next_attempt.mkdir()
+    (bench.node.inputs / "adopted").mkdir()
+    bench.files.adopt(["adopted"])
+    bench.files.abandon()
+    await until(lambda: bench.node.dropped)
+    assert not Path(bench.jobs[0].input["file"]).exists()
+    assert not (bench.folders.node_outputs / "a" / "1").exists()
+    assert not (bench.node.inputs / "adopted").exists()
+    assert next_attempt.exists()
+
+
+async def test_the_files_stay_for_the_next_gateway(bench: Bench) -> None:
+    bench.files.submit(bench.job("a", file=bench.input("a", "in.bin")))
+    await until(lambda: bench.jobs)
+    bench.files.close()
+    await asyncio.sleep(0)
+    assert not bench.files._drops
+    assert Path(bench.jobs[0].input["file"]).exists()

@@ -176,17 +176,20 @@ async def test_weights_that_cannot_be_copied_fail_the_load(fake: FakeServe, tmp_
     await cluster.close()
 
 
-async def test_copies_for_adopted_models_are_not_deleted(
+async def test_copies_and_files_of_adopted_models_are_not_deleted(
     fake: FakeServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster, node = cluster_of(tmp_path)
     handle = Handle("runner-box-4")
-    handle.stats_reply = ReplicaStats(spec("box"), [], [], 1, copies=["/n/weights/a"])
+    handle.stats_reply = ReplicaStats(spec("box"), [], ["held"], 1, copies=["/n/weights/a"])
     applications = SimpleNamespace(applications={handle.name: None})
     monkeypatch.setattr(serve, "status", lambda: applications)
     monkeypatch.setattr(serve, "get_app_handle", lambda _: handle)
+    for id in ("held", "finished"):
+        (node.inputs / id).mkdir()
     (adopted,) = await cluster.adopt()
     assert adopted.spec == spec("box")
+    assert [path.name for path in node.inputs.iterdir()] == ["held"]
     other = tmp_path / "other"
     other.touch()
     await cluster.copy_weights(msgspec.structs.replace(spec("box", other), model="a/other"))
