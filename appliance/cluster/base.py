@@ -42,7 +42,7 @@ async def await_answer(call: Awaitable[T], replica: str, silence: float = _SILEN
 
 
 class AdoptedModel(msgspec.Struct, frozen=True):
-    """A model that an earlier gateway loaded, and the predictions that its replica still has."""
+    """A model that a previous gateway loaded, and the predictions that its replica still has."""
 
     spec: LoadSpec
     held: frozenset[str]  # prediction ids
@@ -112,7 +112,7 @@ class Cluster(Protocol):
     """
 
     async def adopt(self) -> list[AdoptedModel]:
-        """Return the loaded models of an earlier gateway. Call this once, before all other methods."""
+        """Return the loaded models of a previous gateway. Call this once, before all other methods."""
 
     async def answers(self) -> bool:
         """Return whether the process that starts the replicas responds."""

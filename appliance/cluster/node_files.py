@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from appliance.cluster.base import NodeConnection
-from appliance.cluster.node_spec import replaced, texts_in
+from appliance.cluster.node_spec import replaced, strings_in
 from appliance.domain.errors import ApplianceError, NodeLost
 from appliance.domain.file import OutputFile, output_files
 from appliance.domain.prediction import Done, Emitted, Job, Output
@@ -345,7 +345,7 @@ def _has_files(emitted: Emitted) -> bool:
 def _files_of(job: Job, inputs: Path) -> list[str]:
     """Return the input files that this machine has fetched for the job."""
     start = f"{inputs / job.id}/"
-    return [text for text in texts_in(job.input) if text.startswith(start) and ".." not in text.split("/")]
+    return [path for path in strings_in(job.input) if path.startswith(start) and ".." not in path.split("/")]
 
 
 def _weights_of(job: Job) -> list[str]:

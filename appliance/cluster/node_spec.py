@@ -52,26 +52,26 @@ def paths_in(spec: LoadSpec) -> list[str]:
     return list(dict.fromkeys([*([] if spec.weights is None else [spec.weights]), *spec.paths]))
 
 
-def replaced(value: Any, texts: Mapping[str, str]) -> Any:
-    """Return ``value`` with every text that is a key of ``texts``, at any depth, replaced."""
+def replaced(value: Any, strings: Mapping[str, str]) -> Any:
+    """Return ``value`` with every string that is a key of ``strings``, at any depth, replaced."""
     match value:
         case str():
-            return texts.get(value, value)
+            return strings.get(value, value)
         case dict():
-            return {key: replaced(item, texts) for key, item in value.items()}
+            return {key: replaced(item, strings) for key, item in value.items()}
         case list() | tuple():
-            return [replaced(item, texts) for item in value]
+            return [replaced(item, strings) for item in value]
     return value
 
 
-def texts_in(value: Any) -> Iterator[str]:
-    """Yield the texts in ``value``, at any depth."""
+def strings_in(value: Any) -> Iterator[str]:
+    """Yield the strings in ``value``, at any depth."""
     match value:
         case str():
             yield value
         case dict():
             for item in value.values():
-                yield from texts_in(item)
+                yield from strings_in(item)
         case list() | tuple():
             for item in value:
-                yield from texts_in(item)
+                yield from strings_in(item)

@@ -22,7 +22,7 @@ from appliance.cluster import node_spec
 from appliance.cluster.base import AdoptedModel, NodeConnection, NodeFolders
 from appliance.cluster.node_files import Folders
 from appliance.cluster.replicas import (
-    GONE,
+    REPLICA_ERRORS,
     RUNNER,
     Link,
     Machine,
@@ -111,7 +111,7 @@ class RayCluster:
         task.add_done_callback(self._tasks.discard)
 
     async def adopt(self) -> list[AdoptedModel]:
-        """Return the loaded models of an earlier gateway, and start the first spare replicas."""
+        """Return the loaded models of a previous gateway, and start the first spare replicas."""
         applications = (await asyncio.to_thread(serve.status)).applications
         names = [name for name in applications if name.startswith(RUNNER)]
         self._number_after(names)
@@ -125,7 +125,7 @@ class RayCluster:
             link = pool.link(name, await asyncio.to_thread(serve.get_app_handle, name))
             try:
                 stats = _stats_decoder.decode(await link.call(link.handle.stats.remote()))
-            except GONE as error:
+            except REPLICA_ERRORS as error:
                 _log.warning("runner replica %s does not respond and will be deleted: %s", name, error)
                 await asyncio.to_thread(serve.delete, name, _blocking=False)
                 continue
@@ -158,7 +158,7 @@ class RayCluster:
         """Return whether Serve's controller, which starts the replicas, responds."""
         try:
             await asyncio.to_thread(serve.status)
-        except GONE as error:
+        except REPLICA_ERRORS as error:
             raise_if_cancelled(error)
             return False
         return True
@@ -223,7 +223,7 @@ class RayCluster:
             outcome = _outcome_decoder.decode(await link.call(call))
         except NodeLost:
             raise
-        except GONE as error:
+        except REPLICA_ERRORS as error:
             raise_if_cancelled(error)
             if link is not None:
                 await link.until_back()
@@ -269,7 +269,7 @@ class RayCluster:
             await link.call(link.handle.unload.remote())
         except NodeLost:
             pass  # its worker processes are gone
-        except GONE as error:
+        except REPLICA_ERRORS as error:
             raise_if_cancelled(error)
             _log.warning("runner replica %s died while unloading model %s: %s", link.name, model, error)
         await self._give_back(link)
@@ -296,7 +296,7 @@ class RayCluster:
             outcome = _outcome_decoder.decode(await link.call(call))
         except NodeLost:
             raise
-        except GONE as error:
+        except REPLICA_ERRORS as error:
             raise_if_cancelled(error)
             raise WorkerLost(f"the runner replica of {model} has died: {error}") from error
         if outcome.failure is not None:

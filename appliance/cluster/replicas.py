@@ -32,8 +32,15 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 P = TypeVar("P", bound=asyncio.Protocol)
 RUNNER: Final = "runner-"
-#: Errors of a call to a replica that has died or cannot be reached. Not all errors of gRPC are Ray errors.
-GONE: Final = (RayError, RayServeException, ConnectionError, RuntimeError, asyncio.CancelledError, NodeLost)
+#: Errors of a call to a replica that has died or is unreachable. Not all errors of gRPC are Ray errors.
+REPLICA_ERRORS: Final = (
+    RayError,
+    RayServeException,
+    ConnectionError,
+    RuntimeError,
+    asyncio.CancelledError,
+    NodeLost,
+)
 #: Seconds between acknowledgements. Events reach the replica later than the gateway, by much less than this.
 _ACKNOWLEDGE_INTERVAL: Final = 0.2
 #: How often, and every how many seconds, a dead replica on another node is asked whether it is back.
@@ -108,7 +115,7 @@ class Link:
         self.handle = handle
         self.machine = machine
         self.connection: data_socket.DataConnection | None = None
-        self.held: frozenset[str] = frozenset()  # ids of predictions that an earlier gateway sent
+        self.held: frozenset[str] = frozenset()  # ids of predictions that a previous gateway sent
         self.waiting = Commands()
         #: On another node: sent jobs by prediction, and cancels, until the prediction finishes.
         self._unfinished: dict[str, Job] = {}
@@ -157,7 +164,7 @@ class Link:
     async def _end_worker(self) -> None:
         try:
             await self.call(self.handle.unload.remote())
-        except GONE as error:
+        except REPLICA_ERRORS as error:
             raise_if_cancelled(error)
             _log.warning("the worker process of runner replica %s may still run: %s", self.name, error)
             return
@@ -186,7 +193,7 @@ class Link:
                 return
             except NodeLost:
                 raise
-            except GONE as error:
+            except REPLICA_ERRORS as error:
                 raise_if_cancelled(error)
                 await asyncio.sleep(_BACK_INTERVAL)
             except TimeoutError:
@@ -317,7 +324,7 @@ class ReplicaPool:
         self.names: set[str] = set()  # of all replicas
 
     def link(self, name: str, handle: DeploymentHandle[Any]) -> Link:
-        """Return a link to a replica of this machine that an earlier gateway has started."""
+        """Return a link to a replica of this machine that a previous gateway has started."""
         self.names.add(name)
         return Link(name, tuned(handle), self.machine)
 
@@ -361,7 +368,7 @@ class ReplicaPool:
             self.names.discard(link.name)
             if self.machine.connection is None:
                 data_socket_path(self.machine.run_dir, link.name).unlink(missing_ok=True)
-        except GONE as error:  # the next gateway finds the replica and uses it as a spare
+        except REPLICA_ERRORS as error:  # the next gateway finds the replica and uses it as a spare
             raise_if_cancelled(error)
             _log.warning("runner replica %s could not be deleted: %s", link.name, error)
 
@@ -425,7 +432,7 @@ async def delete(name: str) -> None:
     """Let Serve delete a replica; log a warning if Serve does not answer."""
     try:
         await asyncio.to_thread(serve.delete, name, _blocking=False)
-    except GONE as error:
+    except REPLICA_ERRORS as error:
         raise_if_cancelled(error)
         _log.warning("runner replica %s could not be deleted: %s", name, error)
 

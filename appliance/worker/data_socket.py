@@ -47,7 +47,7 @@ _events_decoder: Final = msgspec.msgpack.Decoder(Events, ext_hook=file.unpack)
 P = TypeVar("P", bound=asyncio.Protocol)
 
 
-class OpenSocket(Protocol):
+class SocketOpener(Protocol):
     """Connects to a Unix socket, on this machine or on another node."""
 
     async def __call__(self, path: Path, protocol: Callable[[], P], /) -> tuple[object, P]:
@@ -78,11 +78,11 @@ async def listen(replica: Replica, path: Path) -> asyncio.AbstractServer:
 
 
 async def connect(
-    replica: Path, worker: Path, held: Iterable[str] = (), open_socket: OpenSocket = open_unix_socket
+    replica: Path, worker: Path, held: Iterable[str] = (), open_socket: SocketOpener = open_unix_socket
 ) -> DataConnection:
     """Connect to the replica that listens at ``replica``, and to its worker process at ``worker``, if it can.
 
-    ``held`` are ids of predictions that an earlier gateway sent. ``open_socket`` connects to a socket.
+    ``held`` are ids of predictions that a previous gateway sent. ``open_socket`` connects to a socket.
 
     Raises:
         OSError: no replica listens there.
@@ -147,7 +147,7 @@ class DataConnection:
         self._worker = worker
         self._direct = False  # jobs and events go between the gateway and the worker process
         #: Ids of predictions whose commands go through the replica: a cancel must not overtake its job, and
-        #: the replica ignores a job that an earlier gateway has sent.
+        #: the replica ignores a job that a previous gateway has sent.
         self._through_replica = set(held)
 
     def send(self, commands: Commands) -> None:

@@ -1,4 +1,4 @@
-"""The devices that models can be placed on now. In a cluster, nodes join and leave.
+"""The devices that models can be placed on now. In a cluster, nodes join and are lost.
 
 All parts of the gateway ask this object, so they agree about the devices.
 """
@@ -23,7 +23,7 @@ _INTERVAL: Final = 1.0
 _TIMEOUT: Final = 5.0
 
 
-class _Node:
+class _JoinedNode:
     """A node of the cluster that has joined, and its last measurement."""
 
     def __init__(self, name: str, threads: int, measure: Measure) -> None:
@@ -58,13 +58,13 @@ class Devices:
 
         ``threads`` is the number of CPU threads of this machine for a model that does not set its own.
         """
-        #: Both are changed in place when a node joins or leaves.
+        #: Both are changed in place when a node joins or is lost.
         self.by_name = {device.name: device for device in local}
         self.kinds = {device.name: device.kind for device in self.by_name.values()}
         self._local = {device.local_name: device.name for device in self.by_name.values()}
         self._in_use = in_use
         self._threads = threads
-        self._nodes: dict[str, _Node] = {}
+        self._nodes: dict[str, _JoinedNode] = {}
         self.kind = next(iter(self.by_name.values())).kind  # of the devices that models are placed on first
         self.node = next(iter(self.by_name.values())).node  # name of this machine; "" without a cluster
 
@@ -83,7 +83,7 @@ class Devices:
         """
         self.by_name |= {device.name: device for device in devices}
         self.kinds |= {device.name: device.kind for device in devices}
-        added = self._nodes[node] = _Node(node, threads, measure)
+        added = self._nodes[node] = _JoinedNode(node, threads, measure)
         added.polling = asyncio.get_running_loop().create_task(added.poll())
 
     def remove(self, node: str) -> None:
@@ -101,8 +101,8 @@ class Devices:
             task.cancel()
         await asyncio.gather(*polling, return_exceptions=True)
 
-    async def until_certain(self, device: str) -> None:
-        """Return once the node of a device, to which a connection broke, answers again or is lost."""
+    async def wait_until_reachable_or_lost(self, device: str) -> None:
+        """Return once the node of a device answers a measurement or is lost."""
         node = None if device not in self.by_name else self._nodes.get(self.by_name[device].node)
         while node is not None and self._nodes.get(node.name) is node and not await node.refresh():
             await asyncio.sleep(_INTERVAL)

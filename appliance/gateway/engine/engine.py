@@ -26,7 +26,7 @@ from appliance.gateway.engine.device_memory import DeviceMemory
 from appliance.gateway.engine.instances import Instances
 from appliance.gateway.engine.loads import Failed, Loads, Ready, Retry
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
-from appliance.gateway.engine.nodes import Nodes
+from appliance.gateway.engine.nodes import EngineNodes
 from appliance.gateway.engine.predictions import Predictions
 from appliance.gateway.engine.prefetch import Prefetch
 from appliance.gateway.engine.queue_info import with_queue_info
@@ -62,7 +62,7 @@ class Engine:
         self.instances = Instances(self._catalogue, self._scheduler)
         self._prefetch = Prefetch(self._catalogue, self._scheduler, dependencies.home)
         self._loads = Loads(dependencies, self._memory_profiles)
-        self.nodes = Nodes(dependencies, self._tasks, self._loads, self.decide)
+        self.nodes = EngineNodes(dependencies, self._tasks, self._loads, self.decide)
         self._predictions = Predictions(
             dependencies,
             self._tasks,

@@ -209,7 +209,7 @@ class Loads:
         If no other node is large enough, the load is retried on the same node after some time, and fails at
         last.
         """
-        await self._devices.until_certain(device)
+        await self._devices.wait_until_reachable_or_lost(device)
         found = self._devices.by_name.get(device)
         if found is not None and not self._scheduler.avoid_node(instance, found.node, time.monotonic()):
             return self._after_loss(instance, error)

@@ -1,4 +1,4 @@
-"""The nodes of a cluster, as the engine sees them: devices that come and go.
+"""The nodes of a cluster, as the engine sees them: nodes that join and are lost.
 
 The models of a lost node are handled as after the death of their worker processes: ``Cluster.remove_node``
 ends their event streams and calls with ``NodeLost``.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # without a cluster this package is not needed
 _log = logging.getLogger(__name__)
 
 
-class Nodes:
+class EngineNodes:
     """Adds and removes the devices of nodes: the ``NodeListener`` of the engine, used on its event loop."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Nodes:
         loads.on_copied = self._copied
 
     def joined(self, facts: NodeFacts, client: NodeClient) -> None:
-        """Place models on a node from now on.
+        """Add the devices of a node that has joined, so that models are placed there.
 
         Raises:
             ApplianceError: the node cannot be a part of this cluster; the message says why.
@@ -149,7 +149,7 @@ class Nodes:
         self._decide()
 
     def draining(self, name: str, draining: bool) -> None:
-        """Load nothing on a node any more, and move its models to other nodes; or end that."""
+        """Drain a node: load nothing there, and move its models to other nodes; or undrain it."""
         if draining:
             self._scheduler.drain_node(name)
         else:

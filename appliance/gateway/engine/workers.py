@@ -97,12 +97,12 @@ class Workers:
             verdict = self._memory_profiles.out_of_memory(model, error)
             self._gone(model, verdict.sentence, verdict)
         else:
-            self._gone(model, error.detail, blameless=isinstance(error, NodeLost))
+            self._gone(model, error.detail, caused_by_node=isinstance(error, NodeLost))
 
     def _gone(
-        self, model: str, reason: str, oom: OutOfMemoryAdvice | None = None, *, blameless: bool = False
+        self, model: str, reason: str, oom: OutOfMemoryAdvice | None = None, *, caused_by_node: bool = False
     ) -> None:
-        """Handle the end of a worker process. ``blameless``: none of its predictions can be the cause."""
+        """Handle the end of a worker process. ``caused_by_node``: no prediction is the cause."""
         running = self._scheduler.running(model)
         _log.error(
             "lost the worker process of model %s, which ran %d predictions: %s",
@@ -110,7 +110,7 @@ class Workers:
         )  # fmt: skip
         self._scheduler.lost(model, time.monotonic(), reason)
         self._memory_profiles.unloaded(model)
-        for ids in [[id] for id in running] if blameless else [running]:
+        for ids in [[id] for id in running] if caused_by_node else [running]:
             self._predictions.worker_lost(ids, reason, oom)
         self._predictions.end_outdated()
         self._decide()

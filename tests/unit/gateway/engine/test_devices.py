@@ -66,11 +66,11 @@ async def test_a_broken_connection_is_certain_once_the_node_answers_or_is_lost(d
     memory = Memory(5)
     devices.add("box", on_node((CPU,), "box"), 7, memory)
     async with asyncio.timeout(10):
-        await devices.until_certain("box/cpu")  # it answers
+        await devices.wait_until_reachable_or_lost("box/cpu")  # it answers
         memory.problem = NodeLost("no answer")
-        waiting = asyncio.ensure_future(devices.until_certain("box/cpu"))
+        waiting = asyncio.ensure_future(devices.wait_until_reachable_or_lost("box/cpu"))
         await asyncio.sleep(0)
         assert not waiting.done()
         devices.remove("box")
         await waiting
-        await devices.until_certain("box/cpu")
+        await devices.wait_until_reachable_or_lost("box/cpu")
