@@ -31,7 +31,7 @@ class _Memory(NamedTuple):
 
 
 class DeviceIndex:
-    """The devices that are worth a look for one load. Knows only nodes that take loads."""
+    """The devices that are worth a look for one load. Knows only schedulable nodes."""
 
     def __init__(self, ledger: Ledger, locality: Locality) -> None:
         self._ledger = ledger
@@ -46,7 +46,7 @@ class DeviceIndex:
         self._turn = 0
 
     def take_changed(self) -> set[str]:
-        """Return the devices that take loads and have changed since this was called before."""
+        """Return the schedulable devices that have changed since this was called before."""
         self._refresh()
         found, self._changed = self._changed, set()
         return found
@@ -57,7 +57,7 @@ class DeviceIndex:
             device = touched.pop()
             self._drop(device)
             self._changed.discard(device)
-            if self._ledger.is_open(device):
+            if self._ledger.is_schedulable(device):
                 self._add(device)
                 self._changed.add(device)
 

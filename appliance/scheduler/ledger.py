@@ -167,14 +167,14 @@ class Ledger:
         """Return the main-memory device of the model's node; None if the node has no GPUs."""
         return self._main_memory.get(self.capacities[model.devices[0]].node) if model.devices else None
 
-    def takes_loads(self, device: str, demand: Demand) -> bool:
-        """Return whether the device's node takes loads, and may hold a model with this demand."""
-        if not self.is_open(device):
+    def may_hold(self, device: str, demand: Demand) -> bool:
+        """Return whether the device's node is schedulable, and may hold a model with this demand."""
+        if not self.is_schedulable(device):
             return False
         return demand.nodes is None or self.capacities[device].node in demand.nodes
 
-    def is_open(self, device: str) -> bool:
-        """Return whether the device's node takes loads."""
+    def is_schedulable(self, device: str) -> bool:
+        """Return whether new models may be loaded on the device's node: it is not draining or removed."""
         capacity = self.capacities.get(device)
         return capacity is not None and capacity.node not in self.removed_nodes | self.draining_nodes
 
@@ -248,7 +248,7 @@ class Ledger:
         return model.reserved + max(0, min(self.free(device) for device in model.devices))
 
     def eligible_devices(self, demand: Demand, *, draining: bool = False) -> list[str]:
-        """Return all GPUs that take loads, or main memory for a model that computes on the CPU.
+        """Return all schedulable GPUs, or main memory for a model that computes on the CPU.
 
         With ``draining``, the devices of draining nodes are returned too.
         """

@@ -25,7 +25,7 @@ class NodeModels(NamedTuple):
 
 
 class UnplaceableModel(NamedTuple):
-    """A model that waits to be loaded and fits on no node that takes loads."""
+    """A model that waits to be loaded and fits on no schedulable node."""
 
     model: str
     predictions: int  # that wait for it
@@ -120,7 +120,7 @@ class NodeChanges:
         return str(entry.state)
 
     def unplaceable(self, waiting: Iterable[ModelState]) -> list[UnplaceableModel]:
-        """Return those of the waiting models that fit on no node that takes loads."""
+        """Return those of the waiting models that fit on no schedulable node."""
         return [
             UnplaceableModel(
                 entry.name,
@@ -140,7 +140,7 @@ class NodeChanges:
             nodes = ", ".join(sorted(self._ledger.draining_nodes))
             return f"it fits only on a draining node ({nodes}): undrain the node, or add another one"
         if not self._ledger.eligible_devices(demand):
-            return "no node that takes loads may hold it: add a node with a device for it"
+            return "no schedulable node may hold it: add a node with a device for it"
         missing = readable_bytes(self._missing(entry))
         if not self._missing(entry):
             return f"it needs {demand.devices} devices of one node: add a node with as many"

@@ -134,7 +134,7 @@ class Placements:
                 free = [
                     device
                     for device in among
-                    if self._ledger.takes_loads(device, entry.demand)
+                    if self._ledger.may_hold(device, entry.demand)
                     and self._can_load_now(device, entry, _NOTHING)
                 ]
                 if not asleep:

@@ -81,7 +81,7 @@ def plan(
     if among is None:
         among = ledger.eligible_devices(model.demand)
     else:
-        among = [device for device in among if ledger.takes_loads(device, model.demand)]
+        among = [device for device in among if ledger.may_hold(device, model.demand)]
     if model.avoided and model.state is not Residency.ASLEEP:
         among = ledger.not_on(model.avoided_nodes(now), among)
     for device in among:

@@ -134,7 +134,7 @@ class SchedulerState:
         entry = self._models[model]
         if entry.state is Residency.ASLEEP:
             return all(
-                self._ledger.takes_loads(device, entry.demand)
+                self._ledger.may_hold(device, entry.demand)
                 and self._placements.missing_memory(entry, device) <= self._ledger.free(device)
                 for device in entry.devices
             )
@@ -152,7 +152,7 @@ class SchedulerState:
         return self._node_changes.status(node)
 
     def unplaceable_models(self, now: float) -> list[UnplaceableModel]:
-        """Return the models that wait to be loaded and fit on no node that takes loads."""
+        """Return the models that wait to be loaded and fit on no schedulable node."""
         waiting = [self._models[entry.model] for entry in self.load_queue(now)]
         return self._node_changes.unplaceable(waiting)
 

@@ -325,7 +325,7 @@ def test_nothing_is_loaded_or_woken_on_a_draining_node() -> None:
     subject.unloaded("m/m", 33.0)
     assert subject.decide(33.0) == []
     assert not subject.fits_now("n/n")
-    subject.check_fits("n/n")  # it fits once the node takes loads again
+    subject.check_fits("n/n")  # it fits once the node is schedulable again
     subject.undrain_node("b")
     assert [each.model for each in subject.decide(34.0) if isinstance(each, Load)] == ["m/m"]
 
@@ -424,7 +424,7 @@ def test_a_waiting_model_that_fits_nowhere_is_reported_with_the_missing_bytes() 
     ("demand", "reason"),
     [
         (model("m/m", 6, devices=3), "it needs 3 devices of one node"),
-        (model("m/m", 6, nodes=frozenset({"c"})), "no node that takes loads may hold it"),
+        (model("m/m", 6, nodes=frozenset({"c"})), "no schedulable node may hold it"),
         (model("m/m", 60), r"it fits only on a draining node \(d\): undrain the node"),
         (Demand(model="m/m", share=1.0, concurrency=1, devices=3), "it needs 3 devices of one node"),
     ],
