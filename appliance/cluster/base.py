@@ -93,7 +93,7 @@ class NodeConnection(Protocol):
     async def copy_weights(
         self,
         paths: Sequence[Path],
-        keep: Iterable[str] = (),
+        keep: Iterable[str],
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, str]:
         """Copy files and folders that the node does not have; return their paths on the node by path here.

@@ -27,7 +27,7 @@ _DUE: Final = 4
 #: Most models without a plan that a decision tries on the changed devices, and most that it passes over.
 _TRIED: Final = 8
 _SEARCHED: Final = 64
-_MOST_CHANGED: Final = 8  # devices on which these are tried
+_MAX_CHANGED: Final = 8  # devices on which these are tried
 #: Seconds between two plans of a waiting model, at least. They grow with the number of waiting models.
 _INTERVAL: Final = 1.0
 _MODELS_PER_SECOND: Final = 200
@@ -134,7 +134,7 @@ class Backlog:
             among = [each for each in devices if self._devices.enough_memory(model.demand, each)]
             searched += 1
             if among and model.demand.devices == 1:
-                found[model] = sorted(among)[:_MOST_CHANGED]
+                found[model] = sorted(among)[:_MAX_CHANGED]
                 tried += 1
             if tried == _TRIED or searched == _SEARCHED:
                 return

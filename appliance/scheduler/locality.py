@@ -11,7 +11,7 @@ from appliance.scheduler.model import NEWEST, ModelState
 #: Bytes per second of a copy to a node, before a copy was measured: a network of 10 Gbit/s.
 ASSUMED_SPEED: Final = 1_000_000_000.0
 #: Copies of fewer bytes say nothing about the speed of the network.
-_LEAST_MEASURED: Final = 64 * 1024**2
+_MIN_MEASURED: Final = 64 * 1024**2
 
 
 class Locality:
@@ -33,7 +33,7 @@ class Locality:
     def weights_copied(self, model: str, node: str, copied: int, seconds: float) -> None:
         """Record that a node has the weights now, after a copy of ``copied`` bytes that took ``seconds``."""
         self._nodes.setdefault(model, set()).add(node)
-        if copied >= _LEAST_MEASURED and seconds > 0:
+        if copied >= _MIN_MEASURED and seconds > 0:
             self._speed += NEWEST * (copied / seconds - self._speed)
 
     def weights_deleted(self, model: str, node: str) -> None:

@@ -75,7 +75,7 @@ class LocalNode:
     async def copy_weights(
         self,
         paths: Sequence[Path],
-        keep: Iterable[str] = (),
+        keep: Iterable[str],
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, str]:
         if self.problem is not None:
