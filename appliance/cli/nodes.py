@@ -52,6 +52,8 @@ def nodes(context: typer.Context, url: UrlOption = None, as_json: JsonOption = F
     for node in found:
         if node.reason is not None:
             console.print(f"{node.name} is lost: {node.reason}", style="red", markup=False, soft_wrap=True)
+        for model, reason in node.staying.items():
+            console.print(f"{model} is still on {node.name}: {reason}", markup=False, soft_wrap=True)
 
 
 @group.command()
@@ -78,7 +80,7 @@ def drain(
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Empty a node: load no more models there; those there leave when their running predictions end."""
+    """Load no more models on a node, and unload its models when their running predictions have finished."""
     client = connected(url)
     path = f"/admin/nodes/{quote(node, safe='')}/drain"
     done = client.send("DELETE" if undo else "POST", path)
@@ -89,9 +91,9 @@ def drain(
     from appliance.protocols.node_types import NodeResponse
 
     found: NodeResponse = api_client.convert(done, NodeResponse)
-    models = sorted({name for device in found.devices for name in device.models})
     if undo:
         typer.echo(f"models can be loaded on node {node} again")
-    else:
-        left = f"; models still there: {', '.join(models)}" if models else ""
-        typer.echo(f"no more models are loaded on node {node}{left}")
+        return
+    typer.echo(f"no more models are loaded on node {node}")
+    for model, reason in found.staying.items():
+        typer.echo(f"{model} is still there: {reason}")

@@ -238,6 +238,10 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
     console.print(devices)
     console.print()
     console.print(known)
+    for model in found.models:
+        if model.fits_nowhere is not None:
+            message = f"{model.name} fits on no node: {model.fits_nowhere}"
+            console.print(message, style="red", markup=False, soft_wrap=True)
     for left_out in found.not_served:
         message = f"{left_out.name} is not served: {left_out.problem}"
         console.print(message, style="red", markup=False, soft_wrap=True)

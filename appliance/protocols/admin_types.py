@@ -116,6 +116,12 @@ class ModelStatus(Struct, kw_only=True):
     head_only: Annotated[
         str | None, Meta(description="Why the model runs only on the head of the cluster")
     ] = None
+    fits_nowhere: Annotated[
+        str | None,
+        Meta(
+            description="Why predictions of the model wait for another node: it fits on no node that is ready"
+        ),
+    ] = None
 
 
 class SchedulerStatus(Struct, kw_only=True):

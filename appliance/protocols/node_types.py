@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from appliance.protocols.response_types import Time
 
@@ -37,6 +37,9 @@ class NodeResponse(Struct, kw_only=True):
     version: Annotated[str, Meta(description="Version of the appliance")]
     threads: Annotated[int, Meta(description="CPU threads that one model may use")]
     devices: list[NodeDevice]
+    staying: Annotated[
+        dict[str, str], Meta(description="Why each model is still on a draining node, by model")
+    ] = field(default_factory=dict)
 
 
 class NodesResponse(Struct, kw_only=True):

@@ -12,7 +12,7 @@ from appliance.scheduler.locality import Locality
 from appliance.scheduler.model import ModelState
 from appliance.scheduler.transitions import Transitions
 
-#: States of a model that leaves a draining node and is not being loaded elsewhere yet.
+#: States of a pinned model that is unloaded from a draining node and is not being loaded elsewhere yet.
 _MOVING: Final = frozenset({Residency.DRAINING, Residency.UNLOADING, Residency.COLD})
 
 
@@ -21,7 +21,9 @@ class NodeModels(NamedTuple):
 
     draining: bool
     models: tuple[str, ...]  # that hold memory on the node, sorted
-    staying: dict[str, str]  # why each model on a draining node is still there
+    staying: dict[
+        str, str
+    ]  # by model: why it is still on the draining node; empty if the node is not draining
 
 
 class UnplaceableModel(NamedTuple):
@@ -32,11 +34,11 @@ class UnplaceableModel(NamedTuple):
     devices: int  # that it needs, on one node
     memory: int  # bytes that it needs on each of the devices
     missing: int  # bytes that the best node lacks on each of the devices
-    reason: str
+    reason: str  # ends with what to do
 
 
 class NodeChanges:
-    """Removes nodes, and moves models away from draining nodes."""
+    """Removes nodes, and unloads models from draining nodes."""
 
     def __init__(
         self,
@@ -49,7 +51,7 @@ class NodeChanges:
         self._ledger = ledger
         self._locality = locality
         self._transitions = transitions
-        self._moving: set[str] = set()  # pinned models that leave a draining node
+        self._moving: set[str] = set()  # pinned models that are being moved away from a draining node
 
     def remove(self, node: str) -> list[str]:
         found = self._ledger.remove(node)
@@ -91,7 +93,7 @@ class NodeChanges:
                     entry.sleep_after_drain = False
 
     def _stays_pinned(self, entry: ModelState) -> str:
-        """Return why a pinned model stays on a draining node; empty if it can leave now.
+        """Return why a pinned model stays on a draining node; empty if it can be unloaded now.
 
         Pinned models move one after the other, because each changes the memory that is left for the next.
         """
@@ -103,7 +105,9 @@ class NodeChanges:
         if not self._ledger.fits(entry, draining=False):
             missing = readable_bytes(self._missing(entry))
             return f"pinned, and no other node has the memory: {missing} are missing{entry.demand.on_each}"
-        return f"pinned, and moves after {', '.join(sorted(self._moving))}" if self._moving else ""
+        if self._moving:
+            return f"pinned, and waits until {', '.join(sorted(self._moving))} is loaded on another node"
+        return ""
 
     def status(self, node: str) -> NodeModels:
         draining = node in self._ledger.draining_nodes
@@ -113,11 +117,11 @@ class NodeChanges:
 
     def _why_still_there(self, entry: ModelState) -> str:
         if entry.state is Residency.READY and entry.pinned:
-            return self._stays_pinned(entry) or "pinned, and moves now"
+            return self._stays_pinned(entry) or "pinned, and is unloaded next"
         if entry.running:
             count = len(entry.running)
             return "1 prediction is running" if count == 1 else f"{count} predictions are running"
-        return str(entry.state)
+        return f"it is {entry.state}"
 
     def unplaceable(self, waiting: Iterable[ModelState]) -> list[UnplaceableModel]:
         """Return those of the waiting models that fit on no schedulable node."""
@@ -138,12 +142,15 @@ class NodeChanges:
         demand = entry.demand
         if self._ledger.fits(entry, draining=True):
             nodes = ", ".join(sorted(self._ledger.draining_nodes))
-            return f"it fits only on a draining node ({nodes}): undrain the node, or add another one"
+            return (
+                f"it fits only on a draining node ({nodes}): use the node again with "
+                "`appliance drain NODE --undo`, or add another one"
+            )
         if not self._ledger.eligible_devices(demand):
-            return "no schedulable node may hold it: add a node with a device for it"
+            return "no node that is ready may hold it: add a node with a device for it"
         missing = readable_bytes(self._missing(entry))
         if not self._missing(entry):
-            return f"it needs {demand.devices} devices of one node: add a node with as many"
+            return f"it needs {demand.devices} devices of one node: add a node with that many devices"
         return f"{missing} are missing{demand.on_each}: add a node with more memory on its devices"
 
     def _needed(self, entry: ModelState) -> int:

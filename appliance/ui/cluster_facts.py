@@ -22,4 +22,6 @@ def cluster_facts(model: ModelStatus) -> list[str]:
     if model.head_only is not None:
         reason = _(_REASONS.get(model.head_only, model.head_only))
         facts.append(_("runs on the head of the cluster only: {reason}").format(reason=reason))
+    if model.fits_nowhere is not None:
+        facts.append(_("fits on no node that is ready"))
     return facts

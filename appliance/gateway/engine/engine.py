@@ -84,8 +84,7 @@ class Engine:
         )
         self._saver = Saver(self._store, self._active)
         self._saving: asyncio.Task[None] | None = None
-        self._draining = False
-        self._closed = False
+        self._draining = self._closed = False
         self._wakeup: asyncio.TimerHandle | None = None
         self._last_event = 0  # number of the last event of the scheduler's log that was handled
 
@@ -153,6 +152,7 @@ class Engine:
             self._dependencies.on_event(event)
         self._memory_profiles.send_limits()
         self._prefetch.update(now)
+        self.nodes.log_unplaceable(now)
         if self._wakeup is not None:
             self._wakeup.cancel()
             self._wakeup = None

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from appliance import machine, weights
 from appliance.cluster.base import NodeFolders
@@ -29,6 +29,9 @@ if TYPE_CHECKING:  # without a cluster this package is not needed
 
 _log = logging.getLogger(__name__)
 
+#: Seconds between two checks whether waiting models fit on no node.
+_CHECK_INTERVAL: Final = 1.0
+
 
 class EngineNodes:
     """Adds and removes the devices of nodes: the ``NodeListener`` of the engine, used on its event loop."""
@@ -46,6 +49,8 @@ class EngineNodes:
         self._decide = decide
         self._clients: dict[str, NodeClient] = {}  # by node that has joined
         loads.on_copied = self._copied
+        self._unplaceable: set[str] = set()  # models that were logged, because they fit on no node
+        self._checked_at = float("-inf")
 
     def joined(self, facts: NodeFacts, client: NodeClient) -> None:
         """Add the devices of a node that has joined, so that models are placed there.
@@ -147,6 +152,24 @@ class EngineNodes:
         self._devices.remove(name)
         self._cluster.remove_node(name, reason)
         self._decide()
+
+    def staying(self, name: str) -> dict[str, str]:
+        """Return why models are still on a draining node, by model; empty if the node is not draining."""
+        return self._scheduler.models_on_node(name).staying
+
+    def log_unplaceable(self, now: float) -> None:
+        """Log each waiting model that fits on no node, once until it fits. Checks once a second at most."""
+        if not self._devices.node or now < self._checked_at + _CHECK_INTERVAL:
+            return
+        self._checked_at = now
+        found = {each.model: each for each in self._scheduler.unplaceable_models(now)}
+        for name in found.keys() - self._unplaceable:
+            model = found[name]
+            waiting = (
+                "1 prediction waits" if model.predictions == 1 else f"{model.predictions} predictions wait"
+            )
+            _log.warning("%s fits on no node, and %s for it: %s", name, waiting, model.reason)
+        self._unplaceable = set(found)
 
     def draining(self, name: str, draining: bool) -> None:
         """Drain a node: load nothing there, and move its models to other nodes; or undrain it."""

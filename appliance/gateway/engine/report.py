@@ -50,10 +50,11 @@ def status(
 
     ``copying`` has the models whose weights are being copied, with the nodes.
     """
+    fits_nowhere = {each.model: each.reason for each in scheduler.unplaceable_models(time.monotonic())}
     return SchedulerStatus(
         draining=draining,
         queued=scheduler.queue_length(),
-        models=[_model_status(scheduler, entry, keys, copying or {}) for entry, keys in models],
+        models=[_model_status(scheduler, entry, keys, copying or {}, fits_nowhere) for entry, keys in models],
         devices=[
             DeviceMemoryUse(
                 name=device,
@@ -68,7 +69,11 @@ def status(
 
 
 def _model_status(
-    scheduler: Scheduler, entry: ServedVersion, instances: Sequence[str], copying: Mapping[str, str]
+    scheduler: Scheduler,
+    entry: ServedVersion,
+    instances: Sequence[str],
+    copying: Mapping[str, str],
+    fits_nowhere: Mapping[str, str],
 ) -> ModelStatus:
     name = entry.runs_on
     return ModelStatus(
@@ -85,6 +90,7 @@ def _model_status(
         memory=footprint(scheduler.footprints.of(name)),
         copying_to=copying.get(name),
         head_only=None if scheduler.demand(name).nodes is None else head_only(entry.model),
+        fits_nowhere=next((fits_nowhere[key] for key in instances if key in fits_nowhere), None),
     )
 
 

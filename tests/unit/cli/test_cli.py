@@ -367,6 +367,28 @@ def test_predictions(command: Command, server: Server) -> None:
     assert "ID --cancel" in nameless.err
 
 
+def node(**facts: Any) -> dict[str, Any]:
+    return {
+        "name": "box", "role": "node", "address": "10.0.0.2:8770", "state": "draining",
+        "since": "2026-01-02T03:04:05Z", "reason": None, "version": "1", "threads": 3, "devices": [], **facts,
+    }  # fmt: skip
+
+
+def test_nodes_and_drain_tell_why_models_are_still_on_a_draining_node(
+    command: Command, server: Server
+) -> None:
+    draining = node(staying={"test/echo": "2 predictions are running"})
+    server.answer("GET", "/admin/nodes", {"nodes": [draining]})
+    assert "test/echo is still on box: 2 predictions are running" in command("nodes").out
+    server.answer("POST", "/admin/nodes/box/drain", draining, 202)
+    assert command("drain", "box").out.splitlines() == [
+        "no more models are loaded on node box",
+        "test/echo is still there: 2 predictions are running",
+    ]
+    server.answer("DELETE", "/admin/nodes/box/drain", node(state="ready"), 202)
+    assert command("drain", "box", "--undo").out == "models can be loaded on node box again\n"
+
+
 def test_status(command: Command, server: Server) -> None:
     found = {
         "version": "1",
@@ -397,6 +419,7 @@ def test_status(command: Command, server: Server) -> None:
                     "out_of_memory": 3,
                     "problem": None,
                 },
+                "fits_nowhere": "2.0 GiB are missing",
             }
         ],
         "not_served": [{"name": "test/broken", "problem": "[its header] is damaged"}],
@@ -413,6 +436,7 @@ def test_status(command: Command, server: Server) -> None:
         "ready",
         "03:04:05  model test/echo is ready after 1.0 s",
         "test/broken is not served: [its header] is damaged",
+        "test/echo fits on no node: 2.0 GiB are missing",
     ):
         assert part in shown
     assert json.loads(command("status", "--json").out) == {**found, "added_in_a_newer_version": 1}

@@ -392,11 +392,10 @@ def test_pinned_models_move_one_after_the_other_and_the_last_stays_if_it_does_no
     assert subject.models_on_node("b").models == ("m/m", "n/n")
     subject.drain_node("b")
     assert [type(each) for each in subject.decide(2.0)] == [Unload]
-    (other,) = [
-        name for name, why in subject.models_on_node("b").staying.items() if why != Residency.UNLOADING.value
-    ]
-    assert "moves after" in subject.models_on_node("b").staying[other]
-    (moved,) = {"m/m", "n/n"} - {other}
+    (moved,) = [name for name in ("m/m", "n/n") if subject.residency(name) is Residency.UNLOADING]
+    (other,) = {"m/m", "n/n"} - {moved}
+    reason = f"pinned, and waits until {moved} is loaded on another node"
+    assert subject.models_on_node("b").staying == {moved: "it is unloading", other: reason}
     subject.unloaded(moved, 3.0)
     finish(subject, subject.decide(3.0), 3.0)
     assert subject.devices(moved) == ("a/cuda:0",)
@@ -424,8 +423,11 @@ def test_a_waiting_model_that_fits_nowhere_is_reported_with_the_missing_bytes() 
     ("demand", "reason"),
     [
         (model("m/m", 6, devices=3), "it needs 3 devices of one node"),
-        (model("m/m", 6, nodes=frozenset({"c"})), "no schedulable node may hold it"),
-        (model("m/m", 60), r"it fits only on a draining node \(d\): undrain the node"),
+        (model("m/m", 6, nodes=frozenset({"c"})), "no node that is ready may hold it"),
+        (
+            model("m/m", 60),
+            r"it fits only on a draining node \(d\): use the node again with `appliance drain",
+        ),
         (Demand(model="m/m", share=1.0, concurrency=1, devices=3), "it needs 3 devices of one node"),
     ],
 )

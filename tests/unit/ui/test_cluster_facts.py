@@ -26,8 +26,9 @@ def model(**facts: Any) -> ModelStatus:
     [
         ({}, []),
         ({"copying_to": "box"}, ["copying weights to box"]),
+        ({"fits_nowhere": "2.0 GiB are missing: add a node"}, ["fits on no node that is ready"]),
         ({"head_only": "Cog project"}, ["runs on the head of the cluster only: Cog project"]),
     ],
 )
-def test_copies_and_models_that_stay_on_the_head_are_shown(facts: dict[str, Any], shown: list[str]) -> None:
+def test_facts_about_a_model_in_a_cluster_are_shown(facts: dict[str, Any], shown: list[str]) -> None:
     assert cluster_facts(model(**facts)) == shown

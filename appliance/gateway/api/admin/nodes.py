@@ -59,7 +59,10 @@ def _all(services: Services) -> list[NodeResponse]:
     if services.nodes is None:
         return []
     used = {device.name: device for device in services.engine.status().devices}
-    return [_head(services, services.nodes, used), *(_node(each, used) for each in services.nodes.statuses())]
+    nodes = [_node(each, used) for each in services.nodes.statuses()]
+    for node in nodes:
+        node.staying = services.engine.nodes.staying(node.name)
+    return [_head(services, services.nodes, used), *nodes]
 
 
 def _head(services: Services, nodes: Nodes, used: dict[str, DeviceMemoryUse]) -> NodeResponse:

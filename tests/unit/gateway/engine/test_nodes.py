@@ -152,6 +152,43 @@ async def test_a_drained_node_gets_no_loads_until_it_is_used_again(bench: Bench,
     assert bench.scheduler.devices("test/stream") == ("box/cpu",)
 
 
+async def test_the_reason_why_a_model_is_still_on_a_draining_node_is_given(
+    bench: Bench, tmp_path: Path
+) -> None:
+    await bench.engine.load(bench.echo)
+    join(bench, tmp_path)
+    prediction = await bench.submit(bench.stream, text="a", delay=30)
+    await bench.until(prediction, Status.PROCESSING)
+    assert bench.engine.nodes.staying("box") == {}
+    bench.engine.nodes.draining("box", True)
+    assert bench.engine.nodes.staying("box") == {"test/stream": "1 prediction is running"}
+
+
+async def test_a_model_that_fits_on_no_node_is_logged_once_and_shown_in_the_status(
+    bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await bench.engine.load(bench.echo)
+    join(bench, tmp_path)
+    bench.engine.pin(bench.echo, pinned=True)
+    bench.engine.nodes.draining("box", True)
+    await bench.submit(bench.stream, text="a")
+    reason = (
+        "it fits only on a draining node (box): use the node again with `appliance drain NODE --undo`, "
+        "or add another one"
+    )
+    assert {each.name: each.fits_nowhere for each in bench.engine.status().models} == {
+        "test/echo": None, "test/stream": reason, "test/big": None, "test/files": None,
+    }  # fmt: skip
+    start = time.monotonic()
+    with caplog.at_level("WARNING", "appliance.gateway.engine.nodes"):
+        for passed in (10, 20):
+            bench.engine.nodes.log_unplaceable(start + passed)
+        bench.engine.nodes.draining("box", False)
+        bench.engine.nodes.log_unplaceable(start + 30)
+    logged = [each.getMessage() for each in caplog.records]
+    assert logged == [f"test/stream fits on no node, and 1 prediction waits for it: {reason}"]
+
+
 async def test_the_memory_of_a_node_is_measured_without_waiting_for_it(bench: Bench, tmp_path: Path) -> None:
     node = LocalNode(tmp_path / "box")
     node.used = {"cpu": 3 * MIB}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from appliance.scheduler import Capacity
 from tests.support.agents import cluster
 from tests.support.api_client import Api
+from tests.support.engine_bench import Bench
 
 
 async def test_without_a_cluster_there_are_no_nodes(api: Api) -> None:
@@ -29,6 +31,22 @@ async def test_the_nodes_and_their_devices(api: Api, tmp_path: Path) -> None:
     (device,) = found[1]["devices"]
     assert (device["name"], device["memory"]) == ("one/cpu", 10**9)
     assert found[0]["devices"][0]["used"] is not None
+
+
+async def test_the_reason_why_a_model_is_still_on_a_draining_node_is_shown(
+    api: Api, bench: Bench, tmp_path: Path
+) -> None:
+    async with cluster(tmp_path, "one") as (head, _):
+        api.services.nodes = head.nodes
+        bench.scheduler.add_devices([Capacity("one/cpu", 10**9, node="one")])
+        bench.scheduler.adopted("test/echo", ("one/cpu",), 10**6, 0.0, levels=(), level=None)
+        bench.scheduler.resumed("p", "test/echo", None)
+        bench.scheduler.drain_node("one")
+        nodes = (await api.get("/admin/nodes")).json()["nodes"]
+    assert {each["name"]: each["staying"] for each in nodes} == {
+        "head": {},
+        "one": {"test/echo": "1 prediction is running"},
+    }
 
 
 async def test_a_node_is_drained(api: Api, tmp_path: Path) -> None:
