@@ -23,9 +23,9 @@ def join(
     address: Annotated[
         str,
         typer.Argument(
-            metavar="ADDRESS",
-            help="Address of the head: HOST or HOST:PORT. If several machines can be the head, all their "
-            "addresses, separated by commas.",
+            metavar="HOST[:PORT]",
+            help="The head; default port: 8770. If several machines can be the head, all of them, separated by "
+            "commas.",
         ),
     ],
     token: Annotated[
@@ -48,8 +48,8 @@ def join(
         str | None,
         typer.Option(
             "--address",
-            help="IPv4 address of this machine at which the head reaches it. Default: the one from which "
-            "this machine reaches the head.",
+            help="IPv4 address at which the head reaches this machine. Default: the address from which this "
+            "machine connects to the head.",
         ),
     ] = None,
     port: Annotated[
@@ -66,7 +66,7 @@ def join(
         list[str] | None,
         typer.Option(
             "--device",
-            help="A logical device, such as small=4GiB, instead of the machine's devices. Repeatable.",
+            help="A logical device, such as small=4GiB, instead of the machine's devices. Can be repeated.",
         ),
     ] = None,
     listen: Annotated[
@@ -74,8 +74,8 @@ def join(
         typer.Option(
             "--listen",
             metavar="HOST:PORT",
-            help="Answer the HTTP API and the UI here too, such as 0.0.0.0:8000: requests are forwarded to "
-            "the head. Default: this machine does not answer HTTP.",
+            help="Answer the HTTP API and the UI at this host and port, such as 0.0.0.0:8000, by forwarding "
+            "requests to the head. Default: this machine does not answer HTTP.",
         ),
     ] = None,
     certificate: Annotated[
@@ -87,8 +87,8 @@ def join(
     """Make this machine a node of a cluster, until Ctrl-C or SIGTERM.
 
     The head is the machine of `appliance serve` whose models.yaml has the section `cluster`. It loads models
-    on this machine. If the head is away, this machine waits, and joins again. With several addresses, it
-    joins the machine that is the head now.
+    on this machine. If the head becomes unreachable, this machine waits, and joins again. If several machines
+    can be the head, it joins the one that is the head now.
     """
     from appliance.driver.cluster_head import own_name
     from appliance.driver.node import NodeSettings
@@ -134,15 +134,15 @@ def _host_and_port(text: str) -> tuple[str, int]:
     if not colon and text:
         return text, DEFAULT_PORT
     if not host or not (port.isascii() and port.isdecimal()) or not 1 <= int(port) <= 65535:
-        raise ConfigError(f"{text} is not an address of a head: write HOST or HOST:PORT")
+        raise ConfigError(f"{text} does not name a head: write HOST or HOST:PORT")
     return host, int(port)
 
 
 def _listen(text: str | None, certificate: Path | None, key: Path | None) -> Listen | None:
-    """Return where this machine answers HTTP.
+    """Return the host, port and certificate for HTTP on this machine; None without ``--listen``.
 
     Raises:
-        ConfigError: the address is not valid, or an option is missing.
+        ConfigError: an option is not valid or missing.
     """
     from appliance.driver.node_http import Listen
 
@@ -150,11 +150,11 @@ def _listen(text: str | None, certificate: Path | None, key: Path | None) -> Lis
         raise ConfigError("give both --certificate and --key, or neither", key="--certificate")
     if text is None:
         if certificate is not None:
-            raise ConfigError("--certificate needs --listen, the address at which it is used", key="--listen")
+            raise ConfigError("--certificate needs --listen HOST:PORT, where it is used", key="--listen")
         return None
     host, _, port = text.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()) or not 1 <= int(port) <= 65535:
-        raise ConfigError(f"{text} is not an address: write HOST:PORT, such as 0.0.0.0:8000", key="--listen")
+        raise ConfigError(f"{text} is not valid: write HOST:PORT, such as 0.0.0.0:8000", key="--listen")
     host = host.removeprefix("[").removesuffix("]")
     if certificate is None or key is None:
         return Listen(host, int(port))

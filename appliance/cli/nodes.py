@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
@@ -9,6 +10,7 @@ import typer
 
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config, print_json
 from appliance.cli.remote import UrlOption, connected
+from appliance.domain.errors import ConfigError
 from appliance.domain.units import readable_bytes
 
 if TYPE_CHECKING:
@@ -59,16 +61,23 @@ def nodes(context: typer.Context, url: UrlOption = None, as_json: JsonOption = F
 @group.command()
 def token(
     renew: Annotated[
-        bool, typer.Option("--renew", help="Make a new token first. The old token is refused from now on.")
+        bool,
+        typer.Option("--renew", help="Make a new token first. From then on, the head refuses the old token."),
     ] = False,
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Print the token with which other machines join this head. Whoever has it can join: keep it secret."""
+    """Print the token with which other machines join the cluster. Whoever has it can join: keep it secret."""
     from appliance.nodes import identity
     from appliance.nodes.registry import cluster_folder
 
     folder = cluster_folder(home_folder(home, load_config(config)))
+    if renew and os.environ.get(identity.TOKEN_VARIABLE):
+        raise ConfigError(
+            f"--renew has no lasting effect: the head takes its token from {identity.TOKEN_VARIABLE}. So "
+            "change the variable on all machines, and restart the head",
+            key=identity.TOKEN_VARIABLE,
+        )
     if renew:
         identity.renew_secret(folder)
     typer.echo(str(identity.join_token(folder)))

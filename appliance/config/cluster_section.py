@@ -11,18 +11,18 @@ from appliance.domain.section import Section, subsection
 from appliance.domain.values import Seconds
 
 _Port = Annotated[int, Field(ge=1, le=65535)]
-_SHORTEST: Final = 3.0  # seconds; heartbeats are sent every second
+_MIN_LOST_AFTER: Final = 3.0  # seconds; heartbeats are sent every second
 
 
 def _address(value: str) -> str:
     try:
         address = ipaddress.ip_address(value)
     except ValueError:
-        return value  # a name
+        return value  # a host name
     if address.version != 4 or address.is_unspecified or str(address) == "127.0.0.1":
         raise ValueError(
-            f"{value} is not an address at which other machines reach this one: give the IPv4 address of a "
-            "network interface, or a name that stands for it"
+            f"{value} is not an address that other machines can use: give the IPv4 address of a network "
+            "interface of this machine, or a host name for it"
         )
     return value
 
@@ -66,8 +66,8 @@ class ClusterConfig(Section):
 
     address: Annotated[str, AfterValidator(_address)] = Field(
         min_length=1,
-        description="Address at which the other machines reach this one: the IPv4 address of a network "
-        "interface, or a name that stands for it.",
+        description="IPv4 address of a network interface of this machine, or a host name for it. The other "
+        "machines connect to it.",
     )
     name: str | None = Field(
         default=None,
@@ -79,13 +79,13 @@ class ClusterConfig(Section):
     lost_after: Seconds = Field(
         default=10.0,
         description="Time without an answer after which a machine counts as lost; at least 3 s. Its "
-        "predictions then run on other machines.",
+        "predictions without output then run on other machines; those with output fail and keep it.",
     )
     ports: ClusterPorts = subsection(ClusterPorts(), "Ports that Ray uses between the machines.")
 
     @model_validator(mode="after")
     def _complete(self) -> ClusterConfig:
-        if self.lost_after < _SHORTEST:
+        if self.lost_after < _MIN_LOST_AFTER:
             raise ValueError("lost_after: give at least 3 s, because heartbeats are sent every second")
         used = (self.ports.gcs, self.ports.node_manager, self.ports.object_manager)
         first, last = self.ports.workers

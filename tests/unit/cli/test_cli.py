@@ -389,6 +389,15 @@ def test_nodes_and_drain_tell_why_models_are_still_on_a_draining_node(
     assert command("drain", "box", "--undo").out == "models can be loaded on node box again\n"
 
 
+def test_a_token_from_the_environment_is_not_renewed(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APPLIANCE_CLUSTER_TOKEN", "x" * 32)
+    refused = command("nodes", "token", "--renew")
+    assert refused.code != 0
+    assert "change the variable on all machines" in refused.err
+
+
 def test_status(command: Command, server: Server) -> None:
     found = {
         "version": "1",
