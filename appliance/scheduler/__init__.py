@@ -33,16 +33,17 @@ Files, in reading order:
 - ``model``: state, queue and measurements of one model
 - ``fair_queue``: the queue of one model, shared fairly between accounts
 - ``scheduler``: the class that the engine calls; read ``decide`` first
-- ``questions``: its base class, with everything that reports ask
-- ``model_index``: which models a decision has to look at
+- ``queries``: its base class, with the methods that change nothing
+- ``model_index``: the models that a decision has to consider
 - ``placements``: which waiting models are loaded, and which models are evicted for them
-- ``backlog``, ``device_index``: which waiting models and devices are looked at if there are many
+- ``backlog``, ``device_index``: the waiting models and devices that a decision considers if there are many
 - ``plan``: the best devices and victims for one model
 - ``policy``: costs, patience, the bound on thrashing, and other numbers behind these plans
 - ``ledger``: reserved bytes of every device
 - ``transitions``: every change of a model's state
 - ``footprints``: measured memory of models
-- ``nodes``, ``locality``: nodes of a cluster that are removed or drained, and which nodes have weights
+- ``nodes``: nodes of a cluster that are removed or drained
+- ``locality``: the nodes that have weights and instances of a model
 - ``rebalancing``: moves queued predictions between instances of one model
 - ``children``, ``deadlock``: predictions that wait for child predictions
 - ``event_log``: the last events, for logs, metrics and the admin API

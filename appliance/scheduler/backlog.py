@@ -1,12 +1,12 @@
-"""The models that wait to be loaded on many devices, and which of them each decision looks at.
+"""Plans of the waiting models if there are many devices, and which models each decision plans again.
 
 With few devices, each decision plans the load of every waiting model. With many devices that takes too long.
-So plans are kept, and a decision looks at a model only if
+So plans are kept, and a decision plans a model again only if
 
 - the model has changed,
 - the devices of its plan have changed,
-- a device has changed that may have the memory for it, and the model is one of the most urgent ones,
-- or nothing of that has happened for a while, because costs and benefits change with time.
+- it is one of the most urgent models, and a device that may have the memory for it has changed,
+- or its last plan is about a second old, because costs and benefits change with time.
 """
 
 from __future__ import annotations
@@ -18,39 +18,40 @@ from appliance.scheduler import policy
 from appliance.scheduler.device_index import DeviceIndex
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import ModelState
-from appliance.scheduler.model_index import ModelIndex, Times
+from appliance.scheduler.model_index import DueTimes, ModelIndex
 
-#: A backlog is used with more devices than these. One machine has fewer.
+#: The backlog is used if there are more devices than this. One machine has fewer.
 MANY_DEVICES: Final = 24
-#: Most models that a decision looks at because some time has passed.
-_DUE: Final = 4
-#: Most models without a plan that a decision tries on the changed devices, and most that it passes over.
-_TRIED: Final = 8
-_SEARCHED: Final = 64
-_MAX_CHANGED: Final = 8  # devices on which these are tried
-#: Seconds between two plans of a waiting model, at least. They grow with the number of waiting models.
+#: Models that one decision plans because their last plan is old.
+_MAX_DUE: Final = 4
+#: Models without a plan: how many one decision plans for changed devices, and how many it checks for that.
+_MAX_PLANNED: Final = 8
+_MAX_CHECKED: Final = 64
+_MAX_CHANGED_DEVICES: Final = 8  # that each of these models is planned for
+#: Least seconds between two plans of a waiting model that has not changed.
 _INTERVAL: Final = 1.0
+#: Old plans that are made again in a second. If more models wait, the interval is longer.
 _MODELS_PER_SECOND: Final = 200
-#: Seconds until the next decision, if this one left models for later.
+#: Seconds until the next decision, if this one has planned `_MAX_DUE` models and others are due.
 SOON: Final = 0.02
 
 Rank = tuple[bool, float]
 
 
-class _Planned(NamedTuple):
-    rank: Rank
+class _KeptPlan(NamedTuple):
+    rank: Rank  # of the model when the plan was made
     missing: dict[str, int]  # bytes by device that the model still needs
 
 
-class Promises(dict[str, int]):
-    """Bytes by device that are promised to models that are more urgent than one model."""
+class ReservedForOthers(dict[str, int]):
+    """Bytes by device that are kept for more urgent models, computed when a device is first asked for."""
 
-    def __init__(self, promised: Callable[[str], int]) -> None:
+    def __init__(self, compute: Callable[[str], int]) -> None:
         super().__init__()
-        self._promised = promised
+        self._compute = compute
 
     def __missing__(self, device: str) -> int:
-        self[device] = found = self._promised(device)
+        self[device] = found = self._compute(device)
         return found
 
 
@@ -65,17 +66,17 @@ class Backlog:
         rank: Callable[[ModelState, float], Rank],
         many_devices: int,
     ) -> None:
-        """With more devices than ``many_devices`` the backlog is used."""
+        """Start without plans. The backlog is used if there are more devices than ``many_devices``."""
         self._index = index
         self._ledger = ledger
         self._devices = devices
         self._rank = rank
         self._many_devices = many_devices
-        self._due = Times()  # when the next plan of each waiting model is due
-        self._plans: dict[ModelState, _Planned] = {}
-        self._planned_on: dict[str, dict[ModelState, int]] = {}
+        self._due = DueTimes()  # when the next plan of each waiting model is due
+        self._plans: dict[ModelState, _KeptPlan] = {}
+        self._planned_on: dict[str, dict[ModelState, int]] = {}  # by device: missing bytes by model
         self._without_plan: set[ModelState] = set()
-        self._by_urgency: list[ModelState] = []  # those without a plan, at `_sorted_at`
+        self._by_urgency: list[ModelState] = []  # the models without a plan at `_sorted_at`
         self._sorted_at = float("-inf")
         self._started = False
 
@@ -84,17 +85,17 @@ class Backlog:
         return len(self._ledger.capacities) > self._many_devices
 
     def reset(self) -> None:
-        """Forget all plans, because they are not needed."""
+        """Forget all plans, because there are only a few devices now."""
         self._index.take_changed(float("-inf"))
         if self._started:
             for model in [*self._plans, *self._without_plan]:
                 self._forget(model)
             self._started = False
 
-    def take(self, now: float) -> list[tuple[ModelState, list[str] | None]]:
-        """Return the models to plan now, the most urgent first, each with the devices to choose from.
+    def models_to_plan(self, now: float) -> list[tuple[ModelState, list[str] | None]]:
+        """Return the models to plan in this decision, the most urgent first. Call this once a decision.
 
-        None stands for all devices.
+        Each comes with the devices to choose from; None stands for all devices.
         """
         changed = self._index.take_changed(now)
         if not self._started:
@@ -114,35 +115,37 @@ class Backlog:
         for device in devices:
             for model in self._planned_on.get(device, ()):
                 found.setdefault(model, list(self._plans[model].missing))
-        for model in self._due.take_due(now, _DUE):
+        for model in self._due.take_due(now, _MAX_DUE):
             found[model] = None
-        self._try_changed(devices, found, now)
+        self._add_models_without_plan(devices, found, now)
         return sorted(found.items(), key=lambda each: (self._rank(each[0], now), each[0].number))
 
-    def _try_changed(self, devices: set[str], found: dict[ModelState, list[str] | None], now: float) -> None:
-        """Add urgent models without a plan that may be loaded on the changed devices."""
+    def _add_models_without_plan(
+        self, devices: set[str], found: dict[ModelState, list[str] | None], now: float
+    ) -> None:
+        """Add urgent models without a plan to ``found`` that the changed ``devices`` may have memory for."""
         if not devices or not self._without_plan:
             return
         if now >= self._sorted_at + _INTERVAL:
             order = [(self._rank(each, now), each.number, each) for each in self._without_plan]
             self._by_urgency = [each for _, _, each in sorted(order)]
             self._sorted_at = now
-        tried = searched = 0
+        added = checked = 0
         for model in self._by_urgency:
             if model not in self._without_plan or model in found:
                 continue
             among = [each for each in devices if self._devices.enough_memory(model.demand, each)]
-            searched += 1
+            checked += 1
             if among and model.demand.devices == 1:
-                found[model] = sorted(among)[:_MAX_CHANGED]
-                tried += 1
-            if tried == _TRIED or searched == _SEARCHED:
+                found[model] = sorted(among)[:_MAX_CHANGED_DEVICES]
+                added += 1
+            if added == _MAX_PLANNED or checked == _MAX_CHECKED:
                 return
 
-    def promises(self, model: ModelState, now: float) -> Promises:
-        """Return what is promised to models that are more urgent than this one."""
+    def reserved_for_others(self, model: ModelState, now: float) -> ReservedForOthers:
+        """Return the bytes by device that the plans of more urgent models need."""
         rank = self._rank(model, now)
-        return Promises(
+        return ReservedForOthers(
             lambda device: sum(
                 missing
                 for other, missing in self._planned_on.get(device, {}).items()
@@ -153,28 +156,30 @@ class Backlog:
     def has_plan(self, model: ModelState) -> bool:
         return model in self._plans
 
-    def keep(self, model: ModelState, missing: dict[str, int], now: float, *, due: bool) -> None:
-        """Keep the plan of a model: the bytes that are missing on its devices; empty: it has no plan.
+    def store_plan(
+        self, model: ModelState, missing: dict[str, int], now: float, *, new_due_time: bool
+    ) -> None:
+        """Store the devices of a model's plan, with the bytes that are missing there; empty: it has no plan.
 
-        ``due`` sets the time of the next plan; without it, the time stays as it was.
+        With ``new_due_time``, the time of the next plan is set; otherwise it stays as it was.
         """
         self._drop_plan(model)
         if missing:
-            self._plans[model] = _Planned(self._rank(model, now), missing)
+            self._plans[model] = _KeptPlan(self._rank(model, now), missing)
             for device, memory in missing.items():
                 self._planned_on.setdefault(device, {})[model] = memory
             self._without_plan.discard(model)
         else:
             self._without_plan.add(model)
-        if due:
+        if new_due_time:
             waiting = len(self._plans) + len(self._without_plan)
             at = now + max(_INTERVAL, waiting / _MODELS_PER_SECOND)
-            loses_patience = (model.waiting_since or now) + policy.patience(model)
-            self._due.set(model, min(at, loses_patience) if loses_patience > now else at)
+            patience_ends = (model.waiting_since or now) + policy.patience(model)
+            self._due.set(model, min(at, patience_ends) if patience_ends > now else at)
 
     def next_time(self, now: float) -> float | None:
-        """Return when models are due for which there was no time in this decision; None if there are none."""
-        at = self._due.first()
+        """Return when the next plan is due, at least ``SOON`` from now; None if none is due at any time."""
+        at = self._due.earliest()
         return now + SOON if at is not None and at <= now else at
 
     def _forget(self, model: ModelState) -> None:

@@ -61,7 +61,7 @@ def _can_start(
         return len(model.running) < model.demand.concurrency or not completable.isdisjoint(model.running)
     if model.state is Residency.DRAINING and not model.running <= completable:
         return False
-    own = model.reserved if _stays(model, completable) else 0  # it may use its own memory
+    own = model.reserved if _keeps_memory(model, completable) else 0  # it may use its own memory
     large_enough = Counter[str]()
     for each in _eligible(model, capacities):
         available = free[each.device] + (own if each.device in model.devices else 0)
@@ -71,7 +71,7 @@ def _can_start(
     return False
 
 
-def _stays(model: ModelState, completable: set[str]) -> bool:
+def _keeps_memory(model: ModelState, completable: set[str]) -> bool:
     """Return whether the model still holds its memory once the completable predictions have finished."""
     return model.pinned or not model.running <= completable
 
@@ -82,7 +82,7 @@ def _eventually_free(
     """Return the bytes by device that are free once the completable predictions have finished."""
     free = {capacity.device: capacity.memory for capacity in capacities}
     for each in models:
-        if _stays(each, completable):
+        if _keeps_memory(each, completable):
             for device in each.devices:
                 if device in free:  # not of a removed node
                     free[device] -= each.reserved

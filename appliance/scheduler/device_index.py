@@ -1,4 +1,4 @@
-"""Devices sorted by the memory that a load may get, so that a load need not look at each of many devices."""
+"""Devices sorted by the memory that a load may get, so that one load is compared on only some of them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.locality import Locality
 from appliance.scheduler.model import ModelState
 
-#: Most devices of each sort that are compared for one load.
-_FREE: Final = 4
-_EVICTING: Final = 12
-_WITH_WEIGHTS: Final = 12
-#: Most devices that are passed over to find one on a node without another instance of the model.
-_SEARCHED: Final = 64
+# The number of devices that are compared for one load.
+_MAX_FREE: Final = 4  # with free memory
+_MAX_EVICTING: Final = 12  # on which models would be evicted
+_MAX_WITH_WEIGHTS: Final = 12  # on nodes that have the weights
+#: Devices that are checked to find one on a node without another instance of the model.
+_MAX_CHECKED: Final = 64
 
 _LEAVING: Final = frozenset({Residency.DRAINING, Residency.FALLING_ASLEEP, Residency.UNLOADING})
 _IDLE_STATES: Final = frozenset({Residency.READY, Residency.ASLEEP})
 
 
 class _Memory(NamedTuple):
-    """What a load may get of one device, in bytes."""
+    """Bytes of one device that a load may get."""
 
-    now: int  # without waiting; 0 while a model loads or leaves
-    idle: int  # after models that leave, and idle ones, have left
-    all: int  # after all models that are not pinned have left
+    now: int  # without waiting; 0 while a model is loaded or unloaded there
+    idle: int  # if all idle models that are not pinned are evicted, and models being unloaded are gone
+    all: int  # if all models that are not pinned are evicted
 
 
 class DeviceIndex:
-    """The devices that are worth a look for one load. Knows only schedulable nodes."""
+    """Selects the devices to compare for one load. It has only devices of schedulable nodes."""
 
     def __init__(self, ledger: Ledger, locality: Locality) -> None:
         self._ledger = ledger
@@ -43,18 +43,18 @@ class DeviceIndex:
         }
         self._capacities: dict[str, tuple[bool, int]] = {}  # whether it is main memory, and its bytes
         self._changed: set[str] = set()
-        self._turn = 0
+        self._searches = 0  # of devices on which models would be evicted
 
     def take_changed(self) -> set[str]:
-        """Return the schedulable devices that have changed since this was called before."""
+        """Return the schedulable devices that have changed since the last call."""
         self._refresh()
         found, self._changed = self._changed, set()
         return found
 
     def _refresh(self) -> None:
-        touched = self._ledger.touched
-        while touched:
-            device = touched.pop()
+        changed = self._ledger.changed_devices
+        while changed:
+            device = changed.pop()
             self._drop(device)
             self._changed.discard(device)
             if self._ledger.is_schedulable(device):
@@ -62,17 +62,18 @@ class DeviceIndex:
                 self._changed.add(device)
 
     def enough_memory(self, demand: Demand, device: str) -> bool:
-        """Return whether the device may have the memory for this demand once idle models have left."""
+        """Return whether the device has the memory for this demand if idle models are evicted."""
         capacity, memory = self._ledger.capacities.get(device), self._memory.get(device)
         if capacity is None or memory is None or capacity.is_main_memory is not demand.on_cpu:
             return False
         return demand.bytes_on(capacity) <= memory.idle
 
-    def candidates(self, model: ModelState, *, patient: bool) -> list[str]:
+    def candidates(self, model: ModelState, *, spare_busy: bool) -> list[str]:
         """Return the devices to compare for a load of the model.
 
-        First come devices with free memory, and devices of nodes that have the weights of the model. If
-        there is no free memory, some devices follow on which models have to be evicted: others each time.
+        These are devices of nodes that have the weights of the model, and devices with free memory. If no
+        device has enough free memory, some devices on which models would be evicted are added, and each call
+        adds others.
         """
         self._refresh()
         demand = model.demand
@@ -80,59 +81,62 @@ class DeviceIndex:
             found = [each for node in sorted(demand.nodes) for each in self._ledger.devices_of(node)]
             found = [each for each in found if each in self._memory]
         else:
-            needed = self._least_needed(demand)
-            with_weights = list(self._with_weights(model, needed, patient=patient))
+            needed = self._min_needed(demand)
+            with_weights = list(self._with_weights(model, needed, spare_busy=spare_busy))
             found = with_weights + list(self._free(model, needed))
             if len(found) == len(with_weights):
-                found += self._evicting(demand, needed, patient=patient)
+                found += self._evicting(demand, needed, spare_busy=spare_busy)
         if demand.devices > 1:
             nodes = dict.fromkeys(self._ledger.capacities[each].node for each in found)
             found = [each for node in nodes for each in self._ledger.devices_of(node)]
         main = demand.on_cpu
         return [each for each in dict.fromkeys(found) if self._capacities.get(each, (not main,))[0] is main]
 
-    def _least_needed(self, demand: Demand) -> int:
-        """Return the bytes that the model needs at least, if they depend on the device."""
+    def _min_needed(self, demand: Demand) -> int:
+        """Return the bytes that the model needs on the device where it needs the least."""
         if demand.memory is not None:
             return demand.memory
         smallest = min((each for main, each in self._capacities.values() if main is demand.on_cpu), default=0)
         return int((demand.share or 1.0) * smallest)
 
-    def _with_weights(self, model: ModelState, needed: int, *, patient: bool) -> Iterator[str]:
+    def _with_weights(self, model: ModelState, needed: int, *, spare_busy: bool) -> Iterator[str]:
         nodes = self._locality.nodes_with_weights(model.name)
         count = 0
         for node in sorted(nodes):
             for device in self._ledger.devices_of(node):
                 memory = self._memory.get(device)
-                if memory is not None and (memory.idle if patient else memory.all) >= needed:
+                if memory is not None and (memory.idle if spare_busy else memory.all) >= needed:
                     yield device
                     count += 1
-            if count >= _WITH_WEIGHTS:
+            if count >= _MAX_WITH_WEIGHTS:
                 return
 
     def _free(self, model: ModelState, needed: int) -> Iterator[str]:
-        """Yield devices with free memory, the most of it first; some on nodes without another instance."""
+        """Yield devices with enough free memory, the device with the most first.
+
+        If the model has other instances, some of the devices are on nodes without an instance.
+        """
         ordered, count = self._sorted[model.demand.on_cpu][0], 0
         spread = self._locality.has_instances(model.name)
         for position, (memory, device) in enumerate(reversed(ordered)):
-            if memory < needed or count == _FREE or position == _SEARCHED:
+            if memory < needed or count == _MAX_FREE or position == _MAX_CHECKED:
                 return
             others = spread and self._locality.instances_on(model.name, self._ledger.capacities[device].node)
             count += not others
-            if position < _FREE or not others:
+            if position < _MAX_FREE or not others:
                 yield device
 
-    def _evicting(self, demand: Demand, needed: int, *, patient: bool) -> list[str]:
-        """Return devices on which models have to leave, from all over the sorted devices."""
-        ordered = self._sorted[demand.on_cpu][1 if patient else 2]
+    def _evicting(self, demand: Demand, needed: int, *, spare_busy: bool) -> list[str]:
+        """Return devices on which models would be evicted, evenly spread over the sorted devices."""
+        ordered = self._sorted[demand.on_cpu][1 if spare_busy else 2]
         first = bisect_left(ordered, (needed, ""))
         count = len(ordered) - first
-        if count <= _EVICTING:
+        if count <= _MAX_EVICTING:
             return [device for _, device in ordered[first:]]
-        self._turn += 1
-        step = count / _EVICTING
-        offset = self._turn * 7919 % count
-        return [ordered[first + (offset + int(number * step)) % count][1] for number in range(_EVICTING)]
+        self._searches += 1
+        step = count / _MAX_EVICTING
+        offset = self._searches * 7919 % count
+        return [ordered[first + (offset + int(number * step)) % count][1] for number in range(_MAX_EVICTING)]
 
     def _add(self, device: str) -> None:
         capacity = self._ledger.capacities[device]

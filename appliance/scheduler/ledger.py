@@ -25,10 +25,10 @@ class Ledger:
     def __init__(self, capacities: Sequence[Capacity]) -> None:
         """Create a ledger with all memory free. ``capacities`` has at least one device; names are unique."""
         self.capacities: dict[str, Capacity] = {}
-        self.draining_nodes: set[str] = set()  # no new loads there
-        self.removed_nodes: set[str] = set()  # whose last models have not been released yet
-        #: Devices whose memory or models have changed; whoever keeps more about devices empties the set.
-        self.touched: set[str] = set()
+        self.draining_nodes: set[str] = set()  # not schedulable; their models are unloaded
+        self.removed_nodes: set[str] = set()  # not schedulable; models are still reserved there
+        #: Devices whose memory or models have changed. `DeviceIndex` empties the set.
+        self.changed_devices: set[str] = set()
         self._by_node: dict[str, list[str]] = {}
         self._main_memory: dict[str, str] = {}  # the device by node; a node without GPUs has none
         self._models: dict[str, dict[str, ModelState]] = {}
@@ -54,18 +54,18 @@ class Ledger:
             device = capacity.device
             self.capacities[device] = capacity
             self._by_node.setdefault(capacity.node, []).append(device)
-            self.touched.add(device)
+            self.changed_devices.add(device)
             self._models[device], self._free[device], self._foreign[device] = {}, capacity.memory, 0
             if capacity.is_main_memory:
                 self._main_memory.setdefault(capacity.node, device)
 
     def remove(self, node: str) -> list[ModelState]:
-        """Take no more loads on the devices of a node; return the models that are reserved there.
+        """Make a node unschedulable for ever, and return the models that are reserved there.
 
-        The devices are deleted once the last of these models is released.
+        Its devices are deleted once the last of these models is released.
         """
         self.draining_nodes.discard(node)
-        self.touched.update(self.devices_of(node))
+        self.changed_devices.update(self.devices_of(node))
         found = self.models_of(node)
         if self.devices_of(node):
             self.removed_nodes.add(node)
@@ -82,15 +82,15 @@ class Ledger:
         self._main_memory.pop(node, None)
 
     def set_draining(self, node: str, *, draining: bool) -> None:
-        """Take no more loads on the node, or take them again."""
+        """Make the node unschedulable, or schedulable again."""
         if draining:
             self.draining_nodes.add(node)
         else:
             self.draining_nodes.discard(node)
-        self.touched.update(self.devices_of(node))
+        self.changed_devices.update(self.devices_of(node))
 
     def reserve(self, model: ModelState, devices: tuple[str, ...], memory: int) -> None:
-        self.touched.update(model.devices, devices)
+        self.changed_devices.update(model.devices, devices)
         for device in model.devices:
             del self._models[device][model.name]
             self._free[device] += model.reserved
@@ -104,7 +104,7 @@ class Ledger:
         device = self.main_memory_of(model)
         if device is None:
             return
-        self.touched.add(device)
+        self.changed_devices.add(device)
         self._free[device] += model.main_memory - memory
         model.main_memory = memory
         if memory:
@@ -137,7 +137,7 @@ class Ledger:
         self._foreign[device] = foreign
         self._free[device] += before - foreign
         if foreign != before:
-            self.touched.add(device)
+            self.changed_devices.add(device)
         return abs(foreign - before) > capacity // 100
 
     # -- questions about a node --------------------------------------------------------------------------
@@ -167,14 +167,14 @@ class Ledger:
         """Return the main-memory device of the model's node; None if the node has no GPUs."""
         return self._main_memory.get(self.capacities[model.devices[0]].node) if model.devices else None
 
-    def may_hold(self, device: str, demand: Demand) -> bool:
+    def is_schedulable_for(self, device: str, demand: Demand) -> bool:
         """Return whether the device's node is schedulable, and may hold a model with this demand."""
         if not self.is_schedulable(device):
             return False
         return demand.nodes is None or self.capacities[device].node in demand.nodes
 
     def is_schedulable(self, device: str) -> bool:
-        """Return whether new models may be loaded on the device's node: it is not draining or removed."""
+        """Return whether models may be loaded on the device's node: it is not draining and not removed."""
         capacity = self.capacities.get(device)
         return capacity is not None and capacity.node not in self.removed_nodes | self.draining_nodes
 
@@ -248,18 +248,18 @@ class Ledger:
         return model.reserved + max(0, min(self.free(device) for device in model.devices))
 
     def eligible_devices(self, demand: Demand, *, draining: bool = False) -> list[str]:
-        """Return all schedulable GPUs, or main memory for a model that computes on the CPU.
+        """Return all schedulable GPUs, or main memories for a model that computes on the CPU.
 
-        With ``draining``, the devices of draining nodes are returned too.
+        With ``draining``, the devices of draining nodes are included.
         """
         return list(self._eligible(demand, draining=draining))
 
     def _eligible(self, demand: Demand, *, draining: bool) -> Iterator[str]:
-        closed = self.removed_nodes if draining else self.removed_nodes | self.draining_nodes
+        excluded = self.removed_nodes if draining else self.removed_nodes | self.draining_nodes
         for device, capacity in self.capacities.items():
             if (
                 demand.on_cpu is capacity.is_main_memory
-                and capacity.node not in closed
+                and capacity.node not in excluded
                 and (demand.nodes is None or capacity.node in demand.nodes)
             ):
                 yield device
@@ -280,26 +280,27 @@ class Ledger:
     def fits(self, model: ModelState, *, draining: bool, without: Collection[str] = ()) -> bool:
         """Return whether one node is large enough for the model if only pinned models stay loaded.
 
-        ``draining`` also allows the draining nodes. The nodes ``without`` do not count.
+        With ``draining``, draining nodes are included. The nodes ``without`` do not count.
         """
         devices = self.not_on(without, self._large_enough(model, draining=draining))
         return self.on_one_node(devices, model.demand.devices) is not None
 
     def _large_enough(self, model: ModelState, *, draining: bool) -> Iterator[str]:
         for device in self._eligible(model.demand, draining=draining):
-            if model.demand.bytes_on(self.capacities[device]) <= self._beside_pinned(model, device):
+            if model.demand.bytes_on(self.capacities[device]) <= self._memory_left_by_pinned(model, device):
                 yield device
 
     def most_available(
         self, model: ModelState, *, draining: bool = True, enough: float = float("inf")
     ) -> int:
-        """Return the most bytes of each device that the model gets if only pinned models stay loaded.
+        """Return the bytes that the model gets on each of its devices on the best node.
 
-        ``draining`` also allows the draining nodes. The search ends at a device with ``enough`` bytes.
+        Only pinned models are assumed to stay loaded. With ``draining``, draining nodes are included. The
+        search ends at a device with ``enough`` bytes.
         """
         count, by_node = model.demand.devices, dict[str, list[int]]()
         for device in self._eligible(model.demand, draining=draining):
-            left = self._beside_pinned(model, device)
+            left = self._memory_left_by_pinned(model, device)
             if count == 1 and left >= enough:
                 return left
             by_node.setdefault(self.capacities[device].node, []).append(left)
@@ -309,8 +310,8 @@ class Ledger:
         ]
         return max(found)[1] if found else 0
 
-    def _beside_pinned(self, model: ModelState, device: str) -> int:
-        """Return the bytes of the device for the model if only pinned models stay loaded there."""
+    def _memory_left_by_pinned(self, model: ModelState, device: str) -> int:
+        """Return the bytes of the device that are left if only the other pinned models stay loaded."""
         pinned = (each for each in self._models[device].values() if each.pinned and each is not model)
         return self.capacities[device].memory - sum(self.reserved_by(each, device) for each in pinned)
 
@@ -340,7 +341,7 @@ class Ledger:
         if demand.nodes is not None:
             names = ", ".join(sorted(demand.nodes))
             return (
-                f"it may only be on node {names}, where no device takes it now: add the node to the cluster"
+                f"it may only be on node {names}, which has no device for it now: add the node to the cluster"
             )
         return "no node of the cluster has a device for it: add a node that has one"
 

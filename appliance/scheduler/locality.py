@@ -1,4 +1,4 @@
-"""Which nodes of a cluster have the weights of a model, and which have other instances of the model."""
+"""The nodes of a cluster that have the weights of a model, and those that have other instances of it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from appliance.scheduler.model import NEWEST, ModelState
 
 #: Bytes per second of a copy to a node, before a copy was measured: a network of 10 Gbit/s.
 ASSUMED_SPEED: Final = 1_000_000_000.0
-#: Copies of fewer bytes say nothing about the speed of the network.
-_MIN_MEASURED: Final = 64 * 1024**2
+#: Bytes of the smallest copy from which the speed of the network is measured.
+_MIN_MEASURED_COPY: Final = 64 * 1024**2
 
 
 class Locality:
-    """Places of weights and of instances. Knows nothing on a single machine, where all costs are 0."""
+    """The nodes of weights and of instances, and the time to copy weights. Empty on a single machine."""
 
     def __init__(self, models: Mapping[str, ModelState], ledger: Ledger) -> None:
         self._models = models
         self._ledger = ledger
         self._sizes: dict[str, int] = {}  # bytes of weights by model
-        self._nodes: dict[str, set[str]] = {}  # with all weights of the model, by model
-        self._other_instances: dict[str, tuple[str, ...]] = {}
-        self._speed = ASSUMED_SPEED
+        self._nodes: dict[str, set[str]] = {}  # by model: the nodes that have all of its weights
+        self._other_instances: dict[str, tuple[str, ...]] = {}  # by instance
+        self._speed = ASSUMED_SPEED  # bytes per second
 
     def set_weights(self, model: str, size: int, nodes: Iterable[str]) -> None:
         """Set the bytes of a model's weights, and the nodes that have all of them."""
@@ -33,7 +33,7 @@ class Locality:
     def weights_copied(self, model: str, node: str, copied: int, seconds: float) -> None:
         """Record that a node has the weights now, after a copy of ``copied`` bytes that took ``seconds``."""
         self._nodes.setdefault(model, set()).add(node)
-        if copied >= _MIN_MEASURED and seconds > 0:
+        if copied >= _MIN_MEASURED_COPY and seconds > 0:
             self._speed += NEWEST * (copied / seconds - self._speed)
 
     def weights_deleted(self, model: str, node: str) -> None:

@@ -26,7 +26,7 @@ class ModelState:
     def __init__(self, demand: Demand, number: int = 0, changed: set[ModelState] | None = None) -> None:
         """``number`` is the position of the model in the order of models.
 
-        The model adds itself to ``changed`` when something changes that decisions depend on.
+        When an attribute changes that decisions depend on, the model adds itself to ``changed``.
         """
         self.number = number
         self._changed: set[ModelState] = set() if changed is None else changed
@@ -53,7 +53,7 @@ class ModelState:
         self.ran_once = False  # whether a prediction has finished since the model was loaded
         self.exceeds = False  # whether the model uses more than models.yaml declares
         self.out_of_memory = 0  # how often its worker process ran out of memory
-        self.node_removed = False  # its node is gone, and the engine has not reported the model as lost yet
+        self.node_removed = False  # its node was removed, and the engine has not called `Scheduler.lost` yet
 
         # Sleep
         self.sleep_level: SleepLevel | None = None  # set from FALLING_ASLEEP until READY
@@ -180,8 +180,8 @@ class ModelState:
 
     # -- changes -----------------------------------------------------------------------------------------
 
-    def touch(self) -> None:
-        """Let the next decision look at the model. Call this after each change of its attributes."""
+    def mark_changed(self) -> None:
+        """Make the next decision consider the model. Call this after each change of its attributes."""
         self._changed.add(self)
 
     def transition_to(self, state: Residency, now: float) -> float:
@@ -190,7 +190,7 @@ class ModelState:
         )
         before = now - self.state_since
         self.state, self.state_since = state, now
-        self.touch()
+        self.mark_changed()
         return before
 
     def record_arrival(self, now: float) -> None:
@@ -202,7 +202,7 @@ class ModelState:
         self, id: str, now: float, owner: Owner, *, position: int | None, again: bool, alone: bool
     ) -> None:
         """Queue a prediction at ``position``; None: at its fair place. ``again``: it was queued before."""
-        self.touch()
+        self.mark_changed()
         if alone:
             self.alone.add(id)
         if not again:
@@ -215,7 +215,7 @@ class ModelState:
             self.waiting_since = now
 
     def dequeue(self, id: str) -> None:
-        self.touch()
+        self.mark_changed()
         self.queue.remove(id)
         self.alone.discard(id)
         self.before_replacement.discard(id)
@@ -224,7 +224,7 @@ class ModelState:
             self.claimed_devices = ()
 
     def start(self, id: str, now: float) -> None:
-        self.touch()
+        self.mark_changed()
         self.queue.start(id)
         self.before_replacement.discard(id)
         self.drain_quota -= self.state is Residency.DRAINING
@@ -232,7 +232,7 @@ class ModelState:
         self.started_at[id] = now
 
     def finish(self, id: str, now: float) -> None:
-        self.touch()
+        self.mark_changed()
         self.running.discard(id)
         self.alone.discard(id)
         self.last_used = now
@@ -243,7 +243,7 @@ class ModelState:
 
     def lose_running(self) -> None:
         """Free all slots, because the worker process died."""
-        self.touch()
+        self.mark_changed()
         self.alone -= self.running
         self.running.clear()
         self.started_at.clear()

@@ -1,7 +1,7 @@
-"""The models that the next decision has to look at, so that it need not look at all models.
+"""The models that the next decision has to consider, so that it does not consider all models.
 
-Models report their changes (``ModelState.touch``). ``ModelIndex`` sorts the changed models into sets by what
-they may need, and into heaps by the next time at which something is due.
+Models report their changes (``ModelState.mark_changed``). ``ModelIndex`` keeps sets of models that may need a
+decision, such as a load or a start, and the times at which models may need one although nothing happens.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from appliance.scheduler import policy
 from appliance.scheduler.facts import Demand, Residency
 from appliance.scheduler.model import ModelState
 
-#: States that a model stays in until something happens.
-_SETTLED: Final = frozenset({Residency.COLD, Residency.READY, Residency.ASLEEP})
+#: States that a model stays in until a decision changes them.
+_STABLE: Final = frozenset({Residency.COLD, Residency.READY, Residency.ASLEEP})
 _NOT_READY: Final = frozenset({Residency.COLD, Residency.ASLEEP})
 _MAY_LEAVE: Final = frozenset({Residency.READY, Residency.ASLEEP})
 
@@ -25,39 +25,40 @@ def in_order(models: Iterable[ModelState]) -> list[ModelState]:
     return sorted(models, key=lambda each: each.number)
 
 
-class Times:
-    """The next time of each model at which something is due. A changed time replaces the earlier one."""
+class DueTimes:
+    """One time for each model. A new time replaces the previous one."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, ModelState]] = []
         self._at: dict[ModelState, float] = {}
 
     def set(self, model: ModelState, at: float | None) -> None:
+        """Set the time of a model; None removes it."""
         if at is None:
             self._at.pop(model, None)
         elif self._at.get(model) != at:
             self._at[model] = at
             heappush(self._heap, (at, model.number, model))
 
-    def take_due(self, now: float, most: int | None = None) -> list[ModelState]:
-        """Remove and return the models whose time has come, at most so many."""
+    def take_due(self, now: float, limit: int | None = None) -> list[ModelState]:
+        """Remove and return up to ``limit`` models whose time has come, the earliest first."""
         due: list[ModelState] = []
-        while self._heap and self._heap[0][0] <= now and len(due) != most:
+        while self._heap and self._heap[0][0] <= now and len(due) != limit:
             at, _, model = heappop(self._heap)
             if self._at.get(model) == at:
                 del self._at[model]
                 due.append(model)
         return due
 
-    def first(self, counts: Callable[[ModelState], bool] | None = None) -> float | None:
-        """Return the earliest time among the models for which ``counts`` holds."""
+    def earliest(self, condition: Callable[[ModelState], bool] | None = None) -> float | None:
+        """Return the earliest time of the models for which ``condition`` is true; None if there are none."""
         skipped: list[tuple[float, int, ModelState]] = []
         found = None
         while self._heap:
             at, _, model = self._heap[0]
             if self._at.get(model) != at:
                 heappop(self._heap)
-            elif counts is not None and not counts(model):
+            elif condition is not None and not condition(model):
                 skipped.append(heappop(self._heap))
             else:
                 found = at
@@ -68,40 +69,40 @@ class Times:
 
 
 class ModelIndex:
-    """Models by what they may need. All of it is derived from ``ModelState``."""
+    """Sets of models that may need a decision, derived from their ``ModelState``."""
 
-    def __init__(self, touched_devices: set[str]) -> None:
-        """The devices of changed models are added to ``touched_devices``."""
-        self._touched_devices = touched_devices
-        self._changed_since: set[ModelState] = set()  # `take_changed` was called last
+    def __init__(self, changed_devices: set[str]) -> None:
+        """The devices of changed models are added to ``changed_devices``."""
+        self._changed_devices = changed_devices
+        self._changed_since_taken: set[ModelState] = set()  # since the last call of `take_changed`
         self._added = 0
-        self._changed: set[ModelState] = set()
+        self._changed: set[ModelState] = set()  # whose sets and times are outdated
         self._may_start: set[ModelState] = set()
-        self._not_ready: set[ModelState] = set()  # cold or asleep, with predictions, or to be loaded anyway
+        self._not_ready: set[ModelState] = set()  # cold or asleep, and to be loaded
         self._with_queue: set[ModelState] = set()
-        self._unsettled: set[ModelState] = set()
+        self._in_transition: set[ModelState] = set()
         self._departing: set[ModelState] = set()
         self._idle_due: set[ModelState] = set()  # idle for long enough to fall asleep or to be unloaded
-        self._idle = Times()  # when it may fall asleep or be unloaded: the earlier of both
-        self._idle_longer = Times()  # the later of both
-        self._residency = Times()
-        self._patience = Times()
+        self._idle = DueTimes()  # when an idle model falls asleep or is unloaded: the earlier of both
+        self._idle_longer = DueTimes()  # the later of both
+        self._residency = DueTimes()  # ends of minimum residencies
+        self._patience = DueTimes()  # when busy models are drained for a waiting model
 
     def new(self, demand: Demand) -> ModelState:
         self._added += 1
         model = ModelState(demand, self._added, self._changed)
-        model.touch()
+        model.mark_changed()
         return model
 
     def removed(self, model: ModelState) -> None:
-        """Forget a model that the scheduler has forgotten."""
+        """Forget a model."""
         self._changed.discard(model)
-        self._changed_since.add(model)
+        self._changed_since_taken.add(model)
         for found in (
             self._may_start,
             self._not_ready,
             self._with_queue,
-            self._unsettled,
+            self._in_transition,
             self._departing,
             self._idle_due,
         ):
@@ -112,17 +113,17 @@ class ModelIndex:
     # -- questions ---------------------------------------------------------------------------------------
 
     def take_changed(self, now: float) -> set[ModelState]:
-        """Return the models that have changed since this was called before, with those that were removed.
+        """Return the models that were changed or removed since the last call.
 
-        The devices of models whose minimum residency is over are added to the touched devices.
+        The devices of models whose minimum residency is over are added to the changed devices.
         """
         self._refresh()
         self._end_residency(now)
-        found, self._changed_since = self._changed_since, set()
+        found, self._changed_since_taken = self._changed_since_taken, set()
         return found
 
     def take_startable(self, *, keep: bool) -> list[ModelState]:
-        """Return the models that may be able to start predictions. With ``keep``, do so again next time."""
+        """Return the models that may start predictions. With ``keep``, the next call returns them again."""
         self._refresh()
         found = in_order(self._may_start)
         if not keep:
@@ -155,21 +156,21 @@ class ModelIndex:
         return in_order(self._departing | self._idle_due)
 
     @property
-    def all_settled(self) -> bool:
+    def all_stable(self) -> bool:
         """Whether no model is about to change its state."""
         self._refresh()
-        return not self._unsettled
+        return not self._in_transition
 
-    def next_times(self, now: float, recheck: float, counts: Callable[[ModelState], bool]) -> list[float]:
-        """Return times at which a decision may be due, some of them past.
+    def next_times(self, now: float, recheck: float, may_leave: Callable[[ModelState], bool]) -> list[float]:
+        """Return times at which a decision may be necessary; some are in the past.
 
-        While a model that is to be loaded is not blocked, that is after ``recheck`` seconds. ``counts`` tells
-        whether an idle model may leave now.
+        If a model is to be loaded and not blocked, one of them is in ``recheck`` seconds. ``may_leave``
+        returns whether an idle model may be put to sleep or unloaded now.
         """
         self._refresh()
         self._idle_due.update(self._idle.take_due(now))
         self._idle_longer.take_due(now)
-        found = [self._idle.first(counts), self._idle_longer.first(counts)]
+        found = [self._idle.earliest(may_leave), self._idle_longer.earliest(may_leave)]
         if self._not_ready:
             at = None
             for each in self._not_ready:
@@ -178,29 +179,31 @@ class ModelIndex:
                     break
             self._patience.take_due(now)
             self._end_residency(now)
-            found += [max(at or 0.0, now + recheck), self._patience.first(), self._residency.first()]
+            found += [max(at or 0.0, now + recheck), self._patience.earliest(), self._residency.earliest()]
         return [at for at in found if at is not None]
 
     # -- changes -----------------------------------------------------------------------------------------
 
     def _end_residency(self, now: float) -> None:
         for model in self._residency.take_due(now):
-            self._touched_devices.update(model.devices)
+            self._changed_devices.update(model.devices)
 
     def _refresh(self) -> None:
         while self._changed:
-            self._sort_in(self._changed.pop())
+            self._classify(self._changed.pop())
 
-    def _sort_in(self, model: ModelState) -> None:
+    def _classify(self, model: ModelState) -> None:
         state, wanted = model.state, bool(model.queue) or model.wanted
         self._may_start.add(model)
-        self._changed_since.add(model)
-        self._touched_devices.update(model.devices)
-        _put(self._not_ready, model, state in _NOT_READY and wanted)
-        _put(self._with_queue, model, bool(model.queue))
-        _put(self._unsettled, model, state not in _SETTLED or model.wanted or bool(model.pending_unload))
+        self._changed_since_taken.add(model)
+        self._changed_devices.update(model.devices)
+        _set_member(self._not_ready, model, state in _NOT_READY and wanted)
+        _set_member(self._with_queue, model, bool(model.queue))
+        _set_member(
+            self._in_transition, model, state not in _STABLE or model.wanted or bool(model.pending_unload)
+        )
         leaves = bool(model.pending_unload) and state is Residency.ASLEEP
-        _put(self._departing, model, state is Residency.DRAINING or leaves)
+        _set_member(self._departing, model, state is Residency.DRAINING or leaves)
         self._idle_due.discard(model)
         limit, may_leave = model.demand.idle_unload_after, state in _MAY_LEAVE and not model.pinned
         idle = idle_longer = residency = patience = None
@@ -219,7 +222,7 @@ class ModelIndex:
         self._patience.set(model, patience)
 
 
-def _put(models: set[ModelState], model: ModelState, belongs: bool) -> None:
+def _set_member(models: set[ModelState], model: ModelState, belongs: bool) -> None:
     if belongs:
         models.add(model)
     else:

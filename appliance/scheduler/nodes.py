@@ -57,7 +57,7 @@ class NodeChanges:
         found = self._ledger.remove(node)
         for entry in found:
             entry.node_removed = True
-            entry.touch()
+            entry.mark_changed()
         self._locality.remove_node(node)
         for entry in self._models.values():
             entry.avoided.pop(node, None)
@@ -71,7 +71,7 @@ class NodeChanges:
         for entry in self._ledger.models_of(node):
             if entry.pending_unload == _reason(node):
                 entry.pending_unload = ""
-                entry.touch()
+                entry.mark_changed()
 
     def drain_models(self, now: float) -> None:
         """Drain or unload the models on draining nodes, except pinned models that fit on no other node."""
@@ -88,7 +88,7 @@ class NodeChanges:
                     self._transitions.drain(entry, _reason(node), now)
                 elif entry.state in {Residency.FALLING_ASLEEP, Residency.ASLEEP}:
                     entry.pending_unload = entry.pending_unload or _reason(node)
-                    entry.touch()
+                    entry.mark_changed()
                 elif entry.state is Residency.DRAINING:
                     entry.sleep_after_drain = False
 

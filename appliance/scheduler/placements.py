@@ -19,14 +19,14 @@ from appliance.scheduler.plan import Plan, plan
 from appliance.scheduler.transitions import Transitions
 
 
-class _Nothing(dict[str, int]):
-    """Promises nothing on any device."""
+class _Zeros(dict[str, int]):
+    """0 bytes on every device."""
 
     def __missing__(self, device: str) -> int:
         return 0
 
 
-_NOTHING: Final = _Nothing()
+_NOTHING_RESERVED: Final = _Zeros()
 
 
 class Placements:
@@ -54,50 +54,55 @@ class Placements:
     def decide(self, now: float) -> list[Decision]:
         """Load waiting models, the most urgent first, and evict other models for them.
 
-        Memory that a model still waits for is promised to it: less urgent models do not get that memory.
-        Promises do not apply to a model that a child prediction waits for, if its memory is free or held by
-        idle models: the parent may hold the promised memory until its child has finished.
+        Memory that a model waits for is kept for it: less urgent models do not get that memory. An exception
+        is a model that a child prediction waits for, if its memory is free or held by idle models: the parent
+        may hold the memory that is kept for others until its child has finished.
         """
         decisions = self.load_for_children(now)
         if self._backlog.in_use:
-            return decisions + self._decide_for_some(now)
+            return decisions + self._decide_with_backlog(now)
         self._backlog.reset()
         waiting = [entry for entry in self._index.not_ready() if entry.wants_load(now)]
         if not waiting:
             return decisions
         waiting.sort(key=lambda entry: self.rank(entry, now))
-        promised: dict[str, int] = dict.fromkeys(self._ledger.capacities, 0)
+        reserved_for_others: dict[str, int] = dict.fromkeys(self._ledger.capacities, 0)
         for entry in waiting:
-            decided, missing = self._place(entry, promised, now, None)
+            decided, missing = self._place(entry, reserved_for_others, now, None)
             decisions += decided
             for device, memory in missing.items():
-                promised[device] += memory
+                reserved_for_others[device] += memory
         return decisions
 
-    def _decide_for_some(self, now: float) -> list[Decision]:
-        """Decide for the models that ``Backlog`` selects. Promises to the others are kept."""
+    def _decide_with_backlog(self, now: float) -> list[Decision]:
+        """Decide for the models that the backlog selects. The plans of the others stay as they are."""
         decisions: list[Decision] = []
-        for entry, among in self._backlog.take(now):
+        for entry, among in self._backlog.models_to_plan(now):
             if not entry.wants_load(now):
                 continue
-            promised = self._backlog.promises(entry, now)
+            reserved_for_others = self._backlog.reserved_for_others(entry, now)
             had_plan = self._backlog.has_plan(entry)
-            decided, missing = self._place(entry, promised, now, among)
-            anew = among is not None and had_plan and not decided and not missing
-            if anew:
-                decided, missing = self._place(entry, promised, now, None)
+            decided, missing = self._place(entry, reserved_for_others, now, among)
+            lost_plan = among is not None and had_plan and not decided and not missing
+            if lost_plan:  # search all devices
+                decided, missing = self._place(entry, reserved_for_others, now, None)
             if entry.loadable:
-                self._backlog.keep(entry, missing, now, due=anew or among is None)
+                searched_all = lost_plan or among is None
+                self._backlog.store_plan(entry, missing, now, new_due_time=searched_all)
             decisions += decided
         return decisions
 
     def next_times(self, now: float) -> list[float]:
-        """Return the times at which ``decide`` has more to do although nothing happens."""
+        """Return the times at which ``decide`` has to be called although nothing happens."""
         at = self._backlog.next_time(now) if self._backlog.in_use else None
         return [] if at is None else [at]
 
     def _place(
-        self, entry: ModelState, promised: Mapping[str, int], now: float, among: Sequence[str] | None
+        self,
+        entry: ModelState,
+        reserved_for_others: Mapping[str, int],
+        now: float,
+        among: Sequence[str] | None,
     ) -> tuple[list[Decision], dict[str, int]]:
         """Load or wake the model, or evict other models for it.
 
@@ -105,11 +110,11 @@ class Placements:
         """
         # A parent whose child waits for this model does not finish before this model is loaded.
         completable = self._completable_without(entry.name) if self._children else None
-        chosen = self._plan(entry, promised, now, completable, patient=True, among=among)
+        chosen = self._plan(entry, reserved_for_others, now, completable, spare_busy=True, among=among)
         if chosen is None and entry.queue and entry.waited(now) >= policy.patience(entry):
-            chosen = self._claim(entry, promised, now, completable, among)
+            chosen = self._claim(entry, reserved_for_others, now, completable, among)
         if chosen is None and self._child_is_next(entry):
-            chosen = self._plan(entry, _NOTHING, now, completable, patient=True, among=among)
+            chosen = self._plan(entry, _NOTHING_RESERVED, now, completable, spare_busy=True, among=among)
         if chosen is None:
             return [], {}
         if entry.state is Residency.ASLEEP and chosen.devices != entry.devices:
@@ -118,7 +123,9 @@ class Placements:
             reason = f"loading it on {', '.join(chosen.devices)} takes less time than waking it"
             return [self._transitions.unload(entry, reason, now)], {}
         # It may have been evicted in this decision, for a more urgent model.
-        if entry.loadable and all(self._can_load_now(device, entry, promised) for device in chosen.devices):
+        if entry.loadable and all(
+            self._can_load_now(device, entry, reserved_for_others) for device in chosen.devices
+        ):
             return [self._load_or_wake(entry, chosen.devices, now)], {}
         missing = {device: self.missing_memory(entry, device) for device in chosen.devices}
         return self._evict(chosen, entry, now), missing
@@ -134,8 +141,8 @@ class Placements:
                 free = [
                     device
                     for device in among
-                    if self._ledger.may_hold(device, entry.demand)
-                    and self._can_load_now(device, entry, _NOTHING)
+                    if self._ledger.is_schedulable_for(device, entry.demand)
+                    and self._can_load_now(device, entry, _NOTHING_RESERVED)
                 ]
                 if not asleep:
                     free = self._ledger.not_on(entry.avoided_nodes(now), free)
@@ -159,18 +166,20 @@ class Placements:
     def _plan(
         self,
         entry: ModelState,
-        promised: Mapping[str, int],
+        reserved_for_others: Mapping[str, int],
         now: float,
         completable: set[str] | None,
         *,
-        patient: bool,
+        spare_busy: bool,
         among: Sequence[str] | None = None,
     ) -> Plan | None:
         """Plan a load; for a sleeping model return the better plan of waking it and loading it elsewhere."""
-        load = self._plan_among(among, entry, promised, now, completable, patient=patient)
+        load = self._plan_among(among, entry, reserved_for_others, now, completable, spare_busy=spare_busy)
         if entry.state is not Residency.ASLEEP:
             return load
-        wake = self._plan_among(entry.devices, entry, promised, now, completable, patient=patient)
+        wake = self._plan_among(
+            entry.devices, entry, reserved_for_others, now, completable, spare_busy=spare_busy
+        )
         if wake is None or load is None:
             return wake or load
         slower_by = policy.expected_load(entry) - policy.expected_time_to_ready(entry)
@@ -181,21 +190,21 @@ class Placements:
         self,
         among: Sequence[str] | None,
         entry: ModelState,
-        promised: Mapping[str, int],
+        reserved_for_others: Mapping[str, int],
         now: float,
         completable: set[str] | None,
         *,
-        patient: bool,
+        spare_busy: bool,
     ) -> Plan | None:
         if among is None and self._backlog.in_use and not entry.avoided_nodes(now):
-            among = self._devices.candidates(entry, patient=patient)
+            among = self._devices.candidates(entry, spare_busy=spare_busy)
         return plan(
             entry,
             self._ledger,
             self._locality,
-            promised,
+            reserved_for_others,
             now,
-            patient=patient,
+            spare_busy=spare_busy,
             completable=completable,
             among=among,
         )
@@ -203,12 +212,12 @@ class Placements:
     def _claim(
         self,
         entry: ModelState,
-        promised: Mapping[str, int],
+        reserved_for_others: Mapping[str, int],
         now: float,
         completable: set[str] | None,
         among: Sequence[str] | None,
     ) -> Plan | None:
-        """Plan with ``patient=False`` for a model that has waited long, and let it claim the devices.
+        """Plan with ``spare_busy=False`` for a model that has waited long, and let it claim the devices.
 
         Devices that the model has claimed before are tried first, because a change of devices would drain
         more models than necessary.
@@ -216,9 +225,9 @@ class Placements:
         chosen = None
         if entry.claimed_devices:
             claimed = entry.claimed_devices
-            chosen = self._plan(entry, promised, now, completable, patient=False, among=claimed)
+            chosen = self._plan(entry, reserved_for_others, now, completable, spare_busy=False, among=claimed)
         if chosen is None:
-            chosen = self._plan(entry, promised, now, completable, patient=False, among=among)
+            chosen = self._plan(entry, reserved_for_others, now, completable, spare_busy=False, among=among)
         entry.claimed_devices = () if chosen is None else chosen.devices
         return chosen
 
@@ -244,13 +253,13 @@ class Placements:
             return self._transitions.wake(entry, now)
         return self._transitions.load(entry, devices, now)
 
-    def _can_load_now(self, device: str, entry: ModelState, promised: Mapping[str, int]) -> bool:
+    def _can_load_now(self, device: str, entry: ModelState, reserved_for_others: Mapping[str, int]) -> bool:
         """Return whether the memory is free, and no other model is being loaded or unloaded on the device.
 
         Engines measure free memory while they load, and a second change at a time would falsify the result.
         """
         busy = self._ledger.loading(device) is not None or self._ledger.unloading(device)
-        needed = self.missing_memory(entry, device) + promised[device]
+        needed = self.missing_memory(entry, device) + reserved_for_others[device]
         return self._ledger.free(device) >= needed and not busy
 
     def _completable_without(self, model: str) -> set[str]:

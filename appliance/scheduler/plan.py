@@ -53,40 +53,46 @@ def plan(
     model: ModelState,
     ledger: Ledger,
     locality: Locality,
-    promised: Mapping[str, int],
+    reserved_for_others: Mapping[str, int],
     now: float,
     *,
-    patient: bool,
+    spare_busy: bool,
     completable: set[str] | None,
     among: Iterable[str] | None,
 ) -> Plan | None:
     """Return the best plan to load ``model``; None if no plan is possible now.
 
-    A patient plan evicts only idle models whose minimum residency is over, and only if the eviction costs
-    less than its benefit. An impatient plan may evict every model that is not pinned, after the victim's
-    running predictions have finished.
+    With ``spare_busy``, the plan evicts only idle models whose minimum residency is over, and only if the
+    eviction costs less than its benefit. Otherwise it may evict every model that is not pinned, after the
+    victim's running predictions have finished.
 
     Args:
         model: The model to load.
         ledger: Reservations of all devices.
         locality: Which nodes have the weights and other instances of the model.
-        promised: Bytes by device that are promised to more urgent models.
+        reserved_for_others: Bytes by device that are kept for more urgent models.
         now: Seconds on the scheduler's clock.
-        patient: Whether to spare busy models.
+        spare_busy: Whether to spare busy models.
         completable: The predictions that can finish before this model is loaded; None means all.
-        among: The devices to choose from; None means all eligible devices. Devices of nodes that take no
-            loads are left out.
+        among: The devices to choose from; None means all eligible devices. Devices of nodes that are not
+            schedulable are left out.
     """
     by_node: dict[str, list[_Option]] = {}
     if among is None:
         among = ledger.eligible_devices(model.demand)
     else:
-        among = [device for device in among if ledger.may_hold(device, model.demand)]
+        among = [device for device in among if ledger.is_schedulable_for(device, model.demand)]
     if model.avoided and model.state is not Residency.ASLEEP:
         among = ledger.not_on(model.avoided_nodes(now), among)
     for device in among:
         option = _plan_for_device(
-            model, ledger, device, promised[device], now, patient=patient, completable=completable
+            model,
+            ledger,
+            device,
+            reserved_for_others[device],
+            now,
+            spare_busy=spare_busy,
+            completable=completable,
         )
         if option is not None:
             by_node.setdefault(ledger.capacities[device].node, []).append(option)
@@ -127,10 +133,10 @@ def _plan_for_device(
     model: ModelState,
     ledger: Ledger,
     device: str,
-    promised: int,
+    reserved_for_others: int,
     now: float,
     *,
-    patient: bool,
+    spare_busy: bool,
     completable: set[str] | None,
 ) -> _Option | None:
     needed = model.demand.bytes_on(ledger.capacities[device])
@@ -138,7 +144,7 @@ def _plan_for_device(
         return None
     others = [each for each in ledger.models_on(device) if each is not model]
     # A sleeping model can use the memory that is still reserved for it on this device.
-    available = ledger.free(device) + ledger.reserved_by(model, device) - promised
+    available = ledger.free(device) + ledger.reserved_by(model, device) - reserved_for_others
     missing = needed - available
 
     # Use memory that becomes free without an eviction first, the soonest free before the rest.
@@ -158,7 +164,9 @@ def _plan_for_device(
 
     # Evictions free the missing rest. Victims sleep if that frees enough; otherwise they are unloaded.
     candidates = [
-        each for each in others if _evictable(each, now, patient=patient) and _finishes(each, completable)
+        each
+        for each in others
+        if _evictable(each, now, spare_busy=spare_busy) and _finishes(each, completable)
     ]
     levels = _sleep_levels(candidates, ledger, now, model)
     victims = _cheapest_victims(levels, missing, device, ledger, now)
@@ -170,7 +178,7 @@ def _plan_for_device(
         return None
     wait = max([wait, *(policy.seconds_until_free(victim, now) for victim in victims)])
     cost = sum(policy.eviction_cost(victim, now, levels[victim]) for victim in victims)
-    if patient and cost > policy.eviction_benefit(model, now):
+    if spare_busy and cost > policy.eviction_benefit(model, now):
         return None
     cost += wait * policy.predictions_weight(model)
     return _Option(cost, len(victims), wait > 0, needed - available, device, victims, sleep)
@@ -231,12 +239,12 @@ def _freed_memory(model: ModelState, device: str, ledger: Ledger, level: SleepLe
     return reserved if level is None or footprint is None else max(0, reserved - footprint.residue)
 
 
-def _evictable(model: ModelState, now: float, *, patient: bool) -> bool:
+def _evictable(model: ModelState, now: float, *, spare_busy: bool) -> bool:
     if model.pinned:
         return False
     if model.state is Residency.ASLEEP:
-        return not patient or model.idle
-    if patient:
+        return not spare_busy or model.idle
+    if spare_busy:
         return model.idle and policy.residency_elapsed(model, now)
     return model.state in {Residency.READY, Residency.LOADING, Residency.WAKING}
 

@@ -112,7 +112,7 @@ class Rebalancing:
         self._models[queued.model].dequeue(id)
         self._queued[id] = queued._replace(model=receiver.name)
         receiver.queue.add(id, *queued.owner)
-        receiver.touch()
+        receiver.mark_changed()
         if receiver.waiting_since is None:
             receiver.waiting_since = now
 

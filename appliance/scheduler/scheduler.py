@@ -15,7 +15,7 @@ from appliance.scheduler.deadlock import completable_predictions, explain_deadlo
 from appliance.scheduler.event_log import EventKind
 from appliance.scheduler.facts import Capacity, Decision, Demand, Owner, Refuse, Residency, SleepLevel, Start
 from appliance.scheduler.model import CHANGED, ModelState
-from appliance.scheduler.questions import SchedulerState
+from appliance.scheduler.queries import SchedulerQueries
 from appliance.scheduler.rebalancing import QueuedPrediction
 
 _READY_OR_COMING: Final = frozenset({Residency.LOADING, Residency.WAKING, Residency.READY})
@@ -25,7 +25,7 @@ _COLD_OR_ASLEEP: Final = frozenset({Residency.COLD, Residency.FALLING_ASLEEP, Re
 RECHECK_INTERVAL: Final = 1.0
 
 
-class Scheduler(SchedulerState):
+class Scheduler(SchedulerQueries):
     """Decides for all models and devices of one machine, or of all nodes of a cluster."""
 
     # -- models ------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ class Scheduler(SchedulerState):
         if entry is None:
             self.add(demand)
             return
-        entry.touch()
+        entry.mark_changed()
         before, entry.removed = entry.next_demand or entry.demand, False
         if (demand.pin and not before.pin) or (demand.preload and not before.preload):
             entry.wanted = entry.state not in _READY_OR_COMING
@@ -114,7 +114,7 @@ class Scheduler(SchedulerState):
     def _changing(self, model: str) -> ModelState:
         """Return a model whose attributes are about to change."""
         entry = self._models[model]
-        entry.touch()
+        entry.mark_changed()
         return entry
 
     def _replace(self, entry: ModelState, now: float) -> None:
@@ -134,28 +134,29 @@ class Scheduler(SchedulerState):
         """Add the devices of a node that has joined.
 
         Raises:
-            ValueError: A device with this name exists, or ``lost`` is still expected for models on it.
+            ValueError: A device with this name exists, or models on the removed node with this name have not
+                been reported with ``lost`` yet.
         """
         self._ledger.add(capacities)
 
     def remove_devices(self, node: str) -> list[str]:
-        """Remove the devices of a node that is gone; return the models that held memory there.
+        """Remove the devices of a lost node; return the models that hold memory there.
 
-        Report each of these models with ``lost``. Until then nothing is decided about them, and no
-        prediction starts on them.
+        Call ``lost`` for each of these models. Until then nothing is decided about them, and no prediction
+        starts on them.
         """
         return self._node_changes.remove(node)
 
     def drain_node(self, node: str) -> None:
-        """Load nothing on the node any more, and unload its models when their running predictions finish.
+        """Load no more models on the node; unload its models when their running predictions have finished.
 
-        They are loaded on other nodes when predictions wait for them. Pinned models are loaded there at once,
-        one after the other; those that fit on no other node stay (see ``models_on_node``).
+        Models are loaded on other nodes when predictions wait for them, and pinned models at once, one after
+        the other. Pinned models that fit on no other node stay: ``models_on_node`` returns why.
         """
         self._node_changes.drain(node)
 
     def undrain_node(self, node: str) -> None:
-        """Load models on the node again."""
+        """Make the node schedulable again."""
         self._node_changes.undrain(node)
 
     def set_weights(self, model: str, size: int, nodes: Iterable[str]) -> None:
@@ -327,7 +328,7 @@ class Scheduler(SchedulerState):
         entry.pending_unload = ""
 
     def _gone(self, entry: ModelState, kind: EventKind, now: float, *, reason: str = "") -> None:
-        entry.touch()
+        entry.mark_changed()
         self._transitions.gone(entry, kind, now, reason=reason)
         self.footprints.end_measurement(entry)
         if entry.next_demand is not None:  # load it again, unless it left for another model
@@ -365,7 +366,7 @@ class Scheduler(SchedulerState):
     @property
     def nothing_waits(self) -> bool:
         """Whether no prediction is queued and no model is about to change its state."""
-        return not self._queued and self._index.all_settled
+        return not self._queued and self._index.all_stable
 
     def _starts(self, entry: ModelState, now: float, *, children_only: bool) -> list[Start]:
         starts: list[Start] = []

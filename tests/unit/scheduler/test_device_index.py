@@ -44,8 +44,8 @@ class Cluster:
         for device in self.ledger.capacities:
             self.ready(f"on {device}", device, gib, running=running)
 
-    def candidates(self, model: ModelState, *, patient: bool = True) -> list[str]:
-        return self.devices.candidates(model, patient=patient)
+    def candidates(self, model: ModelState, *, spare_busy: bool = True) -> list[str]:
+        return self.devices.candidates(model, spare_busy=spare_busy)
 
 
 def test_few_of_many_devices_are_compared_and_the_most_free_comes_first() -> None:
@@ -72,7 +72,7 @@ def test_busy_models_are_evicted_only_for_a_model_that_has_lost_its_patience() -
     cluster.fill(8, running=True)
     model = cluster.model("m/m", 5)
     assert cluster.candidates(model) == []
-    assert cluster.candidates(model, patient=False)
+    assert cluster.candidates(model, spare_busy=False)
 
 
 def test_devices_of_nodes_with_the_weights_are_compared_too() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.scheduler import Capacity, Demand, Load, Scheduler, Start
-from appliance.scheduler.model_index import ModelIndex, Times
+from appliance.scheduler.model_index import DueTimes, ModelIndex
 
 GIB = 1024**3
 
@@ -21,28 +21,28 @@ def demand(name: str, **options: Any) -> Demand:
 def test_the_first_time_is_that_of_the_earliest_model_and_changes_replace_earlier_times() -> None:
     models = index()
     first, second = models.new(demand("a/a")), models.new(demand("b/b"))
-    times = Times()
+    times = DueTimes()
     times.set(first, 5.0)
     times.set(second, 3.0)
-    assert times.first() == 3.0
+    assert times.earliest() == 3.0
     times.set(second, 9.0)
-    assert times.first() == 5.0
-    assert times.first(lambda model: model is second) == 9.0
-    assert times.first() == 5.0  # models that did not count are still there
+    assert times.earliest() == 5.0
+    assert times.earliest(lambda model: model is second) == 9.0
+    assert times.earliest() == 5.0  # the other models keep their times
     times.set(first, None)
-    assert times.first() == 9.0
+    assert times.earliest() == 9.0
 
 
 def test_due_models_are_taken_once_and_at_most_as_many_as_asked_for() -> None:
     models = index()
     entries = [models.new(demand(f"m/{number}")) for number in range(3)]
-    times = Times()
+    times = DueTimes()
     for number, each in enumerate(entries):
         times.set(each, float(number))
     assert times.take_due(5.0, 2) == entries[:2]
     assert times.take_due(1.5) == []
     assert times.take_due(5.0) == entries[2:]
-    assert times.first() is None
+    assert times.earliest() is None
 
 
 def test_a_model_is_in_the_order_in_which_it_was_added() -> None:
@@ -50,7 +50,7 @@ def test_a_model_is_in_the_order_in_which_it_was_added() -> None:
     entries = [models.new(demand(name, preload=True)) for name in ("z/z", "a/a", "m/m")]
     assert models.not_ready() == entries
     assert models.any_wants_load(0.0)
-    assert not models.all_settled
+    assert not models.all_stable
 
 
 def test_a_removed_model_is_forgotten() -> None:
@@ -61,7 +61,7 @@ def test_a_removed_model_is_forgotten() -> None:
     assert not models.is_waiting(entry)
     assert models.not_ready() == []
     assert models.take_changed(0.0) == {entry}
-    assert models.all_settled
+    assert models.all_stable
 
 
 def test_a_prediction_that_did_not_start_because_only_children_do_starts_later() -> None:

@@ -325,7 +325,7 @@ def test_nothing_is_loaded_or_woken_on_a_draining_node() -> None:
     subject.unloaded("m/m", 33.0)
     assert subject.decide(33.0) == []
     assert not subject.fits_now("n/n")
-    subject.check_fits("n/n")  # it fits once the node is schedulable again
+    subject.check_fits("n/n")  # it fits when the node is schedulable again
     subject.undrain_node("b")
     assert [each.model for each in subject.decide(34.0) if isinstance(each, Load)] == ["m/m"]
 

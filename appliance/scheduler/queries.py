@@ -1,4 +1,4 @@
-"""What the engine and the reports ask the scheduler. Nothing here changes its state."""
+"""Read-only methods of the scheduler, for the engine and for reports."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from appliance.scheduler.rebalancing import QueuedPrediction, Rebalancing
 from appliance.scheduler.transitions import Transitions
 
 
-class QueueEntry(NamedTuple):
+class WaitingModel(NamedTuple):
     """A model that waits to be loaded."""
 
     model: str
-    predictions: int  # that wait for it
+    predictions: int  # queued
     waited: float  # seconds
-    claimed_devices: tuple[str, ...]  # being cleared for it
+    claimed_devices: tuple[str, ...]  # from which other models are being evicted for it
 
 
-class SchedulerState:
-    """The state of a scheduler, and the questions about it."""
+class SchedulerQueries:
+    """The state of a scheduler, with methods that return parts of it and change nothing."""
 
     def __init__(
         self,
@@ -40,10 +40,10 @@ class SchedulerState:
     ) -> None:
         """Start with all models unloaded. There is at least one device, and names of models are unique.
 
-        With more devices than ``many_devices``, a decision compares only some of them (see ``backlog``).
+        If there are more devices than ``many_devices``, a decision compares only some of them (``backlog``).
         """
         self._ledger = Ledger(capacities)
-        self._index = ModelIndex(self._ledger.touched)
+        self._index = ModelIndex(self._ledger.changed_devices)
         self._models = {demand.model: self._index.new(demand) for demand in demands}
         self._queued: dict[str, QueuedPrediction] = {}  # by prediction id
         self._children = Children()
@@ -63,7 +63,7 @@ class SchedulerState:
         )
         self._rebalancing = Rebalancing(self._models, self._queued, self._index)
 
-    # -- questions about predictions ---------------------------------------------------------------------
+    # -- predictions -------------------------------------------------------------------------------------
 
     def queued_for(self, id: str) -> str | None:
         """Return the model, or instance, in whose queue the prediction is; None if it is not queued."""
@@ -80,7 +80,7 @@ class SchedulerState:
         queued = self._queued.get(id)
         return queued is not None and id in self._models[queued.model].before_replacement
 
-    # -- questions about models --------------------------------------------------------------------------
+    # -- models ------------------------------------------------------------------------------------------
 
     @property
     def models(self) -> list[str]:
@@ -134,13 +134,13 @@ class SchedulerState:
         entry = self._models[model]
         if entry.state is Residency.ASLEEP:
             return all(
-                self._ledger.may_hold(device, entry.demand)
+                self._ledger.is_schedulable_for(device, entry.demand)
                 and self._placements.missing_memory(entry, device) <= self._ledger.free(device)
                 for device in entry.devices
             )
         return self._ledger.free_now(entry.demand)
 
-    # -- questions about devices and decisions -----------------------------------------------------------
+    # -- devices, nodes and decisions ---------------------------------------------------------------------
 
     @property
     def capacities(self) -> dict[str, int]:
@@ -148,7 +148,7 @@ class SchedulerState:
         return {capacity.device: capacity.memory for capacity in self._ledger.member_capacities}
 
     def models_on_node(self, node: str) -> NodeModels:
-        """Return which models are on a node, and why they are still there if the node is draining."""
+        """Return the models on a node and, if the node is draining, why each of them is still there."""
         return self._node_changes.status(node)
 
     def unplaceable_models(self, now: float) -> list[UnplaceableModel]:
@@ -163,11 +163,11 @@ class SchedulerState:
         """Return the bytes of the device that are neither reserved nor used by other programs."""
         return self._ledger.free(device)
 
-    def load_queue(self, now: float) -> list[QueueEntry]:
+    def load_queue(self, now: float) -> list[WaitingModel]:
         """Return the models that wait to be loaded, the next one first."""
         waiting = [each for each in self._index.not_ready() if each.wants_load(now)]
         waiting.sort(key=lambda each: self._placements.rank(each, now))
-        return [QueueEntry(e.name, len(e.queue), e.waited(now), e.claimed_devices) for e in waiting]
+        return [WaitingModel(e.name, len(e.queue), e.waited(now), e.claimed_devices) for e in waiting]
 
     def has_waiting_models(self, now: float) -> bool:
         return self._index.any_wants_load(now)
