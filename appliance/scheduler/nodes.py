@@ -14,6 +14,7 @@ from appliance.scheduler.transitions import Transitions
 
 #: States of a pinned model that is unloaded from a draining node and is not being loaded elsewhere yet.
 _MOVING: Final = frozenset({Residency.DRAINING, Residency.UNLOADING, Residency.COLD})
+_SLEEP_STATES: Final = frozenset({Residency.FALLING_ASLEEP, Residency.ASLEEP})
 
 
 class NodeModels(NamedTuple):
@@ -79,35 +80,43 @@ class NodeChanges:
             return
         for node in sorted(self._ledger.draining_nodes):
             for entry in self._ledger.models_of(node):
-                if entry.state is Residency.READY:
-                    if entry.pinned:
-                        if self._stays_pinned(entry):
-                            continue
-                        self._moving.add(entry.name)
-                        entry.wanted = True
-                    self._transitions.drain(entry, _reason(node), now)
-                elif entry.state in {Residency.FALLING_ASLEEP, Residency.ASLEEP}:
-                    entry.pending_unload = entry.pending_unload or _reason(node)
-                    entry.mark_changed()
-                elif entry.state is Residency.DRAINING:
+                if entry.state is Residency.DRAINING:
                     entry.sleep_after_drain = False
+                elif _can_be_unloaded(entry):
+                    self._unload(entry, node, now)
+
+    def _unload(self, entry: ModelState, node: str, now: float) -> None:
+        """Unload a ready model after a drain, or a sleeping model. A pinned one is then loaded elsewhere."""
+        if entry.pinned:
+            if self._stays_pinned(entry):
+                return
+            self._moving.add(entry.name)
+            entry.wanted = True
+        if entry.state is Residency.READY:
+            self._transitions.drain(entry, _reason(node), now)
+        else:
+            entry.pending_unload = _reason(node)
+            entry.mark_changed()
 
     def _stays_pinned(self, entry: ModelState) -> str:
         """Return why a pinned model stays on a draining node; empty if it can be unloaded now.
 
         Pinned models move one after the other, because each changes the memory that is left for the next.
         """
-        self._moving = {
-            name
-            for name in self._moving
-            if (each := self._models.get(name)) is not None and each.pinned and each.state in _MOVING
-        }
+        self._moving = {name for name in self._moving if self._is_moving(name)}
         if not self._ledger.fits(entry, draining=False):
             missing = readable_bytes(self._missing(entry))
             return f"pinned, and no other node has the memory: {missing} are missing{entry.demand.on_each}"
         if self._moving:
             return f"pinned, and waits until {', '.join(sorted(self._moving))} is loaded on another node"
         return ""
+
+    def _is_moving(self, name: str) -> bool:
+        """Return whether the pinned model is being moved. A model whose load has failed is not waited for."""
+        model = self._models.get(name)
+        if model is None or not model.pinned or model.failures:
+            return False
+        return model.state in _MOVING or (model.state in _SLEEP_STATES and bool(model.pending_unload))
 
     def status(self, node: str) -> NodeModels:
         draining = node in self._ledger.draining_nodes
@@ -116,7 +125,7 @@ class NodeChanges:
         return NodeModels(draining, tuple(each.name for each in entries), staying)
 
     def _why_still_there(self, entry: ModelState) -> str:
-        if entry.state is Residency.READY and entry.pinned:
+        if entry.pinned and _can_be_unloaded(entry):
             return self._stays_pinned(entry) or "pinned, and is unloaded next"
         if entry.running:
             count = len(entry.running)
@@ -162,6 +171,11 @@ class NodeChanges:
 
     def _missing(self, entry: ModelState) -> int:
         return max(0, self._needed(entry) - self._ledger.most_available(entry, draining=False))
+
+
+def _can_be_unloaded(entry: ModelState) -> bool:
+    """Return whether the model is ready or sleeps, and its unload was not decided yet."""
+    return entry.state is Residency.READY or (entry.state in _SLEEP_STATES and not entry.pending_unload)
 
 
 def _reason(node: str) -> str:

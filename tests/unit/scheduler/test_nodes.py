@@ -406,6 +406,47 @@ def test_pinned_models_move_one_after_the_other_and_the_last_stays_if_it_does_no
     }
 
 
+def test_a_pinned_model_that_sleeps_is_loaded_on_another_node() -> None:
+    subject = Scheduler([*node("a", 10, main=50), *node("b", 20, main=50)], [sleeper("m/m")])
+    subject.adopted("m/m", ("b/cuda:0",), 6 * GIB, 0.0, levels=LEVELS, level=SleepLevel.KEPT)
+    subject.pin("m/m", pinned=True)
+    subject.drain_node("b")
+    for now in (1.0, 2.0):
+        finish(subject, subject.decide(now), now)
+    assert subject.devices("m/m") == ("a/cuda:0",)
+
+
+def test_a_pinned_model_that_sleeps_and_fits_on_no_other_node_stays() -> None:
+    subject = Scheduler([*node("a", 4, main=50), *node("b", 20, main=50)], [sleeper("m/m")])
+    subject.adopted("m/m", ("b/cuda:0",), 6 * GIB, 0.0, levels=LEVELS, level=SleepLevel.KEPT)
+    subject.pin("m/m", pinned=True)
+    subject.drain_node("b")
+    assert subject.decide(1.0) == []
+    reason = "pinned, and no other node has the memory: 2.0 GiB are missing"
+    assert subject.models_on_node("b").staying == {"m/m": reason}
+
+
+def test_pinned_models_do_not_wait_for_one_whose_load_fails() -> None:
+    names = ("m/m", "n/n", "o/o")
+    subject = Scheduler([*node("a", 10, 10, 10), *node("b", 10, 10, 10)], [model(each) for each in names])
+    for number, name in enumerate(names):
+        subject.adopted(name, (f"a/cuda:{number}",), 6 * GIB, 0.0, levels=(), level=None)
+        subject.pin(name, pinned=True)
+    subject.drain_node("a")
+    failing = None
+    for now in range(1, 10):
+        for each in subject.decide(now):
+            if isinstance(each, Unload):
+                failing = failing or each.model
+                subject.unloaded(each.model, now)
+            elif isinstance(each, Load) and each.model == failing:
+                subject.load_failed(each.model, now, "no weights")
+            elif isinstance(each, Load):
+                subject.loaded(each.model, now, ())
+    others = set(names) - {failing}
+    assert {subject.devices(name)[0].split("/")[0] for name in others} == {"b"}
+
+
 # -- models that fit nowhere ----------------------------------------------------------------------------
 
 
