@@ -89,7 +89,7 @@ class Backlog:
         self._index.take_changed(float("-inf"))
         if self._started:
             for model in [*self._plans, *self._without_plan]:
-                self._forget(model)
+                self.forget(model)
             self._started = False
 
     def models_to_plan(self, now: float) -> list[tuple[ModelState, list[str] | None]]:
@@ -104,7 +104,7 @@ class Backlog:
         devices = self._devices.take_changed()
         found: dict[ModelState, list[str] | None] = {}
         for model in changed:
-            self._forget(model)
+            self.forget(model)
         for model in changed:
             if not self._index.is_waiting(model):
                 continue
@@ -182,7 +182,8 @@ class Backlog:
         at = self._due.earliest()
         return now + SOON if at is not None and at <= now else at
 
-    def _forget(self, model: ModelState) -> None:
+    def forget(self, model: ModelState) -> None:
+        """Drop the plan of a model, and the time of its next plan."""
         self._drop_plan(model)
         self._without_plan.discard(model)
         self._due.set(model, None)

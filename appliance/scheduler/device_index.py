@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Final, NamedTuple, TypeVar
 
 from appliance.scheduler.facts import Demand, Residency
 from appliance.scheduler.ledger import Ledger
@@ -15,8 +16,11 @@ from appliance.scheduler.model import ModelState
 _MAX_FREE: Final = 4  # with free memory
 _MAX_EVICTING: Final = 12  # on which models would be evicted
 _MAX_WITH_WEIGHTS: Final = 12  # on nodes that have the weights
+_MAX_NODES: Final = 4  # nodes instead of devices, of each of these sorts, for a model with several devices
 #: Devices that are checked to find one on a node without another instance of the model.
 _MAX_CHECKED: Final = 64
+
+_T = TypeVar("_T")
 
 _LEAVING: Final = frozenset({Residency.DRAINING, Residency.FALLING_ASLEEP, Residency.UNLOADING})
 _IDLE_STATES: Final = frozenset({Residency.READY, Residency.ASLEEP})
@@ -68,29 +72,40 @@ class DeviceIndex:
             return False
         return demand.bytes_on(capacity) <= memory.idle
 
-    def candidates(self, model: ModelState, *, spare_busy: bool) -> list[str]:
+    def candidates(
+        self, model: ModelState, reserved_for_others: Mapping[str, int], *, spare_busy: bool
+    ) -> list[str]:
         """Return the devices to compare for a load of the model.
 
         These are devices of nodes that have the weights of the model, and devices with free memory. If no
         device has enough free memory, some devices on which models would be evicted are added, and each call
-        adds others.
+        adds others. ``reserved_for_others`` is memory that is not free for this model, by device.
         """
         self._refresh()
         demand = model.demand
         if demand.nodes is not None:
-            found = [each for node in sorted(demand.nodes) for each in self._ledger.devices_of(node)]
-            found = [each for each in found if each in self._memory]
+            found = self._devices_of(sorted(demand.nodes))
+        elif demand.devices > 1:
+            found = self._devices_of(self._nodes(model, reserved_for_others, spare_busy=spare_busy))
         else:
-            needed = self._min_needed(demand)
-            with_weights = list(self._with_weights(model, needed, spare_busy=spare_busy))
-            found = with_weights + list(self._free(model, needed))
-            if len(found) == len(with_weights):
-                found += self._evicting(demand, needed, spare_busy=spare_busy)
-        if demand.devices > 1:
-            nodes = dict.fromkeys(self._ledger.capacities[each].node for each in found)
-            found = [each for node in nodes for each in self._ledger.devices_of(node)]
+            free = list(self._free(model, reserved_for_others))
+            found = [*self._with_weights(model, spare_busy=spare_busy), *free]
+            if not free:
+                found += self._evicting(demand, spare_busy=spare_busy)
         main = demand.on_cpu
         return [each for each in dict.fromkeys(found) if self._capacities.get(each, (not main,))[0] is main]
+
+    def _devices_of(self, nodes: Iterable[str]) -> list[str]:
+        """Return the schedulable devices of the nodes."""
+        return [each for node in nodes for each in self._ledger.devices_of(node) if each in self._memory]
+
+    def _enough(self, demand: Demand, device: str, *, spare_busy: bool) -> bool:
+        """Return whether evictions can free the memory for this demand on the device."""
+        memory = self._memory[device]
+        return (memory.idle if spare_busy else memory.all) >= self._needed(demand, device)
+
+    def _needed(self, demand: Demand, device: str) -> int:
+        return demand.bytes_on(self._ledger.capacities[device])
 
     def _min_needed(self, demand: Demand) -> int:
         """Return the bytes that the model needs on the device where it needs the least."""
@@ -99,44 +114,63 @@ class DeviceIndex:
         smallest = min((each for main, each in self._capacities.values() if main is demand.on_cpu), default=0)
         return int((demand.share or 1.0) * smallest)
 
-    def _with_weights(self, model: ModelState, needed: int, *, spare_busy: bool) -> Iterator[str]:
-        nodes = self._locality.nodes_with_weights(model.name)
-        count = 0
-        for node in sorted(nodes):
-            for device in self._ledger.devices_of(node):
-                memory = self._memory.get(device)
-                if memory is not None and (memory.idle if spare_busy else memory.all) >= needed:
-                    yield device
-                    count += 1
-            if count >= _MAX_WITH_WEIGHTS:
-                return
+    def _nodes(
+        self, model: ModelState, reserved_for_others: Mapping[str, int], *, spare_busy: bool
+    ) -> list[str]:
+        """Return the nodes to compare for a model with several devices, of those that are large enough."""
+        demand, count = model.demand, model.demand.devices
+        unused: dict[str, dict[str, int]] = {}  # by node and device: free bytes that the model does not need
+        for device, (is_main_memory, _) in self._capacities.items():
+            if is_main_memory is demand.on_cpu and self._enough(demand, device, spare_busy=spare_busy):
+                node = self._ledger.capacities[device].node
+                unused.setdefault(node, {})[device] = self._memory[device].now - self._needed(demand, device)
+        large = {node: found for node, found in sorted(unused.items()) if len(found) >= count}
+        free = []
+        for node in sorted(large, key=lambda each: -sorted(large[each].values())[-count])[:_MAX_CHECKED]:
+            if sum(left >= reserved_for_others[each] for each, left in large[node].items()) >= count:
+                free.append(node)
+        free.sort(key=lambda node: self._locality.instances_on(model.name, node))
+        with_weights = [node for node in large if self._locality.has_weights(model.name, node)]
+        found = with_weights[:_MAX_NODES] + free[:_MAX_NODES]
+        return found if free else found + self._some(list(large), _MAX_NODES)
 
-    def _free(self, model: ModelState, needed: int) -> Iterator[str]:
+    def _with_weights(self, model: ModelState, *, spare_busy: bool) -> list[str]:
+        devices = self._devices_of(sorted(self._locality.nodes_with_weights(model.name)))
+        enough = (each for each in devices if self._enough(model.demand, each, spare_busy=spare_busy))
+        return list(islice(enough, _MAX_WITH_WEIGHTS))
+
+    def _free(self, model: ModelState, reserved_for_others: Mapping[str, int]) -> Iterator[str]:
         """Yield devices with enough free memory, the device with the most first.
 
         If the model has other instances, some of the devices are on nodes without an instance.
         """
-        ordered, count = self._sorted[model.demand.on_cpu][0], 0
-        spread = self._locality.has_instances(model.name)
-        for position, (memory, device) in enumerate(reversed(ordered)):
-            if memory < needed or count == _MAX_FREE or position == _MAX_CHECKED:
+        demand, needed = model.demand, self._min_needed(model.demand)
+        spread, number, count = self._locality.has_instances(model.name), 0, 0
+        for memory, device in islice(reversed(self._sorted[demand.on_cpu][0]), _MAX_CHECKED):
+            if memory < needed or count == _MAX_FREE:
                 return
+            if memory < self._needed(demand, device) + reserved_for_others[device]:
+                continue
             others = spread and self._locality.instances_on(model.name, self._ledger.capacities[device].node)
             count += not others
-            if position < _MAX_FREE or not others:
+            number += 1
+            if number <= _MAX_FREE or not others:
                 yield device
 
-    def _evicting(self, demand: Demand, needed: int, *, spare_busy: bool) -> list[str]:
+    def _evicting(self, demand: Demand, *, spare_busy: bool) -> list[str]:
         """Return devices on which models would be evicted, evenly spread over the sorted devices."""
         ordered = self._sorted[demand.on_cpu][1 if spare_busy else 2]
-        first = bisect_left(ordered, (needed, ""))
-        count = len(ordered) - first
-        if count <= _MAX_EVICTING:
-            return [device for _, device in ordered[first:]]
+        first = bisect_left(ordered, (self._min_needed(demand), ""))
+        return [device for _, device in self._some(ordered[first:], _MAX_EVICTING)]
+
+    def _some(self, ordered: list[_T], limit: int) -> list[_T]:
+        """Return up to ``limit`` elements, evenly spread over the list. Each call returns others."""
+        count = len(ordered)
+        if count <= limit:
+            return ordered
         self._searches += 1
-        step = count / _MAX_EVICTING
-        offset = self._searches * 7919 % count
-        return [ordered[first + (offset + int(number * step)) % count][1] for number in range(_MAX_EVICTING)]
+        offset, step = self._searches * 7919 % count, count / limit
+        return [ordered[(offset + int(number * step)) % count] for number in range(limit)]
 
     def _add(self, device: str) -> None:
         capacity = self._ledger.capacities[device]

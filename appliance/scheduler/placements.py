@@ -89,6 +89,8 @@ class Placements:
             if entry.loadable:
                 searched_all = lost_plan or among is None
                 self._backlog.store_plan(entry, missing, now, new_due_time=searched_all)
+            else:  # it is being loaded now, so its plan keeps no memory any more
+                self._backlog.forget(entry)
             decisions += decided
         return decisions
 
@@ -197,7 +199,7 @@ class Placements:
         spare_busy: bool,
     ) -> Plan | None:
         if among is None and self._backlog.in_use and not entry.avoided_nodes(now):
-            among = self._devices.candidates(entry, spare_busy=spare_busy)
+            among = self._devices.candidates(entry, reserved_for_others, spare_busy=spare_busy)
         return plan(
             entry,
             self._ledger,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from appliance.scheduler import Capacity, Decision, Demand, Load, Residency, Scheduler, Start, Unload
 
 GIB = 1024**3
@@ -94,6 +96,57 @@ def test_every_waiting_model_is_loaded_finally() -> None:
         wakeup = subject.next_wakeup(now)
         now = now + 0.01 if decisions or wakeup is None else max(now + 0.01, wakeup)
     assert ended == set(waiting)
+
+
+def world(many_devices: int) -> Scheduler:
+    """Five free nodes with one device, and four nodes with eight devices that each hold an idle model."""
+    single = [Capacity(f"s{number}/gpu0", 80 * GIB, node=f"s{number}") for number in range(5)]
+    devices = [f"b{node}/gpu{number}" for node in range(4) for number in range(8)]
+    large = [Capacity(each, 80 * GIB, node=each.split("/")[0]) for each in devices]
+    subject = Scheduler([*single, *large], (), many_devices=many_devices)
+    for device in devices:
+        subject.add(model(device, 60))
+        subject.adopted(device, (device,), 60 * GIB, 0.0, levels=(), level=None)
+    return subject
+
+
+@pytest.mark.parametrize("many_devices", [0, 1000])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        model("w/w", 60, devices=2),
+        model("w/w", 60, devices=8),
+        Demand(model="w/w", share=0.9, concurrency=1, devices=3),
+    ],
+)
+def test_a_model_with_several_devices_is_loaded_although_free_nodes_have_only_one(
+    wanted: Demand, many_devices: int
+) -> None:
+    subject = world(many_devices)
+    subject.add(wanted)
+    subject.queued("w", "w/w", 100.0)
+    now: float | None = 100.0
+    for _ in range(200):
+        if now is None or subject.residency("w/w") is Residency.READY:
+            break
+        run(subject, subject.decide(now), now)
+        now = subject.next_wakeup(now)
+    assert subject.residency("w/w") is Residency.READY
+    assert len(subject.devices("w/w")) == wanted.devices
+
+
+def test_a_model_that_is_being_loaded_keeps_no_memory_by_its_plan() -> None:
+    subject, names = full(model("v/v", 5), model("w/w", 5), busy=True)
+    subject.queued("v", "v/v", 3.0)
+    subject.queued("w", "w/w", 3.4)
+    subject.finished(f"p of {names[0]}", names[0], 3.5)
+    assert [type(each) for each in subject.decide(10.0)] == [Unload]
+    backlog, waiting = subject._placements._backlog, subject._models["w/w"]
+    (device,) = subject.devices(names[0])
+    assert backlog.reserved_for_others(waiting, 10.0)[device] == 5 * GIB
+    subject.unloaded(names[0], 10.1)
+    assert [each.model for each in subject.decide(10.1) if isinstance(each, Load)] == ["v/v"]
+    assert backlog.reserved_for_others(waiting, 10.1)[device] == 0
 
 
 def test_a_plan_moves_to_another_device_if_its_node_is_removed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from appliance.scheduler import Capacity, Demand, Residency
@@ -25,6 +26,7 @@ class Cluster:
             ]
         )
         self.models: dict[str, ModelState] = {}
+        self.reserved_for_others = Counter[str]()
         self.locality = Locality(self.models, self.ledger)
         self.devices = DeviceIndex(self.ledger, self.locality)
 
@@ -45,7 +47,7 @@ class Cluster:
             self.ready(f"on {device}", device, gib, running=running)
 
     def candidates(self, model: ModelState, *, spare_busy: bool = True) -> list[str]:
-        return self.devices.candidates(model, spare_busy=spare_busy)
+        return self.devices.candidates(model, self.reserved_for_others, spare_busy=spare_busy)
 
 
 def test_few_of_many_devices_are_compared_and_the_most_free_comes_first() -> None:
@@ -116,3 +118,28 @@ def test_a_share_of_a_device_is_compared_with_the_smallest_device() -> None:
     cluster.ledger.add([Capacity("n9/gpu0", 80 * GIB, node="n9")])
     model = ModelState(Demand(model="m/m", share=0.5, concurrency=1))
     assert cluster.candidates(model) == ["n9/gpu0"]
+
+
+def test_nodes_with_too_few_devices_are_not_compared_for_a_model_with_several() -> None:
+    cluster = Cluster(4)
+    cluster.fill(8, running=False)
+    cluster.ledger.add([Capacity(f"s{number}/gpu0", 10 * GIB, node=f"s{number}") for number in range(40)])
+    found = cluster.candidates(cluster.model("m/m", 5, devices=2))
+    assert {device.split("/")[0] for device in found} == {"n0", "n1", "n2", "n3"}
+
+
+def test_devices_with_evictions_are_compared_if_the_free_memory_is_kept_for_others() -> None:
+    cluster = Cluster(4)
+    cluster.fill(8, running=False)
+    cluster.ledger.add([Capacity("free/gpu0", 10 * GIB, node="free")])
+    cluster.reserved_for_others["free/gpu0"] = 8 * GIB
+    assert {device.split("/")[0] for device in cluster.candidates(cluster.model("m/m", 5))} > {"n0"}
+
+
+def test_devices_with_evictions_are_compared_if_a_share_of_the_free_device_is_too_large() -> None:
+    cluster = Cluster(4)
+    cluster.fill(8, running=False)
+    cluster.ledger.add([Capacity("large/gpu0", 80 * GIB, node="large")])
+    cluster.ready("b/b", "large/gpu0", 50, running=True)
+    model = ModelState(Demand(model="m/m", share=0.5, concurrency=1))
+    assert {device.split("/")[0] for device in cluster.candidates(model)} > {"n0"}
