@@ -1,7 +1,7 @@
-"""How long the scheduler takes for its decisions, from a few devices to a thousand.
+"""Measure the time of the scheduler's decisions, with a few to a thousand devices.
 
-The workload grows with the devices: the same number of models and predictions for each device. So the time of
-one decision would stay the same if it did not depend on the size at all.
+The workload grows with the number of devices: there are the same number of models and predictions for each
+device. So the time of one decision is constant if it does not depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from scripts.simulation.comparison import quantile
 from scripts.simulation.machine import Machine, Policy
 from scripts.simulation.workload import GIB, Workload, fleet, poisson, requests_at, zipf_weights
 
-#: Bytes of each device: the models need 1.7 times the memory that there is, with five models for a device.
+#: Bytes of each device. With five models for each, the models need 1.7 times the memory of all devices.
 DEVICE: Final = 40 * GIB
 RATE: Final = 0.15  # predictions per second and device
-#: Models of one group have popularities by Zipf's law. All groups are alike, so that no model gets more than
-#: one instance of it can serve, however many models there are.
+#: Models in a group. Their popularity follows Zipf's law. All groups have the same popularities, so that no
+#: model gets more predictions than one instance can serve, with any number of models.
 GROUP: Final = 50
 
 
@@ -34,7 +34,7 @@ class Size(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What one size takes. Decisions are in processor seconds of this machine, waits in simulated seconds."""
+    """Measurements of one size. Decisions are in seconds of processor time, waits in simulated seconds."""
 
     size: Size
     events: int  # arrivals, ends, loads and unloads
@@ -47,7 +47,7 @@ class Measured(NamedTuple):
 
 
 class Timed:
-    """A policy whose decisions are timed, with the events that lead to them."""
+    """Measures the time of each decision of a policy, together with the events before it."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -88,7 +88,7 @@ class Timed:
 
 
 def workload(size: Size, predictions: int, seed: int) -> Workload:
-    """Groups of models of which few are popular, on devices that hold a part of the models."""
+    """Return a workload with groups of models, of which a few are popular."""
     rng = random.Random(seed)
     models = fleet(rng, size.models)
     times = poisson(rng, RATE * size.devices, predictions / RATE)
@@ -115,7 +115,7 @@ def scheduler(size: Size, world: Workload) -> Scheduler:
 
 
 def measure(size: Size, predictions: int, seed: int, progress: Callable[[], None]) -> Measured:
-    """Replay a workload with so many predictions for each device, and time every decision."""
+    """Simulate a workload with ``predictions`` for each device, and measure the time of every decision."""
     world = workload(size, predictions, seed)
     timed = Timed(scheduler(size, world))
     outcome = Machine(world, timed).run(progress)
@@ -133,5 +133,5 @@ def measure(size: Size, predictions: int, seed: int, progress: Callable[[], None
 
 
 def growth(found: Sequence[Measured]) -> list[float | None]:
-    """Return by how much the mean decision takes longer than with the size before it."""
+    """Return the mean time of a decision of each size, divided by that of the size before it."""
     return [None, *(after.decide_mean / before.decide_mean for before, after in pairwise(found))]

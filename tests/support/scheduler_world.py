@@ -1,4 +1,4 @@
-"""A machine for property tests of the scheduler: it carries decisions out, takes its time, and may fail."""
+"""A simulated machine for property tests of the scheduler, with random durations and failures."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ RESIDUE = GIB // 2
 
 
 class World:
-    """A clock, and a machine that does what was decided, takes its time, and sometimes fails.
+    """A clock, and a machine that carries decisions out in random times, and sometimes fails.
 
-    It keeps its own books, so that what it holds against the scheduler is not the scheduler's word.
+    It records reservations itself, so that its checks do not depend on the records of the scheduler.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class World:
         self.arrivals.append((at, id, model))
 
     def run(self, steps: int) -> None:
-        """Until all that was asked is over, or for so many steps."""
+        """Run until all predictions have ended, or up to a number of steps."""
         total = len(self.arrivals)
         self.arrivals.sort()
         for _ in range(steps):

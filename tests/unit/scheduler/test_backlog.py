@@ -1,4 +1,4 @@
-"""Decisions where there are many devices: which waiting models are looked at, and when."""
+"""Decisions with many devices: which waiting models are planned, and when."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def model(name: str, gib: int = 8, **options: Any) -> Demand:
 
 
 def full(*more: Demand, busy: bool) -> tuple[Scheduler, list[str]]:
-    """Every device holds one model, which runs a prediction if ``busy``."""
+    """Return a scheduler with a model on each device, and the names. If ``busy``, each runs a prediction."""
     names = [f"on/{number}" for number in range(MANY)]
     subject = scheduler(*map(model, names), *more)
     for name in names:
@@ -41,7 +41,7 @@ def full(*more: Demand, busy: bool) -> tuple[Scheduler, list[str]]:
 
 
 def run(subject: Scheduler, decisions: list[Decision], now: float) -> list[Decision]:
-    """Carry loads and unloads out at once."""
+    """Confirm all loads and unloads at once, and return the decisions."""
     for each in decisions:
         if isinstance(each, Load):
             subject.loaded(each.model, now, ())
@@ -162,7 +162,7 @@ def test_a_plan_moves_to_another_device_if_its_node_is_removed() -> None:
     assert not second.devices[0].startswith(f"{node}/")
 
 
-def test_plans_are_forgotten_when_nodes_leave_and_all_devices_are_compared() -> None:
+def test_plans_are_forgotten_when_nodes_are_removed_and_all_devices_are_compared() -> None:
     subject, _ = full(model("w/w"), busy=False)
     subject.queued("w", "w/w", 10.0)
     assert len(subject.decide(10.0)) == 1

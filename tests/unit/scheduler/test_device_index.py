@@ -1,4 +1,4 @@
-"""The devices that are compared for a load, where there are many."""
+"""The devices that are compared for a load, if there are many devices."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_idle_models_are_evicted_on_devices_that_change_from_time_to_time() -> N
     assert len({device for each in found for device in each}) > 30
 
 
-def test_busy_models_are_evicted_only_for_a_model_that_has_lost_its_patience() -> None:
+def test_devices_with_busy_models_are_candidates_only_if_busy_models_are_not_spared() -> None:
     cluster = Cluster(10)
     cluster.fill(8, running=True)
     model = cluster.model("m/m", 5)
@@ -100,7 +100,7 @@ def test_a_model_with_several_devices_gets_all_devices_of_the_compared_nodes() -
     assert found[:8] == [f"{found[0].split('/')[0]}/gpu{number}" for number in range(8)]
 
 
-def test_only_open_devices_and_those_of_the_model_s_nodes_are_compared() -> None:
+def test_only_schedulable_devices_of_nodes_that_may_hold_the_model_are_compared() -> None:
     cluster = Cluster(4)
     cluster.ledger.set_draining("n0", draining=True)
     cluster.ledger.remove("n1")

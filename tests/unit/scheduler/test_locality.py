@@ -1,4 +1,4 @@
-"""Where the weights of a model are, and what that means for the choice of a node."""
+"""The nodes that have the weights of a model, and how they change the choice of a node."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def scheduler() -> Scheduler:
 
 
 def placed(subject: Scheduler, name: str, now: float) -> tuple[str, ...]:
-    """Where the model is loaded for a prediction that comes now."""
+    """Queue a prediction, and return the devices on which its model is loaded."""
     subject.queued(f"p of {name} at {now}", name, now)
     (load,) = [each for each in subject.decide(now) if isinstance(each, Load)]
     return load.devices
@@ -32,7 +32,7 @@ def test_a_model_is_loaded_where_its_weights_are() -> None:
     assert placed(subject, "m/m", 0.0) == ("a/cuda:0",)
 
 
-def test_a_model_whose_weights_are_nowhere_or_everywhere_is_loaded_where_most_is_free() -> None:
+def test_a_model_whose_weights_are_on_no_or_all_nodes_is_loaded_where_most_memory_is_free() -> None:
     for nodes in ([], ["a", "b"]):
         subject = scheduler()
         subject.set_weights("m/m", SIZE, nodes)
@@ -40,7 +40,7 @@ def test_a_model_whose_weights_are_nowhere_or_everywhere_is_loaded_where_most_is
 
 
 def test_a_copy_is_cheaper_than_a_long_wait() -> None:
-    """Node a is taken by a model that is always used, so the other model's weights are copied to b."""
+    """Node a has a model that is always in use, so the weights of the other model are copied to node b."""
     subject = scheduler()
     subject.set_weights("n/n", SIZE, ["a"])
     assert placed(subject, "n/n", 0.0) == ("a/cuda:0",)
@@ -52,7 +52,7 @@ def test_a_copy_is_cheaper_than_a_long_wait() -> None:
     assert placed(subject, "m/m", 31.0) == ("b/cuda:0",)
 
 
-def test_copied_and_deleted_weights_count() -> None:
+def test_copied_and_deleted_weights_change_the_chosen_node() -> None:
     subject = scheduler()
     subject.set_weights("m/m", SIZE, ["b"])
     subject.weights_copied("m/m", "a", SIZE, 10.0)
@@ -78,11 +78,11 @@ def test_the_copy_does_not_count_as_the_duration_of_the_load() -> None:
 
 def test_the_speed_of_copies_is_measured() -> None:
     subject = scheduler()
-    locality = subject._locality  # it has no question of its own
+    locality = subject._locality  # no public method returns the speed
     locality.set_weights("m/m", SIZE, [])
     before = locality.copy_seconds("m/m", "a")
     locality.weights_copied("n/n", "b", SIZE, 100.0)
     assert before == pytest.approx(10.0)
     assert locality.copy_seconds("m/m", "a") > before
-    locality.weights_copied("n/n", "b", 10, 100.0)  # too little to tell a speed
+    locality.weights_copied("n/n", "b", 10, 100.0)  # too few bytes to measure the speed
     assert locality.copy_seconds("m/m", "a") < 100.0

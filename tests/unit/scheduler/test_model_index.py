@@ -1,4 +1,4 @@
-"""The index of models: the decisions that it is for, and the times at which something is due."""
+"""The models that decisions have to consider, and the times of models."""
 
 from __future__ import annotations
 

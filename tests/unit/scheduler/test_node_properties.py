@@ -1,4 +1,4 @@
-"""What holds of the scheduler with several nodes, whatever is asked and whichever nodes come and go."""
+"""Properties of the scheduler with several nodes, for any predictions and any changes of the nodes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NodeEvent = tuple[float, str, str]  # when, what, node
 
 
 class ClusterWorld(World):
-    """The machine of the other property tests, with nodes that are drained, lost, and join again."""
+    """A ``World`` with nodes that are drained, are lost and join again."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class ClusterWorld(World):
         return node
 
     def leave(self, model: str) -> None:
-        """A model leaves a draining node at once, so its least time on the devices does not count there."""
+        """Check an unload. On a draining node, the minimum residency of models does not apply."""
         assert not self.subject.running(model)
         assert model not in self.busy
         if model not in self.leaving:

@@ -1,4 +1,4 @@
-"""Several machines: devices that come and go, and nodes that are drained."""
+"""Nodes of a cluster that join, are removed and are drained."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_the_weights_of_a_sleeping_model_are_in_the_main_memory_of_its_node() ->
     assert subject.reserved("b/cpu") == {}
 
 
-def test_a_sleeping_model_does_not_leave_for_a_sleeper_of_another_node() -> None:
+def test_a_sleeping_model_is_not_unloaded_for_one_that_falls_asleep_on_another_node() -> None:
     devices = [*node("a", 10, main=6), *node("b", 10, main=6)]
     demands = [sleeper(name, nodes=frozenset({name[0]}), idle_unload_after=60.0) for name in ("a/m", "b/m")]
     subject = Scheduler(devices, demands)
@@ -221,7 +221,7 @@ def in_state(state: Residency) -> Scheduler:
 
 
 @pytest.mark.parametrize("state", [state for state in Residency if state is not Residency.COLD])
-def test_a_removed_node_gives_its_model_back_in_every_state(state: Residency) -> None:
+def test_a_model_of_a_removed_node_is_cold_after_it_is_reported_lost_in_every_state(state: Residency) -> None:
     subject = in_state(state)
     assert subject.remove_devices("b") == ["m/m"]
     assert list(subject.capacities) == ["a/cuda:0", "a/cpu"]
@@ -239,7 +239,7 @@ def test_a_removed_node_gives_its_model_back_in_every_state(state: Residency) ->
 
 
 @pytest.mark.parametrize("state", [Residency.LOADING, Residency.UNLOADING, Residency.FALLING_ASLEEP])
-def test_an_end_that_is_reported_after_the_node_is_gone_is_taken(state: Residency) -> None:
+def test_a_load_or_unload_may_end_after_the_removal_of_its_node(state: Residency) -> None:
     subject = in_state(state)
     subject.remove_devices("b")
     if state is Residency.LOADING:
@@ -275,7 +275,7 @@ def test_a_measurement_of_a_removed_device_is_ignored() -> None:
     assert [each.kind for each in subject.events()] == []
 
 
-def test_a_waiting_model_gives_up_devices_of_a_removed_node() -> None:
+def test_a_waiting_model_no_longer_claims_devices_of_a_removed_node() -> None:
     """Model ``w/w`` has waited long, and busy models are drained for it on a node that is lost then."""
     subject = Scheduler(
         [*node("a", 10), *node("b", 12)], [model("x/x", 10), model("y/y", 10), model("w/w", 10)]
@@ -330,7 +330,9 @@ def test_nothing_is_loaded_or_woken_on_a_draining_node() -> None:
     assert [each.model for each in subject.decide(34.0) if isinstance(each, Load)] == ["m/m"]
 
 
-def test_models_leave_a_draining_node_when_their_predictions_finish_and_load_elsewhere() -> None:
+def test_models_are_unloaded_from_a_draining_node_when_their_predictions_finish_and_loaded_elsewhere() -> (
+    None
+):
     subject = Scheduler([*node("a", 10), *node("b", 20)], [model("m/m", concurrency=1)])
     load(subject, "m/m")
     subject.queued("running", "m/m", 1.0)
@@ -346,7 +348,7 @@ def test_models_leave_a_draining_node_when_their_predictions_finish_and_load_els
     assert subject.models_on_node("b") == (True, (), {})
 
 
-def test_a_model_that_is_being_loaded_leaves_a_draining_node_afterwards() -> None:
+def test_a_model_that_is_being_loaded_on_a_draining_node_is_unloaded_afterwards() -> None:
     subject = Scheduler([*node("a", 10), *node("b", 20)], [model("m/m")])
     subject.queued("p", "m/m", 0.0)
     assert subject.decide(0.0) == [Load("m/m", ("b/cuda:0",), 6 * GIB, may_sleep=False)]
