@@ -1,4 +1,4 @@
-"""What users should know about a model in a cluster."""
+"""Facts about a model in a cluster, which pages show."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from scripts.simulation.baselines import BASELINES
 from scripts.simulation.comparison import APPLIANCE, Row, compare, policies
-from scripts.simulation.scale import Measured, Size, growth, measure
+from scripts.simulation.scale import ClusterSize, DecisionTimes, growth, measure
 from scripts.simulation.workload import BANDWIDTH, DEVICE, GIB, SIZES, STARTUP, UNLOAD, WORKLOADS
 
 WIDTH: Final = 120  # columns where the output goes to a file
@@ -101,7 +101,7 @@ def _print_growth(parser: argparse.ArgumentParser, asked: argparse.Namespace) ->
             parser.error(f"--{name} must have one value, or one for each value of --devices")
     nodes = _for_each(asked.nodes, [max(1, devices // 8) for devices in asked.devices])
     models = _for_each(asked.models, [5 * devices for devices in asked.devices])
-    sizes = list(starmap(Size, zip(asked.devices, nodes, models, strict=True)))
+    sizes = list(starmap(ClusterSize, zip(asked.devices, nodes, models, strict=True)))
     if asked.predictions < 1 or any(min(size) < 1 or size.nodes > size.devices for size in sizes):
         parser.error("all numbers must be at least 1, and there must be a device for each node")
     found = []
@@ -128,7 +128,7 @@ def _for_each(asked: list[int] | None, default: list[int]) -> list[int]:
     return asked * len(default) if len(asked) == 1 else asked
 
 
-def _growth_table(found: list[Measured]) -> Table:
+def _growth_table(found: list[DecisionTimes]) -> Table:
     columns = (
         "devices",
         "nodes",

@@ -25,18 +25,18 @@ RATE: Final = 0.15  # predictions per second and device
 GROUP: Final = 50
 
 
-class Size(NamedTuple):
-    """One cluster."""
+class ClusterSize(NamedTuple):
+    """The size of a simulated cluster."""
 
     devices: int
     nodes: int
     models: int
 
 
-class Measured(NamedTuple):
+class DecisionTimes(NamedTuple):
     """Measurements of one size. Decisions are in seconds of processor time, waits in simulated seconds."""
 
-    size: Size
+    size: ClusterSize
     events: int  # arrivals, ends, loads and unloads
     decide_p50: float
     decide_p99: float
@@ -87,7 +87,7 @@ class Timed:
         self.events += 1
 
 
-def workload(size: Size, predictions: int, seed: int) -> Workload:
+def workload(size: ClusterSize, predictions: int, seed: int) -> Workload:
     """Return a workload with groups of models, of which a few are popular."""
     rng = random.Random(seed)
     models = fleet(rng, size.models)
@@ -99,14 +99,14 @@ def workload(size: Size, predictions: int, seed: int) -> Workload:
     return Workload("scale", tuple(models), devices, requests)
 
 
-def _capacities(size: Size) -> list[Capacity]:
+def _capacities(size: ClusterSize) -> list[Capacity]:
     if size.nodes == 1:
         return [Capacity(f"gpu{number}", DEVICE) for number in range(size.devices)]
     places = (divmod(number, -(-size.devices // size.nodes)) for number in range(size.devices))
     return [Capacity(f"n{node}/gpu{number}", DEVICE, node=f"n{node}") for node, number in places]
 
 
-def scheduler(size: Size, world: Workload) -> Scheduler:
+def scheduler(size: ClusterSize, world: Workload) -> Scheduler:
     demands = [
         Demand(model=model.name, concurrency=model.kind.concurrency, memory=model.memory)
         for model in world.models
@@ -114,13 +114,13 @@ def scheduler(size: Size, world: Workload) -> Scheduler:
     return Scheduler(_capacities(size), demands)
 
 
-def measure(size: Size, predictions: int, seed: int, progress: Callable[[], None]) -> Measured:
+def measure(size: ClusterSize, predictions: int, seed: int, progress: Callable[[], None]) -> DecisionTimes:
     """Simulate a workload with ``predictions`` for each device, and measure the time of every decision."""
     world = workload(size, predictions, seed)
     timed = Timed(scheduler(size, world))
     outcome = Machine(world, timed).run(progress)
     seconds, waits = sorted(timed.seconds), sorted(outcome.waits)
-    return Measured(
+    return DecisionTimes(
         size,
         timed.events,
         quantile(seconds, 0.5),
@@ -132,6 +132,6 @@ def measure(size: Size, predictions: int, seed: int, progress: Callable[[], None
     )
 
 
-def growth(found: Sequence[Measured]) -> list[float | None]:
+def growth(found: Sequence[DecisionTimes]) -> list[float | None]:
     """Return the mean time of a decision of each size, divided by that of the size before it."""
     return [None, *(after.decide_mean / before.decide_mean for before, after in pairwise(found))]

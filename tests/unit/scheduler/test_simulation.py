@@ -14,7 +14,7 @@ from appliance.scheduler import Decision, Load, Start
 from scripts.simulation.__main__ import main
 from scripts.simulation.comparison import APPLIANCE, appliance_scheduler, compare, policies, quantile
 from scripts.simulation.machine import Machine
-from scripts.simulation.scale import Size, growth, measure
+from scripts.simulation.scale import ClusterSize, growth, measure
 from scripts.simulation.workload import GIB, WORKLOADS, Workload, fleet
 
 
@@ -159,7 +159,7 @@ def test_sizes_that_are_not_possible_are_refused(wrong: list[str]) -> None:
 
 def test_a_cluster_is_simulated_without_overbooking_and_every_prediction_starts() -> None:
     """The simulated machine refuses what cannot be done: see above."""
-    size = Size(devices=30, nodes=4, models=200)
+    size = ClusterSize(devices=30, nodes=4, models=200)
     found = measure(size, 5, 1, lambda: None)
     assert found.loads > 30
     assert found.wait_p99 > 0
