@@ -156,7 +156,7 @@ class NodeChanges:
                 "`appliance drain NODE --undo`, or add another one"
             )
         if not self._ledger.eligible_devices(demand):
-            return "no node that is ready may hold it: add a node with a device for it"
+            return "no schedulable node may hold it: add a node with a device for it"
         missing = readable_bytes(self._missing(entry))
         if not self._missing(entry):
             return f"it needs {demand.devices} devices of one node: add a node with that many devices"

@@ -466,7 +466,7 @@ def test_a_waiting_model_that_fits_nowhere_is_reported_with_the_missing_bytes() 
     ("demand", "reason"),
     [
         (model("m/m", 6, devices=3), "it needs 3 devices of one node"),
-        (model("m/m", 6, nodes=frozenset({"c"})), "no node that is ready may hold it"),
+        (model("m/m", 6, nodes=frozenset({"c"})), "no schedulable node may hold it"),
         (
             model("m/m", 60),
             r"it fits only on a draining node \(d\): use the node again with `appliance drain",
