@@ -253,7 +253,13 @@ class PostgresConnection:
             return self._begun(statement)
 
     def _begun(self, statement: str) -> Any:
-        cursor = self.run(statement)
+        try:
+            cursor = self.run(statement)
+        except ConnectionLost:
+            raise
+        except sqlite3.Error:  # such as a lock timeout, after which the session refuses all but ROLLBACK
+            self.rollback()
+            raise
         if statement == _BEGIN:
             cursor.nextset()
             self._transaction = cursor.fetchone()[1]

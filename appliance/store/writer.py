@@ -171,7 +171,8 @@ class Writer:
         """
         try:
             self._begin()
-        except sqlite3.Error as error:  # another process holds the write lock for too long: all writes fail
+        except Exception as error:  # noqa: BLE001  # such as a write lock that another process holds too long
+            self._roll_back()
             return [_Outcome(write.future, None, self._translated(error)) for write in batch]
         try:
             outcomes = self._execute_each(batch)

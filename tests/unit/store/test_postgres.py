@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from appliance.domain.audit import AuditEvent
 from appliance.domain.errors import StoreError, StoreUnavailable
 from appliance.domain.prediction import Prediction, Status, new_id, new_stream_token
-from appliance.store import AuditFilter, Store, postgres_connection
+from appliance.store import AuditFilter, Store, postgres_connection, writer
 from appliance.store.postgres import public_url
 from appliance.store.postgres_connection import ConnectionLost, PostgresConnection
 from appliance.store.postgres_queries import STEPS, translated
@@ -129,6 +130,23 @@ async def test_a_process_whose_database_was_taken_over_writes_no_more(store: Sto
         await store.create(make())  # although the other one has gone
     assert store.lost is not None
     assert rows_of(path, "predictions") == 0
+
+
+# Locks
+
+
+async def test_writes_continue_after_a_lock_timeout(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed statement leaves a transaction in which PostgreSQL refuses all further statements."""
+    monkeypatch.setattr(writer, "BUSY_TIMEOUT", 0.0)
+    writing(store).run("SET lock_timeout = '10ms'")
+    with psycopg.connect(url_of(path) or "") as other:
+        other.execute(f"SELECT pg_advisory_xact_lock({postgres_connection._WRITE_LOCK}, hashtext('public'))")
+        with pytest.raises(StoreError, match="another process held the write lock"):
+            await store.create(make())
+    await store.create(record := make())
+    assert await store.get(record.id) == record
 
 
 # Lost connections
