@@ -143,15 +143,14 @@ class Connections:
         while connection.generation is None:
             generation = await self.write(lambda _: connection.take_ownership(holder, term), alone=True)
             if generation is not None:
-                connection.generation = generation
-            elif loop.time() >= give_up:
+                return
+            if loop.time() >= give_up:
                 other = await self.write(lambda _: connection.owner(), alone=True)
                 raise StoreError(
                     f"{self._name}: the database is in use by another appliance ({other}):"
                     " stop that appliance, or use another database"
                 )
-            else:
-                await asyncio.sleep(_OWNER_POLL)
+            await asyncio.sleep(_OWNER_POLL)
 
     @property
     def lost(self) -> str | None:

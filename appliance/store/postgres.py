@@ -139,7 +139,7 @@ def upgrade(connection: PostgresConnection, name: str) -> None:
     """
     with errors(name):
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            connection.begin_upgrade()
             tables = {row[0] for row in connection.run(_TABLES)}
             if tables and not {"store_format", "predictions"} <= tables:
                 raise StoreError(

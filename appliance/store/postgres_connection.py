@@ -3,8 +3,12 @@
 The actions of the tables run on it unchanged. Imports psycopg only when a connection is made.
 
 **Connection lost.** A lost connection is opened again by the next transaction, after growing delays while the
-server does not answer. Statements in between fail at once with ``ConnectionLost``. If the connection is lost
-during a COMMIT, the server is asked afterwards whether the transaction was committed.
+server cannot be reached. Statements in between fail at once with ``ConnectionLost``.
+
+**Interrupted COMMIT.** Each transaction that writes stores a random id in the row of its connection in
+``store_writers``. If the connection is lost during the COMMIT, this row tells afterwards whether the
+transaction was committed. The transaction id of PostgreSQL would not do: after a crash the server may give
+the same id to another transaction.
 
 **One owner.** The connection of the owner holds an advisory lock for the whole session, and writes only in
 this session. So a process whose connection is lost cannot write until it has the lock again. Each owner adds
@@ -17,6 +21,7 @@ import contextlib
 import logging
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,7 +41,16 @@ SCHEMA: Final = "hashtext(current_schema())"
 _WRITE_LOCK: Final = 1_734_001  # the first key of an advisory lock; the second is the schema
 OWNER_LOCK: Final = 1_734_002
 
-_BEGIN: Final = f"BEGIN; SELECT pg_advisory_xact_lock({_WRITE_LOCK}, {SCHEMA}), pg_current_xact_id()::text"
+#: The isolation level does not depend on the defaults of the database.
+_BEGIN: Final = (
+    f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT pg_advisory_xact_lock({_WRITE_LOCK}, {SCHEMA})"
+)
+_BATCH: Final = (
+    "INSERT INTO store_writers VALUES ('{writer}', '{batch}', now())"
+    " ON CONFLICT (writer) DO UPDATE SET batch = excluded.batch, written_at = excluded.written_at"
+)
+_LAST_BATCH: Final = "SELECT batch FROM store_writers WHERE writer = %s"
+_REMOVE_WRITERS: Final = "DELETE FROM store_writers WHERE written_at < now() - interval '1 day'"
 _READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _OWN: Final = f"SELECT pg_try_advisory_lock({OWNER_LOCK}, {SCHEMA})"
 _TERM: Final = "SELECT term, head FROM store_owner"
@@ -46,7 +60,6 @@ _SESSION: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = p
 _END_SESSION: Final = (
     "SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
 )
-_OUTCOME: Final = "SELECT pg_xact_status(%s::text::xid8)"
 
 _DELAYS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to connect
 _RESOLVE: Final = 20.0  # seconds for which the outcome of an interrupted COMMIT is asked for
@@ -54,11 +67,11 @@ _STREAMED: Final = 100  # rows that `stream` fetches at once
 
 
 class ConnectionLost(sqlite3.OperationalError):
-    """The server does not answer, or it has ended the connection."""
+    """The server cannot be reached, or it has ended the connection."""
 
 
 class OutcomeUnknown(ConnectionLost):
-    """The connection was lost during a COMMIT, and the server has not answered since."""
+    """The connection was lost during a COMMIT, and it is not known whether it took effect."""
 
 
 class OwnershipLost(sqlite3.OperationalError):
@@ -74,8 +87,10 @@ class PostgresConnection:
         self._connection: psycopg.Connection | None = None
         self._failures = 0  # attempts to connect that failed since the last success
         self._retry_at = 0.0  # monotonic time of the next attempt
-        self._transaction: str | None = None  # the id of the open transaction that writes
-        self._session: tuple[Any, ...] | None = None  # process id and start of the server's process
+        self._writer = uuid.uuid4().hex  # the key of this connection in store_writers
+        self._batch: str | None = None  # the random id of the open transaction that writes
+        self._taken: int | None = None  # the generation that the open transaction gives to the database
+        self._sessions: list[tuple[Any, ...]] = []  # process ids and starts of sessions that may be open
         self.generation: int | None = None  # of the database, since this connection owns it
         self.lost: str | None = None  # why the database is not owned any more
         self._connect()
@@ -86,7 +101,10 @@ class PostgresConnection:
         """Execute a statement, or BEGIN IMMEDIATE, BEGIN, COMMIT and ROLLBACK."""
         match statement:
             case "BEGIN IMMEDIATE":
-                return self._begin(_BEGIN)
+                batch = uuid.uuid4().hex
+                cursor = self._begin(f"{_BEGIN}; {_BATCH.format(writer=self._writer, batch=batch)}")
+                self._batch = batch
+                return cursor
             case "BEGIN":
                 return self._begin(_READ)
             case "COMMIT":
@@ -106,7 +124,7 @@ class PostgresConnection:
 
     def rollback(self) -> None:
         """End the transaction, if any; a connection that is lost has none."""
-        self._transaction = None
+        self._batch = self._taken = None
         connection = self._connection
         if connection is not None and not connection.closed and connection.info.transaction_status:
             with contextlib.suppress(sqlite3.Error), self._errors():
@@ -119,6 +137,10 @@ class PostgresConnection:
             connection.close()
 
     # -- further methods
+
+    def begin_upgrade(self) -> None:
+        """Begin a transaction that writes, also if the database has no tables yet."""
+        self._begin(_BEGIN)
 
     def run(self, script: str) -> Any:
         """Execute one or more statements without parameters."""
@@ -146,9 +168,10 @@ class PostgresConnection:
             yield from cursor
 
     def take_ownership(self, holder: str, term: int | None = None) -> int | None:
-        """Become the owner of the database in the open transaction; None if another process is the owner.
+        """Become the owner of the database with the open transaction; None if another process is the owner.
 
-        In a cluster, ``term`` is the term in which this machine is the head.
+        Returns the new generation, which is also ``generation`` once the transaction is committed. In a
+        cluster, ``term`` is the term in which this machine is the head.
 
         Raises:
             StoreError: another machine is the head now.
@@ -159,7 +182,9 @@ class PostgresConnection:
                 raise StoreError(f"{self._server.name}: {head} has become the head of the cluster")
         if not self._execute(_OWN).fetchone()[0]:
             return None
-        return int(self._execute(_NEW_OWNER, (holder,)).fetchone()[0])
+        self._execute(_REMOVE_WRITERS)
+        self._taken = int(self._execute(_NEW_OWNER, (holder,)).fetchone()[0])
+        return self._taken
 
     def owner(self) -> str:
         return str(self._execute(_OWNER).fetchone()[1])
@@ -170,7 +195,7 @@ class PostgresConnection:
         """Open the connection, unless an attempt has just failed.
 
         Raises:
-            ConnectionLost: the server does not answer, or another process has the lock of the owner.
+            ConnectionLost: the server cannot be reached, or another process has the lock of the owner.
             OwnershipLost: another appliance has owned the database meanwhile.
         """
         if self.lost is not None:
@@ -179,41 +204,45 @@ class PostgresConnection:
         if wait > 0:
             raise ConnectionLost(f"no connection, next attempt in {min(wait, 99):.1f} s")
         self._disconnect()
-        before = self._session
         try:
-            with self._errors():
-                self._connection = self._server.connect(writes=self._writes)
-                if self._writes:
-                    self._session = self._execute(_SESSION).fetchone()
-            if self.generation is not None:
-                self._own_again(before)
-        except (ConnectionLost, StoreError):
+            self._connect_and_own()
+        except BaseException as error:
+            # An open connection would be used by the next transaction, although it may not own the database.
             self._disconnect()
             self._retry_at = time.monotonic() + _DELAYS[min(self._failures, len(_DELAYS) - 1)]
             self._failures += 1
+            if isinstance(error, sqlite3.Error) and not isinstance(error, (ConnectionLost, OwnershipLost)):
+                raise ConnectionLost(f"the new connection cannot be used: {error}") from error
             raise
         self._failures = 0
 
-    def _own_again(self, before: tuple[Any, ...] | None) -> None:
-        """Take the lock of the owner again, for a new connection.
+    def _connect_and_own(self) -> None:
+        with self._errors():
+            self._connection = self._server.connect(writes=self._writes)
+        if not self._writes:
+            return
+        before = list(self._sessions)
+        self._sessions.append(self._execute(_SESSION).fetchone())
+        for session in before:  # the server may not have noticed yet that their connections are lost
+            self._execute(_END_SESSION, session)
+        if self.generation is not None:
+            self._own_again()
+        del self._sessions[:-1]
 
-        The server may not have noticed yet that the former connection, which holds the lock, is lost.
-        """
-        if before is not None:
-            self._execute(_END_SESSION, before)
+    def _own_again(self) -> None:
+        """Take the lock of the owner again, for a new connection."""
         locked = self._execute(_OWN).fetchone()[0]
         generation, holder = self._execute(_OWNER).fetchone()
         if generation != self.generation:
             self.lost = f"{holder} has become the owner of the database: this process writes no more"
             _log.error("%s: %s", self._server.name, self.lost)
-            self._disconnect()
             raise OwnershipLost(self.lost)
         if not locked:
-            raise ConnectionLost("the former connection still holds the lock of the database")
+            raise ConnectionLost("the previous connection still holds the lock of the database")
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
-        self._transaction = None
+        self._batch = self._taken = None
         if connection is not None:
             with contextlib.suppress(Exception):
                 connection.close()
@@ -254,16 +283,12 @@ class PostgresConnection:
 
     def _begun(self, statement: str) -> Any:
         try:
-            cursor = self.run(statement)
+            return self.run(statement)
         except ConnectionLost:
             raise
         except sqlite3.Error:  # such as a lock timeout, after which the session refuses all but ROLLBACK
             self.rollback()
             raise
-        if statement == _BEGIN:
-            cursor.nextset()
-            self._transaction = cursor.fetchone()[1]
-        return cursor
 
     def _commit(self) -> Any:
         """Commit the transaction.
@@ -273,33 +298,41 @@ class PostgresConnection:
         """
         from psycopg.pq import TransactionStatus
 
-        connection, transaction = self._open(), self._transaction
-        self._transaction = None
+        connection, batch, taken = self._open(), self._batch, self._taken
+        self._batch = self._taken = None
         if connection.info.transaction_status is TransactionStatus.INERROR:  # COMMIT would roll back silently
             raise sqlite3.OperationalError("a statement of the transaction failed")
+        cursor = None
         try:
-            return self._execute("COMMIT")
+            cursor = self._execute("COMMIT")
         except ConnectionLost:
-            if transaction is None or not self._was_committed(transaction):
+            if batch is None or not self._was_committed(batch):
                 raise
-        return None
+            if taken is not None:
+                self._disconnect()  # the next connection takes the lock, which belonged to the lost session
+        if taken is not None:
+            self.generation = taken
+        return cursor
 
-    def _was_committed(self, transaction: str) -> bool:
+    def _was_committed(self, batch: str) -> bool:
         """Return whether a transaction was committed, after the connection was lost during its COMMIT.
 
         Raises:
-            OutcomeUnknown: the server does not answer for too long.
+            OutcomeUnknown: that could not be found out within ``_RESOLVE`` seconds.
         """
         give_up = time.monotonic() + _RESOLVE
         while True:
             try:
                 if self._connection is None:
                     self._connect()
-                (status,) = self._execute(_OUTCOME, (transaction,)).fetchone()
-                if status != "in progress":
-                    return bool(status == "committed")
-            except ConnectionLost as error:
-                if time.monotonic() >= give_up:
+                # The lock is free once the interrupted transaction is committed or rolled back.
+                self._begun(_BEGIN)
+                found = self._execute(_LAST_BATCH, (self._writer,)).fetchone()
+                self.rollback()
+                return found is not None and bool(found[0] == batch)
+            except (sqlite3.Error, StoreError) as error:
+                self.rollback()
+                if isinstance(error, OwnershipLost) or time.monotonic() >= give_up:
                     text = f"it is not known whether the last writes were committed: {error}"
                     raise OutcomeUnknown(text) from error
             time.sleep(_DELAYS[0])

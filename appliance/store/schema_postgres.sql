@@ -459,3 +459,12 @@ FOR EACH ROW EXECUTE FUNCTION adapters_delete_objects();
 -- step: 2
 -- The lease of the head of a cluster. Each new holder adds 1 to the term; `head` is its name and address.
 ALTER TABLE store_owner ADD COLUMN term BIGINT NOT NULL DEFAULT 0, ADD COLUMN head TEXT NOT NULL DEFAULT '';
+
+-- step: 3
+-- The last transaction of each connection that writes. A connection that is lost during a COMMIT finds out here
+-- whether the transaction was committed.
+CREATE TABLE store_writers (
+    writer     TEXT COLLATE "C" PRIMARY KEY,
+    batch      TEXT COLLATE "C" NOT NULL,
+    written_at TIMESTAMPTZ NOT NULL
+);

@@ -18,6 +18,7 @@ from appliance.domain.audit import AuditEvent
 from appliance.domain.errors import StoreError, StoreUnavailable
 from appliance.domain.prediction import Prediction, Status, new_id, new_stream_token
 from appliance.store import AuditFilter, Store, postgres_connection, writer
+from appliance.store import postgres as store_postgres
 from appliance.store.postgres import public_url
 from appliance.store.postgres_connection import ConnectionLost, PostgresConnection
 from appliance.store.postgres_queries import STEPS, translated
@@ -206,14 +207,11 @@ async def test_attempts_to_connect_are_further_and_further_apart(
     await store.check()
 
 
-@pytest.mark.parametrize("committed", [True, False])
-async def test_an_interrupted_commit_takes_effect_once(
-    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch, *, committed: bool
-) -> None:
-    """The server is asked whether it has committed the transaction whose COMMIT was not answered."""
-    await store.own()
-    connection, execute = writing(store), writing(store)._execute
-    interrupted: list[str] = []
+def interrupt_commit(
+    connection: PostgresConnection, monkeypatch: pytest.MonkeyPatch, *, committed: bool
+) -> list[str]:
+    """Lose the connection during the next COMMIT; the returned list is not empty afterwards."""
+    execute, interrupted = connection._execute, list[str]()
 
     def interrupt(statement: str, parameters: Any = None) -> Any:
         if statement != "COMMIT" or interrupted:
@@ -225,11 +223,134 @@ async def test_an_interrupted_commit_takes_effect_once(
         raise ConnectionLost("the network was cut")
 
     monkeypatch.setattr(connection, "_execute", interrupt)
+    return interrupted
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_an_interrupted_commit_takes_effect_once(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch, *, committed: bool
+) -> None:
+    """The server is asked whether it has committed the transaction whose COMMIT was not answered."""
+    await store.own()
+    connection = writing(store)
+    interrupted = interrupt_commit(connection, monkeypatch, committed=committed)
     records = [make(), make()]
     await asyncio.gather(*(store.create(record) for record in records))
     assert interrupted
     assert rows_of(path, "predictions") == 2
     assert await store.run_counts() == {"acme/hello": 2}
+
+
+async def test_the_transaction_id_of_a_lost_transaction_may_be_used_again(
+    store: Store, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that crashed during a COMMIT gives its transaction id to the next transaction."""
+    monkeypatch.setattr(postgres_connection, "_DELAYS", (0.0,))
+    await store.own()
+    await store.create(make())
+    connection, execute = writing(store), writing(store)._execute
+    ids: list[Any] = []
+
+    def interrupt(statement: str, parameters: Any = None) -> Any:
+        if statement != "COMMIT" or ids:
+            return execute(statement, parameters)
+        ids.append(execute("SELECT pg_current_xact_id()::text").fetchone()[0])
+        postgres.stop()
+        postgres.start()
+        while postgres.query("SELECT pg_current_xact_id()::text") < [(ids[0],)]:
+            pass  # committed transactions of another program
+        return execute(statement, parameters)
+
+    monkeypatch.setattr(connection, "_execute", interrupt)
+    with pytest.raises(StoreUnavailable):
+        await store.create(lost := make())
+    assert ids
+    assert await store.get(lost.id) is None
+
+
+async def test_an_outcome_that_stays_open_is_not_known(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transaction is still open in the lost session, which this user cannot end."""
+    connection, execute, lost = writing(store), writing(store)._execute, list[Any]()
+
+    def interrupt(statement: str, parameters: Any = None) -> Any:
+        if statement != "COMMIT" or lost:
+            return execute(statement, parameters)
+        lost.append(connection._connection)
+        connection._connection = None
+        connection._sessions.clear()
+        raise ConnectionLost("the network was cut")
+
+    monkeypatch.setattr(postgres_connection, "_RESOLVE", 0.0)
+    monkeypatch.setattr(connection, "_execute", interrupt)
+    monkeypatch.setitem(store_postgres._SESSION, "lock_timeout", "50ms")
+    with pytest.raises(StoreUnavailable, match="not known whether the last writes were committed"):
+        await store.create(make())
+    lost[0].close()
+
+
+async def test_an_owner_that_cannot_take_its_lock_again_does_not_write(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example because a statement such as VACUUM FULL locks a table for long."""
+    monkeypatch.setitem(store_postgres._SESSION, "lock_timeout", "50ms")
+    monkeypatch.setattr(postgres_connection, "_DELAYS", (0.0,))
+    await store.own()
+    writing(store)._retry_at = float("inf")
+    end_sessions(path)
+    with pytest.raises(StoreUnavailable):
+        await store.create(make())
+    other = await created(path)
+    await other.own()
+    writing(store)._retry_at = 0.0
+    with psycopg.connect(url_of(path) or "") as program:
+        program.execute("LOCK TABLE store_owner IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(StoreUnavailable, match="the new connection cannot be used"):
+            await store.create(make())
+    with pytest.raises(StoreError, match="has become the owner of the database"):
+        await store.create(make())
+    assert rows_of(path, "predictions") == 0
+    await other.close()
+
+
+async def test_an_interrupted_takeover_leaves_one_owner(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = writing(store)
+    interrupted = interrupt_commit(connection, monkeypatch, committed=True)
+    await store.write(lambda _: connection.take_ownership("the first"), alone=True)
+    assert interrupted
+    other = await created(path)
+    await other.own()  # the first has lost its lock, and has not connected again
+    with pytest.raises(StoreError, match="has become the owner of the database"):
+        await store.create(make())
+    await other.create(make())
+    await other.close()
+    assert rows_of(path, "predictions") == 1
+
+
+async def test_an_owner_whose_takeover_was_interrupted_takes_the_lock_again(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_commit(writing(store), monkeypatch, committed=True)
+    await store.own()
+    await store.create(make())
+    other = await created(path)
+    with pytest.raises(StoreError, match="in use by another appliance"):
+        await other.own()
+    await other.close()
+
+
+async def test_a_takeover_that_was_not_committed_fails(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_commit(writing(store), monkeypatch, committed=False)
+    with pytest.raises(StoreUnavailable):
+        await store.own()
+    other = await created(path)
+    await other.own()
+    await other.close()
 
 
 async def test_writes_whose_outcome_is_not_known_are_not_repeated(
