@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from appliance.domain import usage
-from appliance.domain.errors import DiskFull, StoreError, StoreUnavailable
+from appliance.domain.errors import DiskFull, StoreError, StoreUnavailable, UnstorableValue
 from appliance.store import rows
 from appliance.store.encryption import open_database
 from appliance.store.owner import lock_file
@@ -53,6 +53,8 @@ def store_error(error: sqlite3.Error, path: Path | str) -> StoreError:
     """
     if isinstance(error, ConnectionLost):
         return StoreUnavailable(f"{path}: no connection to the database: {error}")
+    if isinstance(error, sqlite3.DataError):
+        return UnstorableValue(f"{path}: a value cannot be stored: {error}")
     code = getattr(error, "sqlite_errorcode", 0)  # missing in errors about wrong use of the API
     remedy = _REMEDIES.get(code & 0xFF)  # the primary result code
     if code & 0xFF == sqlite3.SQLITE_FULL or code in _NO_SPACE:

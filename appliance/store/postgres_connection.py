@@ -352,6 +352,8 @@ def _translated(error: psycopg.Error, connection: psycopg.Connection | None) -> 
         return OverflowError(text)
     if state.startswith("23"):
         return sqlite3.IntegrityError(text)
+    if state.startswith("54"):  # a limit of the server, such as 2,704 bytes for an entry of an index
+        return sqlite3.DataError(text)
     translated_error = sqlite3.OperationalError(text)
     if state == "53100":
         translated_error.sqlite_errorcode = sqlite3.SQLITE_FULL

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from appliance.domain.audit import AuditEvent
-from appliance.domain.errors import StoreError, StoreUnavailable
+from appliance.domain.errors import StoreError, StoreUnavailable, UnstorableValue
 from appliance.domain.prediction import Prediction, Status, new_id, new_stream_token
 from appliance.store import AuditFilter, Store, postgres_connection, writer
 from appliance.store import postgres as store_postgres
@@ -509,6 +509,12 @@ async def test_texts_that_postgresql_refuses(store: Store, text: str) -> None:
     (found,) = await store.audit.newest(limit=9, filters=AuditFilter(action="test"))
     assert (found.object, found.owner) == (text, "\\u0000")
     assert (await store.audit.verify()).fault is None
+
+
+async def test_a_text_that_is_too_long_for_an_index_is_refused(store: Store) -> None:
+    """Such a write would never succeed, so it must not be repeated."""
+    with pytest.raises(UnstorableValue, match="a value cannot be stored: index row"):
+        await store.create(make(model=os.urandom(10_000).hex()))
 
 
 @pytest.mark.parametrize("name", QUERIES)

@@ -20,6 +20,8 @@ from appliance.gateway.webhooks import sender
 from appliance.protocols.request_types import PredictionRequest
 from appliance.protocols.response_types import WebhookSecretResponse
 
+_MAX_HOST: Final = 253  # characters, RFC 1035, section 2.3.4; PostgreSQL cannot index texts of thousands
+
 
 async def get_webhook_secret(request: Request) -> Response:
     caller = await requests.caller(request, Scope.RUN)
@@ -45,7 +47,8 @@ def _check_url(url: str, fetch_guard: FetchGuard) -> None:
     problem = FieldProblem("format", "webhook", "Does not match format 'uri'")
     try:
         parsed = httpx.URL(url)
-        if parsed.scheme in {"http", "https"} and parsed.host and "%" not in parsed.host:
+        host = parsed.raw_host.decode("ascii")
+        if parsed.scheme in {"http", "https"} and 0 < len(host) <= _MAX_HOST and "%" not in parsed.host:
             fetch_guard.check(parsed)
             return
     except UrlRefused as error:

@@ -370,6 +370,7 @@ async def test_each_wrong_field_is_named(api: Api, body: Any, rows: list[Any]) -
 @pytest.mark.parametrize(
     ("webhook", "kind"),
     [
+        ("https://" + "a" * 250 + ".org/hook", "format"),
         ("ftp://example.org/x", "format"),
         ("example.org", "format"),
         ("", "format"),
