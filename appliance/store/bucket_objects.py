@@ -55,11 +55,6 @@ class BucketTable:
 
         return self._connections.write(action)
 
-    def state_now(self, path: str) -> State | None:
-        """Return the state of an object; the event loop waits for it, also if the database is on a server."""
-        row = self._connections.row_now("object_state", {"path": path})
-        return None if row is None else row[0]
-
     async def state(self, path: str) -> State | None:
         row = await self._connections.row("object_state", {"path": path})
         return None if row is None else row[0]
@@ -97,6 +92,12 @@ class BucketTable:
         """Return the number of objects by state."""
         return await self._connections.read(
             lambda connection: dict(connection.execute(QUERIES["count_objects"]).fetchall())
+        )
+
+    async def of_unfinished(self) -> set[str]:
+        """Return the paths of the objects with output files of unfinished predictions."""
+        return await self._connections.read(
+            lambda connection: {path for (path,) in connection.execute(QUERIES["unfinished_objects"])}
         )
 
     async def files(self) -> dict[str, str]:

@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _READERS: Final = 2  # threads, each with a connection of its own
 _SERVER_READERS: Final = 4  # the same for a server, for whose answers the threads wait
+_ROW_READERS: Final = 2  # threads for single rows on a server, which must not wait for long reads
 _OWNER_POLL: Final = 0.2  # seconds between attempts to own a database on a server
 
 
@@ -59,8 +60,10 @@ class Connections:
         self._key: bytes | None = None  # of an encrypted database
         self._lock = OwnerLock(path)
         self._writer: Writer | None = None
-        self._inline: sqlite3.Connection | None = None
+        self._inline: sqlite3.Connection | None = None  # for single rows of SQLite
+        self._row_readers: SimpleQueue[PostgresConnection] = SimpleQueue()  # for single rows on a server
         self._readers: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        self._row_threads: ThreadPoolExecutor | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._heads: set[asyncio.Future[Any]] = set()  # writes whose audit record is not in the head file yet
 
@@ -72,6 +75,8 @@ class Connections:
         """
         prepare = self._prepare if self._server is None else partial(self._prepare_server, self._server)
         writing = await asyncio.to_thread(prepare)
+        if self._server is not None:
+            self._row_threads = ThreadPoolExecutor(_ROW_READERS, "store-row-reader")
         self._threads = ThreadPoolExecutor(self._readers.qsize(), "store-reader")
         self._writer = Writer(writing, self._name, remote=self._server is not None)
 
@@ -80,13 +85,15 @@ class Connections:
             self._key = files_key(self._path)
             writing = opened.enter_context(contextlib.closing(server.open(writes=True)))
             postgres.upgrade(writing, server.name)
-            inline, *readers = (
+            readers = [
                 opened.enter_context(contextlib.closing(server.open(writes=False)))
-                for _ in range(1 + _SERVER_READERS)
-            )
+                for _ in range(_ROW_READERS + _SERVER_READERS)
+            ]
             opened.pop_all()
-        self._inline, self._owner = cast("sqlite3.Connection", inline), writing
-        for reader in readers:
+        self._owner = writing
+        for reader in readers[:_ROW_READERS]:
+            self._row_readers.put(reader)
+        for reader in readers[_ROW_READERS:]:
             self._readers.put(cast("sqlite3.Connection", reader))
         return cast("sqlite3.Connection", writing)
 
@@ -176,11 +183,14 @@ class Connections:
         """Commit the queued writes, then close the database. Later calls raise StoreError."""
         if self._heads:
             await asyncio.wait(self._heads)
-        threads, self._threads = self._threads, None
-        if threads is not None:
-            await asyncio.to_thread(threads.shutdown)
+        pools, self._threads, self._row_threads = (self._threads, self._row_threads), None, None
+        for threads in pools:
+            if threads is not None:
+                await asyncio.to_thread(threads.shutdown)
         while not self._readers.empty():
             self._readers.get_nowait().close()
+        while not self._row_readers.empty():
+            self._row_readers.get_nowait().close()
         inline, self._inline = self._inline, None
         if inline is not None:
             inline.close()
@@ -245,29 +255,27 @@ class Connections:
     async def row(self, query: str, parameters: Parameters) -> rows.Row | None:
         """Read one row; use this only for queries that an index answers.
 
-        SQLite reads it on the event loop, because a thread would take longer. A server is asked in a thread.
+        SQLite reads it on the event loop, because a thread would take longer. A server is asked in a thread
+        that is not used for other reads, so that requests do not wait for slow ones.
         """
         if self._server is None:
-            return self.row_now(query, parameters)
+            return self._row_inline(query, parameters)
 
         def reading() -> rows.Row | None:
-            reader = self._readers.get()
+            reader = self._row_readers.get()
             try:
-                return cast("PostgresConnection", reader).row(QUERIES[query], parameters)
+                return reader.row(QUERIES[query], parameters)
             except sqlite3.Error as exc:
                 raise store_error(exc, self._name) from exc
             finally:
-                self._readers.put(reader)
+                self._row_readers.put(reader)
 
-        return await self._in_thread(reading)
+        return await self._in_thread(reading, self._row_threads)
 
-    def row_now(self, query: str, parameters: Parameters) -> rows.Row | None:
-        """Read one row on the event loop, also if the database is on a server."""
+    def _row_inline(self, query: str, parameters: Parameters) -> rows.Row | None:
         if self._inline is None:
             raise StoreError(f"{self._name}: the store is not open")
         try:
-            if isinstance(self._inline, PostgresConnection):
-                return self._inline.row(QUERIES[query], parameters)
             row: rows.Row | None = self._inline.execute(QUERIES[query], parameters).fetchone()
         except sqlite3.Error as exc:
             raise store_error(exc, self._name) from exc
@@ -287,9 +295,9 @@ class Connections:
                 connection.rollback()
                 self._readers.put(connection)
 
-        return await self._in_thread(reading)
+        return await self._in_thread(reading, self._threads)
 
-    async def _in_thread(self, reading: Callable[[], T]) -> T:
-        if self._threads is None:
+    async def _in_thread(self, reading: Callable[[], T], threads: ThreadPoolExecutor | None) -> T:
+        if threads is None:
             raise StoreError(f"{self._name}: the store is not open")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, reading)
+        return await asyncio.get_running_loop().run_in_executor(threads, reading)

@@ -830,6 +830,13 @@ SELECT path, state FROM bucket_objects WHERE path >= :first AND path < :last;
 -- The number of objects in each state.
 SELECT state, count(*) FROM bucket_objects GROUP BY state;
 
+-- query: unfinished_objects
+-- The paths of objects with output files of unfinished predictions.
+SELECT bucket_objects.path FROM predictions
+JOIN files ON files.prediction = predictions.id
+JOIN bucket_objects ON bucket_objects.path = files.path
+WHERE predictions.status IN ('starting', 'processing');
+
 -- query: file_ids
 -- The paths and ids of all files.
 SELECT path, id FROM files;

@@ -146,6 +146,9 @@ class FileStore:
         self._arriving: list[Incoming] = []
         self._encryption: OutputEncryption | None = None
         self._transfer = transfer
+        self._in_bucket: set[str] = (
+            set()
+        )  # output files of predictions that a previous gateway did not finish
 
     async def start(self) -> None:
         """Create the folders, and delete bytes that a crash left.
@@ -163,6 +166,7 @@ class FileStore:
             outputs = await self.table.output_paths()
             self._encryption.start({self.folder / path: id for path, id in outputs.items()})
         if self._transfer is not None:
+            self._in_bucket = await self.table.objects.of_unfinished()
             self._transfer.start()
         elif count := sum((await self.table.objects.counts()).values()):
             _log.error(
@@ -382,11 +386,9 @@ class FileStore:
         prevents a later output with the same name from getting the same path.
         """
         renamed = path.with_name(hashlib.sha256(id.encode()).hexdigest()[:32])
-        # After a crash an output is registered again. Then another file may be at its first path.
-        if (
-            not renamed.exists()
-            and self.table.objects.state_now(str(renamed.relative_to(self.folder))) is None
-        ):
+        # After a restart of the gateway an output may be registered again. Then another file may be at its
+        # first path.
+        if not renamed.exists() and str(renamed.relative_to(self.folder)) not in self._in_bucket:
             with contextlib.suppress(FileNotFoundError):
                 path.rename(renamed)
         return renamed

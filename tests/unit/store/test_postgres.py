@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from appliance.domain.audit import AuditEvent
 from appliance.domain.errors import StoreError, StoreUnavailable, UnstorableValue
 from appliance.domain.prediction import Prediction, Status, new_id, new_stream_token
-from appliance.store import AuditFilter, Store, postgres_connection, writer
+from appliance.store import AuditFilter, Store, connections, postgres_connection, writer
 from appliance.store import postgres as store_postgres
 from appliance.store.postgres import public_url
 from appliance.store.postgres_connection import ConnectionLost, PostgresConnection
@@ -148,6 +149,26 @@ async def test_writes_continue_after_a_lock_timeout(
             await store.create(make())
     await store.create(record := make())
     assert await store.get(record.id) == record
+
+
+# Reads
+
+
+async def test_a_single_row_does_not_wait_for_slow_reads(store: Store) -> None:
+    held, begun = threading.Event(), threading.Semaphore(0)
+
+    def slow(_: sqlite3.Connection) -> None:
+        begun.release()
+        held.wait()
+
+    reads = [asyncio.ensure_future(store.read(slow)) for _ in range(connections._SERVER_READERS)]
+    for _ in reads:
+        await asyncio.to_thread(begun.acquire)
+    try:
+        assert await asyncio.wait_for(store.files.get("missing"), 60) is None
+    finally:
+        held.set()
+    await asyncio.gather(*reads)
 
 
 # Lost connections
