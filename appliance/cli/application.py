@@ -33,7 +33,7 @@ from appliance.cli import (
     users,
     webhooks,
 )
-from appliance.domain.errors import ApplianceError, ConfigError, StoreUnavailable
+from appliance.domain.errors import ApplianceError, ConfigError, StoreError
 from appliance.observability import logs
 
 _EPILOGUE = (
@@ -110,10 +110,8 @@ def main() -> None:
     except ConfigError as error:
         print(f"appliance: {error}", file=sys.stderr)
         sys.exit(2)
-    except StoreUnavailable as error:
-        print(
-            f"appliance: {error}", file=sys.stderr
-        )  # names the server, which clients of the API must not see
+    except StoreError as error:
+        print(f"appliance: {error}", file=sys.stderr)  # its detail, for clients of the API, names no database
         sys.exit(1)
     except ApplianceError as error:
         print(f"appliance: {error.detail}", file=sys.stderr)

@@ -442,4 +442,4 @@ def _repair(finding: CheckResult, home: Path, *, ask: bool) -> None:
     try:
         typer.echo(f"fixed: {action(home)}", err=True)
     except ApplianceError as error:  # an appliance has been started since the examination
-        typer.echo(f"not fixed: {error.detail}", err=True)
+        typer.echo(f"not fixed: {error}", err=True)

@@ -279,9 +279,14 @@ class ShuttingDown(ApplianceError):
 class StoreError(ApplianceError):
     """A database operation failed."""
 
+    @property
+    def detail(self) -> str:
+        """Error message for clients; ``str(error)`` names the file or the server, and its error."""
+        return "The database of the appliance reported an error: the log of the gateway has the reason"
+
 
 class StoreUnavailable(StoreError):
-    """The database of the appliance does not answer: try again in a few seconds."""
+    """The database of the appliance cannot be used at the moment: try again in a few seconds."""
 
     status = 503
     title = "Database unavailable"
@@ -341,7 +346,14 @@ class StatusConflict(StoreError):
 
 
 class UnstorableValue(StoreError):
-    """A value cannot be stored: text that is not Unicode, an integer over 64 bits, or too deep nesting."""
+    """A value cannot be stored: text that is not Unicode, an integer over 64 bits, or a value that is too
+    long or too deeply nested.
+    """
+
+    @property
+    def detail(self) -> str:
+        """The whole message: it names no file and no server."""
+        return str(self)
 
 
 class WeightsError(ApplianceError):

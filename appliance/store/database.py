@@ -15,7 +15,7 @@ from appliance.domain.errors import DiskFull, StoreError, StoreUnavailable, Unst
 from appliance.store import rows
 from appliance.store.encryption import open_database
 from appliance.store.owner import lock_file
-from appliance.store.postgres_connection import ConnectionLost, PostgresConnection
+from appliance.store.postgres_connection import ConnectionLost, OwnershipLost, PostgresConnection
 from appliance.store.queries import STEPS
 
 Durability = Literal["full", "normal"]
@@ -52,9 +52,11 @@ def store_error(error: sqlite3.Error, path: Path | str) -> StoreError:
     ``path`` is the file, or the URL of the PostgreSQL database without the password.
     """
     if isinstance(error, ConnectionLost):
-        return StoreUnavailable(f"{path}: no connection to the database: {error}")
+        return StoreUnavailable(f"{path}: cannot connect to the database: {error}")
+    if isinstance(error, OwnershipLost):
+        return StoreUnavailable(f"{path}: {error}")
     if isinstance(error, sqlite3.DataError):
-        return UnstorableValue(f"{path}: a value cannot be stored: {error}")
+        return UnstorableValue("a value cannot be stored: it is too long")
     code = getattr(error, "sqlite_errorcode", 0)  # missing in errors about wrong use of the API
     remedy = _REMEDIES.get(code & 0xFF)  # the primary result code
     if code & 0xFF == sqlite3.SQLITE_FULL or code in _NO_SPACE:

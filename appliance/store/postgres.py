@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _OLDEST: Final = 140000  # PostgreSQL 14, as psycopg gives versions
 _CONNECT_TIMEOUT: Final = 5  # seconds; for each address of the server
-_SILENCE: Final = 15_000  # milliseconds without an answer after which a connection is lost
+#: Milliseconds without an acknowledgement by the machine of the server, after which a connection is lost.
+_READ_TIMEOUT: Final = 15_000
 #: Settings of each session. The server notices within half a minute that a client is gone.
 _SESSION: Final = {
     "tcp_keepalives_idle": "10",
@@ -26,10 +27,18 @@ _SESSION: Final = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "25s",
     "lock_timeout": f"{BUSY_TIMEOUT:.0f}s",
+    # Defaults of the database or the user: the lock of the owner ends with its session.
+    "idle_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "statement_timeout": "0",
     "client_encoding": "UTF8",
 }
 _FORMAT: Final = "SELECT steps FROM store_format"
-_TABLES: Final = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
+#: Without views, which extensions such as pg_stat_statements have.
+_TABLES: Final = (
+    "SELECT table_name FROM information_schema.tables"
+    " WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'"
+)
 
 
 class Server:
@@ -44,8 +53,8 @@ class Server:
         """Open a connection of psycopg in autocommit mode.
 
         Raises:
-            psycopg.Error: the server does not answer, or refuses the user.
-            StoreError: the server is too old.
+            psycopg.Error: the server cannot be reached, or refuses the user.
+            StoreError: the server is too old, or the encoding of the database is not UTF8.
         """
         import psycopg
 
@@ -57,7 +66,7 @@ class Server:
             context=ADAPTERS,
             application_name="appliance" if writes else "appliance reader",
             connect_timeout=_CONNECT_TIMEOUT,
-            tcp_user_timeout=_SILENCE,
+            tcp_user_timeout=_READ_TIMEOUT,
             keepalives_idle=10,
             keepalives_interval=5,
             keepalives_count=1,
@@ -73,6 +82,12 @@ class Server:
         if connection.info.server_version < _OLDEST:
             version = connection.info.server_version // 10000
             raise StoreError(f"{self.name}: the server is PostgreSQL {version}: use 14 or later")
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding != "UTF8":
+            raise StoreError(
+                f"{self.name}: the encoding of the database is {encoding}: create a database for the"
+                " appliance with ENCODING 'UTF8' TEMPLATE template0"
+            )
         settings = dict(_SESSION)
         if self._durability == "normal":
             settings["synchronous_commit"] = "off"
@@ -83,7 +98,7 @@ class Server:
         """Open a connection for the tables of the store.
 
         Raises:
-            StoreError: psycopg is not installed, or the server does not answer, or refuses the user.
+            StoreError: psycopg is not installed, or the server cannot be reached, or refuses the user.
         """
         require(self.name)
         with errors(self.name):

@@ -63,7 +63,7 @@ _END_SESSION: Final = (
 
 _DELAYS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to connect
 _RESOLVE: Final = 20.0  # seconds for which the outcome of an interrupted COMMIT is asked for
-_STREAMED: Final = 100  # rows that `stream` fetches at once
+_STREAMED: Final = 8  # rows that `stream` fetches at once: a prediction may have several MiB
 
 
 class ConnectionLost(sqlite3.OperationalError):

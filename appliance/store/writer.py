@@ -209,7 +209,7 @@ class Writer:
         if isinstance(error, sqlite3.Error):
             translated: Exception = store_error(error, self._path)
         elif isinstance(error, (OverflowError, UnicodeEncodeError)):  # sqlite3 could not bind a parameter
-            translated = UnstorableValue(f"{self._path}: a value cannot be stored: {error}")
+            translated = UnstorableValue(f"a value cannot be stored: {error}")
         else:
             return error
         translated.__cause__ = error

@@ -19,7 +19,7 @@ from appliance.domain.errors import StoreError
 from appliance.domain.prediction import Prediction, new_id, new_stream_token
 from appliance.domain.token import Scope, Token
 from appliance.store import Store, VersionRow
-from appliance.store.database import connect, upgrade
+from appliance.store.database import connect, store_error, upgrade
 from appliance.store.queries import QUERIES, STEPS, narrowed
 from appliance.store.writer import Writer
 from tests.support.store_files import created
@@ -478,3 +478,9 @@ async def test_an_empty_file_is_refused_where_there_was_a_database(path: Path) -
     path.unlink()
     await store.open()
     await store.close()
+
+
+def test_clients_do_not_see_the_error_of_a_database() -> None:
+    error = store_error(sqlite3.OperationalError("secret text"), "postgresql://anna@db.internal/appliance")
+    assert "secret text" in str(error)
+    assert error.detail.startswith("The database of the appliance reported an error")

@@ -128,8 +128,9 @@ async def test_a_process_whose_database_was_taken_over_writes_no_more(store: Sto
         with pytest.raises(StoreError, match="has become the owner of the database"):
             await store.create(make())
     await other.close()
-    with pytest.raises(StoreError, match="has become the owner of the database"):
+    with pytest.raises(StoreUnavailable, match="has become the owner of the database") as failed:
         await store.create(make())  # although the other one has gone
+    assert "owner" not in failed.value.detail
     assert store.lost is not None
     assert rows_of(path, "predictions") == 0
 
@@ -192,7 +193,7 @@ async def test_while_the_server_is_away_requests_fail_with_503(
     postgres.stop(mode="fast")
     try:
         with pytest.raises(
-            StoreUnavailable, match=r"postgresql://postgres@/test_\w+: no connection"
+            StoreUnavailable, match=r"postgresql://postgres@/test_\w+: cannot connect"
         ) as failed:
             await store.create(make())
         assert (failed.value.status, failed.value.retry_after) == (503, 5)
@@ -440,7 +441,7 @@ async def test_a_dump_is_restored_with_everything(store: Store, path: Path, post
 async def test_the_password_is_in_no_message() -> None:
     url = "postgresql://anna:secret@127.0.0.1:1/db?sslmode=disable&password=secret"
     assert public_url(url) == "postgresql://anna@127.0.0.1:1/db"
-    with pytest.raises(StoreUnavailable, match=r"postgresql://anna@127\.0\.0\.1:1/db: no connection") as no:
+    with pytest.raises(StoreUnavailable, match=r"postgresql://anna@127\.0\.0\.1:1/db: cannot connect") as no:
         await Store(Path("/nonexistent/appliance.db"), url=url).open()
     assert "secret" not in str(no.value)
 
@@ -461,7 +462,9 @@ async def test_a_user_with_a_password_that_owns_the_database(
     assert former is not None
     former.close()
     await store.close()
-    with pytest.raises(StoreUnavailable, match=r"anna: no connection to the database: .*password") as refused:
+    with pytest.raises(
+        StoreUnavailable, match=r"anna: cannot connect to the database: .*password"
+    ) as refused:
         await Store(path, url=url.replace("anna@", "anna:wrong@")).open()
     assert "wrong" not in str(refused.value)
     file = tmp_path / "passwords"
@@ -499,6 +502,44 @@ async def test_another_program_s_database_is_refused_and_left_alone(
     postgres.query("DROP DATABASE theirs")
 
 
+async def test_views_are_not_tables_of_another_program(path: Path, postgres: PostgresServer) -> None:
+    postgres.query("CREATE DATABASE extended")
+    postgres.query("CREATE VIEW pg_stat_statements AS SELECT 1 AS calls", "extended")
+    store = Store(path, url=postgres.url("extended"))
+    await store.open()
+    await store.close()
+    postgres.query("DROP DATABASE extended")
+
+
+async def test_another_encoding_is_refused(path: Path, postgres: PostgresServer) -> None:
+    postgres.query("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    with pytest.raises(StoreError, match="the encoding of the database is LATIN1"):
+        await Store(path, url=postgres.url("latin")).open()
+    postgres.query("DROP DATABASE latin")
+
+
+async def test_settings_of_the_database_do_not_end_sessions_or_change_transactions(
+    path: Path, postgres: PostgresServer
+) -> None:
+    postgres.query("CREATE DATABASE tuned")
+    for name, value in {
+        "idle_session_timeout": "1s",
+        "idle_in_transaction_session_timeout": "1s",
+        "statement_timeout": "1s",
+        "default_transaction_isolation": "serializable",
+        "default_transaction_read_only": "on",
+    }.items():
+        postgres.query(f"ALTER DATABASE tuned SET {name} = '{value}'")
+    store = Store(path, url=postgres.url("tuned"))
+    await store.open()
+    run = writing(store).run
+    for name in ("idle_session_timeout", "idle_in_transaction_session_timeout", "statement_timeout"):
+        assert run(f"SHOW {name}").fetchone() == ("0",)
+    assert await store.write(lambda _: run("SHOW transaction_isolation").fetchone()) == ("read committed",)
+    await store.close()
+    postgres.query("DROP DATABASE tuned")
+
+
 async def test_a_failed_write_in_a_batch_does_not_undo_the_others(store: Store, path: Path) -> None:
     """PostgreSQL refuses statements after a failed one, and then rolls back at COMMIT without an error."""
 
@@ -534,7 +575,7 @@ async def test_texts_that_postgresql_refuses(store: Store, text: str) -> None:
 
 async def test_a_text_that_is_too_long_for_an_index_is_refused(store: Store) -> None:
     """Such a write would never succeed, so it must not be repeated."""
-    with pytest.raises(UnstorableValue, match="a value cannot be stored: index row"):
+    with pytest.raises(UnstorableValue, match="it is too long"):
         await store.create(make(model=os.urandom(10_000).hex()))
 
 
