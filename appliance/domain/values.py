@@ -43,7 +43,12 @@ _VARIABLE: Final = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\}?)")
 _PUBLIC_URL: Final = re.compile(r"https?://[^\s/?#]+(/[A-Za-z0-9._~-]+)*/?")
 _SYSLOG: Final = re.compile(r"udp://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})|/[^\0]*[^\0/]")
 _BUCKET_URL: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?")
-_POSTGRES_URL: Final = re.compile(r"postgres(ql)?://[^\s#]*")
+#: No part may have a character that begins another one. A password with an unencoded "/", "?" or "@" would
+#: not be recognized as a password, and would be shown.
+_POSTGRES_URL: Final = re.compile(
+    r"postgres(ql)?://([^\s/?#@:]*(:[^\s/?#@]*)?@)?[^\s/?#@]*(/[^\s/?#@]*)?"
+    r"(\?([^\s?#@&=]+=[^\s?#@&=]*(&[^\s?#@&=]+=[^\s?#@&=]*)*)?)?"
+)
 _HTTP_URL: Final = re.compile(r"https?://[^\s/?#]+[^\s]*")
 
 
@@ -150,7 +155,7 @@ def _postgres_url(value: str) -> str:
         raise PydanticCustomError(
             "postgres_url",
             'should be a URL such as "postgresql://user@host:5432/database", with special characters '
-            "encoded, such as %40 for @",
+            "encoded, such as %40 for @ and %2F for /",
         )
     return value
 

@@ -12,6 +12,7 @@ from appliance.domain import audit
 from appliance.domain.audit import AuditEvent, AuditRecord, Chain, ChainFault, ChainPosition, Verification
 from appliance.store import audit_chain
 from appliance.store.connections import Connections
+from appliance.store.database import stream
 from appliance.store.queries import QUERIES
 
 _NEWEST = 2**62  # greater than the number of every record
@@ -66,7 +67,7 @@ class AuditTable:
 
         def action(connection: sqlite3.Connection) -> Verification:
             chain = Chain(audit_chain.position(connection, "deleted"))
-            for row in connection.execute(QUERIES["audit_rows"]):
+            for row in stream(connection, QUERIES["audit_rows"], {}):
                 if chain.check(*row) is not None:
                     break
             fault = chain.fault or _compare(connection, chain.end, head, file)

@@ -62,7 +62,7 @@ def test_a_server_that_does_not_answer_is_named_without_the_password(
 ) -> None:
     assert run(monkeypatch, "token", "list") == 1
     shown = printed(capsys)
-    assert "postgresql://anna@127.0.0.1:1/appliance: no connection to the database" in shown
+    assert "postgresql://anna@127.0.0.1:1/appliance: cannot connect to the database" in shown
     assert "secret" not in shown
 
 
@@ -90,3 +90,39 @@ def test_the_config_that_is_shown_has_no_password() -> None:
     shown = redact(load(Path("models.yaml")))["store"]["url"]
     assert "hidden" not in shown
     assert "db/appliance?sslmode=verify-full" in shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://anna:pa/geheim@127.0.0.1:1/db",
+        "postgresql://anna:geheim?1@127.0.0.1:1/db",
+        "postgresql://anna:p@geheim@127.0.0.1:1/db",
+        "postgresql://anna:geheim[@127.0.0.1:1/db",
+        "postgresql://anna:ge:h#geheim@127.0.0.1:1/db",
+    ],
+)
+def test_a_password_with_special_characters_must_be_encoded(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    Path("models.yaml").write_text("models:\n  - {name: a/b, kind: echo}\nstore:\n  url: ${DATABASE_URL}\n")
+    assert run(monkeypatch, "check") == 2
+    shown = printed(capsys)
+    assert "encoded, such as %40 for @ and %2F for /" in shown
+    assert "geheim" not in shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://anna:p%40ss%2Fword@127.0.0.1:1/db?sslmode=disable&host=/run/postgresql",
+        "postgres://a.example.org:5432,b.example.org/db?target_session_attrs=read-write",
+        "postgresql://anna@[::1]:5432/db",
+        "postgresql:///db?host=/run/postgresql",
+        "postgresql://",
+    ],
+)
+def test_urls_of_libpq_are_accepted(url: str) -> None:
+    Path("models.yaml").write_text(f"store:\n  url: '{url}'\nmodels:\n  - {{name: a/b, kind: echo}}\n")
+    assert load(Path("models.yaml")).store.url == url
