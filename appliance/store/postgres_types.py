@@ -3,18 +3,20 @@
 - A text may contain the character NUL, which PostgreSQL refuses: it is escaped in the database.
 - The type of a number column decides how a boolean is stored: as 0 or 1.
 - A BYTEA column has msgpack, or JSON as ``rows.JsonText`` behind a byte that msgpack never uses.
+- A number that is NaN is refused: SQLite would store NULL.
 - Sums of integers are integers, not decimals.
 """
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 from typing import Any, Final
 
 from psycopg import adapters, postgres
 from psycopg.adapt import AdaptersMap, Buffer, Dumper, Loader
 from psycopg.pq import Format
-from psycopg.types.numeric import NumericBinaryLoader
+from psycopg.types.numeric import FloatBinaryDumper, FloatDumper, NumericBinaryLoader
 
 from appliance.store.rows import JsonText
 
@@ -55,6 +57,23 @@ class _BooleanDumper(Dumper):
         return b"1" if obj else b"0"
 
 
+class _NumberDumper(FloatDumper):
+    def dump(self, obj: float) -> Buffer | None:
+        _refuse_nan(obj)
+        return super().dump(obj)
+
+
+class _NumberBinaryDumper(FloatBinaryDumper):
+    def dump(self, obj: float) -> Buffer | None:
+        _refuse_nan(obj)
+        return super().dump(obj)
+
+
+def _refuse_nan(number: float) -> None:
+    if math.isnan(number):
+        raise OverflowError("NaN is neither a time nor a number")  # as for an integer that is too large
+
+
 class _TextLoader(Loader):
     format = Format.BINARY
 
@@ -83,6 +102,8 @@ def _made() -> AdaptersMap:
     made.register_dumper(str, _TextBinaryDumper)
     made.register_dumper(JsonText, _JsonTextDumper)
     made.register_dumper(bool, _BooleanDumper)
+    made.register_dumper(float, _NumberDumper)
+    made.register_dumper(float, _NumberBinaryDumper)
     made.register_loader("text", _TextLoader)
     made.register_loader("bytea", _BytesLoader)
     made.register_loader("numeric", _IntegerLoader)
