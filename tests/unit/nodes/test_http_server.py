@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from appliance.domain.errors import HeadUnreachable, NodeError
 from appliance.driver import certificate
-from appliance.nodes import http_server
+from appliance.nodes import gateway_channels, http_server
 from appliance.nodes.channel import Channel
 from appliance.nodes.http_server import RequestLine, response
 from appliance.nodes.messages import GatewayOpened, OpenGateway
@@ -122,6 +122,16 @@ async def test_requests_share_a_connection_of_the_client(tmp_path: Path) -> None
     async with forwarding(tmp_path, App().app) as (_, _, node), client(node) as http:
         ports = {(await http.get("/echo")).json()["client"][1] for _ in range(5)}
         assert len(ports) == 1
+
+
+async def test_connections_to_the_head_are_opened_in_advance_after_each_use(tmp_path: Path) -> None:
+    async with forwarding(tmp_path, App().app) as (_, _, node):
+        for _ in range(2):
+            before = {channel for _, channel in node.channels._spare}
+            async with client(node) as http:
+                assert (await http.get("/echo")).status_code == 200
+            await until(lambda: len(node.channels._spare) == gateway_channels._SPARE_COUNT)
+            assert {channel for _, channel in node.channels._spare} != before
 
 
 async def test_the_scheme_is_that_between_the_client_and_the_node(tmp_path: Path) -> None:
