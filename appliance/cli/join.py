@@ -24,8 +24,8 @@ def join(
         str,
         typer.Argument(
             metavar="HOST[:PORT]",
-            help="The head; default port: 8770. If several machines can be the head, all of them, separated by "
-            "commas.",
+            help="The head; default port: 8770. If several machines can be the head: all of them, separated "
+            "by commas.",
         ),
     ],
     token: Annotated[

@@ -72,10 +72,10 @@ T = TypeVar("T")
 _MAX_SOCKET_PATH: Final = 107  # bytes: unix(7)
 _MAX_REPLICAS: Final = 999_999  # numbers in the names of sockets have at most so many digits
 
-_FIRST_PAUSE: Final = 1.0  # seconds between attempts to reach the head; doubles with each attempt
-_LONGEST_PAUSE: Final = 5.0  # seconds
+_RETRY_DELAY: Final = 1.0  # seconds between attempts to reach the head; doubles with each attempt
+_MAX_RETRY_DELAY: Final = 5.0  # seconds
 #: Seconds for which a refused node tries again: the head may still be removing what ran here before.
-_REFUSED_FOR: Final = 60.0
+_RETRY_TIMEOUT: Final = 60.0
 #: Share of ``lost_after`` after which a node ends: before the head runs its predictions on other nodes.
 _OWN_SHARE: Final = 0.8
 _CHECK_INTERVAL: Final = 1.0  # seconds between checks of the membership
@@ -195,7 +195,7 @@ class NodeProcess:
 
     async def _join(self) -> tuple[Identity, Admitted]:
         """Get a certificate from the head. Waits as long as no machine answers as the head."""
-        pause, logged = _FIRST_PAUSE, False
+        delay, logged = _RETRY_DELAY, False
         while True:
             unreachable = []
             for host, port in self._settings.heads:
@@ -209,8 +209,8 @@ class NodeProcess:
                 self._console.print(text, highlight=False, soft_wrap=True)
                 _log.warning("%s", text)
             logged = True
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _MAX_RETRY_DELAY)
 
     async def _join_head(self) -> tuple[Identity, Admitted]:
         settings = self._settings
@@ -264,7 +264,7 @@ class NodeProcess:
 
     async def _announce(self, head: Head, admitted: Admitted) -> bool:
         """Become a member, and return True."""
-        deadline = time.monotonic() + _REFUSED_FOR + admitted.lost_after
+        deadline = time.monotonic() + _RETRY_TIMEOUT + admitted.lost_after
         while True:
             try:
                 await head.announce(self._facts(admitted), self._incarnation)
@@ -274,7 +274,7 @@ class NodeProcess:
                         raise MembershipLost(str(error)) from error
                     raise
                 _log.warning("the head does not accept this node yet: %s", error)
-                await asyncio.sleep(_FIRST_PAUSE)
+                await asyncio.sleep(_RETRY_DELAY)
             else:
                 return True
 

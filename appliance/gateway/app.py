@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from appliance.config import FilesConfig
     from appliance.gateway.files.bucket_transfer import BucketTransfer
     from appliance.gateway.files.encrypted_file import FileCipher
-    from appliance.nodes.registry import Nodes
+    from appliance.nodes.registry import NodeRegistry
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ OWN_PATIENCE = 30.0  # seconds to wait for a gateway that is just dying
 
 
 async def build_services(
-    settings: GatewaySettings, store: Store, cluster: Cluster, nodes: Nodes | None = None
+    settings: GatewaySettings, store: Store, cluster: Cluster, nodes: NodeRegistry | None = None
 ) -> Services:
     """Create all objects that the API needs, without starting any."""
     home = settings.home

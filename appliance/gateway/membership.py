@@ -18,24 +18,24 @@ if TYPE_CHECKING:  # imported only by the head of a cluster
 
     from appliance.nodes.channel import Channel
     from appliance.nodes.messages import OpenGateway
-    from appliance.nodes.registry import Nodes
+    from appliance.nodes.registry import NodeRegistry
 
 
-def build_nodes(settings: GatewaySettings) -> Nodes | None:
+def build_nodes(settings: GatewaySettings) -> NodeRegistry | None:
     """Return the registry of the nodes, not started yet; None without a cluster."""
     cluster, head = settings.config.cluster, settings.head
     if cluster is None or head is None:
         return None
-    from appliance.nodes.admission import Terms
+    from appliance.nodes.admission import JoinSettings
     from appliance.nodes.identity import Identity
-    from appliance.nodes.registry import Nodes, cluster_folder
+    from appliance.nodes.registry import NodeRegistry, cluster_folder
 
     def modules(device: str) -> list[str]:
         kinds = dict.fromkeys(model.kind for model in settings.in_force.models)
         found = (preloaded_modules(kind, "cuda" if device == "cuda" else "cpu") for kind in kinds)
         return list(dict.fromkeys(name for each in found for name in each))
 
-    terms = Terms(
+    join_settings = JoinSettings(
         head=head.name,
         version=__version__,
         ray_address=f"{head.host}:{cluster.ports.gcs}",
@@ -47,9 +47,9 @@ def build_nodes(settings: GatewaySettings) -> Nodes | None:
         drain_timeout=lambda: settings.in_force.server.drain_timeout,
         modules=modules,
     )
-    return Nodes(
+    return NodeRegistry(
         Identity(cluster_folder(settings.home)),
-        terms,
+        join_settings,
         session=head.session,
         host=head.host,
         port=cluster.port,
@@ -66,13 +66,13 @@ def _ray_token() -> str:
         ) from None
 
 
-async def start_nodes(nodes: Nodes | None, settings: GatewaySettings) -> None:
-    """Find the nodes of an earlier gateway, and let machines join. Do nothing without a cluster."""
+async def start_nodes(nodes: NodeRegistry | None, settings: GatewaySettings) -> None:
+    """Find the nodes of a previous gateway, and let machines join. Do nothing without a cluster."""
     if nodes is not None:
         await nodes.start(await asyncio.to_thread(receive_listener, settings.agent_socket))
 
 
-def serve_nodes(nodes: Nodes | None, server: uvicorn.Server, settings: GatewaySettings) -> None:
+def serve_nodes(nodes: NodeRegistry | None, server: uvicorn.Server, settings: GatewaySettings) -> None:
     """Let the HTTP server answer requests that come through nodes. Do nothing without a cluster."""
     if nodes is None:
         return

@@ -20,12 +20,12 @@ from appliance.nodes.server import Peer
 
 _log = logging.getLogger(__name__)
 
-_PAUSE: Final = 2.0  # seconds before a wrong secret is answered, one answer at a time
-_MOST_HOSTS: Final = 1000  # of which failed attempts are remembered
+_REFUSAL_DELAY: Final = 2.0  # seconds before a wrong secret is answered, one answer at a time
+_MAX_LOGGED_HOSTS: Final = 1000  # of which failed attempts are remembered
 NODE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
-class Terms(msgspec.Struct, frozen=True):
+class JoinSettings(msgspec.Struct, frozen=True):
     """Settings that the head sends to a machine that joins."""
 
     head: str  # name of the head
@@ -46,16 +46,16 @@ class Admission:
     def __init__(
         self,
         own: Identity,
-        terms: Terms,
+        settings: JoinSettings,
         check_name: Callable[[str, str], Awaitable[None]],
         *,
-        pause: float = _PAUSE,
+        delay: float = _REFUSAL_DELAY,
     ) -> None:
         """``check_name`` raises ``NodeError`` if a node at another IP address has the name already."""
         self._identity = own
-        self._terms = terms
+        self._settings = settings
         self._check_name = check_name
-        self._pause = pause
+        self._delay = delay
         self._failing = asyncio.Lock()  # attempts with a wrong secret wait for each other
         self._logged: set[str] = set()  # hosts
 
@@ -67,18 +67,18 @@ class Admission:
 
     async def join(self, request: Join, channel: Channel, peer: Peer) -> None:
         await self._check_secret(request, peer)
-        terms = self._terms
-        if request.version != terms.version:
+        settings = self._settings
+        if request.version != settings.version:
             raise NodeError(
                 f"this machine has version {request.version} of the appliance, and the head has "
-                f"{terms.version}: install the version of the head"
+                f"{settings.version}: install the version of the head"
             )
         if not NODE_NAME.fullmatch(request.name):
             raise NodeError(
                 f"{request.name!r} cannot be the name of a node: use at most 63 lower-case letters, digits "
                 "and hyphens (--name)"
             )
-        if request.name == terms.head:
+        if request.name == settings.head:
             raise NodeError(f"{request.name} is the name of the head: choose another name with --name")
         await self._check_name(request.name, peer.host)
         try:
@@ -93,15 +93,15 @@ class Admission:
             Admitted(
                 certificate=certificate,
                 host=peer.host,
-                head=terms.head,
-                ray_address=terms.ray_address,
-                ray_token=terms.ray_token,
-                modules=terms.modules(request.device),
-                lost_after=terms.lost_after(),
-                drain_timeout=terms.drain_timeout(),
-                worker_ports=terms.worker_ports,
-                node_manager_port=terms.node_manager_port,
-                object_manager_port=terms.object_manager_port,
+                head=settings.head,
+                ray_address=settings.ray_address,
+                ray_token=settings.ray_token,
+                modules=settings.modules(request.device),
+                lost_after=settings.lost_after(),
+                drain_timeout=settings.drain_timeout(),
+                worker_ports=settings.worker_ports,
+                node_manager_port=settings.node_manager_port,
+                object_manager_port=settings.object_manager_port,
             )
         )
 
@@ -111,11 +111,11 @@ class Admission:
     async def _check_secret(self, request: Join, peer: Peer) -> None:
         if hmac.compare_digest(request.secret.encode(), self._secret().encode()):
             return
-        if peer.host not in self._logged and len(self._logged) < _MOST_HOSTS:
+        if peer.host not in self._logged and len(self._logged) < _MAX_LOGGED_HOSTS:
             self._logged.add(peer.host)
             _log.warning("%s tried to join the cluster with a wrong secret", peer.host)
         async with self._failing:
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(self._delay)
         raise NodeError(
             "the secret of the join token is wrong: print the current token with `appliance nodes token` on "
             "the head"

@@ -15,18 +15,18 @@ import msgspec
 
 from appliance.domain.errors import NodeError
 from appliance.nodes import identity, messages
-from appliance.nodes.messages import Digest, Failed, Reply
+from appliance.nodes.messages import Digest, ErrorReply, Reply
 
 CHUNK: Final = 1024 * 1024  # bytes of a file that are in memory at once
 #: Seconds without progress after which the other end counts as dead.
-SILENCE: Final = 30.0
+READ_TIMEOUT: Final = 30.0
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 LENGTH: Final = struct.Struct(">I")
 _BUFFER: Final = 256 * 1024  # bytes that a connection reads ahead
 
 T = TypeVar("T", bound=msgspec.Struct)
 #: Errors of a connection whose other end has gone, or does not speak this protocol.
-BROKEN: Final = (OSError, EOFError, TimeoutError, msgspec.DecodeError)
+CONNECTION_ERRORS: Final = (OSError, EOFError, TimeoutError, msgspec.DecodeError)
 
 
 class Channel:
@@ -75,15 +75,15 @@ class Channel:
 
     async def send(self, message: msgspec.Struct) -> None:
         self.writer.write(encode(message))
-        async with asyncio.timeout(SILENCE):
+        async with asyncio.timeout(READ_TIMEOUT):
             await self.writer.drain()
 
     async def receive(
         self,
         type: Any,
         *,
-        seconds: float | None = SILENCE,
-        largest: int = messages.LARGEST_MESSAGE,
+        seconds: float | None = READ_TIMEOUT,
+        largest: int = messages.MAX_MESSAGE,
     ) -> Any:
         """Return the next message, of ``type``, which may be a union.
 
@@ -99,14 +99,14 @@ class Channel:
                 raise msgspec.DecodeError(f"a message has {size} bytes, more than {largest}")
             return msgspec.msgpack.decode(await self.reader.readexactly(size), type=type)
 
-    async def reply(self, type: type[T], *, seconds: float | None = SILENCE) -> T:
+    async def reply(self, type: type[T], *, seconds: float | None = READ_TIMEOUT) -> T:
         """Return the reply to a request.
 
         Raises:
             NodeError: the other end could not carry out the request; the message has its reason.
         """
         message = await self.receive(Reply, seconds=seconds)
-        if isinstance(message, Failed):
+        if isinstance(message, ErrorReply):
             raise NodeError(message.message)
         if not isinstance(message, type):
             raise msgspec.ValidationError(f"an unexpected reply: {message.__struct_config__.tag}")
@@ -132,7 +132,7 @@ class Channel:
                 raise EOFError("the file has become shorter while it was sent")
             left -= len(data)
             self.writer.write(data)
-            async with asyncio.timeout(SILENCE):
+            async with asyncio.timeout(READ_TIMEOUT):
                 await self.writer.drain()
         await self.send(Digest(digest.hexdigest()))
 
@@ -179,7 +179,7 @@ class Channel:
         while left:
             part = bytearray()  # a connection gives small pieces, and each part costs a change of threads
             while len(part) < min(CHUNK, left):
-                async with asyncio.timeout(SILENCE):
+                async with asyncio.timeout(READ_TIMEOUT):
                     data = await self.reader.read(min(CHUNK, left) - len(part))
                 if not data:
                     raise EOFError("the connection closed in the middle of a file")

@@ -15,9 +15,9 @@ import msgspec
 from appliance.domain.errors import ApplianceError, DiskFull, NodeError, NodeLost
 from appliance.nodes import identity
 from appliance.nodes.channel import (
-    BROKEN,
+    CONNECTION_ERRORS,
     LENGTH,
-    SILENCE,
+    READ_TIMEOUT,
     Channel,
     detect_death,
     encode,
@@ -31,16 +31,15 @@ from appliance.nodes.messages import (
     Copied,
     Copying,
     CopyWeights,
-    Done,
     DropFiles,
     DropOthers,
+    ErrorReply,
     Facts,
-    Failed,
     FetchFile,
     FindWeights,
-    Found,
     InUse,
     NodeFacts,
+    Ok,
     OpenSocket,
     Ping,
     PrepareModules,
@@ -49,6 +48,7 @@ from appliance.nodes.messages import (
     SocketOpened,
     Source,
     Stored,
+    WeightsFound,
     WeightTree,
 )
 from appliance.nodes.weight_index import WeightIndex
@@ -57,7 +57,7 @@ __all__ = ["NodeClient", "NodeFacts"]
 
 _PART_NAME: Final = 50  # characters of the name of a file in the name of its partial copy
 _KEEP_IDLE: Final = 60.0  # seconds; the agent closes idle connections later than this
-_MOST_IDLE: Final = 8  # connections
+_MAX_IDLE: Final = 8  # connections
 _CONNECT_TIMEOUT: Final = 10.0  # seconds
 P = TypeVar("P", bound=asyncio.Protocol)
 R = TypeVar("R", bound=msgspec.Struct)
@@ -123,11 +123,11 @@ class NodeClient:
         self._sockets.add(transport)
         return transport, opened
 
-    async def ping(self, seconds: float = SILENCE) -> None:
+    async def ping(self, seconds: float = READ_TIMEOUT) -> None:
         """Return once the agent has answered; raise ``NodeLost`` if this takes longer than ``seconds``."""
         async with self._channel() as channel:
             await channel.send(Ping())
-            await channel.reply(Done, seconds=seconds)
+            await channel.reply(Ok, seconds=seconds)
 
     async def facts(self) -> NodeFacts:
         return (await self._ask(AskFacts(), Facts)).facts
@@ -138,7 +138,7 @@ class NodeClient:
 
     async def prepare(self, modules: list[str]) -> None:
         """Ask the zygote of the node to import ``modules``; do not wait for the import."""
-        await self._ask(PrepareModules(modules), Done)
+        await self._ask(PrepareModules(modules), Ok)
 
     async def send_file(self, source: Path, prediction: str | None = None) -> str:
         """Copy a file to the node as an input of a prediction; return its absolute path on the node.
@@ -153,7 +153,7 @@ class NodeClient:
             size = os.fstat(file.fileno()).st_size
             async with self._channel() as channel:
                 await channel.send(SendFile(source.name, size, prediction))
-                await channel.reply(Done)
+                await channel.reply(Ok)
                 await channel.send_content(file, size)
                 return (await channel.reply(Stored)).path
 
@@ -177,11 +177,11 @@ class NodeClient:
 
     async def drop_files(self, paths: list[str]) -> None:
         """Delete input and output files on the node."""
-        await self._ask(DropFiles(paths), Done)
+        await self._ask(DropFiles(paths), Ok)
 
     async def drop_others(self, predictions: list[str]) -> None:
         """Delete the input and output files of all predictions on the node except these (ids)."""
-        await self._ask(DropOthers(predictions), Done)
+        await self._ask(DropOthers(predictions), Ok)
 
     async def copy_weights(
         self,
@@ -210,7 +210,7 @@ class NodeClient:
                     if on_deleted is not None and reply.deleted:
                         on_deleted(reply.deleted)
                     return dict(zip(map(str, paths), reply.paths, strict=True))
-                elif isinstance(reply, Failed):
+                elif isinstance(reply, ErrorReply):
                     raise NodeError(reply.message)
                 else:
                     raise msgspec.ValidationError("an unexpected reply")
@@ -223,7 +223,7 @@ class NodeClient:
         if not await self._weights.are_known(paths):
             return False
         trees: list[WeightTree] = await self._weights.trees(paths)
-        return (await self._ask(FindWeights(trees), Found)).complete
+        return (await self._ask(FindWeights(trees), WeightsFound)).complete
 
     async def close(self) -> None:
         """Close all connections at once. Protocols of open sockets get ``connection_lost``."""
@@ -249,7 +249,7 @@ class NodeClient:
         """Lend a connection. It is kept for the next request if this one ends well, or with ``NodeError``."""
         try:
             channel = await self._take()
-        except BROKEN as error:
+        except CONNECTION_ERRORS as error:
             raise self._lost(error) from error
         self._open.add(channel)
         keep = False
@@ -258,11 +258,11 @@ class NodeClient:
             keep = True
         except NodeError as error:
             raise NodeError(f"node {self.name}: {error}") from error
-        except BROKEN as error:
+        except CONNECTION_ERRORS as error:
             raise self._lost(error) from error
         finally:
             self._open.discard(channel)
-            if keep and channel.is_usable and len(self._idle) < _MOST_IDLE and not self._closed:
+            if keep and channel.is_usable and len(self._idle) < _MAX_IDLE and not self._closed:
                 self._idle.append((time.monotonic(), channel))
             else:
                 channel.close()
@@ -333,11 +333,11 @@ class _Opening(asyncio.Protocol):
         if len(self._data) < end:
             return
         try:
-            reply = msgspec.msgpack.decode(self._data[LENGTH.size : end], type=SocketOpened | Failed)
+            reply = msgspec.msgpack.decode(self._data[LENGTH.size : end], type=SocketOpened | ErrorReply)
         except msgspec.DecodeError as error:
             self._fail(ConnectionError(f"an invalid reply: {error}"))
             return
-        if isinstance(reply, Failed):
+        if isinstance(reply, ErrorReply):
             self._fail(ConnectionRefusedError(reply.message))
             return
         if self.opened.done():  # the caller has given up

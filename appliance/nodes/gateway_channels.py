@@ -11,7 +11,7 @@ from typing import Final
 
 from appliance.domain.errors import HeadUnreachable
 from appliance.nodes import identity
-from appliance.nodes.channel import BROKEN, Channel
+from appliance.nodes.channel import CONNECTION_ERRORS, Channel
 from appliance.nodes.identity import Identity
 from appliance.nodes.messages import GatewayOpened, OpenGateway
 
@@ -58,7 +58,7 @@ class GatewayChannels:
         while (spare := self._take_spare()) is not None:
             try:
                 return await self._ask(spare, request)
-            except BROKEN:  # the head was unreachable for a while
+            except CONNECTION_ERRORS:  # the head was unreachable for a while
                 continue
         return await self._ask(await self._connect(), request)
 
@@ -91,7 +91,7 @@ class GatewayChannels:
         try:
             while len(self._spare) < _SPARE_COUNT:
                 self._spare.append((time.monotonic(), await self._connect()))
-        except (*BROKEN, HeadUnreachable):  # clients get the error when they need a connection
+        except (*CONNECTION_ERRORS, HeadUnreachable):  # clients get the error when they need a connection
             return
 
     async def _connect(self) -> Channel:
@@ -100,7 +100,7 @@ class GatewayChannels:
             try:
                 async with asyncio.timeout(_NEXT_HEAD_DELAY):
                     return await self._connect_to(*head)
-            except BROKEN:
+            except CONNECTION_ERRORS:
                 if self._heads[0] == head:  # try it last from now on
                     self._heads.append(self._heads.pop(0))
         return await self._connect_to(*self._heads[0])

@@ -24,7 +24,7 @@ from appliance.domain.errors import (
     NodeError,
     NodeStopping,
 )
-from appliance.nodes.channel import BROKEN, Channel, reason
+from appliance.nodes.channel import CONNECTION_ERRORS, Channel, reason
 from appliance.nodes.gateway_channels import GatewayChannels
 from appliance.nodes.messages import OpenGateway
 from appliance.nodes.server import pipe
@@ -193,7 +193,7 @@ class HttpServer:
                 channel = await self._channels.open(request, deadline - clock())
             except NodeError as error:
                 raise ForwardingRefused(f"The head refuses requests that nodes forward: {error}") from error
-            except BROKEN as error:
+            except CONNECTION_ERRORS as error:
                 if not self._is_unreachable:
                     _log.warning("the head cannot be reached: %s", reason(error))
                 self._is_unreachable = True

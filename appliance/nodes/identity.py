@@ -34,7 +34,7 @@ TOKEN_VARIABLE: Final = "APPLIANCE_CLUSTER_TOKEN"  # noqa: S105 - the name of a 
 _AUTHORITY_DAYS: Final = 3650
 _CERTIFICATE_DAYS: Final = 397  # a node gets a new certificate each time that it joins
 _SECRET_BYTES: Final = 24
-_SHORTEST: Final = 32  # characters of a secret that an operator chooses
+_MIN_SECRET: Final = 32  # characters of a secret that an operator chooses
 _PREFIX: Final = "appliance-join"
 _FINGERPRINT: Final = 64  # hexadecimal digits of a SHA-256
 
@@ -102,10 +102,10 @@ def check_chosen_secret(secret: str) -> str:
     Raises:
         JoinRefused: it is so short that others could guess it.
     """
-    if len(secret) < _SHORTEST or secret.startswith(f"{_PREFIX}."):
+    if len(secret) < _MIN_SECRET or secret.startswith(f"{_PREFIX}."):
         raise JoinRefused(
             f"the join token in {TOKEN_VARIABLE} is not usable: take the output of `appliance nodes token`, "
-            f"or for the head and all nodes the same random text of at least {_SHORTEST} characters"
+            f"or for the head and all nodes the same random text of at least {_MIN_SECRET} characters"
         )
     return secret
 
@@ -229,16 +229,16 @@ def proof(secret: str, challenge: bytes, certificate: bytes, authority: bytes) -
     return hmac.digest(secret.encode(), b"\0".join(parts), "sha256")
 
 
-def server_context(identity: Identity, *, strangers: bool) -> ssl.SSLContext:
+def server_context(identity: Identity, *, unauthenticated: bool) -> ssl.SSLContext:
     """Return the TLS settings of an agent's server.
 
-    If ``strangers`` is true, clients without a certificate are accepted too, so that machines can join.
+    If ``unauthenticated`` is true, clients without a certificate are accepted too, so that machines can join.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(identity.certificate, identity.key, password="")
     context.load_verify_locations(identity.authority)
-    context.verify_mode = ssl.CERT_OPTIONAL if strangers else ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_OPTIONAL if unauthenticated else ssl.CERT_REQUIRED
     return context
 
 
@@ -252,7 +252,7 @@ def client_context(identity: Identity) -> ssl.SSLContext:
     return context
 
 
-def stranger_context() -> ssl.SSLContext:
+def unauthenticated_context() -> ssl.SSLContext:
     """Return the TLS settings of a machine that has no certificate yet. It checks the fingerprint itself."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -13,7 +13,7 @@ import msgspec
 
 from appliance.domain.errors import HeadUnreachable, JoinRefused, NodeError
 from appliance.nodes import identity
-from appliance.nodes.channel import BROKEN, CONNECT_TIMEOUT, Channel, reason
+from appliance.nodes.channel import CONNECT_TIMEOUT, CONNECTION_ERRORS, Channel, reason
 from appliance.nodes.identity import Identity, JoinToken
 from appliance.nodes.messages import (
     Admitted,
@@ -21,12 +21,12 @@ from appliance.nodes.messages import (
     AskAuthority,
     AskMembership,
     Authority,
-    Done,
     Join,
     Leave,
     Left,
     Membership,
     NodeFacts,
+    Ok,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ async def join(
     """
     own = Identity(folder)
     try:
-        channel = await Channel.open(host, port, identity.stranger_context(), own_address)
+        channel = await Channel.open(host, port, identity.unauthenticated_context(), own_address)
         try:
             challenge = secrets.token_bytes(32)
             await channel.send(AskAuthority(challenge))
@@ -69,7 +69,7 @@ async def join(
             channel.close()
     except NodeError as error:
         raise JoinRefused(f"the head at {host}:{port} refuses this machine: {error}") from error
-    except BROKEN as error:
+    except CONNECTION_ERRORS as error:
         raise HeadUnreachable(f"the head at {host}:{port} cannot be reached: {reason(error)}") from error
     identity.write_private(own.authority, authority)
     identity.write_private(own.certificate, admitted.certificate)
@@ -123,7 +123,7 @@ class Head:
             HeadUnreachable: the head does not answer.
         """
         try:
-            await self._ask(Announce(facts, incarnation), Done, _ANNOUNCE_TIMEOUT)
+            await self._ask(Announce(facts, incarnation), Ok, _ANNOUNCE_TIMEOUT)
         except NodeError as error:
             raise JoinRefused(str(error)) from error
 
@@ -145,7 +145,7 @@ class Head:
             HeadUnreachable: the head does not answer.
             NodeError: the head refuses.
         """
-        await self._ask(Leave(incarnation), Done, CONNECT_TIMEOUT)
+        await self._ask(Leave(incarnation), Ok, CONNECT_TIMEOUT)
 
     async def left(self, incarnation: str) -> None:
         """End the membership.
@@ -154,7 +154,7 @@ class Head:
             HeadUnreachable: the head does not answer.
             NodeError: the head refuses.
         """
-        await self._ask(Left(incarnation), Done, CONNECT_TIMEOUT)
+        await self._ask(Left(incarnation), Ok, CONNECT_TIMEOUT)
 
     async def is_listening(self, seconds: float) -> bool:
         """Return whether the port of the head's agent is open, also while no gateway answers there.
@@ -185,6 +185,6 @@ class Head:
                 return await channel.reply(reply, seconds=seconds)
             finally:
                 channel.close()
-        except BROKEN as error:
+        except CONNECTION_ERRORS as error:
             text = f"the head at {self._host}:{self._port} cannot be reached: {reason(error)}"
             raise HeadUnreachable(text) from error

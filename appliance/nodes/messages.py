@@ -14,9 +14,9 @@ import msgspec
 from appliance.machine import Device
 
 #: Bytes. The largest message lists the files of the weights of one model.
-LARGEST_MESSAGE: Final = 16 * 1024 * 1024
+MAX_MESSAGE: Final = 16 * 1024 * 1024
 #: Bytes. Messages of clients that have not proved who they are.
-LARGEST_STRANGER_MESSAGE: Final = 64 * 1024
+MAX_UNAUTHENTICATED_MESSAGE: Final = 64 * 1024
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
@@ -150,7 +150,7 @@ class OpenSocket(msgspec.Struct, frozen=True, tag="open_socket"):
 
 
 class SendFile(msgspec.Struct, frozen=True, tag="send_file"):
-    """Store a file for the input of a prediction. The content follows after ``Done``, then ``Digest``."""
+    """Store a file for the input of a prediction. The content follows after ``Ok``, then ``Digest``."""
 
     name: str
     size: int
@@ -222,11 +222,11 @@ class Membership(msgspec.Struct, frozen=True, tag="membership"):
     is_member: bool
 
 
-class Done(msgspec.Struct, frozen=True, tag="done"):
+class Ok(msgspec.Struct, frozen=True, tag="done"):
     """The request was carried out."""
 
 
-class Failed(msgspec.Struct, frozen=True, tag="failed"):
+class ErrorReply(msgspec.Struct, frozen=True, tag="failed"):
     """The request could not be carried out; the message has the reason."""
 
     message: str
@@ -285,14 +285,14 @@ class Copied(msgspec.Struct, frozen=True, tag="copied"):
     deleted: list[str]  # paths of other copies that were deleted, because the disk was almost full
 
 
-class Found(msgspec.Struct, frozen=True, tag="found"):
+class WeightsFound(msgspec.Struct, frozen=True, tag="found"):
     """Whether the node has all files."""
 
     complete: bool
 
 
-StrangerRequest = AskAuthority | Join
-HeadRequest = StrangerRequest | Announce | AskMembership | Leave | Left | ReadWeights | OpenGateway
+JoinRequest = AskAuthority | Join
+HeadRequest = JoinRequest | Announce | AskMembership | Leave | Left | ReadWeights | OpenGateway
 NodeRequest = (
     Ping
     | AskFacts
@@ -311,8 +311,8 @@ Reply = (
     Authority
     | Admitted
     | Membership
-    | Done
-    | Failed
+    | Ok
+    | ErrorReply
     | Facts
     | InUse
     | SocketOpened
@@ -322,5 +322,5 @@ Reply = (
     | Digest
     | Copying
     | Copied
-    | Found
+    | WeightsFound
 )

@@ -22,16 +22,15 @@ from appliance.nodes.messages import (
     Copied,
     Copying,
     CopyWeights,
-    Done,
     DropFiles,
     DropOthers,
     Facts,
     FetchFile,
     FindWeights,
-    Found,
     InUse,
     NodeFacts,
     NodeRequest,
+    Ok,
     OpenSocket,
     Ping,
     PrepareModules,
@@ -40,8 +39,9 @@ from appliance.nodes.messages import (
     SocketOpened,
     Source,
     Stored,
+    WeightsFound,
 )
-from appliance.nodes.server import AgentServer, Peer, Route, pipe, send_file
+from appliance.nodes.server import AgentServer, Peer, RequestRoute, pipe, send_file
 from appliance.nodes.weight_store import WeightStore
 
 _HEAD: Final[frozenset[identity.Role | None]] = frozenset({"head"})
@@ -70,20 +70,20 @@ class NodeAgent:
         self._outputs = Path(facts.outputs)
         self._weights = WeightStore(own.folder / "weights", self._connect)
         routes = {
-            Ping: Route(self._ping, _HEAD),
-            AskFacts: Route(self._ask_facts, _HEAD),
-            AskInUse: Route(self._ask_in_use, _HEAD),
-            PrepareModules: Route(self._prepare_modules, _HEAD),
-            OpenSocket: Route(self._open_socket, _HEAD),
-            SendFile: Route(self._send_file, _HEAD),
-            FetchFile: Route(self._fetch_file, _HEAD),
-            DropFiles: Route(self._drop_files, _HEAD),
-            DropOthers: Route(self._drop_others, _HEAD),
-            CopyWeights: Route(self._copy_weights, _HEAD),
-            FindWeights: Route(self._find_weights, _HEAD),
-            ReadWeights: Route(self._read_weights, _MEMBERS),
+            Ping: RequestRoute(self._ping, _HEAD),
+            AskFacts: RequestRoute(self._ask_facts, _HEAD),
+            AskInUse: RequestRoute(self._ask_in_use, _HEAD),
+            PrepareModules: RequestRoute(self._prepare_modules, _HEAD),
+            OpenSocket: RequestRoute(self._open_socket, _HEAD),
+            SendFile: RequestRoute(self._send_file, _HEAD),
+            FetchFile: RequestRoute(self._fetch_file, _HEAD),
+            DropFiles: RequestRoute(self._drop_files, _HEAD),
+            DropOthers: RequestRoute(self._drop_others, _HEAD),
+            CopyWeights: RequestRoute(self._copy_weights, _HEAD),
+            FindWeights: RequestRoute(self._find_weights, _HEAD),
+            ReadWeights: RequestRoute(self._read_weights, _MEMBERS),
         }
-        context = identity.server_context(own, strangers=False)
+        context = identity.server_context(own, unauthenticated=False)
         self._server = AgentServer(routes, NodeRequest, context)
 
     async def start(self, listener: socket.socket) -> None:
@@ -105,7 +105,7 @@ class NodeAgent:
 
     async def _ping(self, _: Ping, channel: Channel, __: Peer) -> None:
         self.last_ping = time.monotonic()
-        await channel.send(Done())
+        await channel.send(Ok())
 
     async def _ask_facts(self, _: AskFacts, channel: Channel, __: Peer) -> None:
         await channel.send(Facts(self._facts))
@@ -115,7 +115,7 @@ class NodeAgent:
 
     async def _prepare_modules(self, request: PrepareModules, channel: Channel, _: Peer) -> None:
         await self._prepare(request.modules)
-        await channel.send(Done())
+        await channel.send(Ok())
 
     async def _open_socket(self, request: OpenSocket, channel: Channel, _: Peer) -> None:
         path = paths.socket_path(Path(self._facts.run_dir), request.name)
@@ -135,7 +135,7 @@ class NodeAgent:
         try:
             folder.mkdir(mode=0o700, parents=True)
             with target.open("xb") as file:
-                await channel.send(Done())
+                await channel.send(Ok())
                 failure = await channel.receive_content(file, request.size)
             if failure is not None:
                 raise failure
@@ -153,7 +153,7 @@ class NodeAgent:
     async def _drop_files(self, request: DropFiles, channel: Channel, _: Peer) -> None:
         for path in request.paths:
             await asyncio.to_thread(paths.remove_below, path, [self._outputs, self._inputs])
-        await channel.send(Done())
+        await channel.send(Ok())
 
     async def _drop_others(self, request: DropOthers, channel: Channel, _: Peer) -> None:
         kept = set(request.predictions)
@@ -161,7 +161,7 @@ class NodeAgent:
             for name in await asyncio.to_thread(os.listdir, folder):
                 if name not in kept:
                     await asyncio.to_thread(paths.remove_below, str(folder / name), [folder])
-        await channel.send(Done())
+        await channel.send(Ok())
 
     async def _copy_weights(self, request: CopyWeights, channel: Channel, _: Peer) -> None:
         copied = 0
@@ -183,7 +183,7 @@ class NodeAgent:
             copying.cancel()
 
     async def _find_weights(self, request: FindWeights, channel: Channel, _: Peer) -> None:
-        await channel.send(Found(await asyncio.to_thread(self._weights.has, request.trees)))
+        await channel.send(WeightsFound(await asyncio.to_thread(self._weights.has, request.trees)))
 
     async def _read_weights(self, request: ReadWeights, channel: Channel, _: Peer) -> None:
         path = self._weights.open(request.sha256)

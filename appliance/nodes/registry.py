@@ -18,7 +18,7 @@ import msgspec
 
 from appliance.domain.errors import ApplianceError, Conflict, NodeError, NodeLost, NotFound
 from appliance.nodes import identity
-from appliance.nodes.admission import Admission, Terms
+from appliance.nodes.admission import Admission, JoinSettings
 from appliance.nodes.channel import Channel
 from appliance.nodes.client import NodeClient
 from appliance.nodes.client_address import seen_by_head
@@ -27,7 +27,6 @@ from appliance.nodes.messages import (
     Announce,
     AskAuthority,
     AskMembership,
-    Done,
     GatewayOpened,
     HeadRequest,
     Join,
@@ -35,11 +34,12 @@ from appliance.nodes.messages import (
     Left,
     Membership,
     NodeFacts,
+    Ok,
     OpenGateway,
     ReadWeights,
     Source,
 )
-from appliance.nodes.server import AgentServer, Peer, Route, send_file
+from appliance.nodes.server import AgentServer, Peer, RequestRoute, send_file
 from appliance.nodes.weight_index import WeightIndex
 
 _log = logging.getLogger(__name__)
@@ -98,13 +98,13 @@ class _Saved(msgspec.Struct):
     drained: list[str] = []  # nodes that operators have drained, also while they are not members
 
 
-class Nodes:
+class NodeRegistry:
     """The members of the cluster. All methods must be called on the gateway's event loop."""
 
     def __init__(
         self,
         own: Identity,
-        terms: Terms,
+        settings: JoinSettings,
         *,
         session: str,
         host: str,
@@ -118,7 +118,7 @@ class Nodes:
         self.weights = WeightIndex(own.folder / "digests.json")
         self._identity = own
         self._session = session
-        self._head = Source(terms.head, host, port)
+        self._head = Source(settings.head, host, port)
         self._lost_after = lost_after
         self._file = own.folder / "nodes.json"
         self._members: dict[str, _Member] = {}
@@ -129,20 +129,20 @@ class Nodes:
         self._listeners: list[NodeListener] = []
         self._http: asyncio.Future[Http] | None = None
         self._forwarded: dict[str, set[asyncio.WriteTransport]] = {}  # by node: connections of HTTP clients
-        admission = Admission(own, terms, self._check_name)
-        strangers = frozenset[identity.Role | None]({None, "node"})
+        admission = Admission(own, settings, self._check_name)
+        anyone = frozenset[identity.Role | None]({None, "node"})
         nodes = frozenset[identity.Role | None]({"node"})
         routes = {
-            AskAuthority: Route(admission.authority, strangers),
-            Join: Route(admission.join, strangers),
-            Announce: Route(self._announce, nodes),
-            AskMembership: Route(self._ask_membership, nodes),
-            Leave: Route(self._leave, nodes),
-            Left: Route(self._left, nodes),
-            ReadWeights: Route(self._read_weights, nodes),
-            OpenGateway: Route(self._open_gateway, nodes),
+            AskAuthority: RequestRoute(admission.authority, anyone),
+            Join: RequestRoute(admission.join, anyone),
+            Announce: RequestRoute(self._announce, nodes),
+            AskMembership: RequestRoute(self._ask_membership, nodes),
+            Leave: RequestRoute(self._leave, nodes),
+            Left: RequestRoute(self._left, nodes),
+            ReadWeights: RequestRoute(self._read_weights, nodes),
+            OpenGateway: RequestRoute(self._open_gateway, nodes),
         }
-        context = identity.server_context(own, strangers=True)
+        context = identity.server_context(own, unauthenticated=True)
         self._server = AgentServer(routes, HeadRequest, context)
 
     def listen_to(self, listener: NodeListener) -> None:
@@ -154,14 +154,14 @@ class Nodes:
         self._http_server.set_result(http)
 
     async def start(self, listener: socket.socket) -> None:
-        """Find the members of an earlier gateway that still answer, then accept connections."""
+        """Find the members of a previous gateway that still answer, then accept connections."""
         saved = [member for member in self._saved() if member.facts.name != self._head.name]
         await asyncio.gather(*map(self._adopt, saved))
         self._save()
         await self._server.start(listener)
 
     async def close(self) -> None:
-        """Close all connections. Members stay members for the next gateway."""
+        """Close all connections. Members stay members for the new gateway."""
         await self._server.close()
         for task in self._heartbeats.values():
             task.cancel()
@@ -254,7 +254,7 @@ class Nodes:
                 self._add(
                     _Member(facts, request.incarnation, facts.name in self._drained, time.time()), client
                 )
-        await channel.send(Done())
+        await channel.send(Ok())
 
     async def _refuse_if_alive(self, old: _Member, new: NodeFacts) -> None:
         if (old.facts.host, old.facts.port) != (new.host, new.port) and await self._is_alive(old):
@@ -285,14 +285,14 @@ class Nodes:
         if member is not None:
             self._set_draining(member, True)
             member.leaving = True
-        await channel.send(Done())
+        await channel.send(Ok())
 
     async def _left(self, request: Left, channel: Channel, peer: Peer) -> None:
         member = self._member(peer.name, request.incarnation)
         if member is not None:
             self._remove(member, "it was stopped")
             del self._lost[peer.name]  # on purpose
-        await channel.send(Done())
+        await channel.send(Ok())
 
     async def _read_weights(self, request: ReadWeights, channel: Channel, _: Peer) -> None:
         file, size = self.weights.open(request.sha256)
@@ -358,14 +358,14 @@ class Nodes:
             ApplianceError: a listener refuses the node.
         """
         name = member.facts.name
-        told: list[NodeListener] = []
+        notified: list[NodeListener] = []
         try:
             for listener in self._listeners:
                 listener.joined(member.facts, client)
-                told.append(listener)
+                notified.append(listener)
         except ApplianceError as error:
             client.abort()
-            for listener in told:
+            for listener in notified:
                 listener.lost(name, error.detail)
             raise
         self._members[name] = member

@@ -15,14 +15,14 @@ import msgspec
 
 from appliance.domain.errors import ApplianceError, NodeError
 from appliance.nodes import messages
-from appliance.nodes.channel import BROKEN, Channel, reason
+from appliance.nodes.channel import CONNECTION_ERRORS, Channel, reason
 from appliance.nodes.identity import Role
-from appliance.nodes.messages import Content, Failed
+from appliance.nodes.messages import Content, ErrorReply
 
 _log = logging.getLogger(__name__)
 
 _IDLE: Final = 300.0  # seconds after which a connection without requests is closed
-_STRANGER_IDLE: Final = 15.0  # seconds; clients without a certificate
+_UNAUTHENTICATED_IDLE: Final = 15.0  # seconds; clients without a certificate
 _HANDSHAKE: Final = 10.0  # seconds
 _MAX_UNAUTHENTICATED: Final = 32  # connections of clients without a certificate
 _MAX_UNAUTHENTICATED_PER_HOST: Final = 8  # so that one host cannot keep others from joining
@@ -42,7 +42,7 @@ class Peer(NamedTuple):
 Handler = Callable[[Any, Channel, Peer], Awaitable[None]]
 
 
-class Route(NamedTuple):
+class RequestRoute(NamedTuple):
     """Who may send a request, and what answers it."""
 
     handler: Handler
@@ -52,7 +52,7 @@ class Route(NamedTuple):
 class AgentServer:
     """Answers the requests in ``routes``, each only for clients with one of its roles."""
 
-    def __init__(self, routes: Mapping[Any, Route], requests: Any, context: ssl.SSLContext) -> None:
+    def __init__(self, routes: Mapping[Any, RequestRoute], requests: Any, context: ssl.SSLContext) -> None:
         """``routes`` has a route for each type of ``requests``, which is the union of these types."""
         self._routes = routes
         self._requests = requests
@@ -91,10 +91,10 @@ class AgentServer:
             if role is None:
                 await self._serve_unauthenticated(channel, peer)
             else:
-                await self._serve(channel, peer, _IDLE, messages.LARGEST_MESSAGE)
+                await self._serve(channel, peer, _IDLE, messages.MAX_MESSAGE)
         except msgspec.DecodeError as error:
             self._log_invalid(channel.peer_host, error)
-        except BROKEN as error:
+        except CONNECTION_ERRORS as error:
             _log.debug("a connection from %s ended: %s", channel.peer_host, reason(error))
         except asyncio.CancelledError:
             channel.abort()
@@ -116,7 +116,7 @@ class AgentServer:
             return
         self._unauthenticated[peer.host] += 1
         try:
-            await self._serve(channel, peer, _STRANGER_IDLE, messages.LARGEST_STRANGER_MESSAGE)
+            await self._serve(channel, peer, _UNAUTHENTICATED_IDLE, messages.MAX_UNAUTHENTICATED_MESSAGE)
         finally:
             self._unauthenticated[peer.host] -= 1
             if not self._unauthenticated[peer.host]:
@@ -132,12 +132,14 @@ class AgentServer:
                 raise
             route = self._routes[type(request)]
             if peer.role not in route.roles:
-                await channel.send(Failed("this request is not allowed with the certificate of the client"))
+                await channel.send(
+                    ErrorReply("this request is not allowed with the certificate of the client")
+                )
                 return
             try:
                 await route.handler(request, channel, peer)
             except ApplianceError as error:
-                await channel.send(Failed(error.detail))
+                await channel.send(ErrorReply(error.detail))
                 if peer.role is None:  # for example a wrong secret: make room for other clients
                     return
             except OSError as error:
@@ -145,7 +147,7 @@ class AgentServer:
                     raise
                 text = f"{type(request).__name__} failed: {error}"
                 _log.warning("a request of %s %s could not be answered: %s", peer.role, peer.name, text)
-                await channel.send(Failed(text))
+                await channel.send(ErrorReply(text))
                 return  # the client may expect more bytes, or the connection may break while it is used
 
 

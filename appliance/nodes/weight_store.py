@@ -24,7 +24,7 @@ import msgspec
 from appliance.domain.errors import NodeError
 from appliance.domain.units import readable_bytes
 from appliance.nodes import paths
-from appliance.nodes.channel import BROKEN, CHUNK, Channel, reason
+from appliance.nodes.channel import CHUNK, CONNECTION_ERRORS, Channel, reason
 from appliance.nodes.messages import Content, ReadWeights, Source, WeightFile, WeightTree
 
 _log = logging.getLogger(__name__)
@@ -143,14 +143,14 @@ class WeightStore:
         for source in sources:
             try:
                 channel = await self._connect(source)
-            except BROKEN as error:
+            except CONNECTION_ERRORS as error:
                 failures.append(f"{source.name}: {reason(error)}")
                 continue
             try:
                 await self._receive(channel, file, on_progress)
             except NodeError as error:
                 failures.append(f"{source.name}: {error}")
-            except BROKEN as error:
+            except CONNECTION_ERRORS as error:
                 failures.append(f"{source.name}: {reason(error)}")
             else:
                 return

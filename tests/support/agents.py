@@ -10,13 +10,13 @@ from pathlib import Path
 
 from appliance.machine import Device
 from appliance.nodes import identity
-from appliance.nodes.admission import Terms
+from appliance.nodes.admission import JoinSettings
 from appliance.nodes.client import NodeClient
 from appliance.nodes.identity import JoinToken
 from appliance.nodes.joining import Head, join
 from appliance.nodes.messages import NodeFacts
 from appliance.nodes.node_agent import NodeAgent
-from appliance.nodes.registry import Nodes, bind
+from appliance.nodes.registry import NodeRegistry, bind
 from tests.support.appliance_process import until
 
 HOST = "127.0.0.1"
@@ -29,18 +29,18 @@ class Events:
 
     def __init__(self) -> None:
         self.clients: dict[str, NodeClient] = {}
-        self.told: list[tuple[str, ...]] = []
+        self.notified: list[tuple[str, ...]] = []
 
     def joined(self, facts: NodeFacts, client: NodeClient) -> None:
         self.clients[facts.name] = client
-        self.told.append(("joined", facts.name))
+        self.notified.append(("joined", facts.name))
 
     def lost(self, name: str, reason: str) -> None:
-        self.told.append(("lost", name))
+        self.notified.append(("lost", name))
         self.reason = reason
 
     def draining(self, name: str, draining: bool) -> None:
-        self.told.append(("draining" if draining else "not draining", name))
+        self.notified.append(("draining" if draining else "not draining", name))
 
 
 class TestHead:
@@ -62,8 +62,8 @@ class TestHead:
         return identity.join_token(self.folder)
 
     @property
-    def terms(self) -> Terms:
-        return Terms(
+    def join_settings(self) -> JoinSettings:
+        return JoinSettings(
             head="head",
             version=VERSION,
             ray_address="127.0.0.1:6379",
@@ -79,9 +79,9 @@ class TestHead:
     async def start(self) -> None:
         listener = bind(HOST, self.port)
         self.port = listener.getsockname()[1]
-        self.nodes = Nodes(
+        self.nodes = NodeRegistry(
             self.identity,
-            self.terms,
+            self.join_settings,
             session=self.session,
             host=HOST,
             port=self.port,

@@ -33,7 +33,7 @@ from appliance.observability.tracing import Tracing
 from appliance.store import Store
 
 if TYPE_CHECKING:  # imported only by the head of a cluster
-    from appliance.nodes.registry import Nodes
+    from appliance.nodes.registry import NodeRegistry
 
 
 class Services(msgspec.Struct, kw_only=True):
@@ -63,7 +63,7 @@ class Services(msgspec.Struct, kw_only=True):
     additions: Additions
     devices: Devices
     started_at: float  # Unix seconds
-    nodes: Nodes | None = None  # None without a cluster
+    nodes: NodeRegistry | None = None  # None without a cluster
 
     def configure(self, config: Config) -> None:
         """Put ``config`` into effect, except its models, which ``Reload`` changes."""

@@ -14,7 +14,7 @@ from appliance.worker.replica import worker_socket
 
 def settings(home: Path, name: str) -> NodeSettings:
     return NodeSettings(
-        head_host="192.0.2.1", head_port=8770, name=name, data=str(home), port=8770, address=None,
+        heads=(("192.0.2.1", 8770),), name=name, data=str(home), port=8770, address=None,
         threads=None, memory=None, devices={},
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from appliance.gateway.membership import serve_nodes
 from appliance.gateway.settings import GatewaySettings
 from appliance.nodes.channel import Channel
 from appliance.nodes.messages import OpenGateway
-from appliance.nodes.registry import Http, Nodes
+from appliance.nodes.registry import Http, NodeRegistry
 
 REQUEST = OpenGateway(("192.0.2.9", 1234), ("192.0.2.1", 8000), "http")
 
@@ -37,7 +37,7 @@ async def http(tmp_path: Path, **tls: str) -> Http:
         pull=False,
     )
     given: list[Http] = []
-    nodes = cast("Nodes", SimpleNamespace(serve_http=given.append))
+    nodes = cast("NodeRegistry", SimpleNamespace(serve_http=given.append))
     serve_nodes(nodes, uvicorn.Server(uvicorn.Config(cast("Any", None), lifespan="off")), settings)
     return given[0]
 

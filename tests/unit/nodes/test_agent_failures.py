@@ -15,7 +15,7 @@ import pytest
 from appliance.domain.errors import NodeError
 from appliance.nodes import identity
 from appliance.nodes.channel import Channel
-from appliance.nodes.messages import Failed, Join, Reply
+from appliance.nodes.messages import ErrorReply, Join, Reply
 from appliance.nodes.weight_index import WeightIndex
 from tests.support.agents import HOST, VERSION, TestNode, cluster, echo_socket, until
 
@@ -130,7 +130,7 @@ async def test_all_connections_detect_a_dead_machine(tmp_path: Path) -> None:
 async def test_one_host_cannot_keep_others_from_joining(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (head, _):
         server = head.nodes._server
-        context = identity.stranger_context()
+        context = identity.unauthenticated_context()
         channels = [await Channel.open(HOST, head.port, context) for _ in range(20)]
         await until(lambda: server._unauthenticated.total() == 8)
         for channel in channels:
@@ -143,9 +143,9 @@ async def test_one_host_cannot_keep_others_from_joining(tmp_path: Path) -> None:
 
 async def test_a_client_with_a_wrong_secret_is_disconnected(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (head, _):
-        channel = await Channel.open(HOST, head.port, identity.stranger_context())
+        channel = await Channel.open(HOST, head.port, identity.unauthenticated_context())
         await channel.send(Join("wrong", "a", VERSION, "cpu", b""))
-        assert isinstance(await channel.receive(Reply), Failed)
+        assert isinstance(await channel.receive(Reply), ErrorReply)
         with pytest.raises(EOFError):
             await channel.receive(Reply)
 
@@ -155,7 +155,7 @@ async def test_invalid_messages_of_a_host_are_logged_once(
 ) -> None:
     async with cluster(tmp_path) as (head, _):
         for _ in range(3):
-            channel = await Channel.open(HOST, head.port, identity.stranger_context())
+            channel = await Channel.open(HOST, head.port, identity.unauthenticated_context())
             channel.writer.write(b"GET / HTTP/1.1\r\n\r\n")
             with pytest.raises(EOFError):
                 await channel.receive(Reply)

@@ -20,7 +20,7 @@ from appliance.nodes.channel import Channel
 from appliance.nodes.client import NodeClient
 from appliance.nodes.identity import JoinToken
 from appliance.nodes.joining import join
-from appliance.nodes.messages import Done, Failed, NodeFacts, OpenSocket, Ping, ReadWeights, Reply
+from appliance.nodes.messages import ErrorReply, NodeFacts, Ok, OpenSocket, Ping, ReadWeights, Reply
 from tests.support.agents import HOST, VERSION, Events, TestHead, TestNode, cluster, echo_socket, until
 
 BIG = os.urandom(3_000_000)
@@ -45,7 +45,7 @@ async def test_a_node_gets_what_it_needs_and_is_a_member(tmp_path: Path) -> None
         assert a.admitted.ray_token == "the token of Ray"
         assert a.admitted.modules == ["module.for.cpu"]
         assert a.admitted.host == HOST
-        assert head.events.told == [("joined", "a"), ("joined", "b")]
+        assert head.events.notified == [("joined", "a"), ("joined", "b")]
         assert head.nodes.members() == {"a": a.facts, "b": b.facts}
         assert [(status.facts.name, status.state) for status in head.nodes.statuses()] == [
             ("a", "ready"),
@@ -208,7 +208,7 @@ async def test_a_node_reads_only_weights_that_were_offered(tmp_path: Path) -> No
         channel = await Channel.open(HOST, head.port, identity.client_context(node.identity))
         await channel.send(ReadWeights("0" * 64, 0))
         reply = await channel.receive(Reply)
-        assert isinstance(reply, Failed)
+        assert isinstance(reply, ErrorReply)
         assert "offers no weights" in reply.message
         channel.close()
 
@@ -223,11 +223,11 @@ async def test_a_neighbour_gives_weights_and_nothing_else(tmp_path: Path) -> Non
         client = head.events.clients["b"]
         channel = await Channel.open(HOST, a.facts.port, identity.client_context(b.identity))
         await channel.send(Ping())
-        assert isinstance(await channel.receive(Reply), Failed)
+        assert isinstance(await channel.receive(Reply), ErrorReply)
         channel.close()
         channel = await Channel.open(HOST, a.facts.port, identity.client_context(b.identity))
         await channel.send(OpenSocket("x.sock"))
-        assert isinstance(await channel.receive(Reply), Failed)
+        assert isinstance(await channel.receive(Reply), ErrorReply)
         channel.close()
         sources = list(client._sources())
         copied = await b.agent._weights.copy([tree], sources, [], lambda _: None)
@@ -292,10 +292,10 @@ async def test_a_head_that_does_not_listen(tmp_path: Path) -> None:
 
 async def test_a_client_without_a_certificate_gets_nothing(tmp_path: Path) -> None:
     async with cluster(tmp_path, "a") as (head, (node,)):
-        channel = await Channel.open(HOST, head.port, identity.stranger_context())
+        channel = await Channel.open(HOST, head.port, identity.unauthenticated_context())
         await channel.send(ReadWeights("0" * 64, 0))
         reply = await channel.receive(Reply)
-        assert isinstance(reply, Failed)
+        assert isinstance(reply, ErrorReply)
         assert "not allowed" in reply.message
         channel.close()
         with pytest.raises((OSError, EOFError)):
@@ -308,7 +308,7 @@ async def test_a_stopped_node_is_lost_and_its_sockets_close(tmp_path: Path) -> N
         client = head.events.clients["a"]
         _, collector = await client.open_socket("echo.sock", Collector)
         await node.agent.close()
-        await until(lambda: ("lost", "a") in head.events.told)
+        await until(lambda: ("lost", "a") in head.events.notified)
         await collector.lost.wait()
         assert head.nodes.members() == {}
         assert [status.state for status in head.nodes.statuses()] == ["lost"]
@@ -329,7 +329,7 @@ async def test_a_node_that_comes_back_joins_anew(tmp_path: Path) -> None:
         await again.start(node.facts.port)
         await again.announce()
         await again.announce()  # an answer may get lost
-        assert head.events.told == [("joined", "a"), ("lost", "a"), ("joined", "a")]
+        assert head.events.notified == [("joined", "a"), ("lost", "a"), ("joined", "a")]
         assert head.events.reason == "it was started again"
         assert await again.as_member.counts_as_member(again.incarnation)
         assert not await again.as_member.counts_as_member(node.incarnation)
@@ -345,7 +345,7 @@ async def test_two_machines_cannot_have_one_name(tmp_path: Path) -> None:
                 await second.announce()
         finally:
             await second.agent.close()
-        assert head.events.told == [("joined", "a")]
+        assert head.events.notified == [("joined", "a")]
 
 
 async def test_two_machines_that_ask_for_one_name_at_once(tmp_path: Path) -> None:
@@ -377,9 +377,9 @@ async def test_the_next_gateway_finds_its_nodes(tmp_path: Path) -> None:
         head.nodes.drain("a")
         await head.nodes.close()
         await b.agent.close()
-        head.events.told.clear()
+        head.events.notified.clear()
         await head.start()
-        assert sorted(head.events.told) == [("draining", "a"), ("joined", "a")]
+        assert sorted(head.events.notified) == [("draining", "a"), ("joined", "a")]
         assert [(status.facts.name, status.state) for status in head.nodes.statuses()] == [
             ("a", "draining"),
             ("b", "lost"),
@@ -442,7 +442,7 @@ async def test_a_node_that_the_engine_refuses(tmp_path: Path) -> None:
             with pytest.raises(JoinRefused, match="other devices"):
                 await node.announce()
             assert head.nodes.members() == {}
-            assert head.events.told == [("joined", "a"), ("lost", "a")]
+            assert head.events.notified == [("joined", "a"), ("lost", "a")]
             assert not await node.as_member.counts_as_member(node.incarnation)
         finally:
             await node.agent.close()
@@ -455,9 +455,9 @@ async def _join(
 
 
 async def _ping_without_certificate(node: TestNode) -> None:
-    channel = await Channel.open(HOST, node.facts.port, identity.stranger_context())
+    channel = await Channel.open(HOST, node.facts.port, identity.unauthenticated_context())
     try:
         await channel.send(Ping())
-        await channel.reply(Done)
+        await channel.reply(Ok)
     finally:
         channel.close()

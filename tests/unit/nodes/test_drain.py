@@ -20,7 +20,7 @@ async def test_drain_and_leave(tmp_path: Path) -> None:
         with pytest.raises(Conflict, match="node a is stopping"):
             head.nodes.drain("a", draining=False)
         await a.as_member.left(a.incarnation)
-        assert head.events.told[2:] == [
+        assert head.events.notified[2:] == [
             ("draining", "b"),
             ("not draining", "b"),
             ("draining", "a"),

@@ -21,7 +21,7 @@ from appliance.protocols.node_types import NodeDevice, NodeResponse, NodesRespon
 from appliance.protocols.serializers import timestamp
 
 if TYPE_CHECKING:  # imported only by the head of a cluster
-    from appliance.nodes.registry import Nodes, NodeStatus
+    from appliance.nodes.registry import NodeRegistry, NodeStatus
 
 
 async def get_nodes(request: Request) -> Response:
@@ -65,7 +65,7 @@ def _all(services: Services) -> list[NodeResponse]:
     return [_head(services, services.nodes, used), *nodes]
 
 
-def _head(services: Services, nodes: Nodes, used: dict[str, DeviceMemoryUse]) -> NodeResponse:
+def _head(services: Services, nodes: NodeRegistry, used: dict[str, DeviceMemoryUse]) -> NodeResponse:
     head = nodes.head
     own = [device for device in services.devices if device.name.rpartition("/")[0] in {"", head.name}]
     return NodeResponse(

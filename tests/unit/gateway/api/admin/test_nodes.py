@@ -62,4 +62,4 @@ async def test_a_node_is_drained(api: Api, tmp_path: Path) -> None:
         of_head = await api.post("/admin/nodes/head/drain")
         assert of_head.status_code == 409
         assert "cannot be drained" in of_head.json()["detail"]
-    assert [told[0] for told in head.events.told] == ["joined", "draining", "not draining"]
+    assert [notified[0] for notified in head.events.notified] == ["joined", "draining", "not draining"]
