@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import threading
@@ -56,6 +57,7 @@ class Clients:
     def __init__(self, head: Appliance) -> None:
         self._head = head
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
         self.accepted: dict[str, str] = {}  # id: text of the input
         self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(CLIENTS)]
         for thread in self._threads:
@@ -63,6 +65,10 @@ class Clients:
 
     def wait_until(self, count: int) -> None:
         wait_for(lambda: len(self.accepted) >= count, f"{count} accepted predictions", 2 * PATIENCE)
+
+    def stop(self) -> None:
+        """Create no more predictions, because the test has ended."""
+        self._stopped.set()
 
     def join(self) -> None:
         for thread in self._threads:
@@ -72,7 +78,7 @@ class Clients:
     def _work(self, number: int) -> None:
         chance = random.Random(number)
         with self._head.client() as client:
-            while len(self.accepted) < PREDICTIONS:
+            while len(self.accepted) < PREDICTIONS and not self._stopped.is_set():
                 model, text = chance.randrange(12), f"{number} says {chance.random()}"
                 input: dict[str, Any] = {"text": text, "delay": 0.2}
                 if model % 3 == 2:
@@ -84,7 +90,7 @@ class Clients:
                         json={"version": f"test/model-{model}", "input": input},
                         headers={"Prefer": "wait=5"} if waits else {},
                     )
-                except httpx.HTTPError:  # the head is away
+                except httpx.HTTPError:  # the head is unreachable
                     time.sleep(0.2)
                     continue
                 if reply.status_code in {201, 202}:
@@ -99,26 +105,31 @@ def network() -> Iterator[Network]:
     network.close()
 
 
-def test_nothing_accepted_is_lost(network: Network, tmp_path: Path) -> None:
+@pytest.fixture
+def machines(network: Network, tmp_path: Path) -> Iterator[tuple[Head, dict[str, Node]]]:
+    """The head and two nodes, not started."""
+    address = network.addresses["head"]
     config = tmp_path / "models.yaml"
-    config.write_text(_config(network.addresses["head"]))
+    config.write_text(_config(address))
     head = Head(tmp_path / "head", config, network, "head")
-    nodes = {
-        name: Node(
-            tmp_path / name,
-            network,
-            name,
-            network.addresses["head"],
-            *("--device", "small=2GiB", "--device", "tiny=1GiB"),
-        )
-        for name in ("one", "two")
-    }
+    devices = ("--device", "small=2GiB", "--device", "tiny=1GiB")
+    nodes = {name: Node(tmp_path / name, network, name, address, *devices) for name in ("one", "two")}
+    yield head, nodes
+    for machine in (head, *nodes.values()):
+        if machine.process is not None:
+            machine.kill()
+
+
+def test_nothing_accepted_is_lost(network: Network, machines: tuple[Head, dict[str, Node]]) -> None:
+    head, nodes = machines
     head.start()
     for node in nodes.values():
         node.start()
-    with head.client() as client:
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(head.client())
         wait_for(lambda: members(client) == {"head", "one", "two"}, "both nodes")
         clients = Clients(head)
+        stack.callback(clients.stop)
         clients.wait_until(PREDICTIONS // 6)
         nodes["one"].kill()
         nodes["one"].start()
@@ -132,7 +143,9 @@ def test_nothing_accepted_is_lost(network: Network, tmp_path: Path) -> None:
         clients.wait_until(PREDICTIONS * 4 // 6)
         head.kill()
         head.start()
-        wait_for(lambda: members(client) == {"head", "one", "two"}, "the nodes at the new head")
+        wait_for(
+            lambda: members(client) == {"head", "one", "two"}, "the nodes at the head that has started again"
+        )
         clients.join()
         records = [
             wait_for(partial(ended, client, id), f"the end of {id}") for id in sorted(clients.accepted)
@@ -148,7 +161,7 @@ def test_nothing_accepted_is_lost(network: Network, tmp_path: Path) -> None:
 
 
 def members(client: httpx.Client) -> set[str]:
-    """Return the names of the machines whose devices the scheduler uses; none while the head is away."""
+    """Return the names of the machines whose devices the scheduler uses; none without the head."""
     try:
         devices = client.get("/admin/residency").raise_for_status().json()["devices"]
     except httpx.HTTPError:

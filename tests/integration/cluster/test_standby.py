@@ -161,9 +161,11 @@ def server(network: Network) -> Iterator[PostgresServer]:
 @pytest.fixture
 def machines(network: Network, server: PostgresServer, tmp_path: Path) -> Iterator[Machines]:
     machines = Machines(network, server, tmp_path)
-    machines.start()
-    yield machines
-    machines.stop()
+    try:
+        machines.start()
+        yield machines
+    finally:
+        machines.stop()
 
 
 def test_a_standby_takes_over_after_the_death_of_the_head(machines: Machines, server: PostgresServer) -> None:
