@@ -33,7 +33,7 @@ from appliance.cli import (
     users,
     webhooks,
 )
-from appliance.domain.errors import ApplianceError, ConfigError, StoreError
+from appliance.domain.errors import ApplianceError, ConfigError
 from appliance.observability import logs
 
 _EPILOGUE = (
@@ -110,9 +110,7 @@ def main() -> None:
     except ConfigError as error:
         print(f"appliance: {error}", file=sys.stderr)
         sys.exit(2)
-    except StoreError as error:
-        print(f"appliance: {error}", file=sys.stderr)  # its detail, for clients of the API, names no database
-        sys.exit(1)
     except ApplianceError as error:
-        print(f"appliance: {error.detail}", file=sys.stderr)
+        # The detail is for clients of the API. Some errors have a longer text, which names files or servers.
+        print(f"appliance: {str(error) or error.detail}", file=sys.stderr)
         sys.exit(1)

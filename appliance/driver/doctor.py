@@ -233,12 +233,11 @@ def stored_files(home: Path) -> Iterator[CheckResult]:
     try:
         lost, unknown = repair.missing(home), repair.unreferenced(home)
     except EncryptionError as error:  # the data is intact, and the message says what to do
-        yield CheckResult("stored files", "failed", error.detail)
+        yield CheckResult("stored files", "failed", str(error))
         return
     except ApplianceError as error:
-        yield CheckResult(
-            "stored files", "failed", error.detail, "run `appliance restore` with a backup into a new folder"
-        )
+        fix = "run `appliance restore` with a backup into a new folder"
+        yield CheckResult("stored files", "failed", str(error) or error.detail, fix)
         return
     if lost:
         found = f"{len(lost)} files are missing, such as {home / lost[0]}"

@@ -439,7 +439,8 @@ def main() -> int:
         Console(stderr=True).print(f"appliance: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     except ApplianceError as error:
-        Console(stderr=True).print(f"appliance: {error.detail}", style="red", markup=False, soft_wrap=True)
+        text = str(error) or error.detail
+        Console(stderr=True).print(f"appliance: {text}", style="red", markup=False, soft_wrap=True)
         return 1
     if code == _RESTART:
         own_process.restart(environment)

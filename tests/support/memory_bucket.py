@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,12 @@ class MemoryBucket(Bucket):
     def objects(self) -> dict[str, bytes]:
         """Return the content of all objects by path, without the id of the appliance."""
         paths = [each["path"] for batch in obstore.list(self.memory) for each in batch]
-        return {path: bytes(obstore.get(self.memory, path).bytes()) for path in paths if path != MARK}
+        found = {}
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):  # it was deleted after it had been listed
+                found[path] = bytes(obstore.get(self.memory, path).bytes())
+        found.pop(MARK, None)
+        return found
 
     def lose(self, path: str) -> None:
         """Delete an object, as another program would."""
