@@ -173,8 +173,8 @@ async def test_a_digest_that_has_changed_is_saved(tmp_path: Path) -> None:
 async def test_a_client_that_has_disconnected_already_causes_no_error(tmp_path: Path) -> None:
     closed = socket.socket()
     closed.close()
-    transport = SimpleNamespace(get_extra_info=lambda _: closed, is_closing=lambda: True)
-    writer = SimpleNamespace(transport=transport, close=lambda: None, is_closing=lambda: True)
+    transport = SimpleNamespace(get_extra_info=lambda _: closed, is_closing=lambda: False)
+    writer = SimpleNamespace(transport=transport, close=lambda: None)
     async with cluster(tmp_path) as (head, _):
         await head.nodes._server._accept(asyncio.StreamReader(), writer)  # type: ignore[arg-type]
         assert not head.nodes._server._tasks
