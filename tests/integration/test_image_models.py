@@ -35,7 +35,11 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     base = random_pipelines.stable_diffusion(weights / "painter")
     control = random_pipelines.controlnet(weights / "control", base, 1)
     models = [
-        {"name": EDITOR, "source": {"path": str(random_pipelines.flux_2_klein(weights / "editor"))}},
+        {
+            "name": EDITOR,
+            "memory": "1GiB",  # the estimate is for images of the usual size, and would wait for other tests
+            "source": {"path": str(random_pipelines.flux_2_klein(weights / "editor"))},
+        },
         {"name": PAINTER, "source": {"path": str(base)}},
         {
             "name": CONTROLLED,
@@ -52,10 +56,9 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     config.write_text(
         json.dumps({"models": [{"kind": "diffusers", "options": options, **model} for model in models]})
     )
-    running = Appliance(home, config)
-    running.start()
-    yield running
-    running.stop()
+    started = Appliance(home, config)
+    with started.running():
+        yield started
 
 
 @pytest.fixture
