@@ -67,7 +67,7 @@ def token(
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Print the token with which other machines join the cluster. Whoever has it can join: keep it secret."""
+    """Print the token with which other machines join the cluster. Keep it secret: it lets anyone join."""
     from appliance.nodes import identity
     from appliance.nodes.registry import cluster_folder
 

@@ -37,7 +37,7 @@ _REMEMBERED: Final = 1000
 
 
 class Folders(NamedTuple):
-    """Where the files of predictions are. Each prediction has a folder of its own in each of these."""
+    """The folders with the files of predictions. Each of them has one folder for each prediction."""
 
     inputs: Path  # on this machine
     outputs: Path  # on this machine

@@ -400,7 +400,7 @@ class OutOfMemory(WorkerLost):
 
 
 class NodeLost(WorkerLost):
-    """A node of the cluster cannot be reached, or is not a member of the cluster any more."""
+    """A node of the cluster cannot be reached, or is no longer a member of the cluster."""
 
 
 class RayLost(ApplianceError):
@@ -422,7 +422,7 @@ class HeadUnreachable(ApplianceError):
 
 
 class LeaseLost(ApplianceError):
-    """This machine is not the head of the cluster any more; the message has the reason."""
+    """This machine is no longer the head of the cluster; the message has the reason."""
 
     status = 503
     title = "Another machine is the head"

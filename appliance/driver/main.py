@@ -347,7 +347,7 @@ async def _unless_lost(watches: Sequence[Coroutine[Any, Any, None]], work: Corou
 
     Raises:
         RayLost: an essential process of Ray has ended.
-        LeaseLost: this machine is not the head any more.
+        LeaseLost: this machine is no longer the head.
     """
     working, *watching = tasks = [asyncio.ensure_future(each) for each in (work, *watches)]
     try:

@@ -129,7 +129,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MembershipLost(Exception):
-    """This machine is not a member of the cluster any more, and has to join again."""
+    """This machine is no longer a member of the cluster, and has to join again."""
 
 
 class NodeProcess:
@@ -288,7 +288,7 @@ class NodeProcess:
                 raise MembershipLost(error.detail) from error
 
     async def _watch_membership(self, head: Head, lost_after: float) -> None:
-        """Never return: raise ``MembershipLost`` once this node is not a member any more.
+        """Never return: raise ``MembershipLost`` once this node is no longer a member.
 
         As long as the head pings the agent, the node is a member. Otherwise this node asks the head. While
         the gateway of the head restarts, requests get no answer, but the driver there keeps the port open.

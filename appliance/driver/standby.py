@@ -1,4 +1,4 @@
-"""Waits until this machine may be the head of its cluster, and notices when it is not the head any more.
+"""Waits until this machine may be the head of its cluster, and notices when it is no longer the head.
 
 Only one of the machines with the same database on PostgreSQL and a ``cluster`` section is the head. The
 others are standbys: they have prepared their start, and wait for the lease of the head.

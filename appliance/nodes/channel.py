@@ -116,7 +116,7 @@ class Channel:
         """Send ``size`` bytes of a file from its current position, and their digest.
 
         Raises:
-            EOFError: the file is shorter than ``size``; the other end cannot use the connection any more.
+            EOFError: the file is shorter than ``size``; the connection is unusable then.
         """
         digest = hashlib.sha256()
 

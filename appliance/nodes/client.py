@@ -284,7 +284,7 @@ class NodeClient:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ConnectionError("it is not a member of the cluster any more")
+            raise ConnectionError("it is no longer a member of the cluster")
 
     def _check_certificate(self, found: tuple[identity.Role, str] | None) -> None:
         if found != ("node", self.name):

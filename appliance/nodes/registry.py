@@ -62,7 +62,7 @@ class NodeListener(Protocol):
         """
 
     def lost(self, name: str, reason: str) -> None:
-        """A node is not a member any more. Its client is closed already."""
+        """A node is no longer a member. Its client is already closed."""
 
     def draining(self, name: str, draining: bool) -> None:
         """No model may be loaded on a node from now on; or, if ``draining`` is false, models may again."""
@@ -340,7 +340,7 @@ class NodeRegistry:
         try:
             self._add(member, client)
         except ApplianceError as error:
-            _log.warning("node %s cannot be a member any more: %s", member.facts.name, error.detail)
+            _log.warning("node %s can no longer be a member: %s", member.facts.name, error.detail)
 
     def _new_client(self, facts: NodeFacts) -> NodeClient:
         def sources() -> Iterable[Source]:
@@ -406,7 +406,7 @@ class NodeRegistry:
         client.abort()
         self._lost[name] = NodeStatus(member.facts, "lost", time.time(), reason)
         self._save()
-        _log.warning("node %s is not a member of the cluster any more: %s", name, reason)
+        _log.warning("node %s is no longer a member of the cluster: %s", name, reason)
         for listener in self._listeners:
             listener.lost(name, reason)
 

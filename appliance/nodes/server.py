@@ -53,7 +53,7 @@ class AgentServer:
     """Answers the requests in ``routes``, each only for clients with one of its roles."""
 
     def __init__(self, routes: Mapping[Any, RequestRoute], requests: Any, context: ssl.SSLContext) -> None:
-        """``routes`` has a route for each type of ``requests``, which is the union of these types."""
+        """``requests`` is the union of all types of requests; ``routes`` has a route for each of them."""
         self._routes = routes
         self._requests = requests
         self._context = context

@@ -92,7 +92,7 @@ class PostgresConnection:
         self._taken: int | None = None  # the generation that the open transaction gives to the database
         self._sessions: list[tuple[Any, ...]] = []  # process ids and starts of sessions that may be open
         self.generation: int | None = None  # of the database, since this connection owns it
-        self.lost: str | None = None  # why the database is not owned any more
+        self.lost: str | None = None  # why this process no longer owns the database
         self._connect()
 
     # -- the interface of sqlite3.Connection

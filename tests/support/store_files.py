@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from appliance.domain.prediction import Prediction, new_id, new_stream_token
 from appliance.store import Store
 from tests.support.postgres_server import PostgresServer
 
@@ -91,3 +92,17 @@ def query(path: Path, *statements: str) -> list[tuple[Any, ...]]:
 def rows_of(path: Path, table: str) -> int:
     """Count the rows of a table."""
     return int(query(path, f"SELECT count(*) FROM {table}")[0][0])
+
+
+def make(**changes: Any) -> Prediction:
+    """Return a new prediction with these changes."""
+    prediction = Prediction(
+        id=new_id(),
+        model="acme/hello",
+        version="0" * 64,
+        owner="me",
+        input={"text": "Alice"},
+        created_at=1000.0,
+        stream_token=new_stream_token(),
+    )
+    return prediction.evolve(**changes)

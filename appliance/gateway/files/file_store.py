@@ -146,9 +146,8 @@ class FileStore:
         self._arriving: list[Incoming] = []
         self._encryption: OutputEncryption | None = None
         self._transfer = transfer
-        self._in_bucket: set[str] = (
-            set()
-        )  # output files of predictions that a previous gateway did not finish
+        #: Paths of output files in the bucket, of predictions that the previous gateway did not finish.
+        self._in_bucket: set[str] = set()
 
     async def start(self) -> None:
         """Create the folders, and delete bytes that a crash left.

@@ -312,7 +312,7 @@ async def test_a_stopped_node_is_lost_and_its_sockets_close(tmp_path: Path) -> N
         await collector.lost.wait()
         assert head.nodes.members() == {}
         assert [status.state for status in head.nodes.statuses()] == ["lost"]
-        with pytest.raises(NodeLost, match="not a member"):
+        with pytest.raises(NodeLost, match="no longer a member"):
             await client.facts()
         with pytest.raises(ConnectionError):
             await client.open_socket("echo.sock", Collector)

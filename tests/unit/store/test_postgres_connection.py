@@ -14,28 +14,14 @@ import psycopg
 import pytest
 
 from appliance.domain.errors import StoreError, StoreUnavailable
-from appliance.domain.prediction import Prediction, new_id, new_stream_token
 from appliance.store import Store, connections, postgres_connection, writer
 from appliance.store import postgres as store_postgres
 from appliance.store.postgres_connection import ConnectionLost, PostgresConnection
 from appliance.store.queries import QUERIES
 from tests.support.postgres_server import PostgresServer
-from tests.support.store_files import created, query, rows_of, url_of
+from tests.support.store_files import created, make, query, rows_of, url_of
 
 pytestmark = pytest.mark.usefixtures("postgres")
-
-
-def make(**changes: Any) -> Prediction:
-    prediction = Prediction(
-        id=new_id(),
-        model="acme/hello",
-        version="0" * 64,
-        owner="me",
-        input={"text": "Alice"},
-        created_at=1000.0,
-        stream_token=new_stream_token(),
-    )
-    return prediction.evolve(**changes)
 
 
 @pytest.fixture

@@ -22,28 +22,12 @@ from appliance.domain.prediction import (
     Prediction,
     Status,
     Webhook,
-    new_id,
-    new_stream_token,
 )
 from appliance.domain.token import Scope, Token
 from appliance.store import Cursor, Progress, Store, VersionRow
-from tests.support.store_files import opened, query, rows_of
+from tests.support.store_files import make, opened, query, rows_of
 
 pytestmark = pytest.mark.usefixtures("database")
-
-
-def make(**changes: Any) -> Prediction:
-    """A new prediction."""
-    prediction = Prediction(
-        id=new_id(),
-        model="acme/hello",
-        version="0" * 64,
-        owner="me",
-        input={"text": "Alice"},
-        created_at=1000.0,
-        stream_token=new_stream_token(),
-    )
-    return prediction.evolve(**changes)
 
 
 def token(name: str, **changes: Any) -> Token:
