@@ -91,7 +91,7 @@ def join(
     can be the head, it joins the one that is the head now.
     """
     from appliance.driver.cluster_head import own_name
-    from appliance.driver.node import NodeSettings
+    from appliance.driver.node_settings import NodeSettings
     from appliance.nodes.identity import TOKEN_VARIABLE, JoinToken
 
     if not token:

@@ -17,7 +17,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -26,8 +26,6 @@ import msgspec
 from rich.console import Console
 
 from appliance import __version__, machine
-from appliance.config import HardwareConfig
-from appliance.config.sections import DeviceConfig
 from appliance.domain.errors import (
     ApplianceError,
     ConfigError,
@@ -46,6 +44,7 @@ from appliance.driver import (
     temporary_folder,
     zygote,
 )
+from appliance.driver.node_settings import NodeSettings, prepare_home
 from appliance.driver.supervisor import Supervisor
 from appliance.machine import Device
 from appliance.machine.gpus import Gpus
@@ -69,9 +68,6 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MAX_SOCKET_PATH: Final = 107  # bytes: unix(7)
-_MAX_REPLICAS: Final = 999_999  # numbers in the names of sockets have at most so many digits
-
 _RETRY_DELAY: Final = 1.0  # seconds between attempts to reach the head; doubles with each attempt
 _MAX_RETRY_DELAY: Final = 5.0  # seconds
 #: Seconds for which a refused node tries again: the head may still be removing what ran here before.
@@ -79,53 +75,8 @@ _RETRY_TIMEOUT: Final = 60.0
 #: Share of ``lost_after`` after which a node ends: before the head runs its predictions on other nodes.
 _OWN_SHARE: Final = 0.8
 _CHECK_INTERVAL: Final = 1.0  # seconds between checks of the membership
-
-
-class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of `appliance join`."""
-
-    heads: tuple[tuple[str, int], ...]  # host and port of each machine that can be the head
-    name: str
-    data: str  # absolute path of the data folder
-    port: int
-    address: str | None  # the address of this machine from which it connects
-    threads: int | None  # CPU threads that one model may use
-    memory: int | None  # bytes of main memory for models
-    devices: dict[str, int]  # bytes by name of logical device; empty: the devices of the machine
-    listen: node_http.Listen | None = None  # None: this machine does not answer HTTP
-
-    @property
-    def hardware(self) -> HardwareConfig:
-        return HardwareConfig(
-            devices=tuple(DeviceConfig(name=name, memory=size) for name, size in self.devices.items())
-            or "auto",
-            threads=self.threads,
-            host_memory=self.memory,
-        )
-
-    @property
-    def home(self) -> Path:
-        return Path(self.data)
-
-    @property
-    def run_dir(self) -> Path:
-        return self.home / "run"
-
-    @property
-    def zygote_socket(self) -> Path:
-        return self.run_dir / "zygote.sock"
-
-    @property
-    def http(self) -> node_http.HttpSettings | None:
-        if self.listen is None:
-            return None
-        return node_http.HttpSettings(
-            listen=self.listen,
-            listener=str(self.run_dir / "http.sock"),
-            cluster=str(cluster_folder(self.home)),
-            heads=self.heads,
-            own_address=self.address,
-        )
+#: Environment variable of a driver that replaces an earlier one, which was a member of the cluster.
+_WAS_MEMBER: Final = "APPLIANCE_WAS_MEMBER"
 
 
 class MembershipLost(Exception):
@@ -331,14 +282,31 @@ class NodeProcess:
 
         When the head has lost this node, it runs their predictions on other nodes.
         """
-        kill_leftover_workers(self._settings.run_dir)
+        with _errors_logged():
+            kill_leftover_workers(self._settings.run_dir)
         if self._agent is not None:
-            await self._agent.close()
+            with _errors_logged():
+                await self._agent.close()
         if self._zygote is not None:
-            await self._zygote.stop()
+            with _errors_logged():
+                await self._zygote.stop()
         if self._ray is not None:
-            self._ray.stop()
-        kill_leftover_workers(self._settings.run_dir)  # a load may have begun meanwhile
+            with _errors_logged():
+                self._ray.stop()
+        with _errors_logged():
+            kill_leftover_workers(self._settings.run_dir)  # a load may have begun meanwhile
+
+
+@contextlib.contextmanager
+def _errors_logged() -> Iterator[None]:
+    """Log any error of one step of the end, so that the other steps follow and the node joins again.
+
+    Processes that are left are killed by their mark.
+    """
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - whatever has failed, the next steps are needed
+        _log.exception("a part of this node did not stop cleanly")
 
 
 async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
@@ -391,42 +359,6 @@ def _ray_node(name: str, admitted: Admitted, temp: Path) -> RayWorkerNode:
     return RayWorkerNode(temp, binding, admitted.ray_address)
 
 
-def prepare_home(settings: NodeSettings) -> Path:
-    """Create the data folder and its folders; return the log file.
-
-    Raises:
-        ApplianceError: a file or folder cannot be created or written.
-    """
-    home = settings.home
-    log = home / "logs" / "node.log"
-    _check_sockets(settings)
-    try:
-        for folder in (home, settings.run_dir, log.parent, home / "cache", cluster_folder(home)):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log.touch(mode=0o600)
-    except OSError as error:
-        raise ApplianceError(
-            f"the data folder {home} cannot be used: {error.filename}: {error.strerror}: change the owner to "
-            "the user who runs the node, or choose another folder with --home or APPLIANCE_HOME"
-        ) from error
-    return log
-
-
-def _check_sockets(settings: NodeSettings) -> None:
-    """Check that paths of sockets, which contain the name of the node, are not too long.
-
-    Raises:
-        ApplianceError: they are.
-    """
-    longest = settings.run_dir / f"runner-{settings.name}-{_MAX_REPLICAS}-worker.sock"
-    excess = len(os.fsencode(longest)) - _MAX_SOCKET_PATH
-    if excess > 0:
-        raise ApplianceError(
-            f"the paths of sockets such as {longest} are {excess} bytes too long: choose a shorter name with "
-            "--name, or a folder with a shorter path with --home"
-        )
-
-
 async def _run(settings: NodeSettings, token: JoinToken, temp: Path, console: Console) -> bool:
     """Run one membership; return whether to join again."""
     stop = asyncio.Event()
@@ -473,6 +405,7 @@ def main() -> int:
     arguments = parser.parse_args()
     console = Console(stderr=False)
     environment = dict(os.environ)
+    was_member = os.environ.pop(_WAS_MEMBER, None) is not None
     try:
         again = _serve(msgspec.json.decode(arguments.settings, type=NodeSettings), console)
     except ConfigError as error:
@@ -481,9 +414,13 @@ def main() -> int:
     except ApplianceError as error:
         text = str(error) or error.detail
         Console(stderr=True).print(f"appliance: {text}", style="red", markup=False, soft_wrap=True)
-        return 1
+        if not was_member or isinstance(error, JoinRefused):
+            return 1
+        console.print("joining again")  # this machine could join before, so the reason may pass
+        time.sleep(_MAX_RETRY_DELAY)
+        again = True
     if again:
-        own_process.restart(environment)
+        own_process.restart({**environment, _WAS_MEMBER: "1"})
     return 0
 
 

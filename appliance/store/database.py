@@ -64,6 +64,11 @@ def store_error(error: sqlite3.Error, path: Path | str) -> StoreError:
     return StoreError(f"{path}: {remedy} ({error})" if remedy else f"{path}: {error}")
 
 
+def is_busy(error: BaseException | None) -> bool:
+    """Return whether a statement has waited in vain for the write lock."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
 def connect(path: Path, durability: Durability, key: bytes | None = None) -> sqlite3.Connection:
     """Return a connection that can write, for use by one thread at a time. The caller begins transactions.
 

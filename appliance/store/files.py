@@ -56,6 +56,12 @@ class FileTable:
             lambda connection: {row[0] for row in connection.execute(QUERIES["file_paths"])}
         )
 
+    async def unfinished_predictions(self) -> set[str]:
+        """Return the ids of the predictions that may still make output files."""
+        return await self._connections.read(
+            lambda connection: {row[0] for row in connection.execute(QUERIES["unfinished_ids"])}
+        )
+
     async def output_paths(self) -> dict[str, str]:
         """Return the ids of predictions by the paths of their output files, without those of trainings."""
         return await self._connections.read(

@@ -15,8 +15,9 @@ import contextlib
 import sqlite3
 from typing import Any, Final
 
-from appliance.domain.errors import LeaseLost, StoreUnavailable
+from appliance.domain.errors import LeaseLost, StoreError, StoreUnavailable
 from appliance.store import postgres
+from appliance.store.database import is_busy
 from appliance.store.postgres_connection import OWNER_LOCK, SCHEMA, ConnectionLost, PostgresConnection
 
 _LEASE: Final = 1_734_003  # the first key of an advisory lock; the second is the schema
@@ -68,7 +69,7 @@ class Lease:
         """Try once to get the lease; return whether this machine is the head now.
 
         Raises:
-            StoreUnavailable: the server does not answer.
+            StoreUnavailable: the server does not answer, or another session holds the write lock. Try again.
             StoreError: the database cannot be used.
         """
         with self._reported():
@@ -76,8 +77,8 @@ class Lease:
             if not connection.run(_TRY).fetchone()[0]:
                 return False
             self._hold(connection)
+            connection.run(_END_WRITERS)  # if it is cut off, its open transaction would hold the write lock
             postgres.upgrade(connection, self.name)
-            connection.run(_END_WRITERS)
             connection.execute("BEGIN IMMEDIATE")
             self.term = int(connection.execute(_NEW_TERM, {"head": self._head}).fetchone()[0])
             connection.execute("COMMIT")
@@ -161,3 +162,8 @@ class Lease:
         except StoreUnavailable:
             self._disconnect()
             raise
+        except StoreError as error:
+            if not is_busy(error.__cause__):
+                raise
+            self._disconnect()
+            raise StoreUnavailable(str(error)) from error

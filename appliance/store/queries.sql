@@ -338,6 +338,10 @@ SELECT coalesce(sum(size), 0) FROM files WHERE prediction IS NULL;
 -- The paths of all files.
 SELECT path FROM files;
 
+-- query: unfinished_ids
+-- The ids of all predictions that are starting or processing.
+SELECT id FROM predictions WHERE status IN ('starting', 'processing');
+
 -- query: output_paths
 -- The paths of the output files of predictions, without those of trainings, and the ids of the predictions.
 SELECT path, prediction FROM files

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import Any, Final, NamedTuple, TypeVar
 
 from appliance.domain.errors import StoreError, UnstorableValue
-from appliance.store.database import BUSY_TIMEOUT, store_error
+from appliance.store.database import BUSY_TIMEOUT, is_busy, store_error
 from appliance.store.postgres_connection import OutcomeUnknown
 
 T = TypeVar("T")
@@ -195,8 +195,7 @@ class Writer:
                 self._connection.execute("BEGIN IMMEDIATE")
                 return
             except sqlite3.OperationalError as error:
-                busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-                if not busy or time.monotonic() >= give_up:
+                if not is_busy(error) or time.monotonic() >= give_up:
                     raise
             time.sleep(_BUSY_POLL)
 

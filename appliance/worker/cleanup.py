@@ -108,14 +108,16 @@ def kill_leftover_workers(run_dir: Path) -> list[int]:
         pid = int(path.name)
         try:
             pid_file = msgspec.json.decode(path.read_bytes(), type=PidFile)
+        except FileNotFoundError:  # the process has just ended, and `remove` was called for it
+            continue
         except msgspec.DecodeError:  # the machine stopped while the file was written
-            path.unlink()
+            path.unlink(missing_ok=True)
             continue
         if pid_file.boot == _boot() and _runs(pid, pid_file):
             with contextlib.suppress(ProcessLookupError):  # the group has just ended
                 os.killpg(pid, signal.SIGKILL)
             killed.append(pid)
-        path.unlink()
+        path.unlink(missing_ok=True)
     _remove_temporary(_prefix(pid_files))
     return killed
 

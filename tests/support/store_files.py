@@ -12,6 +12,7 @@ from typing import Any
 
 from appliance.domain.prediction import Prediction, new_id, new_stream_token
 from appliance.store import Store
+from appliance.store.postgres_connection import PostgresConnection
 from tests.support.postgres_server import PostgresServer
 
 _empty: list[bytes] = []  # an empty database, once this process has made one
@@ -106,3 +107,10 @@ def make(**changes: Any) -> Prediction:
         stream_token=new_stream_token(),
     )
     return prediction.evolve(**changes)
+
+
+def writing(store: Store) -> PostgresConnection:
+    """Return the connection in which a store in a PostgreSQL database writes."""
+    connection = store._owner
+    assert connection is not None
+    return connection

@@ -157,7 +157,8 @@ class FileStore:
         for name in ("uploads", "outputs", "versions"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._secret = await signing_secret(self.table)
-        await asyncio.to_thread(self._delete_unknown, await self.table.paths())
+        known, unfinished = await self.table.paths(), await self.table.unfinished_predictions()
+        await asyncio.to_thread(self._delete_unknown, known, unfinished)
         if self.cipher is not None:
             from appliance.gateway.files.output_encryption import OutputEncryption  # imports a large library
 
@@ -442,14 +443,18 @@ class FileStore:
             if len(expired) < _BATCH:
                 await asyncio.sleep(_EXPIRY_INTERVAL)
 
-    def _delete_unknown(self, known: set[str]) -> None:
-        """Delete files on the disk that have no row. Call this before any file is created."""
+    def _delete_unknown(self, known: set[str], unfinished: set[str]) -> None:
+        """Delete files on the disk that have no row, except outputs of unfinished predictions.
+
+        Their worker process may have made these files while no gateway ran. Call this before the gateway
+        creates any file.
+        """
         for upload in (self.folder / "uploads").iterdir():
             if f"uploads/{upload.name}" not in known:
                 upload.unlink()
-        made = {path.split("/")[1] for path in known if path.startswith("outputs/")}
+        kept = unfinished | {path.split("/")[1] for path in known if path.startswith("outputs/")}
         for folder in (self.folder / "outputs").iterdir():
-            if folder.name not in made:
+            if folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
         for folder in (self.folder / "versions").glob(".*"):  # unfinished copies of weights
             shutil.rmtree(folder, ignore_errors=True)

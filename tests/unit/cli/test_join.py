@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from appliance.cli import main
-from appliance.driver.node import NodeSettings
+from appliance.driver.node_settings import NodeSettings
 
 TOKEN = f"appliance-join.secret.{'0' * 64}"
 

@@ -12,8 +12,8 @@ import pytest
 
 from appliance.cli import main
 from appliance.driver import certificate
-from appliance.driver.node import NodeSettings
 from appliance.driver.node_http import Listen
+from appliance.driver.node_settings import NodeSettings
 from appliance.nodes.identity import TOKEN_VARIABLE
 
 TOKEN = "a token that is long enough for a cluster"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from appliance.domain.errors import LeaseLost, StoreError, StoreUnavailable
-from appliance.store import Lease
+from appliance.store import Lease, postgres, postgres_connection
 from tests.support.appliance_process import wait_for
 from tests.support.postgres_server import PostgresServer
-from tests.support.store_files import created, query, url_of
+from tests.support.store_files import created, query, url_of, writing
 
 pytestmark = pytest.mark.usefixtures("postgres")
 
@@ -107,6 +108,30 @@ async def test_the_gateway_of_the_former_head_writes_no_more(path: Path, first: 
     await again.check()
     await again.close()
     await store.close()
+
+
+async def test_an_open_transaction_of_the_former_head_does_not_stop_the_next(
+    path: Path, first: Lease, second: Lease
+) -> None:
+    """A gateway that is cut off during a write holds the write lock until its session ends."""
+    assert first.acquire()
+    store = await created(path)
+    await store.own(term=first.term)
+    writing(store).execute("BEGIN IMMEDIATE")
+    first.close()
+    wait_for(second.acquire, "the next head")
+    await store.close()
+
+
+async def test_a_standby_tries_again_while_another_program_holds_the_write_lock(
+    path: Path, url: str, second: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(postgres._SESSION, "lock_timeout", "10ms")
+    with psycopg.connect(url) as other:
+        other.execute(f"SELECT pg_advisory_xact_lock({postgres_connection._WRITE_LOCK}, hashtext('public'))")
+        with pytest.raises(StoreUnavailable, match="another process held the write lock"):
+            second.acquire()
+    assert second.acquire()
 
 
 def test_a_new_database_gets_its_tables(postgres: PostgresServer) -> None:

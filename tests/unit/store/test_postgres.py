@@ -21,8 +21,7 @@ from appliance.store.postgres import public_url
 from appliance.store.postgres_queries import STEPS, translated
 from appliance.store.queries import QUERIES
 from tests.support.postgres_server import PostgresServer
-from tests.support.store_files import created, make, query, rows_of, url_of
-from tests.unit.store.test_postgres_connection import writing
+from tests.support.store_files import created, make, query, rows_of, url_of, writing
 
 pytestmark = pytest.mark.usefixtures("postgres")
 

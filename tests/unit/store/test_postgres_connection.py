@@ -19,7 +19,7 @@ from appliance.store import postgres as store_postgres
 from appliance.store.postgres_connection import ConnectionLost, PostgresConnection
 from appliance.store.queries import QUERIES
 from tests.support.postgres_server import PostgresServer
-from tests.support.store_files import created, make, query, rows_of, url_of
+from tests.support.store_files import created, make, query, rows_of, url_of, writing
 
 pytestmark = pytest.mark.usefixtures("postgres")
 
@@ -29,12 +29,6 @@ async def store(path: Path, postgres: PostgresServer) -> AsyncIterator[Store]:
     store = await created(path)
     yield store
     await store.close()
-
-
-def writing(store: Store) -> PostgresConnection:
-    connection = store._owner
-    assert connection is not None
-    return connection
 
 
 def end_sessions(path: Path) -> None:

@@ -44,3 +44,20 @@ def test_only_leftovers_of_this_appliance_are_removed(
     assert sorted(path.name for path in shared.iterdir()) == sorted(
         [f"{made[kept].parent.name}0123", "psm_0123"]
     )
+
+
+def test_workers_may_end_while_leftovers_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their zygote, or their replica, still runs, and removes their pid files."""
+    pid_files = cleanup.pid_folder(tmp_path)
+    cleanup.write_pid_file(pid_files, "test/model")
+    own = pid_files / str(os.getpid())
+    other = pid_files / "1"
+    other.write_bytes(own.read_bytes())
+
+    def ended(*_: object) -> bool:
+        own.unlink(missing_ok=True)
+        other.unlink(missing_ok=True)
+        return False
+
+    monkeypatch.setattr(cleanup, "_runs", ended)
+    assert cleanup.kill_leftover_workers(tmp_path) == []

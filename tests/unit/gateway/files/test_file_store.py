@@ -24,7 +24,7 @@ from appliance.gateway.api import stored_file
 from appliance.gateway.api.errors import CompatError
 from appliance.gateway.files import file_store
 from appliance.gateway.files.encrypted_file import FileCipher
-from appliance.gateway.files.file_store import signature
+from appliance.gateway.files.file_store import FileStore, signature
 from tests.support.api_client import Api
 from tests.support.appliance_process import until
 from tests.support.engine_bench import Bench, entry, refusal
@@ -478,6 +478,17 @@ async def test_the_next_start_removes_what_a_crash_left(bench: Bench, tmp_path: 
     await bench.restart()
     assert list((bench.folder / "files" / "uploads").iterdir()) == []
     assert list((bench.folder / "files" / "outputs").iterdir()) == []
+
+
+async def test_files_made_while_no_gateway_ran_are_kept(bench: Bench) -> None:
+    record = await bench.submit(text="x", delay=60.0)
+    made = bench.folder / "files" / "outputs" / record.id / "1" / "0-file.txt"
+    made.parent.mkdir(parents=True)
+    made.write_text("x")
+    next_gateway = FileStore(bench.store.files, bench.folder / "files", bench.files_config)
+    await next_gateway.start()
+    await next_gateway.close()
+    assert made.read_text() == "x"
 
 
 async def test_a_cancel_while_the_input_is_fetched_frees_the_slot(
