@@ -9,18 +9,18 @@ from appliance.adding.fit import DeviceUse, Fit, find_fit, uses_of_config
 from appliance.adding.hub import HubModel, search_hub
 from appliance.adding.known_models import CatalogueModel, catalogue, search
 from appliance.adding.pending import Pending
-from appliance.adding.plan import Plan, plan, uses_of_status
+from appliance.adding.plan import AdditionPlan, plan, uses_of_status
 from appliance.adding.proposal import Proposal, propose
 from appliance.adding.unused import Unused, delete_unused, folder_size, unused
 from appliance.adding.updates import Update, find_update
 
 __all__ = [
+    "AdditionPlan",
     "CatalogueModel",
     "DeviceUse",
     "Fit",
     "HubModel",
     "Pending",
-    "Plan",
     "Proposal",
     "Unused",
     "Update",

@@ -17,7 +17,7 @@ from appliance.domain.errors import ApplianceError
 from appliance.domain.units import readable_bytes
 
 
-class Plan(msgspec.Struct, frozen=True):
+class AdditionPlan(msgspec.Struct, frozen=True):
     """A proposal with its edit of models.yaml, and where its model fits."""
 
     proposal: Proposal
@@ -40,7 +40,7 @@ class Plan(msgspec.Struct, frozen=True):
             raise ApplianceError(self.problem)
 
 
-def plan(proposal: Proposal, file: Path, config: Config, devices: Sequence[DeviceUse]) -> Plan:
+def plan(proposal: Proposal, file: Path, config: Config, devices: Sequence[DeviceUse]) -> AdditionPlan:
     """Return what adding the proposal to ``file``, which contains ``config``, would change.
 
     Aliases that models of the config have already are left out of the entry.
@@ -52,9 +52,9 @@ def plan(proposal: Proposal, file: Path, config: Config, devices: Sequence[Devic
     edited = preview(file, lambda text: add_entry(text, proposal.entry, str(file)))
     needed = proposal.needed(devices[0].kind)
     if needed is None:
-        return Plan(proposal, edited, None, None, None)
+        return AdditionPlan(proposal, edited, None, None, None)
     fit = find_fit(needed, devices)
-    return Plan(proposal, edited, needed, fit, _problem(proposal.name, needed, fit, devices))
+    return AdditionPlan(proposal, edited, needed, fit, _problem(proposal.name, needed, fit, devices))
 
 
 def _problem(name: str, needed: int, fit: Fit, devices: Sequence[DeviceUse]) -> str | None:

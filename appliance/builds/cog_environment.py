@@ -9,7 +9,7 @@ from typing import Final
 
 from appliance.builds import interpreters, system_packages
 from appliance.builds.build_process import BuildProcess
-from appliance.builds.cog_yaml import CogYaml, Command, is_coglet
+from appliance.builds.cog_yaml import CogYaml, ShellCommand, is_coglet
 from appliance.domain.errors import WeightsError
 from appliance.runners.cog.installed_modules import install_modules
 from appliance.runners.cog.search_paths import SYSTEM
@@ -95,13 +95,13 @@ def cog_version(build: Path) -> str:
     return found[-1].name.removeprefix("cog-").removesuffix(".dist-info") if found else ""
 
 
-def system_command(settings: CogYaml) -> Command | None:
+def system_command(settings: CogYaml) -> ShellCommand | None:
     """Return the first command of ``cog.yaml`` that would change the whole system."""
     commands = (*settings.pre_install, *settings.run)
     return next((each for each in commands if _SYSTEM_PROGRAMS.search(each.text)), None)
 
 
-def _run(command: Command, build: BuildProcess) -> None:
+def _run(command: ShellCommand, build: BuildProcess) -> None:
     """Run a command of ``cog.yaml`` with the shell, in the copy of the project.
 
     Raises:

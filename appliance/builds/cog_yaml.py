@@ -63,7 +63,7 @@ _PYTORCH_INDEX: Final = "https://download.pytorch.org/whl/"
 _MOUNT: Final = re.compile(r"\s*--mount=(\S+)\s+")
 
 
-class Command(msgspec.Struct, frozen=True):
+class ShellCommand(msgspec.Struct, frozen=True):
     """A shell command of ``build.run`` or ``build.pre_install``."""
 
     key: str  # such as build.run[0]
@@ -83,8 +83,8 @@ class CogYaml(msgspec.Struct, frozen=True, kw_only=True):
     requirements: tuple[str, ...]  # lines of a requirements file
     requirements_file: str | None
     system_packages: tuple[str, ...]
-    pre_install: tuple[Command, ...]
-    run: tuple[Command, ...]
+    pre_install: tuple[ShellCommand, ...]
+    run: tuple[ShellCommand, ...]
     environment: dict[str, str]
     concurrency: int | None
     notes: tuple[str, ...]  # keys that are not honoured
@@ -229,7 +229,7 @@ class _Reader:
             self._notes.append(f"{key} {asked}: Cog {COG} is used")
         return COG
 
-    def _commands(self, key: str) -> tuple[Command, ...]:
+    def _commands(self, key: str) -> tuple[ShellCommand, ...]:
         commands = []
         for number, value in enumerate(self._value(key) or ()):
             place = f"{key}[{number}]"
@@ -250,5 +250,5 @@ class _Reader:
                         f"{place} needs a mount of type {mount.get('type')}, which only `cog build` supports"
                         ": remove the mount, or build an image and name it in source.image"
                     )
-            commands.append(Command(key=place, text=text, mounts=tuple(found)))
+            commands.append(ShellCommand(key=place, text=text, mounts=tuple(found)))
         return tuple(commands)

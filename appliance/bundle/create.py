@@ -23,7 +23,7 @@ from appliance import __version__, weights
 from appliance.adding.known_models import VARIABLE as CATALOGUE_VARIABLE
 from appliance.bundle import environment_wheels, licences, models, toolchain, wheels
 from appliance.bundle.models import Member
-from appliance.bundle.wheels import Wheel
+from appliance.bundle.wheels import BundledWheel
 from appliance.config import Config, FolderSource, ModelConfig
 from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.domain.units import readable_bytes
@@ -39,20 +39,20 @@ _SCRIPTS: Final = {"bundle/install": "install", "bundle/serve": "serve", "prefli
 _TOOLS: Final = 200 * 1024**2
 
 
-class Plan(msgspec.Struct):
+class BundlePlan(msgspec.Struct):
     """What a bundle will contain, before anything is downloaded."""
 
     variant: Variant
     python: bool  # whether the bundle contains a Python
     models: list[ModelConfig]
     missing: list[str]  # of ``models.all_weights``: names of those to be downloaded; their size is unknown
-    wheels: list[Wheel]
+    wheels: list[BundledWheel]
     weights: int  # bytes of the weights that are on the disk
     #: Folder in the bundle -> wheels of the environment; set by create().
-    environments: dict[str, list[Wheel]] = {}
+    environments: dict[str, list[BundledWheel]] = {}
 
     @property
-    def all_wheels(self) -> list[Wheel]:
+    def all_wheels(self) -> list[BundledWheel]:
         """The wheels of the appliance and of environments of models, each once."""
         return list(
             {
@@ -82,7 +82,7 @@ class Created(msgspec.Struct):
 
 def plan(
     root: Path, config: Config, home: Path, names: Sequence[str], variant: Variant, *, python: bool
-) -> Plan:
+) -> BundlePlan:
     """Look up the content of a bundle. ``root`` is the checkout, ``names`` are models (empty: all).
 
     Raises:
@@ -97,11 +97,17 @@ def plan(
     with wheels.Index() as index:
         found = wheels.resolve(_lock(root, variant), toolchain.uv_program(), index)
     size = sum(member.path.stat().st_size for member in models.weight_files(home, present))
-    return Plan(variant, python, chosen, missing, found, size)
+    return BundlePlan(variant, python, chosen, missing, found, size)
 
 
 def create(
-    root: Path, config_path: Path, config: Config, home: Path, target: Path, planned: Plan, progress: Progress
+    root: Path,
+    config_path: Path,
+    config: Config,
+    home: Path,
+    target: Path,
+    planned: BundlePlan,
+    progress: Progress,
 ) -> Created:
     """Write the bundle to the new file ``target``, which appears only when it is complete.
 
@@ -173,7 +179,7 @@ def _check_texts(work: Path, texts: dict[str, str], config: Config) -> None:
         models.check_written(Path(folder), config)
 
 
-def _pull(home: Path, planned: Plan, progress: Progress) -> None:
+def _pull(home: Path, planned: BundlePlan, progress: Progress) -> None:
     for model in planned.models:
         for each in models.all_weights([model]):
             if each.name not in planned.missing or isinstance(each.source, FolderSource):
@@ -188,7 +194,7 @@ def _pull(home: Path, planned: Plan, progress: Progress) -> None:
                 ) from error
 
 
-def _check_space(folder: Path, planned: Plan, members: Sequence[Member], work: Path) -> None:
+def _check_space(folder: Path, planned: BundlePlan, members: Sequence[Member], work: Path) -> None:
     """Check that the bundle, and the downloads for it, fit on the disk.
 
     Raises:
@@ -206,7 +212,7 @@ def _check_space(folder: Path, planned: Plan, members: Sequence[Member], work: P
 
 
 def _licences(
-    home: Path, config: Config, planned: Plan, members: Sequence[Member], packages: Sequence[Path]
+    home: Path, config: Config, planned: BundlePlan, members: Sequence[Member], packages: Sequence[Path]
 ) -> Any:
     """Return the content of ``licences.json``."""
     loaded = models.all_weights(planned.models)
@@ -217,7 +223,7 @@ def _licences(
     }
 
 
-def _conf(planned: Plan, packages: Sequence[Path], members: Sequence[Member]) -> str:
+def _conf(planned: BundlePlan, packages: Sequence[Path], members: Sequence[Member]) -> str:
     """Return the text of ``bundle.conf``, which the script ``install`` reads: lines ``key=value``."""
     unpacked = sum(entry.file_size for path in packages for entry in zipfile.ZipFile(path).infolist())
     python = sum(member.path.stat().st_size for member in members if member.name == "python.tar")
@@ -249,7 +255,7 @@ class _Output:
 
 
 def _write(
-    target: Path, planned: Plan, contents: dict[str, str], members: Sequence[Member], progress: Progress
+    target: Path, planned: BundlePlan, contents: dict[str, str], members: Sequence[Member], progress: Progress
 ) -> Created:
     """Write the archive to a hidden file beside ``target``, and link it there when it is complete."""
     # with the time, so that a newer bundle is not unpacked over an older one

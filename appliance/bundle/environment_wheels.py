@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 from appliance.builds import environments, package_index
 from appliance.bundle import toolchain, wheels
-from appliance.bundle.wheels import Index, Wheel
+from appliance.bundle.wheels import BundledWheel, Index
 from appliance.config import ModelConfig
 from appliance.domain.errors import ApplianceError, WeightsError
 
@@ -110,13 +110,13 @@ def folder(model: ModelConfig) -> str:
     return f"{FOLDER}/{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
 
 
-def resolve(home: Path, models: list[ModelConfig], index: Index) -> dict[str, list[Wheel]]:
+def resolve(home: Path, models: list[ModelConfig], index: Index) -> dict[str, list[BundledWheel]]:
     """Build the environments of ``models`` here, and return the wheels for each by their folder.
 
     Raises:
         ApplianceError: an environment cannot be built, or a package has no wheel.
     """
-    found: dict[str, list[Wheel]] = {}
+    found: dict[str, list[BundledWheel]] = {}
     for model in models:
         if model.environment is None or folder(model) in found:
             continue
@@ -132,7 +132,7 @@ def resolve(home: Path, models: list[ModelConfig], index: Index) -> dict[str, li
     return found
 
 
-def _wheels(home: Path, model: ModelConfig, index: Index) -> list[Wheel]:
+def _wheels(home: Path, model: ModelConfig, index: Index) -> list[BundledWheel]:
     """Return the wheels of the packages that the environment adds to, or replaces in, the appliance's own."""
     pins = [
         f"{change.name}=={change.version}"

@@ -39,7 +39,7 @@ _REQUIREMENT: Final = re.compile(r"^([a-z0-9._-]+)==([^ ;\\]+)")
 _HASH: Final = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
 
-class Wheel(NamedTuple):
+class BundledWheel(NamedTuple):
     """A wheel of the bundle, which may not be downloaded yet."""
 
     package: str
@@ -91,7 +91,7 @@ class Index:
             ) from error
 
 
-def resolve(lock: Path, uv: str, index_: Index, *, cpu: bool | None = None) -> list[Wheel]:
+def resolve(lock: Path, uv: str, index_: Index, *, cpu: bool | None = None) -> list[BundledWheel]:
     """Return the wheels of a lock file that fit this Python and processor.
 
     ``cpu``: use the package indexes for CPUs. None: only if the lock file has packages for CPUs.
@@ -116,11 +116,13 @@ def resolve(lock: Path, uv: str, index_: Index, *, cpu: bool | None = None) -> l
         if size is None:
             size = local.stat().st_size if local else index_.size(url)
         sha256 = wheel["hashes"]["sha256"]
-        found.append(Wheel(package["name"], package["version"], _name(url), url, sha256, int(size), glibc))
+        found.append(
+            BundledWheel(package["name"], package["version"], _name(url), url, sha256, int(size), glibc)
+        )
     return found
 
 
-def download(wheels: list[Wheel], folder: Path, index_: Index, progress: Progress) -> dict[str, Path]:
+def download(wheels: list[BundledWheel], folder: Path, index_: Index, progress: Progress) -> dict[str, Path]:
     """Download the wheels that ``folder`` does not have yet; return the path of each by its file name.
 
     Raises:
@@ -154,13 +156,13 @@ def _advance(progress: Progress, task: TaskID, before: int, have: int, _total: i
     progress.update(task, completed=before + have)
 
 
-def missing(wheels: list[Wheel], folder: Path) -> int:
+def missing(wheels: list[BundledWheel], folder: Path) -> int:
     """Return the bytes that ``download`` has to download into ``folder``."""
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.whl")}
     return sum(max(wheel.size - sizes.get(wheel.name, 0), 0) for wheel in wheels if wheel.local is None)
 
 
-def _check(wheel: Wheel, path: Path) -> None:
+def _check(wheel: BundledWheel, path: Path) -> None:
     if http_download.sha256_of(path) != wheel.sha256:
         raise WeightsError(
             f"the wheel {path} does not have the SHA-256 in the lock file, {wheel.sha256}: replace it"

@@ -14,7 +14,7 @@ from appliance.domain.units import readable_bytes
 from appliance.driver import permissions
 
 if TYPE_CHECKING:
-    from appliance.adding import DeviceUse, Plan
+    from appliance.adding import AdditionPlan, DeviceUse
     from appliance.cli.client import Client
     from appliance.config import Config, ModelConfig
     from appliance.config.edit_file import Edited
@@ -142,7 +142,7 @@ def add(
     _reload(running, path, edited, f"added {model.name} to {path}")
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: AdditionPlan) -> None:
     proposal = plan.proposal
     typer.echo(f"{proposal.name}: {proposal.about}: kind {proposal.entry['kind']}")
     typer.echo(

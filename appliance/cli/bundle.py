@@ -12,7 +12,7 @@ from appliance.domain.units import readable_bytes
 from appliance.driver import permissions
 
 if TYPE_CHECKING:
-    from appliance.bundle.create import Plan
+    from appliance.bundle.create import BundlePlan
 
 
 def bundle(
@@ -70,7 +70,7 @@ def bundle(
     typer.echo(f"SHA-256 of the file: {created.sha256}")
 
 
-def _show(planned: Plan) -> None:
+def _show(planned: BundlePlan) -> None:
     typer.echo(f"models    {', '.join(model.name for model in planned.models)}")
     own = ", ".join(model.name for model in planned.models if model.environment is not None)
     more = f", plus the packages of the environments of {own} (size not known yet)" if own else ""

@@ -40,7 +40,7 @@ class _Stage(enum.Enum):
     BODY = enum.auto()
 
 
-class Origin(NamedTuple):
+class ConnectionEnds(NamedTuple):
     """The ends of a client's connection to a node."""
 
     client: tuple[str, int]  # IP address and port
@@ -194,7 +194,7 @@ class Connection(HttpToolsProtocol):
 class ForwardedConnection(Connection):
     """A connection of a client to a node, whose bytes the node forwards to this process."""
 
-    def __init__(self, server: uvicorn.Server, origin: Origin, keep: object) -> None:
+    def __init__(self, server: uvicorn.Server, origin: ConnectionEnds, keep: object) -> None:
         """``keep`` is an object that must live as long as the connection."""
         super().__init__(server.config, server.server_state, app_state={})
         self._origin = origin

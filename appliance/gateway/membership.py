@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from appliance import __version__
 from appliance.domain.errors import ApplianceError, NodeError
-from appliance.gateway.connections import ForwardedConnection, Origin
+from appliance.gateway.connections import ConnectionEnds, ForwardedConnection
 from appliance.gateway.listener import receive_listener
 from appliance.gateway.settings import GatewaySettings
 from appliance.runners import preloaded_modules
@@ -84,6 +84,8 @@ def serve_nodes(nodes: NodeRegistry | None, server: uvicorn.Server, settings: Ga
                 "clients need a certificate (server.tls.client_ca in models.yaml of the head), which nodes "
                 "do not check: send requests to the head"
             )
-        return ForwardedConnection(server, Origin(request.client, request.server, request.scheme), channel)
+        return ForwardedConnection(
+            server, ConnectionEnds(request.client, request.server, request.scheme), channel
+        )
 
     nodes.serve_http(connection)

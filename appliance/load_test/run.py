@@ -16,7 +16,7 @@ from appliance.protocols.sse import ServerSentEvent
 _PAUSE: Final = 0.5  # seconds that a client waits after an error, so as not to flood a failing model
 
 
-class Caller(Protocol):
+class ApiClient(Protocol):
     """Calls the API with a token. Failures are ``ApplianceError``."""
 
     async def get(self, path: str) -> Any: ...
@@ -30,7 +30,7 @@ class LoadTest:
     """A load test of one model: each client creates its next prediction when its last one has ended."""
 
     def __init__(
-        self, caller: Caller, model: str, input: Mapping[str, Any], *, clients: int, seconds: float
+        self, caller: ApiClient, model: str, input: Mapping[str, Any], *, clients: int, seconds: float
     ) -> None:
         """``model`` is an ``owner/name``, an ``owner/name:version``, a version id or an alias."""
         self._caller = caller
@@ -102,7 +102,7 @@ class LoadTest:
         return RequestTiming(duration=duration, outputs=outputs, tokens=tokens)
 
 
-async def example_input(caller: Caller, model: str) -> dict[str, Any]:
+async def example_input(caller: ApiClient, model: str) -> dict[str, Any]:
     """Return the input of the first example of a model; empty if the model has none."""
     if "/" not in model:
         return {}

@@ -17,7 +17,7 @@ import uvicorn
 from appliance import config as configuration
 from appliance.observability import logs
 from appliance.ui.client import Api
-from appliance.ui.server import Server
+from appliance.ui.server import UiServer
 from appliance.ui.session import Sessions
 
 #: Nice value of this process: the API has priority when processors are busy.
@@ -43,7 +43,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     config = configuration.load(arguments.config)
     logs.configure(None, config.logging)
     reserve(arguments.socket)
-    app = Server(config, api, Sessions(api, arguments.home / "ui.key"))
+    app = UiServer(config, api, Sessions(api, arguments.home / "ui.key"))
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from appliance.domain.errors import NotFound
-from appliance.ui.session import Session
+from appliance.ui.session import UserSession
 
 #: ``/_ui/api/v1/models`` is forwarded to ``/v1/models``.
 PREFIX: Final = "/_ui/api"
@@ -49,7 +49,7 @@ def has(path: str) -> bool:
     return path.startswith(f"{PREFIX}/")
 
 
-async def forward(request: Request, user: Session) -> Response:
+async def forward(request: Request, user: UserSession) -> Response:
     """Return the API's response to ``request``.
 
     Raises:

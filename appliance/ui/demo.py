@@ -37,7 +37,7 @@ from appliance.ui.output import RenderedOutput
 from appliance.ui.page_app import Frontend, PageApp
 from appliance.ui.pages.model import ModelPageData
 from appliance.ui.request_bodies import BodyLimits, RequestBodies
-from appliance.ui.session import Session
+from appliance.ui.session import UserSession
 from appliance.ui.static_files import StaticScriptsAndStyles
 from appliance.ui.visitors import Visitors
 
@@ -125,7 +125,7 @@ class Demo:
             return
         before_run = partial(self._visitors.count, "" if request.client is None else request.client.host)
         caller = self._api.caller(self._secret, self._api.url, before_run)
-        scope[session.SCOPE] = Session(caller, "", "", "", "run")
+        scope[session.SCOPE] = UserSession(caller, "", "", "", "run")
         if path.startswith("/outputs/"):
             await (await self._file(request))(scope, receive, send)
             return

@@ -35,7 +35,7 @@ class Widget(StrEnum):
     JSON = "json"
 
 
-class Field(msgspec.Struct, frozen=True, kw_only=True):
+class FormField(msgspec.Struct, frozen=True, kw_only=True):
     """A form field for one input of a model."""
 
     name: str
@@ -110,7 +110,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidInput([FieldProblem("invalid_type", self.name, f"must be JSON: {error}")]) from error
 
 
-def fields(document: Mapping[str, Any]) -> tuple[Field, ...]:
+def fields(document: Mapping[str, Any]) -> tuple[FormField, ...]:
     """Return the form fields of a version in their ``x-order``; ``document`` is its OpenAPI document."""
     schemas = document["components"]["schemas"]
     schema = schemas["Input"]
@@ -127,7 +127,7 @@ def fields(document: Mapping[str, Any]) -> tuple[Field, ...]:
     return tuple(msgspec.structs.replace(field, folded=field.name in hidden) for field in found)
 
 
-def read_input(fields: Iterable[Field], values: Sequence[Any]) -> dict[str, Any]:
+def read_input(fields: Iterable[FormField], values: Sequence[Any]) -> dict[str, Any]:
     """Return the input of a prediction from the widgets' ``values``, without values equal to their default.
 
     Raises:
@@ -163,7 +163,7 @@ def _resolved(schema: dict[str, Any], schemas: Mapping[str, Any]) -> dict[str, A
     return schema
 
 
-def _field(name: str, schema: dict[str, Any], *, required: bool) -> Field:
+def _field(name: str, schema: dict[str, Any], *, required: bool) -> FormField:
     minimum, maximum = schema.get("minimum"), schema.get("maximum")
     widget, items = _widget(name, schema)
     integer = schema.get("type") == "integer"
@@ -172,7 +172,7 @@ def _field(name: str, schema: dict[str, Any], *, required: bool) -> Field:
         step = 1 if integer else _step(maximum - minimum)
         if (maximum - minimum) / step > _MAX_STEPS or schema.get("default") is None:
             widget = Widget.NUMBER
-    return Field(
+    return FormField(
         name=name,
         title=_title(name, schema.get("title")),
         widget=widget,

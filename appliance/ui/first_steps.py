@@ -8,7 +8,7 @@ from typing import Any, Final
 from appliance.protocols.response_types import ModelResponse
 from appliance.runners import KINDS
 from appliance.ui import output, snippets
-from appliance.ui.session import Session
+from appliance.ui.session import UserSession
 
 #: Inputs to try, by kind of model; kinds that people like to see first come first.
 EXAMPLES: Final = {
@@ -34,7 +34,7 @@ def example(kind: str | None) -> dict[str, str]:
 
 
 async def card(
-    user: Session, models: Sequence[ModelResponse], kinds: Mapping[str, str | None]
+    user: UserSession, models: Sequence[ModelResponse], kinds: Mapping[str, str | None]
 ) -> dict[str, Any] | None:
     """Return the first steps; None if there have been predictions, or if no model has an example.
 

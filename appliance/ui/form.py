@@ -13,7 +13,7 @@ from markupsafe import Markup
 from appliance.domain.errors import ApplianceError
 from appliance.ui import gradio_page, markup, output, output_views
 from appliance.ui.client import Caller
-from appliance.ui.fields import Field, Widget, fields, read_input
+from appliance.ui.fields import FormField, Widget, fields, read_input
 from appliance.ui.output import RenderedOutput
 from appliance.ui.snippets import LocalFile
 from appliance.ui.watcher import Snapshot, Watcher
@@ -173,7 +173,7 @@ async def cancel(id: str | None, request: gr.Request) -> None:
         await gradio_page.session_of(request).caller.post(f"/v1/predictions/{id}/cancel")
 
 
-def _components(field: Field) -> tuple[gr.components.Component, ...]:
+def _components(field: FormField) -> tuple[gr.components.Component, ...]:
     label = field.title + (" *" if field.required else "")
     if field.widget in _FILES:
         return _file(field, label)
@@ -181,7 +181,7 @@ def _components(field: Field) -> tuple[gr.components.Component, ...]:
     return (_component(field, common),)
 
 
-def _component(field: Field, common: dict[str, Any]) -> gr.components.Component:
+def _component(field: FormField, common: dict[str, Any]) -> gr.components.Component:
     default = field.to_widget(field.default)
     match field.widget:
         case Widget.CHOICE:
@@ -200,7 +200,7 @@ def _component(field: Field, common: dict[str, Any]) -> gr.components.Component:
     return gr.Textbox(default or "", lines=lines, max_lines=most, placeholder=placeholder, **common)
 
 
-def _number(field: Field, common: dict[str, Any]) -> gr.components.Component:
+def _number(field: FormField, common: dict[str, Any]) -> gr.components.Component:
     if field.default is None:  # an untouched gr.Number has the value 0
         wanted = "a whole number" if field.integer else "a number"
         return gr.Textbox("", lines=1, max_lines=1, placeholder=wanted, **common)
@@ -214,7 +214,7 @@ def _number(field: Field, common: dict[str, Any]) -> gr.components.Component:
     )
 
 
-def _file(field: Field, label: str) -> tuple[gr.components.Component, ...]:
+def _file(field: FormField, label: str) -> tuple[gr.components.Component, ...]:
     """Return an upload field and a text field for URLs: inputs of earlier predictions are URLs."""
     many = field.widget is Widget.FILES
     upload = gr.File(
@@ -234,7 +234,7 @@ def _file(field: Field, label: str) -> tuple[gr.components.Component, ...]:
     return upload, url
 
 
-def _files_of(field: Field, uploads: Any, urls: str | None) -> Any:
+def _files_of(field: FormField, uploads: Any, urls: str | None) -> Any:
     paths = uploads if isinstance(uploads, list) else [] if uploads is None else [uploads]
     lines = [line.strip() for line in (urls or "").split("\n") if line.strip()]
     found = [*map(LocalFile, paths), *lines]

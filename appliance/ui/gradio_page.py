@@ -31,7 +31,7 @@ from markupsafe import Markup, escape
 
 from appliance.domain.errors import ApplianceError, InvalidInput
 from appliance.ui import layout, session, static_files
-from appliance.ui.session import Session
+from appliance.ui.session import UserSession
 
 #: Options of events that refresh a page: no spinner, no limit on concurrency, no name in Gradio's API.
 QUIET: Final[dict[str, Any]] = {
@@ -92,7 +92,7 @@ def message(error: ApplianceError) -> gr.Error:
     return gr.Error(str(escape(error.detail)), title=error.title or "Not possible", print_exception=False)
 
 
-def session_of(request: gr.Request) -> Session:
+def session_of(request: gr.Request) -> UserSession:
     """Return the session of an event of a Gradio page."""
     if request.request is None:
         raise ApplianceError("This request has no session: sign in again.")

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse
 
 from appliance.ui import languages, markup
 from appliance.ui.languages import gettext as _
-from appliance.ui.session import Session
+from appliance.ui.session import UserSession
 from appliance.ui.session import current as current_session
 from appliance.ui.session import prefix as path_prefix
 
@@ -75,7 +75,7 @@ def navigation(
     )
 
 
-def listed(pages: Sequence[Listed], user: Session) -> list[Listed]:
+def listed(pages: Sequence[Listed], user: UserSession) -> list[Listed]:
     """Return the pages that the navigation links for ``user``."""
     return [page for page in pages if page.listed and (user.admin or not page.admin)]
 

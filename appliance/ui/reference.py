@@ -21,7 +21,7 @@ _EXAMPLES: Final[Mapping[str, Any]] = {
 }
 
 
-class Field(NamedTuple):
+class DocumentedField(NamedTuple):
     """A parameter, or a field of a body: ``name`` is a path such as "messages.role"."""
 
     name: str
@@ -31,14 +31,14 @@ class Field(NamedTuple):
     description: str
 
 
-class Operation(NamedTuple):
+class DocumentedOperation(NamedTuple):
     """An operation of the API."""
 
     id: str
     method: str
     path: str  # with the base path, such as "/v1/predictions"
     summary: str
-    fields: Sequence[Field]
+    fields: Sequence[DocumentedField]
     media: str  # media type of the body; empty without a body
     responses: Sequence[tuple[str, str]]  # status, and what it means
     curl: str
@@ -50,9 +50,9 @@ class Operation(NamedTuple):
         return f"{self.id} {self.method} {self.path} {self.summary}".casefold()
 
 
-def groups(document: Mapping[str, Any], base_url: str) -> list[tuple[str, list[Operation]]]:
+def groups(document: Mapping[str, Any], base_url: str) -> list[tuple[str, list[DocumentedOperation]]]:
     """Return the operations by tag, in the order of the document. ``base_url`` is the appliance's URL."""
-    found: dict[str, list[Operation]] = {}
+    found: dict[str, list[DocumentedOperation]] = {}
     components = document["components"]["schemas"]
     for path, methods in document["paths"].items():
         for method, described in methods.items():
@@ -64,12 +64,12 @@ def groups(document: Mapping[str, Any], base_url: str) -> list[tuple[str, list[O
 
 def _operation(
     method: str, path: str, described: Mapping[str, Any], components: Mapping[str, Any], base_url: str
-) -> Operation:
+) -> DocumentedOperation:
     content = described.get("requestBody", {}).get("content", {})
     media = next(iter(content), "")
     body = content[media]["schema"] if media else {}
     parameters = [
-        Field(
+        DocumentedField(
             each["name"],
             _type(each["schema"], components),
             each["in"],
@@ -79,7 +79,7 @@ def _operation(
         for each in described.get("parameters", ())
     ]
     needs_token = described.get("security") != []
-    return Operation(
+    return DocumentedOperation(
         id=described["operationId"],
         method=method.upper(),
         path=path,
@@ -102,7 +102,7 @@ def _resolved(schema: Mapping[str, Any], components: Mapping[str, Any]) -> Mappi
 
 def _fields(
     schema: Mapping[str, Any], components: Mapping[str, Any], prefix: str, depth: int
-) -> Iterator[Field]:
+) -> Iterator[DocumentedField]:
     found = _resolved(schema, components)
     if found.get("type") == "array":
         found = _resolved(found.get("items", {}), components)
@@ -112,7 +112,7 @@ def _fields(
         inner = _resolved(each, components)
         text = each.get("description") or inner.get("description", "")
         required = name in found.get("required", ())
-        yield Field(f"{prefix}{name}", _type(each, components), "body", required, text)
+        yield DocumentedField(f"{prefix}{name}", _type(each, components), "body", required, text)
         if depth > 1:
             yield from _fields(each, components, f"{prefix}{name}.", depth - 1)
 

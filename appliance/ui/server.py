@@ -53,7 +53,7 @@ _MAX_FORM: Final = 64 * 1024  # bytes of the sign-in form
 UNKNOWN_TOKEN: Final = Unauthenticated(token_given=True)
 
 
-class Server:
+class UiServer:
     """The ASGI application of the UI."""
 
     def __init__(

@@ -35,7 +35,7 @@ SCOPE: Final = "appliance.session"
 PREFIX: Final = "appliance.prefix"
 
 
-class Session:
+class UserSession:
     """The signed-in user of one request."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Sessions:
         self._sign_in_cookie = f"{self.cookie}_signin"
         self._known: dict[tuple[str, str | None], tuple[float, MeResponse]] = {}
 
-    async def of(self, request: Request) -> Session | None:
+    async def of(self, request: Request) -> UserSession | None:
         """Return the session of a request; None without a valid cookie or if the token is no longer valid.
 
         Raises:
@@ -238,7 +238,7 @@ class Sessions:
             _log.error("a sign-out is not in the audit log: %s", error)
         return None
 
-    async def _session(self, secret: str, request: Request) -> Session | None:
+    async def _session(self, secret: str, request: Request) -> UserSession | None:
         browser = request.headers.get(BROWSER, "")
         caller = self._api.caller(secret, base_url(request), browser=browser)
         digest = hashlib.sha256(secret.encode()).hexdigest()
@@ -260,13 +260,15 @@ class Sessions:
             if len(self._known) >= _MAX_REMEMBERED:
                 self._known.clear()
             self._known[key] = now, user
-        return Session(caller, user.username, user.name, user.token, user.scope, digest, user.signed_in_with)
+        return UserSession(
+            caller, user.username, user.name, user.token, user.scope, digest, user.signed_in_with
+        )
 
 
-def current(request: Request) -> Session:
+def current(request: Request) -> UserSession:
     """Return the session of a request that the server has let through."""
     found = request.scope.get(SCOPE)
-    if not isinstance(found, Session):
+    if not isinstance(found, UserSession):
         raise ApplianceError("This request has no session: sign in again.")
     return found
 

@@ -10,7 +10,7 @@ A page is a module in ``pages`` with handlers and a list of routes, and an item 
     async def bars(request: Request) -> Response:  # a part of the page, which htmx asks for
         return template_pages.refreshed(request, await _bars(request))
 
-    async def _bars(request: Request) -> Part:  # `show` passes it to the template
+    async def _bars(request: Request) -> PagePart:  # `show` passes it to the template
         ...
         return template_pages.part(
             "machine_bars.html", id="bars", path="/machine/bars", seconds=2, status=status
@@ -95,7 +95,7 @@ def respond(request: Request, template: str, *, title: str, status: int = 200, *
     return HTMLResponse(found, status, HEADERS)
 
 
-class Part(NamedTuple):
+class PagePart(NamedTuple):
     """A part of a page that refreshes itself. In a template it is ``{{ part }}``."""
 
     html: Markup
@@ -105,7 +105,7 @@ class Part(NamedTuple):
         return self.html
 
 
-def part(template: str, *, id: str, path: str, seconds: float | None, **values: Any) -> Part:
+def part(template: str, *, id: str, path: str, seconds: float | None, **values: Any) -> PagePart:
     """Render ``template`` into an element that htmx asks ``path`` for every ``seconds``; None: never.
 
     The event ``refresh`` on the element refreshes it at once. The handler of ``path`` returns ``refreshed``.
@@ -113,10 +113,10 @@ def part(template: str, *, id: str, path: str, seconds: float | None, **values: 
     html = markup.render(template, **values)
     digest = hashlib.sha256(html.encode(errors="replace")).hexdigest()[:16]
     found = markup.render("part.html", id=id, path=path, seconds=seconds, digest=digest, html=html)
-    return Part(found, digest)
+    return PagePart(found, digest)
 
 
-def refreshed(request: Request, found: Part) -> Response:
+def refreshed(request: Request, found: PagePart) -> Response:
     """Return a part that htmx asked for, or nothing (204) if the page shows the same already.
 
     So what the reader has selected or opened in it stays.

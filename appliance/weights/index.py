@@ -22,14 +22,14 @@ from appliance.protocols import content_encodings
 _TIMEOUT = 600.0  # seconds; pip gives up much earlier, unless it is configured to retry for ever
 
 
-class Wheel(NamedTuple):
+class IndexedWheel(NamedTuple):
     """A wheel in the index; ``sha256`` is None if the index does not give it."""
 
     url: str
     sha256: str | None
 
 
-def find(source: PypiSource) -> Wheel:
+def find(source: PypiSource) -> IndexedWheel:
     """Return the wheel that pip would install for a package and version.
 
     Raises:
@@ -53,7 +53,7 @@ def find(source: PypiSource) -> Wheel:
     try:
         report = msgspec.json.decode(reply.stdout)
         found = report["install"][0]["download_info"]
-        return Wheel(found["url"], found.get("archive_info", {}).get("hashes", {}).get("sha256"))
+        return IndexedWheel(found["url"], found.get("archive_info", {}).get("hashes", {}).get("sha256"))
     except (msgspec.DecodeError, KeyError, IndexError, TypeError) as error:
         raise WeightsError(f"the report of pip about {requirement} cannot be read: {error}") from error
 

@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from appliance.gateway import connections
-from appliance.gateway.connections import ForwardedConnection, Origin
+from appliance.gateway.connections import ConnectionEnds, ForwardedConnection
 from appliance.nodes.channel import Channel
 from appliance.nodes.gateway_channels import GatewayChannels
 from appliance.nodes.http_server import HttpServer
@@ -36,7 +36,7 @@ class HeadHttp:
 
     def connection(self, request: OpenGateway, channel: Channel) -> asyncio.Protocol:
         return ForwardedConnection(
-            self.server, Origin(request.client, request.server, request.scheme), channel
+            self.server, ConnectionEnds(request.client, request.server, request.scheme), channel
         )
 
     async def close(self) -> None:

@@ -14,7 +14,7 @@ from appliance.config import Config
 from appliance.ui import gradio_page
 from appliance.ui.client import Api
 from appliance.ui.page_app import PageApp
-from appliance.ui.server import Server
+from appliance.ui.server import UiServer
 from appliance.ui.session import Sessions
 from tests.support.api_client import Api as Routes
 
@@ -45,7 +45,7 @@ class Pages:
         self.api._http = httpx.AsyncClient(transport=routes._transport, base_url=BASE)
         self.sessions = Sessions(self.api, folder / "ui.key")
         config = Config.model_validate(CONFIG)
-        self.server = Server(config, self.api, self.sessions, manual=manual)
+        self.server = UiServer(config, self.api, self.sessions, manual=manual)
 
     def browser(self, scheme: str = "http") -> httpx.AsyncClient:
         """Return a client that keeps cookies and sends the headers that the gateway adds."""

@@ -144,6 +144,16 @@ def test_files_are_short_enough_to_be_read() -> None:
     assert [name_of(path) for path in SOURCES if len(path.read_text().splitlines()) > 500] == []
 
 
+def test_a_class_name_has_one_meaning() -> None:
+    """Names with an underscore are read in their own module only."""
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in nodes(path):
+            if isinstance(node, ast.ClassDef) and node.col_offset == 0 and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(name_of(path))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_lines_end_in_line_feeds() -> None:
     """These end lines at characters too that models, projects and people write, such as U+2028 and U+0085."""
     wrong = {"splitlines", "iter_lines", "aiter_lines"}

@@ -18,7 +18,7 @@ FIELDS: Final = 256 * 1024
 _HEADERS: Final = 16 * 1024  # bytes of one part's headers
 
 
-class Part(NamedTuple):
+class FormPart(NamedTuple):
     """The name and headers of a part of a form, which precede its content."""
 
     name: str  # of the field
@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A piece of the content of the latest ``Part``."""
+    """A piece of the content of the latest ``FormPart``."""
 
     data: bytes
 
@@ -36,7 +36,7 @@ class _Collector:
     """Callbacks of the multipart parser, which collect parts and pieces in ``found``."""
 
     def __init__(self) -> None:
-        self.found: list[Part | Piece] = []
+        self.found: list[FormPart | Piece] = []
         self.complete = False
         self._headers: dict[str, str] = {}
         self._name = b""
@@ -62,7 +62,7 @@ class _Collector:
         _, options = parse_options_header(disposition.encode())
         name, filename = options.get(b"name"), options.get(b"filename")
         self.found.append(
-            Part(
+            FormPart(
                 "" if name is None else name.decode(errors="replace"),
                 None if filename is None else filename.decode(errors="replace"),
                 self._headers.get("content-type"),
@@ -76,7 +76,7 @@ class _Collector:
         self.complete = True
 
 
-async def parts(request: Request, files: int) -> AsyncIterator[Part | Piece]:
+async def parts(request: Request, files: int) -> AsyncIterator[FormPart | Piece]:
     """Yield the parts of a ``multipart/form-data`` request, in order.
 
     ``files`` is the maximum size of all its files together, in bytes.

@@ -12,7 +12,7 @@ from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.predictions import Predictions
 
 
-class Origin(NamedTuple):
+class RequestContext(NamedTuple):
     """The token and the trace of a prediction; a child has those of its parent."""
 
     token: str | None
@@ -24,9 +24,9 @@ def admit(
     predictions: Predictions,
     entry: ServedVersion,
     owner: str,
-    asked: Origin,
+    asked: RequestContext,
     parent: str | None,
-) -> Origin:
+) -> RequestContext:
     """Check that a prediction may be created. The caller must add it before it awaits anything.
 
     ``asked`` has the token and the trace of the request.
@@ -41,7 +41,7 @@ def admit(
         check_queues(dependencies, entry.runs_on)
     else:
         asking = check_child(dependencies, predictions, parent)
-        origin = Origin(asking.token, asking.trace)
+        origin = RequestContext(asking.token, asking.trace)
     dependencies.budgets.check(owner, origin.token, entry.name, child=parent is not None, now=time.time())
     return origin
 

@@ -256,7 +256,7 @@ class Engine:
         recovery.add_to_scheduler(self._dependencies, self._memory_profiles, entry)
         self._scheduler.check_fits(entry.runs_on)
         entry = self.instances.choose(entry)
-        asked = admission.Origin(token, trace)
+        asked = admission.RequestContext(token, trace)
         origin = admission.admit(self._dependencies, self._predictions, entry, owner, asked, parent)
         prediction = Prediction(
             id=new_id(),

@@ -29,7 +29,7 @@ from appliance.runners.cog.image import ROOT, ImageDescription, description
 from appliance.runners.cog.loopback_server import LoopbackServer
 from appliance.runners.cog.pipes import InPipe
 from appliance.runners.cog.runner import error_detail, without_prefixes
-from appliance.runners.cog.sandbox import PORT, Command, Sandbox
+from appliance.runners.cog.sandbox import PORT, Sandbox, SandboxedCommand
 
 _POLL: Final = 0.05  # seconds between checks of a server that starts or is busy
 _WATCH: Final = 2.0  # seconds between checks of a server that is ready
@@ -82,7 +82,7 @@ class ImageRunner:
             self._text.start()
         self._files.start(files, self._on_webhook, self._sandbox.listener)
         self._sandbox.run(
-            Command(
+            SandboxedCommand(
                 arguments=[*self._image.command, "--upload-url", self._files.upload_url],
                 folder=self._image.folder,
                 environment=self._environment(),

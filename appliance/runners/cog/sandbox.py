@@ -34,7 +34,7 @@ _DRIVER_LIBRARY: Final = re.compile(
 )
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True):
+class SandboxedCommand(msgspec.Struct, frozen=True, kw_only=True):
     """A command that runs in a sandbox."""
 
     arguments: Sequence[str]
@@ -93,7 +93,7 @@ class Sandbox:
         if self._with_network:
             await self._connect_network(output)
 
-    def run(self, command: Command) -> None:
+    def run(self, command: SandboxedCommand) -> None:
         """Start the command. The launcher, ``process``, ends with its exit status."""
         options = [*_root_options(), *(_gpu_options(self._model) if command.gpus else ())]
         variables = dict(command.environment)

@@ -33,7 +33,7 @@ def chosen(own: str | None, input: Mapping[str, Any]) -> list[ChosenAdapter]:
     return found
 
 
-class Adapters:
+class PipelineAdapters:
     """The adapters of one loaded pipeline. Methods block, and run one at a time."""
 
     def __init__(self, model: str) -> None:

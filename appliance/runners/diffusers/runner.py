@@ -29,7 +29,7 @@ from appliance.runners import failures, images
 from appliance.runners.base import LoadSpec
 from appliance.runners.batches import Batches
 from appliance.runners.diffusers import adapters, controlnets, inputs, output_files, quantization
-from appliance.runners.diffusers.adapters import Adapters
+from appliance.runners.diffusers.adapters import PipelineAdapters
 from appliance.runners.diffusers.controlnets import LIBRARY_ERRORS
 from appliance.runners.diffusers.inputs import Size
 from appliance.runners.diffusers.pipeline import (
@@ -133,7 +133,7 @@ class DiffusersRunner(TorchRunner):
         self._pipes: dict[tuple[str, ...], Any] = {}
         self._dtype: Any
         self._scheduler: Any  # the weights' own
-        self._adapters = Adapters(spec.model)
+        self._adapters = PipelineAdapters(spec.model)
         most = spec.options.get("max_batch") or spec.options["max_outputs"]
         self._batches: Batches[_Request, _Result] = Batches(
             self._compute, most=most, key=lambda each: each.batch_key, size=lambda each: each.image_count

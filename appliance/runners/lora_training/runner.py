@@ -81,7 +81,7 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
         return self.max_train_steps or self.num_train_epochs * in_epoch
 
 
-class Encoded(msgspec.Struct, frozen=True):
+class EncodedExample(msgspec.Struct, frozen=True):
     """The tokens of an example and their labels: the token itself, or ``_IGNORED``."""
 
     tokens: list[int]
@@ -157,7 +157,7 @@ class LoraTrainer:
         )
         self._model = model.to("cpu" if on_cpu else GPU)
 
-    def _encoded(self, settings: TrainingSettings) -> list[Encoded]:
+    def _encoded(self, settings: TrainingSettings) -> list[EncodedExample]:
         """Return the examples of the training data as tokens.
 
         Raises:
@@ -175,7 +175,7 @@ class LoraTrainer:
             found.append(encoded)
         return found
 
-    def _encode(self, example: Example, template: str | None, longest: int) -> Encoded:
+    def _encode(self, example: Example, template: str | None, longest: int) -> EncodedExample:
         def render(messages: list[dict[str, str]], *, prompt: bool) -> str:
             return str(
                 self._tokenizer.apply_chat_template(
@@ -193,7 +193,7 @@ class LoraTrainer:
             ids = self._tokenizer.encode(part.text, add_special_tokens=False)
             tokens += ids
             labels += ids if part.learnt else [_IGNORED] * len(ids)
-        return Encoded(tokens[:longest], labels[:longest])
+        return EncodedExample(tokens[:longest], labels[:longest])
 
     def _first_tokens(self, text: str) -> list[int]:
         """Return the tokens that the tokenizer adds before a text, with which vLLM's prompts begin too."""
@@ -238,7 +238,7 @@ class Training:
         self._optimizer = torch.optim.AdamW(self._learnt, lr=settings.learning_rate, weight_decay=0.0)
         self._schedule = get_linear_schedule_with_warmup(self._optimizer, settings.warmup_steps, steps + 1)
 
-    def step(self, batches: list[list[Encoded]]) -> float:
+    def step(self, batches: list[list[EncodedExample]]) -> float:
         """Update the adapter once, with the gradients of all ``batches``; return their mean loss.
 
         Raises:
@@ -274,7 +274,7 @@ class Training:
         if self._model is not None:
             self._model.unload()
 
-    def _padded(self, batch: list[Encoded]) -> dict[str, torch.Tensor]:
+    def _padded(self, batch: list[EncodedExample]) -> dict[str, torch.Tensor]:
         import torch
 
         width = max(len(example.tokens) for example in batch)
@@ -287,7 +287,9 @@ class Training:
         return {name: torch.tensor(values, device=self._model.device) for name, values in rows.items()}
 
 
-def _steps(examples: list[Encoded], settings: TrainingSettings) -> Iterator[list[list[Encoded]]]:
+def _steps(
+    examples: list[EncodedExample], settings: TrainingSettings
+) -> Iterator[list[list[EncodedExample]]]:
     """Yield the batches of one step after the other, endlessly. Every epoch has its own random order."""
     order = random.Random(settings.seed)
     size, count = settings.train_batch_size, settings.gradient_accumulation_steps

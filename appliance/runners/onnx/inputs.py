@@ -42,7 +42,7 @@ class Placement(NamedTuple):
     scaled_height: int
 
 
-class Prepared(NamedTuple):
+class InputTensors(NamedTuple):
     """The inputs of one prediction as tensors."""
 
     tensors: dict[str, Array]  # by their name in the ONNX file
@@ -83,7 +83,7 @@ def schemas(inputs: Mapping[str, AnyInput]) -> tuple[dict[str, dict[str, Any]], 
     return found, tuple(name for name in found if "default" not in found[name])
 
 
-class Inputs:
+class OnnxInputs:
     """Reads the inputs of predictions for one ONNX file."""
 
     def __init__(self, inputs: Mapping[str, AnyInput], session: Any, folder: Path) -> None:
@@ -103,14 +103,14 @@ class Inputs:
                 f"the ONNX file expects {missing}, which options.inputs does not describe: add it"
             )
 
-    def read(self, given: Mapping[str, Any]) -> Prepared:
+    def read(self, given: Mapping[str, Any]) -> InputTensors:
         """Return the tensors for the inputs of a prediction.
 
         Raises:
             PredictionFailed: an input cannot be read, or has not the shape that the file expects.
         """
         parts = [read(given[name]) for name, read in self._readers.items()]
-        return Prepared(
+        return InputTensors(
             tensors={name: tensor for part in parts for name, tensor in part.tensors.items()},
             placement=next((part.placement for part in parts if part.placement is not None), None),
             mask=next((part.mask for part in parts if part.mask is not None), None),

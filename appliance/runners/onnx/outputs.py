@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners.interfaces import FILE
 from appliance.runners.onnx.boxes import find_boxes
-from appliance.runners.onnx.inputs import Placement, Prepared
+from appliance.runners.onnx.inputs import InputTensors, Placement
 from appliance.runners.onnx.options import (
     AnyOutput,
     BoxesOutput,
@@ -42,7 +42,7 @@ _BOX: Final[dict[str, Any]] = {
 class Computed(NamedTuple):
     """The inputs and results of one prediction, for its outputs."""
 
-    prepared: Prepared
+    prepared: InputTensors
     tensors: Mapping[str, Array]  # by their name in the ONNX file
     input: Mapping[str, Any]  # of the prediction
     folder: Path  # for files; exists

@@ -15,7 +15,7 @@ from appliance.runners.base import LoadSpec
 from appliance.runners.batches import Batches
 from appliance.runners.interfaces import interface_of
 from appliance.runners.onnx import inputs, outputs
-from appliance.runners.onnx.inputs import Inputs
+from appliance.runners.onnx.inputs import OnnxInputs
 from appliance.runners.onnx.options import ImageInput, OnnxOptions
 from appliance.runners.onnx.outputs import Computed, Outputs
 from appliance.runners.onnx_session import open_session
@@ -33,7 +33,7 @@ class OnnxRunner:
         self._spec = spec
         self._options: OnnxOptions
         self._session: Any
-        self._inputs: Inputs
+        self._inputs: OnnxInputs
         self._outputs: Outputs
         self._batches: Batches[Tensors, Tensors]
 
@@ -55,7 +55,7 @@ class OnnxRunner:
             self._session = await asyncio.to_thread(
                 open_session, file, self._spec, on_cpu=self._options.on_cpu
             )
-            self._inputs = Inputs(self._options.inputs, self._session, file.parent)
+            self._inputs = OnnxInputs(self._options.inputs, self._session, file.parent)
             image = any(isinstance(each, ImageInput) for each in self._options.inputs.values())
             self._outputs = Outputs(self._options.outputs, self._session, file.parent, image=image)
         except LoadFailed as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from appliance.runners import images
 from appliance.runners.transformers.loading import (
     LoadRequest,
-    Prepared,
+    PreparedInput,
     TaskInput,
     TaskResult,
     on_device,
@@ -36,7 +36,7 @@ class PreparedImage(NamedTuple):
     scaled: tuple[int, int]  # of the image from which the tensors are made
 
 
-class Encoded(NamedTuple):
+class EncodedInput(NamedTuple):
     """The input of one prediction, as tensors for the model."""
 
     request: TaskInput
@@ -53,7 +53,7 @@ def prepare_image(
     request: TaskInput,
     *,
     scale: Callable[[Image], Image] = lambda image: image,
-) -> Prepared:
+) -> PreparedInput:
     """Read the input ``image``, scale it, and make tensors of it with ``process``.
 
     Raises:
@@ -62,7 +62,7 @@ def prepare_image(
     image = images.read(Path(request.input["image"]), "image")
     scaled = scale(image)
     value = PreparedImage(process(scaled), image.size, scaled.size)
-    return Prepared(request, shapes(value.tensors), value)
+    return PreparedInput(request, shapes(value.tensors), value)
 
 
 def shapes(tensors: Mapping[str, torch.Tensor]) -> Hashable:
@@ -70,7 +70,7 @@ def shapes(tensors: Mapping[str, torch.Tensor]) -> Hashable:
     return tuple((name, tuple(each.shape)) for name, each in tensors.items())
 
 
-def collate(batch: list[Encoded]) -> dict[str, torch.Tensor]:
+def collate(batch: list[EncodedInput]) -> dict[str, torch.Tensor]:
     """Return the tensors of several predictions, which have the same shapes, as one batch."""
     import torch
 
@@ -80,12 +80,12 @@ def collate(batch: list[Encoded]) -> dict[str, torch.Tensor]:
 
 
 def compute_images(
-    loading: LoadRequest, model: Any, items: list[Prepared], postprocess: Postprocess
+    loading: LoadRequest, model: Any, items: list[PreparedInput], postprocess: Postprocess
 ) -> list[TaskResult | Exception]:
     """Compute the images of ``items``, which ``prepare_image`` has prepared."""
     import torch
 
-    def compute(batch: list[Encoded]) -> list[TaskResult | Exception]:
+    def compute(batch: list[EncodedInput]) -> list[TaskResult | Exception]:
         with torch.inference_mode():
             outputs = model(**on_device(model, collate(batch)))
         return [
@@ -93,15 +93,15 @@ def compute_images(
             for row, each in enumerate(batch)
         ]
 
-    encoded = [Encoded(item.request, item.value.tensors, item.value) for item in items]
+    encoded = [EncodedInput(item.request, item.value.tensors, item.value) for item in items]
     return _compute(loading, encoded, compute)
 
 
 def compute_encoded(
     loading: LoadRequest,
-    items: list[Prepared],
-    encode: Callable[[TaskInput], Encoded],
-    compute: Callable[[list[Encoded]], Sequence[TaskResult | Exception]],
+    items: list[PreparedInput],
+    encode: Callable[[TaskInput], EncodedInput],
+    compute: Callable[[list[EncodedInput]], Sequence[TaskResult | Exception]],
 ) -> list[TaskResult | Exception]:
     """Encode the inputs of ``items``, and compute those whose tensors have equal shapes together.
 
@@ -112,16 +112,16 @@ def compute_encoded(
 
 def _compute(
     loading: LoadRequest,
-    items: Sequence[Encoded | Exception],
-    compute: Callable[[list[Encoded]], Sequence[TaskResult | Exception]],
+    items: Sequence[EncodedInput | Exception],
+    compute: Callable[[list[EncodedInput]], Sequence[TaskResult | Exception]],
 ) -> list[TaskResult | Exception]:
     """Return the result of each item. A cancelled item is not computed, and its result is empty."""
     found: list[TaskResult | Exception] = [
         each if isinstance(each, Exception) else TaskResult(None) for each in items
     ]
-    groups: dict[Hashable, dict[int, Encoded]] = {}
+    groups: dict[Hashable, dict[int, EncodedInput]] = {}
     for number, each in enumerate(items):
-        if isinstance(each, Encoded):
+        if isinstance(each, EncodedInput):
             groups.setdefault(shapes(each.tensors), {})[number] = each
     for group in groups.values():
         # The image is the largest tensor, with three values per pixel.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import images
 from appliance.runners.transformers.image_batches import (
-    Encoded,
+    EncodedInput,
     collate,
     compute_encoded,
     outputs_of_row,
@@ -21,7 +21,7 @@ from appliance.runners.transformers.image_batches import (
 from appliance.runners.transformers.loading import (
     BatchCompute,
     LoadRequest,
-    Prepared,
+    PreparedInput,
     TaskInput,
     TaskResult,
     labels_of,
@@ -53,12 +53,12 @@ def image_text_embeddings(loading: LoadRequest) -> BatchCompute:
         )
     texts, pictures = _TextEncoder(loading, model), _ImageEncoder(loading, model)
 
-    def prepare(request: TaskInput) -> Prepared:
+    def prepare(request: TaskInput) -> PreparedInput:
         if not request.input["inputs"]:
             raise PredictionFailed("input.inputs: there is no text and no URL of an image; give at least one")
-        return Prepared(request)
+        return PreparedInput(request)
 
-    def compute(items: list[Prepared]) -> list[TaskResult]:
+    def compute(items: list[PreparedInput]) -> list[TaskResult]:
         vectors: list[list[Any]] = [[None] * len(item.request.input["inputs"]) for item in items]
         lines = [
             (number, at, line)
@@ -151,13 +151,13 @@ def zero_shot_image_classification(loading: LoadRequest) -> BatchCompute:
     limit = max_input_tokens(model, tokenizer)
     independent = "siglip" in model.config.model_type  # scores of labels do not depend on other labels
 
-    def prepare(request: TaskInput) -> Prepared:
+    def prepare(request: TaskInput) -> PreparedInput:
         labels = labels_of(request.input["labels"], "labels")
         texts = tuple(request.input["hypothesis_template"].replace("{}", label) for label in labels)
         tensors = processor(images.read(Path(request.input["image"]), "image"), return_tensors="pt")
-        return Prepared(request, (tuple(labels), texts, shapes(tensors)), tensors)
+        return PreparedInput(request, (tuple(labels), texts, shapes(tensors)), tensors)
 
-    def compute(items: list[Prepared]) -> list[TaskResult]:
+    def compute(items: list[PreparedInput]) -> list[TaskResult]:
         labels, descriptions, _ = cast("tuple[Any, Any, Any]", items[0].key)
         texts = tokenizer(
             list(descriptions),
@@ -201,15 +201,15 @@ def zero_shot_object_detection(loading: LoadRequest) -> BatchCompute:
             f"{model.config.model_type}; choose another model"
         )
 
-    def encode(request: TaskInput) -> Encoded:
+    def encode(request: TaskInput) -> EncodedInput:
         names = labels_of(request.input["query"], "query")
         image = images.read(Path(request.input["image"]), "image")
         texts: Any = ". ".join(name.lower() for name in names) + "." if together else [names]
         _check_length(model, processor.tokenizer, [texts] if together else names)
         tensors = processor(images=image, text=texts, return_tensors="pt")
-        return Encoded(request, tensors, (names, image.size))
+        return EncodedInput(request, tensors, (names, image.size))
 
-    def result(each: Encoded, outputs: Any) -> TaskResult:
+    def result(each: EncodedInput, outputs: Any) -> TaskResult:
         request, (names, size) = each.request, each.value
         settings: dict[str, Any] = (
             {"input_ids": each.tensors["input_ids"], "text_threshold": request.input["text_threshold"]}
@@ -238,7 +238,7 @@ def zero_shot_object_detection(loading: LoadRequest) -> BatchCompute:
             draw_boxes(image, detections).save(output["result_image"])
         return TaskResult(output)
 
-    def compute(batch: list[Encoded]) -> list[TaskResult]:
+    def compute(batch: list[EncodedInput]) -> list[TaskResult]:
         with torch.inference_mode():
             outputs = model(**on_device(model, collate(batch)))
         return [result(each, outputs_of_row(outputs, row)) for row, each in enumerate(batch)]

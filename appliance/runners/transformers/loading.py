@@ -53,7 +53,7 @@ class TaskResult(NamedTuple):
 Compute = Callable[[TaskInput], TaskResult]
 
 
-class Prepared(NamedTuple):
+class PreparedInput(NamedTuple):
     """One prediction of a batch."""
 
     request: TaskInput
@@ -65,9 +65,9 @@ class BatchCompute(NamedTuple):
     """Computes several predictions together, in a thread."""
 
     #: Returns a result or an error for each prediction. If it raises, each is computed alone.
-    compute: Callable[[list[Prepared]], Sequence[TaskResult | Exception]]
+    compute: Callable[[list[PreparedInput]], Sequence[TaskResult | Exception]]
     #: Runs in a thread, at the same time as other predictions; so it must not use a tokenizer.
-    prepare: Callable[[TaskInput], Prepared] = Prepared
+    prepare: Callable[[TaskInput], PreparedInput] = PreparedInput
 
 
 #: Most tokens of a batch of texts, with padding: working memory is proportional to them.

@@ -24,7 +24,7 @@ from appliance.runners.transformers.loading import (
     BatchCompute,
     Compute,
     LoadRequest,
-    Prepared,
+    PreparedInput,
     TaskInput,
     TaskResult,
     batch_size,
@@ -178,8 +178,8 @@ def reranking(loading: LoadRequest) -> BatchCompute:
         )
     reranker = _Reranker(model, tokenizer, loading.max_batch)
 
-    def prepare(request: TaskInput) -> Prepared:
-        return Prepared(request, value=_documents(request.input["documents"]))
+    def prepare(request: TaskInput) -> PreparedInput:
+        return PreparedInput(request, value=_documents(request.input["documents"]))
 
     return BatchCompute(reranker.ranked, prepare)
 
@@ -193,7 +193,7 @@ class _Reranker:
         self._size = most if tokenizer.pad_token is not None else 1
         self._limit = max_input_tokens(model, tokenizer)
 
-    def ranked(self, items: list[Prepared]) -> list[TaskResult | Exception]:
+    def ranked(self, items: list[PreparedInput]) -> list[TaskResult | Exception]:
         encoded = [outcome(self._encoded, item) for item in items]
         pairs = [
             (number, pair)
@@ -216,7 +216,7 @@ class _Reranker:
             for number, (item, each) in enumerate(zip(items, encoded, strict=True))
         ]
 
-    def _encoded(self, item: Prepared) -> list[dict[str, Any]]:
+    def _encoded(self, item: PreparedInput) -> list[dict[str, Any]]:
         """Return the tokens of the query with each document."""
         query, tokenizer = item.request.input["query"], self._tokenizer
         asked = len(tokenizer(query, add_special_tokens=False, verbose=False)["input_ids"])
@@ -248,7 +248,7 @@ class _Reranker:
         return scores
 
 
-def _ranked(item: Prepared, scores: list[float], tokens: int) -> TaskResult:
+def _ranked(item: PreparedInput, scores: list[float], tokens: int) -> TaskResult:
     order = sorted(range(len(scores)), key=lambda number: -scores[number])[: item.request.input.get("top_k")]
     return TaskResult(
         [{"index": number, "score": scores[number], "document": item.value[number]} for number in order],
@@ -276,7 +276,7 @@ def _documents(given: str | list[str]) -> list[str]:
 def text_classification(loading: LoadRequest) -> BatchCompute:
     pipe = _text_pipeline(loading, "text-classification", "AutoModelForSequenceClassification")
 
-    def compute(items: list[Prepared]) -> list[TaskResult | Exception]:
+    def compute(items: list[PreparedInput]) -> list[TaskResult | Exception]:
         found = _of_texts(loading, pipe, items, top_k=None)
         return [
             each if isinstance(each, Exception) else TaskResult(_labels(each[: item.request.input["top_k"]]))
@@ -294,11 +294,13 @@ def zero_shot_classification(loading: LoadRequest) -> BatchCompute:
             'the model has no label "entailment", which zero-shot classification needs; correct its source'
         )
 
-    def prepare(request: TaskInput) -> Prepared:
+    def prepare(request: TaskInput) -> PreparedInput:
         labels = tuple(labels_of(request.input["labels"], "labels"))
-        return Prepared(request, (labels, request.input["multi_label"], request.input["hypothesis_template"]))
+        return PreparedInput(
+            request, (labels, request.input["multi_label"], request.input["hypothesis_template"])
+        )
 
-    def compute(items: list[Prepared]) -> list[TaskResult | Exception]:
+    def compute(items: list[PreparedInput]) -> list[TaskResult | Exception]:
         labels, several, template = cast("tuple[tuple[str, ...], bool, str]", items[0].key)
         settings = {"multi_label": several, "hypothesis_template": template}
         found = _of_texts(loading, pipe, items, candidate_labels=list(labels), **settings)
@@ -316,10 +318,10 @@ def token_classification(loading: LoadRequest) -> BatchCompute:
     """Find entities in a text, such as names; ``start`` and ``end`` are positions of characters."""
     pipe = _text_pipeline(loading, "token-classification", "AutoModelForTokenClassification")
 
-    def prepare(request: TaskInput) -> Prepared:
-        return Prepared(request, request.input["aggregation"])
+    def prepare(request: TaskInput) -> PreparedInput:
+        return PreparedInput(request, request.input["aggregation"])
 
-    def compute(items: list[Prepared]) -> list[TaskResult | Exception]:
+    def compute(items: list[PreparedInput]) -> list[TaskResult | Exception]:
         found = _of_texts(loading, pipe, items, aggregation_strategy=items[0].key)
         return [each if isinstance(each, Exception) else TaskResult(_entities(each)) for each in found]
 
@@ -349,11 +351,11 @@ def fill_mask(loading: LoadRequest) -> BatchCompute:
             raise PredictionFailed("input.text: the text must have [MASK] or <mask> exactly once")
         return text
 
-    def prepare(request: TaskInput) -> Prepared:
+    def prepare(request: TaskInput) -> PreparedInput:
         text = with_mask(request.input["text"])
-        return Prepared(request._replace(input={**request.input, "text": text}), request.input["top_k"])
+        return PreparedInput(request._replace(input={**request.input, "text": text}), request.input["top_k"])
 
-    def compute(items: list[Prepared]) -> list[TaskResult | Exception]:
+    def compute(items: list[PreparedInput]) -> list[TaskResult | Exception]:
         found = _of_texts(loading, pipe, items, top_k=items[0].key)
         return [each if isinstance(each, Exception) else TaskResult(_words(each)) for each in found]
 
@@ -367,7 +369,7 @@ def _words(found: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _of_texts(loading: LoadRequest, pipe: Any, items: list[Prepared], **settings: Any) -> list[Any]:
+def _of_texts(loading: LoadRequest, pipe: Any, items: list[PreparedInput], **settings: Any) -> list[Any]:
     """Return the result of the pipeline for the text of each item; the error of a text that is too long."""
     texts = [item.request.input["text"] for item in items]
     found: list[Any] = [outcome(partial(check_fits, pipe.model, pipe.tokenizer), text) for text in texts]

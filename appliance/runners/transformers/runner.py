@@ -23,7 +23,7 @@ from appliance.runners.transformers.loading import (
     BatchCompute,
     Compute,
     LoadRequest,
-    Prepared,
+    PreparedInput,
     TaskInput,
     TaskResult,
 )
@@ -41,7 +41,7 @@ class TransformersRunner(TorchRunner):
         super().__init__(spec)
         self._task: str = spec.options["task"]
         self._compute: Compute | BatchCompute
-        self._batches: Batches[Prepared, TaskResult]
+        self._batches: Batches[PreparedInput, TaskResult]
         self._preparing: asyncio.Semaphore
 
     @staticmethod

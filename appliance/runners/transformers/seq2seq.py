@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import images
-from appliance.runners.transformers.image_batches import Encoded, collate, compute_encoded
+from appliance.runners.transformers.image_batches import EncodedInput, collate, compute_encoded
 from appliance.runners.transformers.loading import (
     BatchCompute,
     LoadRequest,
-    Prepared,
+    PreparedInput,
     TaskInput,
     TaskResult,
     batch_size,
@@ -59,32 +59,32 @@ def _image_to_text(loading: LoadRequest, question: str) -> BatchCompute:
     chats = combined and bool(getattr(processor, "chat_template", None))
     completes = combined and model_type(loading) != "vision-encoder-decoder"  # starts with the prompt
 
-    def encode(request: TaskInput) -> Encoded:
+    def encode(request: TaskInput) -> EncodedInput:
         image = images.read(Path(request.input["image"]), "image")
         prompt = request.input.get("prompt") or None
         if not chats and not completes:
             if prompt is not None:
                 raise PredictionFailed("input.prompt: this model takes no prompt; leave this input out")
-            return Encoded(request, (image_processor or processor)(images=image, return_tensors="pt"))
+            return EncodedInput(request, (image_processor or processor)(images=image, return_tensors="pt"))
         text = _chat_prompt(processor, prompt or question) if chats else prompt
-        return Encoded(request, processor(images=image, text=text, return_tensors="pt"))
+        return EncodedInput(request, processor(images=image, text=text, return_tensors="pt"))
 
-    def compute(batch: list[Encoded]) -> list[TaskResult]:
+    def compute(batch: list[EncodedInput]) -> list[TaskResult]:
         start = batch[0].tensors["input_ids"].shape[1] if chats else 0
         return _texts(model, tokenizer, batch, start)
 
     return BatchCompute(lambda items: compute_encoded(loading, items, encode, compute), _prepare)
 
 
-def _prepare(request: TaskInput) -> Prepared:
+def _prepare(request: TaskInput) -> PreparedInput:
     """Prepare a prediction for batching.
 
     Predictions share a batch if ``max_new_tokens`` and ``num_beams`` are equal.
     """
-    return Prepared(request, (request.input["max_new_tokens"], request.input.get("num_beams")))
+    return PreparedInput(request, (request.input["max_new_tokens"], request.input.get("num_beams")))
 
 
-def _texts(model: Any, tokenizer: Any, batch: list[Encoded], start: int = 0) -> list[TaskResult]:
+def _texts(model: Any, tokenizer: Any, batch: list[EncodedInput], start: int = 0) -> list[TaskResult]:
     """Return the text that the model generates for each of ``batch``.
 
     ``start`` is the number of tokens of the prompt, which the model repeats before a text.
@@ -137,13 +137,13 @@ def visual_question_answering(loading: LoadRequest) -> BatchCompute:
     model = load_model(loading, "AutoModelForVisualQuestionAnswering")
     processor = load_processor(AutoProcessor, loading)
 
-    def encode(request: TaskInput) -> Encoded:
+    def encode(request: TaskInput) -> EncodedInput:
         image = images.read(Path(request.input["image"]), "image")
         question = request.input["question"]
         check_fits(model, processor.tokenizer, question, "question")
-        return Encoded(request, processor(images=image, text=question, return_tensors="pt"))
+        return EncodedInput(request, processor(images=image, text=question, return_tensors="pt"))
 
-    def compute(batch: list[Encoded]) -> list[TaskResult]:
+    def compute(batch: list[EncodedInput]) -> list[TaskResult]:
         if kind == "blip":
             return _texts(model, processor.tokenizer, batch)
         with torch.inference_mode():
@@ -179,11 +179,11 @@ def _text_to_text(loading: LoadRequest, task: str) -> BatchCompute:
         check_fits(model, tokenizer, text)
         return _Encoded(request, dict(tokenizer(text, return_token_type_ids=False)), more)
 
-    def prepare(request: TaskInput) -> Prepared:
+    def prepare(request: TaskInput) -> PreparedInput:
         names = ("max_new_tokens", "num_beams", "target_language")
-        return Prepared(request, tuple(request.input.get(name) for name in names))
+        return PreparedInput(request, tuple(request.input.get(name) for name in names))
 
-    def compute(items: list[Prepared]) -> list[TaskResult | Exception]:
+    def compute(items: list[PreparedInput]) -> list[TaskResult | Exception]:
         encodings = [outcome(encoded, item.request) for item in items]
         rows = {number: each for number, each in enumerate(encodings) if isinstance(each, _Encoded)}
         found: list[TaskResult | Exception] = [

@@ -55,7 +55,7 @@ class Defaults(msgspec.Struct, frozen=True):
 _TYPES: Final[dict[str, type]] = {"system_prompt": str, "max_tokens": int, "top_k": int}
 
 
-class Request(Defaults, frozen=True, kw_only=True):
+class PredictionInput(Defaults, frozen=True, kw_only=True):
     """The complete input of one prediction."""
 
     prompt: str
@@ -81,7 +81,7 @@ def interface(options: Mapping[str, Any]) -> Interface:
     return interface_of({**declared, **_IMAGES}, output, required=("prompt",), aliases=_IMAGE_ALIASES)
 
 
-def request(input: Mapping[str, Any], defaults: Defaults) -> Request:
+def request(input: Mapping[str, Any], defaults: Defaults) -> PredictionInput:
     """Return a validated input with all defaults filled in.
 
     Raises:
@@ -97,7 +97,7 @@ def request(input: Mapping[str, Any], defaults: Defaults) -> Request:
             f"min_tokens ({min_tokens}) is over max_tokens ({max_tokens}); lower min_tokens or raise "
             "max_tokens"
         )
-    return Request(
+    return PredictionInput(
         **values,
         prompt=input.get("prompt") or "",
         prompt_template=input.get("prompt_template"),
@@ -123,7 +123,9 @@ def _images(input: Mapping[str, Any]) -> tuple[str, ...]:
     return paths
 
 
-def chat_request(request: Request, images: Sequence[str], *, system_in_prompt: bool) -> dict[str, Any]:
+def chat_request(
+    request: PredictionInput, images: Sequence[str], *, system_in_prompt: bool
+) -> dict[str, Any]:
     """Return the body of a chat completion with images, for vLLM's implementation of OpenAI's API.
 
     Args:

@@ -32,7 +32,7 @@ from appliance.runners.base import LoadSpec
 from appliance.runners.operations import CHAT
 from appliance.runners.threads import interruptible
 from appliance.runners.vllm import engine, errors, inputs
-from appliance.runners.vllm.adapters import Adapters
+from appliance.runners.vllm.adapters import EngineAdapters
 from appliance.runners.vllm.compat import CompatApis
 from appliance.runners.vllm.statistics import statistics_of
 
@@ -59,7 +59,7 @@ class VllmRunner:
         self._tokenizer: Any
         self._chat_template: str | None = None
         self._system_in_prompt = False  # the chat template has no system role
-        self._adapters: Adapters
+        self._adapters: EngineAdapters
         self._context = 0  # maximum length of prompt and output together, in tokens
         self._level = 0  # of the last sleep
         self._reading_images = asyncio.Semaphore(2)  # images and videos that are read need much memory
@@ -73,7 +73,7 @@ class VllmRunner:
         spec = self._spec
         self._engine = engine.start(spec, failures.existing_weights(spec))
         weights = Path(str(spec.weights))
-        self._adapters = Adapters(self._engine, weights, spec.options["max_adapter_rank"])
+        self._adapters = EngineAdapters(self._engine, weights, spec.options["max_adapter_rank"])
         process = engine.core_process(self._engine)
         asyncio.get_running_loop().add_reader(process.sentinel, self._core_died)
         self._context = self._engine.model_config.max_model_len
@@ -136,7 +136,7 @@ class VllmRunner:
             yield last
 
     async def _predict_with_images(
-        self, job: Job, request: inputs.Request, adapter: LoRARequest | None
+        self, job: Job, request: inputs.PredictionInput, adapter: LoRARequest | None
     ) -> AsyncGenerator[Output | Metric]:
         """Run a prediction as a chat completion: vLLM knows how each model marks images in its prompt."""
         async with self._reading_images:
@@ -222,7 +222,7 @@ class VllmRunner:
         )
         return str(text)
 
-    async def _tokens(self, request: inputs.Request) -> list[int]:
+    async def _tokens(self, request: inputs.PredictionInput) -> list[int]:
         """Return the tokens of the prompt.
 
         Raises:
@@ -236,7 +236,7 @@ class VllmRunner:
             raise PredictionFailed("the prompt is empty; set input.prompt")
         return tokens
 
-    def _encode(self, request: inputs.Request) -> list[int]:
+    def _encode(self, request: inputs.PredictionInput) -> list[int]:
         template = request.prompt_template
         tokenizer = self._tokenizer
         if template is None and self._chat_template is not None:
@@ -255,7 +255,7 @@ class VllmRunner:
         os._exit(1)
 
 
-def _data_urls(request: inputs.Request, cancelled: threading.Event) -> list[str]:
+def _data_urls(request: inputs.PredictionInput, cancelled: threading.Event) -> list[str]:
     """Return the images, and then the frames of the video, as ``data:`` URLs."""
     urls = [_data_url(images.read(Path(path), "image")) for path in request.images]
     if request.video:
@@ -311,7 +311,7 @@ class _Progress:
         )
 
 
-def _sampling(request: inputs.Request, limit: int) -> SamplingParams:
+def _sampling(request: inputs.PredictionInput, limit: int) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 

@@ -26,7 +26,7 @@ from appliance.ui.languages import ngettext
 from appliance.ui.markup import BarSegment
 from appliance.ui.sizes import readable_bytes
 from appliance.ui.state_names import state_name
-from appliance.ui.template_pages import Part
+from appliance.ui.template_pages import PagePart
 
 #: Number of sentences about decisions that the page lists.
 DECISIONS: Final = 40
@@ -68,7 +68,7 @@ async def _status(request: Request) -> ApplianceStatusResponse:
 # -- parts of the page
 
 
-async def _alerts(request: Request) -> Part:
+async def _alerts(request: Request) -> PagePart:
     user, status = session.current(request), await _status(request)
     if user.admin:
         machine = await user.caller.get_as(MachineResponse, "/admin/machine")
@@ -80,11 +80,11 @@ async def _alerts(request: Request) -> Part:
     return _part("alerts", 5, "alerts.html", alerts=found)
 
 
-async def _devices(request: Request) -> Part:
+async def _devices(request: Request) -> PagePart:
     return _part("devices", 2, "html.html", html=render_devices(await _status(request)))
 
 
-async def _charts(request: Request) -> Part:
+async def _charts(request: Request) -> PagePart:
     caller = session.current(request).caller
     colours = _colours(await _status(request))
     history = await caller.get_as(HistoryResponse, "/admin/history", points=POINTS)
@@ -93,7 +93,7 @@ async def _charts(request: Request) -> Part:
     )
 
 
-async def _models(request: Request) -> Part:
+async def _models(request: Request) -> PagePart:
     status, admin = await _status(request), session.current(request).admin
     active, idle = split(status.models)
     return _part(
@@ -108,23 +108,23 @@ async def _models(request: Request) -> Part:
     )
 
 
-async def _disk(request: Request) -> Part:
+async def _disk(request: Request) -> PagePart:
     machine = await session.current(request).caller.get_as(MachineResponse, "/admin/machine")
     return _part("disk", 15, "html.html", html=render_main_memory_and_disk(machine))
 
 
-async def _decisions(request: Request) -> Part:
+async def _decisions(request: Request) -> PagePart:
     residency = await session.current(request).caller.get_as(ResidencyResponse, "/admin/residency")
     told = decisions.sentences(residency.decisions)[:DECISIONS]
     return _part("decisions", 3, "machine_decisions.html", told=told, waiting=render_waiting(residency))
 
 
-def _part(name: str, seconds: float, template: str, **values: object) -> Part:
+def _part(name: str, seconds: float, template: str, **values: object) -> PagePart:
     return template_pages.part(template, id=name, path=f"/machine/{name}", seconds=seconds, **values)
 
 
 _FOR_ALL: Final = ("alerts", "devices", "models")
-_PARTS: Final[dict[str, Callable[[Request], Awaitable[Part]]]] = {
+_PARTS: Final[dict[str, Callable[[Request], Awaitable[PagePart]]]] = {
     "alerts": _alerts,
     "devices": _devices,
     "charts": _charts,

@@ -30,7 +30,7 @@ from appliance.ui.fields import Widget
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import ngettext
 from appliance.ui.pages import explore
-from appliance.ui.template_pages import Part
+from appliance.ui.template_pages import PagePart
 
 #: Runs that the page lists below the form.
 RUNS: Final = 8
@@ -187,7 +187,7 @@ async def _status(caller: Caller, name: str) -> ModelStatus | None:
     return next((model for model in models if model.name == name), None)
 
 
-def _state(data: ModelPageData, found: ModelStatus | None) -> Part:
+def _state(data: ModelPageData, found: ModelStatus | None) -> PagePart:
     return template_pages.part(
         "model_state.html",
         id="model-state",
@@ -230,7 +230,7 @@ async def _form(
     }
 
 
-def _text(field: fields.Field, value: Any) -> Any:
+def _text(field: fields.FormField, value: Any) -> Any:
     """Return what the control of ``field`` shows for ``value``, as ``shown`` of ``inputs.js`` does."""
     match value:
         case list() if field.widget is Widget.FILES:

@@ -22,7 +22,7 @@ from appliance.ui import markup, session, template_pages
 from appliance.ui.languages import gettext as _
 from appliance.ui.languages import translatable
 from appliance.ui.state_names import state_name
-from appliance.ui.template_pages import Part
+from appliance.ui.template_pages import PagePart
 
 #: Rows of one page of the list.
 ROWS: Final = 25
@@ -109,7 +109,7 @@ def _filters(request: Request) -> dict[str, str | None]:
     }
 
 
-async def _list(request: Request) -> Part:
+async def _list(request: Request) -> PagePart:
     user, chosen = session.current(request), request.query_params
     cursor = chosen.get("cursor") or None
     found = await user.caller.get("/admin/predictions", **_filters(request), cursor=cursor, limit=ROWS)

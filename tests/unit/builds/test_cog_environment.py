@@ -8,7 +8,7 @@ import pytest
 
 from appliance.builds import cog_environment, cog_yaml, project, system_packages
 from appliance.builds.build_process import BuildProcess
-from appliance.builds.cog_yaml import Command
+from appliance.builds.cog_yaml import ShellCommand
 from appliance.domain.errors import WeightsError
 from appliance.runners.cog import search_paths
 
@@ -31,7 +31,7 @@ def build(tmp_path: Path, lines: list[str]) -> BuildProcess:
 )
 def test_a_command_that_changes_the_system_is_refused(build: BuildProcess, text: str) -> None:
     with pytest.raises(WeightsError, match=r"build.run\[3\] calls \S+, which changes the whole system"):
-        cog_environment._run(Command(key="build.run[3]", text=text), build)
+        cog_environment._run(ShellCommand(key="build.run[3]", text=text), build)
 
 
 def test_a_command_runs_in_the_project_and_writes_programs_into_the_build(
@@ -42,8 +42,8 @@ def test_a_command_runs_in_the_project_and_writes_programs_into_the_build(
         "chmod +x /usr/local/bin/tool; echo /usr/local/bin/python3 /usr/local/bin/pip-tool; "
         "touch /usr/local/lib/python3.8/site-packages/module.py; echo my/src"
     )
-    cog_environment._run(Command(key="build.run[0]", text=text), build)
-    cog_environment._run(Command(key="build.run[1]", text="command -v tool"), build)
+    cog_environment._run(ShellCommand(key="build.run[0]", text=text), build)
+    cog_environment._run(ShellCommand(key="build.run[1]", text="command -v tool"), build)
     assert (build.folder / "project" / "said").read_text() == "set\n"
     assert (build.folder / "venv" / "lib" / "python3.8" / "site-packages" / "module.py").exists()
     assert f"{build.folder}/venv/bin/python3 {build.folder}/system/usr/local/bin/pip-tool" in lines
@@ -53,7 +53,7 @@ def test_a_command_runs_in_the_project_and_writes_programs_into_the_build(
 
 def test_a_command_that_fails_is_named_with_what_it_printed(build: BuildProcess) -> None:
     with pytest.raises(WeightsError, match=r"build.run\[2\] \(echo oh no; exit 3\) ended with code 3: oh no"):
-        cog_environment._run(Command(key="build.run[2]", text="echo oh no; exit 3"), build)
+        cog_environment._run(ShellCommand(key="build.run[2]", text="echo oh no; exit 3"), build)
 
 
 def test_a_python_that_cannot_be_had_is_named_with_what_to_do(

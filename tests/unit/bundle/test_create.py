@@ -17,8 +17,8 @@ from rich.progress import Progress
 
 from appliance import config
 from appliance.bundle import create, licences, models, place, toolchain, wheels
-from appliance.bundle.create import Created, Plan
-from appliance.bundle.wheels import Wheel
+from appliance.bundle.create import BundlePlan, Created
+from appliance.bundle.wheels import BundledWheel
 from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.weights import http_download
 
@@ -79,10 +79,10 @@ class Site:
     def loaded(self) -> config.Config:
         return config.load(self.config)
 
-    def plan(self, *names: str, python: bool = False) -> Plan:
+    def plan(self, *names: str, python: bool = False) -> BundlePlan:
         return create.plan(self.root, self.loaded(), self.home, names, "cpu", python=python)
 
-    def create(self, planned: Plan | None = None) -> Created:
+    def create(self, planned: BundlePlan | None = None) -> Created:
         planned = planned or self.plan()
         return create.create(self.root, self.config, self.loaded(), self.home, self.target, planned, QUIET)
 
@@ -113,7 +113,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     site = Site(tmp_path)
     file = make_wheel(tmp_path / "wheels", "x", "License-Expression: MIT")
     digest = http_download.sha256_of(file)
-    wheel = Wheel("x", "1", file.name, file.as_uri(), digest, file.stat().st_size, 28)
+    wheel = BundledWheel("x", "1", file.name, file.as_uri(), digest, file.stat().st_size, 28)
     monkeypatch.setattr(wheels, "resolve", lambda *_: [wheel])
     monkeypatch.setattr(toolchain, "build_wheel", lambda _root, folder: make_wheel(folder, "appliance"))
     (tmp_path / "uv").write_text(UV)

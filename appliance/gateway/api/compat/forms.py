@@ -14,7 +14,7 @@ from appliance.domain.errors import FileTooLarge
 from appliance.domain.file import File
 from appliance.domain.token import Token
 from appliance.gateway.api import requests
-from appliance.gateway.api.multipart import FIELDS, Part, parts, too_long
+from appliance.gateway.api.multipart import FIELDS, FormPart, parts, too_long
 from appliance.gateway.api.services import Services, services_of
 from appliance.gateway.files.file_store import Incoming
 from appliance.gateway.files.inputs import safe_name
@@ -52,10 +52,10 @@ async def received(request: Request, caller: Token) -> AsyncIterator[Form]:
     size = rest = 0  # bytes of all files; bytes of all other fields
     arriving: Incoming | None = None
     try:
-        part: Part | None = None
+        part: FormPart | None = None
         text = bytearray()
         async for found in parts(request, limit):
-            if isinstance(found, Part):
+            if isinstance(found, FormPart):
                 await _finish(form, part, text, arriving, services, caller)
                 part, text, arriving = found, bytearray(), None
                 if found.filename is not None:
@@ -83,7 +83,7 @@ async def received(request: Request, caller: Token) -> AsyncIterator[Form]:
 
 async def _finish(
     form: Form,
-    part: Part | None,
+    part: FormPart | None,
     text: bytearray,
     arriving: Incoming | None,
     services: Services,

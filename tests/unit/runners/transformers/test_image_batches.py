@@ -12,27 +12,29 @@ import torch
 
 from appliance.domain.errors import PredictionFailed
 from appliance.runners.transformers import image_batches
-from appliance.runners.transformers.image_batches import Encoded, compute_encoded
-from appliance.runners.transformers.loading import LoadRequest, Prepared, TaskInput, TaskResult
+from appliance.runners.transformers.image_batches import EncodedInput, compute_encoded
+from appliance.runners.transformers.loading import LoadRequest, PreparedInput, TaskInput, TaskResult
 
 
-def prediction(number: int, side: int) -> Prepared:
+def prediction(number: int, side: int) -> PreparedInput:
     given = {"number": number, "side": side}
-    return Prepared(TaskInput(given, Path(), threading.Event()))
+    return PreparedInput(TaskInput(given, Path(), threading.Event()))
 
 
-def encode(request: TaskInput) -> Encoded:
+def encode(request: TaskInput) -> EncodedInput:
     side = request.input["side"]
     if side == 0:
         raise PredictionFailed("input.image: this is no image")
-    return Encoded(request, {"pixel_values": torch.zeros(1, 3, side, side), "input_ids": torch.zeros(1, 2)})
+    return EncodedInput(
+        request, {"pixel_values": torch.zeros(1, 3, side, side), "input_ids": torch.zeros(1, 2)}
+    )
 
 
-def batches(items: Sequence[Prepared], most: int) -> tuple[list[list[int]], list[Any]]:
+def batches(items: Sequence[PreparedInput], most: int) -> tuple[list[list[int]], list[Any]]:
     """Return the numbers of the predictions of each batch, and the outputs or errors of all."""
     seen: list[list[int]] = []
 
-    def compute(batch: list[Encoded]) -> list[TaskResult]:
+    def compute(batch: list[EncodedInput]) -> list[TaskResult]:
         numbers = [each.request.input["number"] for each in batch]
         assert image_batches.collate(batch)["pixel_values"].shape[0] == len(batch)
         seen.append(numbers)
