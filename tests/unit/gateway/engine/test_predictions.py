@@ -213,12 +213,12 @@ async def test_what_ran_when_the_gateway_died_before_it_stored_the_start_is_used
     monkeypatch.setattr(first, "load", remember)
     await bench.start()
     await bench.ended(await bench.submit(text="load the model"))
-    running = [await bench.submit(delay=0.05) for _ in range(2)]
+    running = [await bench.submit(delay=1000) for _ in range(2)]
     prediction = await bench.submit(text="computed")
     with monkeypatch.context() as dying:
         SlowStore(bench, dying)
         for each in running:
-            await bench.ended(each)
+            await bench.engine.cancel(each.id, "me")
         while (prediction.id, 1) not in first.jobs:
             await asyncio.sleep(0)
         await bench.stop()
