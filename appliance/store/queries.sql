@@ -340,7 +340,7 @@ SELECT path FROM files;
 
 -- query: unfinished_ids
 -- The ids of all predictions that are starting or processing.
-SELECT id FROM predictions WHERE status IN ('starting', 'processing');
+SELECT id FROM predictions INDEXED BY predictions_unfinished WHERE status IN ('starting', 'processing');
 
 -- query: output_paths
 -- The paths of the output files of predictions, without those of trainings, and the ids of the predictions.
