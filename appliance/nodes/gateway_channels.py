@@ -66,6 +66,7 @@ class GatewayChannels:
         """Close the connections that no client uses."""
         if self._filling is not None:
             self._filling.cancel()
+            await asyncio.wait({self._filling})  # it may be in the middle of a TLS handshake
         for _, channel in self._spare:
             channel.close()
         self._spare.clear()

@@ -7,7 +7,7 @@ decision, such as a load or a start, and the times at which models may need one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from appliance.scheduler import policy
@@ -18,6 +18,7 @@ from appliance.scheduler.model import ModelState
 _STABLE: Final = frozenset({Residency.COLD, Residency.READY, Residency.ASLEEP})
 _NOT_READY: Final = frozenset({Residency.COLD, Residency.ASLEEP})
 _MAY_LEAVE: Final = frozenset({Residency.READY, Residency.ASLEEP})
+_REPLACED_KEPT: Final = 64  # replaced times that ``DueTimes`` keeps, besides one for each model
 
 
 def in_order(models: Iterable[ModelState]) -> list[ModelState]:
@@ -39,6 +40,9 @@ class DueTimes:
         elif self._at.get(model) != at:
             self._at[model] = at
             heappush(self._heap, (at, model.number, model))
+            if len(self._heap) > 2 * len(self._at) + _REPLACED_KEPT:
+                self._heap = [(due, each.number, each) for each, due in self._at.items()]
+                heapify(self._heap)
 
     def take_due(self, now: float, limit: int | None = None) -> list[ModelState]:
         """Remove and return up to ``limit`` models whose time has come, the earliest first."""

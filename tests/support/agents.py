@@ -6,7 +6,9 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 from appliance.machine import Device
 from appliance.nodes import identity
@@ -17,6 +19,7 @@ from appliance.nodes.joining import Head, join
 from appliance.nodes.messages import NodeFacts
 from appliance.nodes.node_agent import NodeAgent
 from appliance.nodes.registry import NodeRegistry, bind
+from appliance.nodes.server import AgentServer
 from tests.support.appliance_process import until
 
 HOST = "127.0.0.1"
@@ -159,6 +162,14 @@ async def cluster(
         await head.nodes.close()
         for node in nodes:
             await node.agent.close()
+        for server in (head.nodes._server, *(node.agent._server for node in nodes)):
+            await until(partial(_is_unconnected, server))
+
+
+def _is_unconnected(server: AgentServer) -> bool:
+    """Return whether no connection is left, not even one whose TLS handshake has not ended."""
+    listening = server._server
+    return listening is None or cast("Any", listening)._active_count == 0
 
 
 async def echo_socket(path: Path) -> asyncio.AbstractServer:

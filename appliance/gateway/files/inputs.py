@@ -173,7 +173,7 @@ class Inputs:
         except (BucketUnavailable, ContentMissing, OutputRemoved) as error:
             raise ValueError(error.detail) from error
         except StoreError as error:  # its text has the path, which clients must not see
-            _log.error("an input file of a prediction cannot be read: %s", error.detail)
+            _log.error("an input file of a prediction cannot be read: %s", error)
             raise ValueError("the stored file is damaged: upload or create it again") from error
 
     async def _adapter(self, field: str, value: str, allowed: Sequence[str]) -> str:

@@ -33,6 +33,18 @@ def test_the_first_time_is_that_of_the_earliest_model_and_changes_replace_earlie
     assert times.earliest() == 9.0
 
 
+def test_replaced_times_do_not_pile_up_behind_an_earlier_time() -> None:
+    models = index()
+    idle, busy = models.new(demand("a/a")), models.new(demand("b/b"))
+    times = DueTimes()
+    times.set(idle, 5.0)
+    for number in range(1000):
+        times.set(busy, 10.0 + number)
+    assert len(times._heap) < 100
+    assert times.earliest(lambda model: model is busy) == 1009.0
+    assert times.take_due(1009.0) == [idle, busy]
+
+
 def test_due_models_are_taken_once_and_at_most_as_many_as_asked_for() -> None:
     models = index()
     entries = [models.new(demand(f"m/{number}")) for number in range(3)]

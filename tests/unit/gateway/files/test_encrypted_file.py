@@ -163,7 +163,9 @@ async def test_files_that_are_not_encrypted_yet_are_served(api: Api, bench: Benc
     assert (await api.get(path)).status_code == 404
 
 
-async def test_a_damaged_input_fails_its_prediction_and_frees_its_slot(api: Api, bench: Bench) -> None:
+async def test_a_damaged_input_fails_its_prediction_and_frees_its_slot(
+    api: Api, bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     upload = (await api.post("/v1/files", files={"content": ("a.bin", os.urandom(CHUNK))})).json()
     (stored,) = (bench.folder / "files" / "uploads").iterdir()
     stored.chmod(0o600)
@@ -175,5 +177,6 @@ async def test_a_damaged_input_fails_its_prediction_and_frees_its_slot(api: Api,
         assert ended["status"] == "failed"
         reason = "the stored file is damaged: upload or create it again"
         assert ended["error"] == f"input.file: {url} cannot be fetched: {reason}"
+    assert f"cannot be read: {stored}: " in caplog.text  # for the operator
     made = await api.post("/v1/models/test/files/predictions", json={"input": {"text": "next"}})
     assert (await api.ended(made.json()))["status"] == "succeeded"
