@@ -35,6 +35,13 @@ class FileTable:
         row = await self._connections.row("file", {"id": id})
         return None if row is None else _file(row)
 
+    async def exists(self, path: str) -> bool:
+        """Return whether there is a row of a file with this path, relative to the folder of files."""
+        # uploads/<id of the file>, or outputs/<id of the prediction>/...
+        _, _, rest = path.partition("/")
+        parameters = {"path": path, "id": rest.partition("/")[0]}
+        return await self._connections.row("file_with_path", parameters) is not None
+
     async def uploads(self, owner: str, *, cursor: Cursor | None = None, limit: int = 100) -> Files:
         """Return up to ``limit`` uploads of an owner, newest first; ``cursor.backwards`` is ignored."""
         place = (math.inf, "") if cursor is None else (cursor.created_at, cursor.id)

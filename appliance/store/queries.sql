@@ -841,6 +841,10 @@ JOIN files ON files.prediction = predictions.id
 JOIN bucket_objects ON bucket_objects.path = files.path
 WHERE predictions.status IN ('starting', 'processing');
 
+-- query: file_with_path
+-- The file with the path :path, whose own id or whose prediction's id is :id.
+SELECT 1 FROM files WHERE (id = :id OR prediction = :id) AND path = :path;
+
 -- query: file_ids
 -- The paths and ids of all files.
 SELECT path, id FROM files;

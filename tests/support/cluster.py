@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +19,16 @@ STARTED: Final[list[Appliance]] = []
 class Head(Appliance):
     """The head, on the machine ``name`` of ``network``."""
 
-    def __init__(self, home: Path, config: Path, network: Network, name: str) -> None:
+    def __init__(
+        self,
+        home: Path,
+        config: Path,
+        network: Network,
+        name: str,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         everywhere = "0.0.0.0"
-        variables = {"APPLIANCE_CLUSTER_TOKEN": CLUSTER_TOKEN}
+        variables = {"APPLIANCE_CLUSTER_TOKEN": CLUSTER_TOKEN, **(variables or {})}
         super().__init__(home, config, host=everywhere, port=8000, variables=variables)
         STARTED.append(self)
         self.prefix = network.prefix(name)

@@ -25,9 +25,11 @@ VARIABLES = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
 class S3Server:
     """A process with one bucket; its content is in memory, and lost when the process stops."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        """Listen on an IP ``address`` of this machine."""
+        self._address = address
         self.port = free_port()
-        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.endpoint = f"http://{address}:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -39,7 +41,7 @@ class S3Server:
         """Start the server and create the bucket."""
         program = Path(sys.executable).parent / "moto_server"
         self._process = subprocess.Popen(
-            [program, "-H", "127.0.0.1", "-p", str(self.port)],
+            [program, "-H", self._address, "-p", str(self.port)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -51,6 +51,7 @@ _log = logging.getLogger(__name__)
 WRITE: Final = 1024 * 1024  # bytes hashed and written at a time, in a thread
 _EXPIRY_INTERVAL: Final = 30.0  # seconds between deletions of expired uploads
 _BATCH: Final = 200
+_IN_BUCKET: Final = {"uploading", "stored"}  # states of objects that may exist
 _SECRET: Final = "files-signing-secret"  # noqa: S105 - its name in the store, not the secret
 
 
@@ -148,6 +149,7 @@ class FileStore:
         self._transfer = transfer
         #: Paths of output files in the bucket, of predictions that the previous gateway did not finish.
         self._in_bucket: set[str] = set()
+        self._logged: set[str] = set()  # paths of missing files that the log has named
 
     async def start(self) -> None:
         """Create the folders, and delete bytes that a crash left.
@@ -254,27 +256,44 @@ class FileStore:
 
         Raises:
             OutputRemoved: the file was deleted.
-            ContentMissing: the content should be in a bucket, and is not there.
+            ContentMissing: the content is neither on the disk nor in a bucket.
             BucketUnavailable: the content is in a bucket that does not answer.
             OSError: the file cannot be read.
         """
         with contextlib.suppress(FileNotFoundError):
             return OpenContent(await asyncio.to_thread(open_local, path, self.cipher), None)
-        # A file is deleted on the disk only after the table says that the object is stored.
+        # A file is deleted on the disk only after the table says that the object is stored. But if another
+        # machine is the head now, the former head may have written the object without changing the table.
         relative = str(path.relative_to(self.folder))
-        if await self.table.objects.state(relative) != "stored":
-            raise OutputRemoved
+        state = await self.table.objects.state(relative)
+        if state not in _IN_BUCKET or (state == "uploading" and self._transfer is None):
+            raise await self._missing(relative)
         if self._transfer is None:
             raise BucketUnavailable(f"{relative} is in a bucket: set files.s3 in models.yaml again")
         try:
             reader = await self._transfer.open(relative)
         except (BucketUnavailable, ContentMissing) as error:
-            if await self.table.objects.state(relative) != "stored":
+            if await self.table.objects.state(relative) not in _IN_BUCKET:
                 raise OutputRemoved from error
             if isinstance(error, BucketUnavailable):
                 _log.error("the file %s cannot be read: %s", relative, error)
+            elif state == "uploading":
+                raise await self._missing(relative) from error
             raise
         return OpenContent(reader, self._transfer.bucket)
+
+    async def _missing(self, path: str) -> OutputRemoved | ContentMissing:
+        """Return the error for a file that is neither on the disk nor in a bucket; log it once."""
+        if not await self.table.exists(path):
+            return OutputRemoved()
+        if path not in self._logged:
+            self._logged.add(path)
+            _log.error(
+                "the content of a file is missing: %s is neither in %s nor in a bucket: if another machine "
+                "was the head before, the file may be there, and is read when that machine is the head again",
+                *(path, self.folder),
+            )
+        return ContentMissing()
 
     @property
     def local_only(self) -> bool:
@@ -286,7 +305,7 @@ class FileStore:
 
         Raises:
             OutputRemoved: the file was deleted.
-            ContentMissing: the content should be in a bucket, and is not there.
+            ContentMissing: the content is neither on the disk nor in a bucket.
             BucketUnavailable: the content is in a bucket that does not answer.
             OSError: the file cannot be read.
             StoreError: the encrypted file is damaged.
@@ -299,7 +318,7 @@ class FileStore:
 
         Raises:
             OutputRemoved: the file was deleted.
-            ContentMissing: the content should be in a bucket, and is not there.
+            ContentMissing: the content is neither on the disk nor in a bucket.
             BucketUnavailable: the content is in a bucket that does not answer.
             OSError: a file cannot be read or written.
             StoreError: the encrypted file is damaged.

@@ -335,6 +335,61 @@ async def test_a_missing_object_is_not_a_bucket_that_is_away(
     await files.close()
 
 
+async def test_another_machine_reads_an_object_that_the_former_head_did_not_record(
+    store: Store, tmp_path: Path
+) -> None:
+    bucket = MemoryBucket()
+    bucket.held = asyncio.Event()
+    first = await started(store, tmp_path / "first", bucket)
+    file = await upload(first)
+    await until(bucket.objects)
+    await first.close()
+    assert state(first, file.path) == "uploading"
+    second = await started(store, tmp_path / "second", MemoryBucket(bucket.memory))
+    assert await second.content(second.path(file)) == CONTENT
+    await second.remove(file)
+    await until(lambda: not bucket.objects())
+    await second.close()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_file_on_the_disk_of_another_machine_is_a_clear_error(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, begun: bool
+) -> None:
+    bucket = MemoryBucket()
+    if begun:
+        first = await started(store, tmp_path / "first", bucket)
+        bucket.away = True
+    else:
+        first = FileStore(store.files, tmp_path / "first", FilesConfig())
+        await first.start()
+    file = await upload(first)
+    made = output(first, prediction("p", "ada", "text"))
+    paths = [file.path, made.path]
+    await until(lambda: not first._unsaved and (not begun or all(state(first, path) for path in paths)))
+    await first.close()
+    caplog.clear()
+
+    second = await started(store, tmp_path / "second", MemoryBucket(bucket.memory))
+    for path in paths * 2:
+        with pytest.raises(ContentMissing):
+            await second.content(second.folder / path)
+    assert [path for path in paths for text in caplog.messages if path in text] == paths
+    await second.close()
+
+    without = FileStore(store.files, tmp_path / "second", FilesConfig())
+    await without.start()
+    with pytest.raises(ContentMissing):
+        await without.content(without.path(file))
+    await without.close()
+
+    again = await started(store, tmp_path / "first", MemoryBucket(bucket.memory))
+    for path in paths:
+        await moved(again, path)
+    assert await again.content(again.path(file)) == CONTENT
+    await again.close()
+
+
 @pytest.mark.parametrize("other", [None, b"the id of another appliance"])
 async def test_another_bucket_is_not_used(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, other: bytes | None
