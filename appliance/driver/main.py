@@ -256,7 +256,7 @@ async def run(
     warning = standby.files_warning(settings.config, settings.home)
     if warning is not None:
         console.print(f"[yellow]{warning}[/]", soft_wrap=True)
-    held = await standby.wait(lease, stop, console)
+    held = await standby.wait(lease, settings.database, stop, console)
     if held is None:
         await started.stop()
         return 0

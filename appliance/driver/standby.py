@@ -20,10 +20,11 @@ import msgspec
 from rich.console import Console
 
 from appliance.config import Config
-from appliance.domain.errors import LeaseLost, StoreUnavailable
+from appliance.domain.errors import EncryptionError, LeaseLost, StoreUnavailable
 from appliance.driver import service_manager
 from appliance.gateway.settings import GatewaySettings
 from appliance.store import Lease
+from appliance.store.encryption import check_files_key
 
 _log = logging.getLogger(__name__)
 
@@ -53,11 +54,13 @@ def files_warning(config: Config, home: Path) -> str | None:
     )
 
 
-async def wait(lease: Lease, stop: asyncio.Event, console: Console) -> HeldLease | None:
+async def wait(lease: Lease, database: Path, stop: asyncio.Event, console: Console) -> HeldLease | None:
     """Wait until this machine is the head; return None once ``stop`` is set.
 
+    ``database`` is the path that the database would have in the data folder.
+
     Raises:
-        StoreError: the database cannot be used.
+        StoreError: the database, or its encrypted files, cannot be used.
     """
     shown, connected = "", False
     at_terminal = os.isatty(0)
@@ -72,6 +75,7 @@ async def wait(lease: Lease, stop: asyncio.Event, console: Console) -> HeldLease
     while not stop.is_set():
         pause = _POLL
         try:
+            await asyncio.to_thread(_check_files_key, lease, database)
             if await asyncio.to_thread(lease.acquire):
                 return HeldLease(lease)
             connected = True
@@ -90,6 +94,19 @@ async def wait(lease: Lease, stop: asyncio.Event, console: Console) -> HeldLease
             async with asyncio.timeout(pause):
                 await stop.wait()
     return None
+
+
+def _check_files_key(lease: Lease, database: Path) -> None:
+    """Check that this machine can read the files, and else stop waiting for the lease.
+
+    Raises:
+        EncryptionError: this machine does not have the key of the files.
+    """
+    try:
+        check_files_key(database, lease.files_key())
+    except EncryptionError:
+        lease.close()
+        raise
 
 
 class HeldLease:

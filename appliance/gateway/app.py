@@ -59,6 +59,7 @@ from appliance.observability.slow_predictions import SlowPredictions
 from appliance.runners import child_environment
 from appliance.scheduler import Event, Scheduler
 from appliance.store import RETRY_STORE, Store
+from appliance.store.encryption import FILES_KEY, key_id
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -277,6 +278,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     await _open(store, None if settings.head is None else settings.head.term)
     if store.on_server and store.data_key is not None:
         _log.warning("the database on PostgreSQL is not encrypted by the appliance; files are encrypted")
+        await store.files.secret(FILES_KEY, key_id(store.data_key))  # a standby compares it with its own key
     cluster = RayCluster(
         settings.zygote_socket,
         settings.run_dir,

@@ -24,6 +24,8 @@ from appliance.domain.errors import EncryptionError, StoreError
 #: Environment variables with the operator's key, and with the path of a file that has it.
 VARIABLE: Final = "APPLIANCE_ENCRYPTION_KEY"
 FILE_VARIABLE: Final = "APPLIANCE_ENCRYPTION_KEY_FILE"
+#: Name under which a database on a server has the id of the data key with which its files are encrypted.
+FILES_KEY: Final = "files-key-id"
 
 _SIZE: Final = 32  # bytes of both keys
 _NONCE: Final = 12
@@ -134,6 +136,26 @@ def files_key(database: Path) -> bytes | None:
             return None
         create(database, key)
     return read(database)
+
+
+def check_files_key(database: Path, expected: str | None) -> None:
+    """Check that this machine can read the files of a database on a server.
+
+    Args:
+        database: the path that the database would have in the data folder.
+        expected: the id of the data key of the files; None if they are not encrypted.
+
+    Raises:
+        EncryptionError: this machine has another data key, or none; or the operator's key is wrong.
+    """
+    file = key_file(database)
+    if expected is None or (file.exists() and key_id(read(database)) == expected):
+        return
+    problem = "has another data key than" if file.exists() else "is missing: it has the data key of"
+    raise EncryptionError(
+        f"{file} {problem} the files of this appliance: copy encryption.json from the machine that was the "
+        "head before, or from a backup"
+    )
 
 
 def read(database: Path) -> bytes:

@@ -18,6 +18,7 @@ from typing import Any, Final
 from appliance.domain.errors import LeaseLost, StoreError, StoreUnavailable
 from appliance.store import postgres
 from appliance.store.database import is_busy
+from appliance.store.encryption import FILES_KEY
 from appliance.store.postgres_connection import OWNER_LOCK, SCHEMA, ConnectionLost, PostgresConnection
 
 _LEASE: Final = 1_734_003  # the first key of an advisory lock; the second is the schema
@@ -27,6 +28,7 @@ _TRY: Final = f"SELECT pg_try_advisory_lock({_LEASE}, {SCHEMA})"
 _STAND_BY: Final = f"SELECT pg_advisory_lock_shared({_STANDBY}, {SCHEMA})"
 _STAND_BY_NO_MORE: Final = f"SELECT pg_advisory_unlock_shared({_STANDBY}, {SCHEMA})"
 _HEAD: Final = "SELECT head FROM store_owner"
+_FILES_KEY: Final = f"SELECT value FROM secrets WHERE name = '{FILES_KEY}'"
 _TERM: Final = "SELECT term, head FROM store_owner"
 _NEW_TERM: Final = (
     "UPDATE store_owner SET term = term + 1, generation = generation + 1, head = :head, holder = :head"
@@ -96,6 +98,17 @@ class Lease:
             except sqlite3.Error:  # the head has not created the tables yet
                 return "another machine"
         return str(found[0]) or "another machine"
+
+    def files_key(self) -> str | None:
+        """Return the id of the data key of the files; None if the files are not encrypted."""
+        with self._reported():
+            try:
+                found = self._connected().run(_FILES_KEY).fetchone()
+            except ConnectionLost:
+                raise
+            except sqlite3.Error:  # the head has not created the tables yet
+                return None
+        return None if found is None else str(found[0])
 
     def renew(self) -> bool:
         """Keep the lease; return whether another machine waits for it.

@@ -16,7 +16,7 @@ import yaml
 
 from tests.integration.cluster.test_standby import ended
 from tests.support import postgres_server
-from tests.support.appliance_process import wait_for
+from tests.support.appliance_process import PATIENCE, wait_for
 from tests.support.cluster import Head
 from tests.support.network_namespaces import Network, available
 from tests.support.postgres_server import PostgresServer
@@ -57,8 +57,12 @@ class Heads:
         return Head(folder / name, path, network, name, self._variables)
 
     def start(self) -> None:
-        """Start the head, then the standby with the key of the files."""
+        """Start the head, then the standby: first without the key of the files, then with the key."""
         self.alpha.start()
+        self.beta.start_waiting()
+        assert self.beta.process is not None
+        assert self.beta.process.wait(PATIENCE) == 1
+        assert "encryption.json is missing: it has the data key" in self.beta.output.read_text()
         shutil.copy(self.alpha.home / "encryption.json", self.beta.home)
         self.beta.start_waiting()
         wait_for(lambda: "alpha at" in self.beta.output.read_text(), "the standby")

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from appliance import config as configuration
-from appliance.domain.errors import LeaseLost, StoreUnavailable
+from appliance.domain.errors import EncryptionError, LeaseLost, StoreUnavailable
 from appliance.driver import standby
-from appliance.store import Lease
+from appliance.store import Lease, encryption
 
 URL = "postgresql://appliance@db.example.org/appliance"
 CONFIG = """
@@ -28,8 +28,11 @@ models: [{name: test/echo, kind: echo}]
 class ScriptedLease(Lease):
     """A lease whose server gives the answers of a test."""
 
-    def __init__(self, *answers: bool | Exception, seconds: float = 600.0) -> None:
+    def __init__(
+        self, *answers: bool | Exception, seconds: float = 600.0, files_key: str | None = None
+    ) -> None:
         super().__init__(URL, "one", seconds)
+        self._files_key = files_key
         self._answers = list(answers)
         self.answered = threading.Event()  # all answers were given
 
@@ -47,6 +50,9 @@ class ScriptedLease(Lease):
     def renew(self) -> bool:
         return self._next(last=False)
 
+    def files_key(self) -> str | None:
+        return self._files_key
+
     def holder(self) -> str:
         return "two at 10.0.0.2"
 
@@ -58,9 +64,11 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standby, "_CHECK_INTERVAL", 0.01)
 
 
-async def waited(lease: Lease, stop: asyncio.Event) -> tuple[standby.HeldLease | None, list[str]]:
+async def waited(
+    lease: Lease, stop: asyncio.Event, database: Path = Path("appliance.db")
+) -> tuple[standby.HeldLease | None, list[str]]:
     shown = io.StringIO()
-    held = await standby.wait(lease, stop, Console(file=shown))
+    held = await standby.wait(lease, database, stop, Console(file=shown))
     return held, shown.getvalue().splitlines()
 
 
@@ -100,6 +108,24 @@ async def test_the_head_is_first_after_a_restart_of_the_server() -> None:
     held, _ = await waiting
     assert held is None
     assert lease._answers == [True]
+
+
+async def test_a_standby_needs_the_key_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, own = tmp_path / "head" / "appliance.db", tmp_path / "appliance.db"
+    monkeypatch.setenv(encryption.VARIABLE, "ab" * 32)
+    key = encryption.files_key(head)
+    assert key is not None
+    lease = ScriptedLease(True, files_key=encryption.key_id(key))
+    with pytest.raises(EncryptionError, match=r"encryption\.json is missing: .* copy encryption\.json from"):
+        await waited(lease, asyncio.Event(), own)
+    assert not encryption.key_file(own).exists()
+    assert encryption.files_key(own) != key
+    with pytest.raises(EncryptionError, match=r"encryption\.json has another data key than the files"):
+        await waited(lease, asyncio.Event(), own)
+    encryption.key_file(own).write_bytes(encryption.key_file(head).read_bytes())
+    held, _ = await waited(lease, asyncio.Event(), own)
+    assert held is not None
+    held.release()
 
 
 async def test_a_standby_stops() -> None:

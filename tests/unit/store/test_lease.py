@@ -10,6 +10,7 @@ import pytest
 
 from appliance.domain.errors import LeaseLost, StoreError, StoreUnavailable
 from appliance.store import Lease, postgres, postgres_connection
+from appliance.store.encryption import FILES_KEY
 from tests.support.appliance_process import wait_for
 from tests.support.postgres_server import PostgresServer
 from tests.support.store_files import created, query, url_of, writing
@@ -44,6 +45,16 @@ def second(url: str) -> Iterator[Lease]:
 def end_session(path: Path, lease: Lease) -> None:
     assert lease._session is not None
     query(path, f"SELECT pg_terminate_backend({lease._session[0]}, 10000)")
+
+
+async def test_a_standby_knows_which_key_the_files_have(path: Path, first: Lease, second: Lease) -> None:
+    assert first.acquire()
+    assert second.files_key() is None
+    store = await created(path)
+    await store.files.secret(FILES_KEY, "the id of a key")
+    await store.close()
+    assert second.files_key() == "the id of a key"
+    assert not second.acquire()
 
 
 def test_one_head_at_a_time(first: Lease, second: Lease) -> None:
