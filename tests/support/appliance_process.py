@@ -138,7 +138,11 @@ class Appliance:
     @contextlib.contextmanager
     def running(self) -> Iterator[Self]:
         """Start the appliance; stop it at the end of the block. No process may be left then."""
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()  # else it would slow down all later tests
+            raise
         yield self
         self.stop()
         assert self.processes() == []

@@ -213,7 +213,7 @@ class Bench:
         )
 
     async def ended(self, prediction: Prediction) -> Prediction:
-        record = await self.engine.wait(prediction.id, 5)
+        record = await self.engine.wait(prediction.id, 60)
         assert record is not None
         assert record.status.terminal, record
         assert await self.store.get(prediction.id) == record  # what is shown is stored

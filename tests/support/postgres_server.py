@@ -143,8 +143,8 @@ def running(*, durable: bool = False, address: str | None = None) -> Iterator[Po
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
     try:
         server = PostgresServer(folder, durable=durable, address=address)
-        server.start()
         try:
+            server.start()
             yield server
         finally:
             server.stop()

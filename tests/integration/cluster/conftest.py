@@ -19,6 +19,6 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed:
         for machine in cluster.STARTED[-_MACHINES:]:
-            text = machine.output.read_text() if machine.output.exists() else ""
+            text = machine.output.read_text(errors="replace") if machine.output.exists() else ""
             report.sections.append((f"output of {machine.home}", "\n".join(text.splitlines()[-_SHOWN:])))
     return report

@@ -39,7 +39,7 @@ async def test_jobs_that_wait_for_the_connection_are_sent_with_it(
     cluster.submit(MODEL, Job("b", 1, {}))
     stream = cluster.events(MODEL)
     reading = asyncio.ensure_future(anext(stream))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not workers[0].sent:
             await asyncio.sleep(0)
         workers[0].says(output("a", 1))

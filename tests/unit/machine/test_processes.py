@@ -20,13 +20,13 @@ def test_marked_processes_are_killed_and_no_others() -> None:
     ours, another = sleeping("/data/one"), sleeping("/data/one/more")
     try:
         assert kill_marked("APPLIANCE_TEST_MARK", "/data/one") == [ours.pid]
-        assert ours.wait(10) == -signal.SIGKILL
+        assert ours.wait(60) == -signal.SIGKILL
         assert another.poll() is None
         assert (is_running(ours.pid), is_running(another.pid)) == (False, True)
         assert kill_marked("APPLIANCE_TEST_MARK", "/data/one") == []
     finally:
         another.kill()
-        another.wait(10)
+        another.wait(60)
 
 
 def test_a_process_id_that_was_used_before_hides_no_process() -> None:

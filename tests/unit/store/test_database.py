@@ -68,7 +68,7 @@ class Traced:
 
         def action(_: sqlite3.Connection) -> bool:
             self.held.set()
-            return self.gate.wait(10)
+            return self.gate.wait(60)
 
         future = self.writer.put(action)
         assert await asyncio.to_thread(self.held.wait, 10)
@@ -144,7 +144,7 @@ async def test_the_event_loop_does_not_wait_for_another_process_that_writes(path
 
 async def test_cancelling_the_wait_does_not_take_the_write_back(store: Store) -> None:
     record = make()
-    waiting = asyncio.ensure_future(asyncio.wait_for(store.create(record), 10))
+    waiting = asyncio.ensure_future(asyncio.wait_for(store.create(record), 60))
     await asyncio.sleep(0)
     waiting.cancel()
     await store.record_version(VersionRow(id="v", model="m", created_at=1.0, document={}))

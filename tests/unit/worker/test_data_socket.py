@@ -54,13 +54,13 @@ class Gateway:
 
     async def until(self, count: int) -> list[Emitted]:
         """Return the first ``count`` events."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.events) < count:
                 await asyncio.sleep(0)
         return self.events
 
     async def ended(self) -> list[EngineMetrics | PeakMemory | StreamEnd]:
-        await asyncio.wait_for(self.reading, 10)
+        await asyncio.wait_for(self.reading, 60)
         return self.rest
 
     def close(self) -> None:
@@ -114,20 +114,20 @@ async def direct(folder: Path, workers: list[ScriptedWorker]) -> AsyncIterator[D
 
 
 async def until_sent(worker: ScriptedWorker, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(worker.sent) < count:
             await asyncio.sleep(0)
 
 
 async def until_jobs(direct: DirectWorker, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(direct.jobs) < count:
             await asyncio.sleep(0)
 
 
 async def switched(gateway: Gateway) -> None:
     """Wait until jobs go to the worker process itself."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not gateway.connection._direct:
             await asyncio.sleep(0)
 
@@ -265,7 +265,7 @@ async def test_events_keep_their_order_when_the_worker_takes_over_from_the_repli
     direct.held_back = True  # the replica is slow
     a.emit(Output(["1"]))
     gateway = await Gateway.connected(folder)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while direct.sender._write_to_gateway is None:
             await asyncio.sleep(0)
     for text in "23":
@@ -322,14 +322,14 @@ async def test_the_confirmation_of_an_earlier_gateway_is_not_mistaken(
 ) -> None:
     direct.held_back = True
     first = await Gateway.connected(folder)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while direct.sender._write_to_gateway is None:
             await asyncio.sleep(0)
     first.close()
     (folder / "runner-0-worker.sock").unlink()  # the second cannot connect to the worker process
     second = await Gateway.connected(folder)
     second.connection.send(Commands(jobs=[Job("a", 1, {})]))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await replica.stats()).held != ["a"]:
             await asyncio.sleep(0)
     direct.release()
@@ -347,7 +347,7 @@ async def test_a_worker_that_closes_its_connection_ends_the_messages_after_its_e
     await gateway.until(1)
     assert gateway.connection._worker is not None
     gateway.connection._worker.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not gateway.rest:
             await asyncio.sleep(0)
     assert gateway.rest == [StreamEnd()]
@@ -372,7 +372,7 @@ async def test_a_gateway_that_reads_slowly_delays_the_worker_and_loses_nothing(
     assert direct.sender.pending
     transport.resume_reading()
     a.emit(Done("succeeded"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (gateway.events and isinstance(gateway.events[-1].event, Done)):
             await asyncio.sleep(0)
     outputs = [each.event for each in gateway.events if isinstance(each.event, Output)]
@@ -401,7 +401,7 @@ async def test_events_that_wait_for_a_slow_gateway_come_before_the_takeover(
     gateway = Gateway(connection)
     await switched(gateway)
     a.emit(Done("succeeded"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (gateway.events and isinstance(gateway.events[-1].event, Done)):
             await asyncio.sleep(0)
     outputs = [each.event for each in gateway.events if isinstance(each.event, Output)]

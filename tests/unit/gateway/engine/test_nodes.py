@@ -338,6 +338,6 @@ def places(bench: Bench, model: str) -> set[str]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)

@@ -74,7 +74,7 @@ async def test_the_metrics_of_the_engine_are_sent_when_the_last_prediction_ends(
     runner = MeasuredRunner()
     transport, worker = ready(runner)
     worker.start([Job("a", 1, {}), Job("b", 1, {})])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(runner.running) < 2:
             await asyncio.sleep(0.001)
         runner.go.set()
@@ -94,7 +94,7 @@ async def test_the_latest_attempt_of_a_prediction_runs_alone() -> None:
             await asyncio.sleep(0)
     assert runner.running == [2]
     runner.go.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while b"succeeded" not in transport.written:
             await asyncio.sleep(0.001)
     messages = MessageReader(msgspec.msgpack.Decoder(Events)).feed(transport.written)
