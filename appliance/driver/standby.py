@@ -20,7 +20,7 @@ import msgspec
 from rich.console import Console
 
 from appliance.config import Config
-from appliance.domain.errors import EncryptionError, LeaseLost, StoreUnavailable
+from appliance.domain.errors import EncryptionError, LeaseLost, StoreError, StoreUnavailable
 from appliance.driver import service_manager
 from appliance.gateway.settings import GatewaySettings
 from appliance.store import Lease
@@ -60,7 +60,8 @@ async def wait(lease: Lease, database: Path, stop: asyncio.Event, console: Conso
     ``database`` is the path that the database would have in the data folder.
 
     Raises:
-        StoreError: the database, or its encrypted files, cannot be used.
+        StoreError: the database cannot be used at the first attempt. Later, the machine tries again.
+        EncryptionError: this machine cannot read the encrypted files.
     """
     shown, connected = "", False
     at_terminal = os.isatty(0)
@@ -77,10 +78,14 @@ async def wait(lease: Lease, database: Path, stop: asyncio.Event, console: Conso
         try:
             await asyncio.to_thread(_check_files_key, lease, database)
             if await asyncio.to_thread(lease.acquire):
-                return HeldLease(lease)
+                return HeldLease(lease, waited=bool(shown))
             connected = True
             text = f"standby: {await asyncio.to_thread(lease.holder)} is the head; waiting"
-        except StoreUnavailable as error:
+        except EncryptionError:
+            raise
+        except StoreError as error:
+            if not (shown or isinstance(error, StoreUnavailable)):
+                raise
             if connected:  # After a restart of the server, the head gets its lease back first.
                 pause = lease.seconds
             connected = False
@@ -112,7 +117,9 @@ def _check_files_key(lease: Lease, database: Path) -> None:
 class HeldLease:
     """Renews the lease in a thread of its own, because the start of Ray blocks the event loop for seconds."""
 
-    def __init__(self, lease: Lease) -> None:
+    def __init__(self, lease: Lease, *, waited: bool = False) -> None:
+        """``waited`` tells whether this machine had to wait for the lease."""
+        self.waited: Final = waited
         self._lease = lease
         self._renewed = time.monotonic()  # when the last successful renewal began
         self._has_standby = True

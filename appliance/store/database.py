@@ -69,6 +69,11 @@ def is_busy(error: BaseException | None) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
+def may_pass(error: StoreError) -> bool:
+    """Return whether a later attempt may succeed: a server did not answer, or a lock was held too long."""
+    return isinstance(error, StoreUnavailable) or is_busy(error.__cause__)
+
+
 def connect(path: Path, durability: Durability, key: bytes | None = None) -> sqlite3.Connection:
     """Return a connection that can write, for use by one thread at a time. The caller begins transactions.
 

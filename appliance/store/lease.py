@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from appliance.domain.errors import LeaseLost, StoreError, StoreUnavailable
 from appliance.store import postgres
-from appliance.store.database import is_busy
+from appliance.store.database import may_pass
 from appliance.store.encryption import FILES_KEY
 from appliance.store.postgres_connection import OWNER_LOCK, SCHEMA, ConnectionLost, PostgresConnection
 
@@ -78,15 +78,27 @@ class Lease:
             connection = self._connected()
             if not connection.run(_TRY).fetchone()[0]:
                 return False
-            self._hold(connection)
-            connection.run(_END_WRITERS)  # if it is cut off, its open transaction would hold the write lock
-            postgres.upgrade(connection, self.name)
-            connection.execute("BEGIN IMMEDIATE")
-            self.term = int(connection.execute(_NEW_TERM, {"head": self._head}).fetchone()[0])
-            connection.execute("COMMIT")
-            connection.run(_END_WRITERS)  # of a gateway that began in between
-            connection.run(_STAND_BY_NO_MORE)
+            try:
+                self.term = self._begin_term(connection)
+            except BaseException:
+                self._disconnect()  # frees the lease, and ends a transaction in which a statement has failed
+                raise
         return True
+
+    def _begin_term(self, connection: PostgresConnection) -> int:
+        """Return the new term of this machine, whose session has the lease."""
+        self._hold(connection)
+        connection.run(_END_WRITERS)  # if it is cut off, its open transaction would hold the write lock
+        postgres.upgrade(connection, self.name)
+        connection.execute("BEGIN IMMEDIATE")
+        term = int(connection.execute(_NEW_TERM, {"head": self._head}).fetchone()[0])
+        connection.execute("COMMIT")
+        connection.run(_END_WRITERS)  # of a gateway that began in between
+        connection.run(_STAND_BY_NO_MORE)
+        # The connection opens a new session for a transaction if its session was lost. That one has no lease.
+        if connection.run(_OWN_SESSION).fetchone() != self._session:
+            raise ConnectionLost("the session that had the lease was lost")
+        return term
 
     def holder(self) -> str:
         """Return the name and the address of the head."""
@@ -176,7 +188,7 @@ class Lease:
             self._disconnect()
             raise
         except StoreError as error:
-            if not is_busy(error.__cause__):
+            if not may_pass(error):
                 raise
             self._disconnect()
             raise StoreUnavailable(str(error)) from error

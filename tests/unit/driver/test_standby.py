@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from appliance import config as configuration
-from appliance.domain.errors import EncryptionError, LeaseLost, StoreUnavailable
+from appliance.domain.errors import EncryptionError, LeaseLost, StoreError, StoreUnavailable
 from appliance.driver import standby
 from appliance.store import Lease, encryption
 
@@ -76,6 +76,7 @@ async def test_the_first_machine_is_the_head_at_once() -> None:
     held, shown = await waited(ScriptedLease(True), asyncio.Event())
     assert held is not None
     held.release()
+    assert not held.waited
     assert shown == []
 
 
@@ -95,6 +96,19 @@ async def test_a_standby_waits_for_a_server_that_does_not_answer() -> None:
         "standby: the server does not answer: trying again",
         "standby: two at 10.0.0.2 is the head; waiting",
     ]
+
+
+async def test_a_standby_does_not_end_when_a_takeover_fails() -> None:
+    full = StoreError("the disk of the server is full")
+    with pytest.raises(
+        StoreError, match="the disk of the server is full"
+    ):  # at the start: the operator sees it
+        await waited(ScriptedLease(full), asyncio.Event())
+    held, shown = await waited(ScriptedLease(False, full, True, seconds=0.01), asyncio.Event())
+    assert held is not None
+    held.release()
+    assert held.waited
+    assert shown[1:] == ["standby: the disk of the server is full: trying again"]
 
 
 async def test_the_head_is_first_after_a_restart_of_the_server() -> None:

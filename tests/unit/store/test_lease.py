@@ -10,7 +10,9 @@ import pytest
 
 from appliance.domain.errors import LeaseLost, StoreError, StoreUnavailable
 from appliance.store import Lease, postgres, postgres_connection
+from appliance.store import lease as store_lease
 from appliance.store.encryption import FILES_KEY
+from appliance.store.postgres_connection import PostgresConnection
 from tests.support.appliance_process import wait_for
 from tests.support.postgres_server import PostgresServer
 from tests.support.store_files import created, query, url_of, writing
@@ -143,6 +145,48 @@ async def test_a_standby_tries_again_while_another_program_holds_the_write_lock(
         with pytest.raises(StoreUnavailable, match="another process held the write lock"):
             second.acquire()
     assert second.acquire()
+
+
+def test_a_session_that_ends_during_the_takeover_gives_no_lease(
+    path: Path, first: Lease, second: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection opens a new session for its next transaction, but the lease ended with the old one."""
+    upgrade = postgres.upgrade
+
+    def ended(connection: PostgresConnection, name: str) -> None:
+        end_session(path, first)
+        upgrade(connection, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(postgres, "upgrade", ended)
+        with pytest.raises(StoreUnavailable, match="the session that had the lease was lost"):
+            first.acquire()
+    assert second.acquire()
+    assert not first.acquire()
+
+
+def test_a_takeover_that_fails_at_its_end_is_tried_again(
+    first: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(store_lease, "_STAND_BY_NO_MORE", "SELECT pg_terminate_backend(pg_backend_pid())")
+        with pytest.raises(StoreUnavailable):
+            first.acquire()
+    assert first.acquire()
+    assert not first.renew()
+
+
+def test_a_machine_that_cannot_use_the_database_frees_the_lease(
+    first: Lease, second: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise StoreError("a newer appliance wrote the database")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(postgres, "upgrade", refuses)
+        with pytest.raises(StoreError, match="a newer appliance"):
+            first.acquire()
+    wait_for(second.acquire, "the next head")
 
 
 def test_a_new_database_gets_its_tables(postgres: PostgresServer) -> None:
