@@ -66,6 +66,8 @@ _SYSTEM_CONFIG: Final = {
 #: Loggers that warn at each normal start, for example that Serve has started.
 _CHATTY: Final = ("ray._private.authentication", "ray.serve")
 
+_log = logging.getLogger(__name__)
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -215,6 +217,8 @@ class RayNode:
             await self._until_answering(answers)
         except TimeoutError as error:
             raise ApplianceError(f"Ray Serve did not answer within {_CALL_TIMEOUT:g} s") from error
+        except (RayError, serve.exceptions.RayServeException) as error:
+            raise ApplianceError(f"Ray Serve could not start the gateway: {error}") from error
 
     def _on_this_machine(self) -> dict[str, Any]:
         """Return options of a deployment that keep it on this machine."""
@@ -225,9 +229,11 @@ class RayNode:
     async def _until_answering(self, answers: Callable[[], Awaitable[bool]]) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while not await answers():
-            application = (await _in_time(_CALL_TIMEOUT, serve.status)).applications.get(GATEWAY)
-            if application is not None and application.status is ApplicationStatus.DEPLOY_FAILED:
-                raise ApplianceError(f"the gateway could not start: {_error_line(application)}")
+            with contextlib.suppress(TimeoutError, RayError, serve.exceptions.RayServeException):
+                # Serve's controller may be busy, or be starting again.
+                application = (await _in_time(_CALL_TIMEOUT, serve.status)).applications.get(GATEWAY)
+                if application is not None and application.status is ApplicationStatus.DEPLOY_FAILED:
+                    raise ApplianceError(f"the gateway could not start: {_error_line(application)}")
             if time.monotonic() > deadline:
                 raise ApplianceError(f"the gateway did not answer within {START_TIMEOUT:g} s")
             await asyncio.sleep(0.1)
@@ -272,8 +278,12 @@ class RayNode:
     async def stop(self) -> None:
         """Stop Ray's processes, within a time limit, and remove its folder. A crashed Ray is not stopped."""
         if not self._lost:
-            with contextlib.suppress(TimeoutError):
+            try:
                 await _in_time(_STOP_TIMEOUT, ray.shutdown)
+            except TimeoutError:
+                pass
+            except Exception:  # noqa: BLE001 - Ray also raises bare Exceptions; the driver kills what is left
+                _log.exception("Ray did not stop cleanly")
         if not self._refused:
             shutil.rmtree(self.temp, ignore_errors=True)
 

@@ -12,8 +12,8 @@ import os
 import signal
 import ssl
 import sys
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -26,10 +26,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from appliance import config as configuration
 from appliance import machine, weights
 from appliance.config import Config, runtime
-from appliance.domain import token
 from appliance.domain.errors import ApplianceError, ConfigError, LeaseLost, RayLost, WeightsError
 from appliance.domain.local_url import local_url
-from appliance.domain.token import Scope, Token
 from appliance.driver import (
     client_certificates,
     cluster_head,
@@ -43,6 +41,7 @@ from appliance.driver import (
     temporary_folder,
     zygote,
 )
+from appliance.driver.first_token import first_token
 from appliance.driver.supervisor import Supervisor
 from appliance.gateway.listener import ListeningSocket
 from appliance.gateway.settings import GatewaySettings, client_files
@@ -51,7 +50,6 @@ from appliance.observability import logs
 from appliance.runners import KINDS, preloaded_modules
 from appliance.runners.adapters import with_downloads
 from appliance.runners.child_environment import take_secrets
-from appliance.store import Store
 from appliance.worker.cleanup import kill_leftover_workers
 
 if TYPE_CHECKING:
@@ -61,6 +59,24 @@ _log = logging.getLogger(__name__)
 
 #: Result of ``run`` if Ray has ended, or another machine is the head: the driver has to restart itself.
 _RESTART: Final = -1
+#: Environment variable of a driver that replaces an earlier one, which has served or was the standby.
+_WAS_RUNNING: Final = "APPLIANCE_WAS_RUNNING"
+
+
+class DriverState:
+    """How far a driver has come, which decides whether it starts again after an error."""
+
+    def __init__(self, *, running: bool) -> None:
+        """``running`` tells whether a driver that this one replaces has served, or was the standby."""
+        self.running = running
+        self.stop = asyncio.Event()  # set at SIGINT and SIGTERM
+
+    def starts_again(self, error: Exception) -> bool:
+        """Return whether this driver has to start again: the error may pass, and nobody watches the start.
+
+        At the first start, the operator has to see the error.
+        """
+        return not self.stop.is_set() and (self.running or isinstance(error, LeaseLost))
 
 
 def zygote_supervisor(settings: GatewaySettings) -> Supervisor:
@@ -135,38 +151,6 @@ def check_tls(config: Config) -> None:
     client_certificates.check(tls)
 
 
-async def first_token(database: Path, url: str | None, owner: str, given: str | None) -> str | None:
-    """Create the first API token; return its secret, or None if there is a valid token already.
-
-    If ``given`` is not None, a token with that secret is added instead, and None is returned.
-    """
-    store = Store(database, url=url)
-    await store.open()
-    try:
-        if given is not None:
-            if await store.find_token(token.digest(given)) is None:
-                await store.add_token(_token("environment", owner, given))
-            return None
-        if any(known.valid(time.time()) for known in await store.list_tokens()):
-            return None
-        secret = token.new_token()
-        await store.add_token(_token("first", owner, secret))
-        return secret
-    finally:
-        await store.close()
-
-
-def _token(name: str, owner: str, secret: str) -> Token:
-    return Token(
-        id=token.new_id(),
-        name=name,
-        owner=owner,
-        digest=token.digest(secret),
-        created_at=time.time(),
-        scope=Scope.ADMIN,
-    )
-
-
 def pull_missing(config: Config, home: Path, console: Console) -> None:
     """Download missing weights, and build projects and environments.
 
@@ -234,7 +218,11 @@ async def follow_log(path: Path, out: IO[str]) -> None:
 
 
 async def run(
-    settings: GatewaySettings, temp: Path, listeners: Sequence[ListeningSocket], console: Console
+    settings: GatewaySettings,
+    temp: Path,
+    listeners: Sequence[ListeningSocket],
+    console: Console,
+    state: DriverState,
 ) -> int:
     """Start the appliance and run it until a signal comes. Returns the exit code, or ``_RESTART``.
 
@@ -242,26 +230,27 @@ async def run(
     until this machine is the head.
 
     Raises:
+        ApplianceError: the appliance could not start.
         RayLost: Ray ended before the gateway answered, or while the appliance stopped.
-        LeaseLost: another machine became the head while the appliance stopped.
+        LeaseLost: another machine became the head before Ray started, or while the appliance stopped.
     """
-    stop = asyncio.Event()
-    own_process.stop_on_signals(stop)
+    own_process.stop_on_signals(state.stop)
     started = zygote_supervisor(settings)
     await started.start()  # before Ray is imported, because the first model needs the zygote's imports
     node = _ray_node(settings, temp)
     lease = standby.lease_of(settings)
     if lease is None:
-        return await _run(settings, node, [started], None, listeners, stop, console)
+        return await _run(settings, node, [started], None, listeners, state, console)
     warning = standby.files_warning(settings.config, settings.home)
     if warning is not None:
         console.print(f"[yellow]{warning}[/]", soft_wrap=True)
-    held = await standby.wait(lease, settings.database, stop, console)
+    held = await standby.wait(lease, settings.database, state.stop, console)
     if held is None:
         await started.stop()
         return 0
+    state.running = state.running or held.waited
     try:
-        return await _run(held.in_term(settings), node, [started], held, listeners, stop, console)
+        return await _run(held.in_term(settings), node, [started], held, listeners, state, console)
     finally:
         held.release()  # last, because another machine then takes over at once
 
@@ -272,17 +261,16 @@ async def _run(
     children: list[Supervisor],
     held: standby.HeldLease | None,
     listeners: Sequence[ListeningSocket],
-    stop: asyncio.Event,
+    state: DriverState,
     console: Console,
 ) -> int:
-    """Start the other processes, wait for ``stop``, drain the gateway and stop all processes."""
-    ready = asyncio.Event()
-    secret = await first_token(
-        settings.database,
-        settings.config.store.url,
-        settings.config.server.account,
-        os.environ.get(logs.TOKEN_VARIABLE),
+    """Start the other processes, wait for the stop, drain the gateway and stop all processes."""
+    stop = state.stop
+    store, account = settings.config.store, settings.config.server.account
+    creating = partial(
+        first_token, settings.database, store.url, account, os.environ.get(logs.TOKEN_VARIABLE)
     )
+    secret = await (creating() if held is None else held.retry(creating))
     # Ray's processes inherit the environment. Only the gateway gets the secrets, in its settings.
     settings = msgspec.structs.replace(settings, secrets=take_secrets())
     tail = asyncio.get_running_loop().create_task(follow_log(settings.log_file, sys.stderr))
@@ -292,7 +280,7 @@ async def _run(
         if settings.ui:  # only now, because the imports of the UI would slow down the start of the gateway
             children.append(ui_supervisor(settings))
             await children[-1].start()
-        ready.set()
+        state.running = True
         service_manager.ready(url(settings))
         announcing.append(asyncio.ensure_future(announce(settings, secret, console)))
 
@@ -308,7 +296,7 @@ async def _run(
         # predictions are in the store.
         kill_marked(own_process.HOME_MARK, str(settings.home))
         node.abandon()
-        if stop.is_set() or not (ready.is_set() or isinstance(error, LeaseLost)):
+        if not state.starts_again(error):
             raise
         if isinstance(error, LeaseLost):
             console.print(
@@ -433,21 +421,28 @@ def main() -> int:
     arguments = parser.parse_args()
     console = Console(stderr=False)
     environment = dict(os.environ)
+    state = DriverState(running=os.environ.pop(_WAS_RUNNING, None) is not None)
     try:
-        code = _serve(arguments, console)
-    except ConfigError as error:
-        Console(stderr=True).print(f"appliance: {error}", style="red", markup=False, soft_wrap=True)
-        return 2
+        code = _serve(arguments, console, state)
     except ApplianceError as error:
         text = str(error) or error.detail
         Console(stderr=True).print(f"appliance: {text}", style="red", markup=False, soft_wrap=True)
-        return 1
+        if not state.starts_again(error):
+            return 2 if isinstance(error, ConfigError) else 1
+        own_process.wait_to_restart(console)
+        code = _RESTART
+    except Exception as error:
+        if not state.starts_again(error):
+            raise
+        _log.exception("the driver failed")
+        own_process.wait_to_restart(console)
+        code = _RESTART
     if code == _RESTART:
-        own_process.restart(environment)
+        own_process.restart({**environment, _WAS_RUNNING: "1"})
     return code
 
 
-def _serve(arguments: argparse.Namespace, console: Console) -> int:
+def _serve(arguments: argparse.Namespace, console: Console, state: DriverState) -> int:
     config = configuration.load(arguments.config)
     home = (arguments.home or configuration.home(config)).absolute()
     permissions.restrict()
@@ -488,7 +483,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
                 pull_missing(config, home, console)
             try:
                 listeners = [listener] if agent is None else [listener, agent]
-                return asyncio.run(run(settings, temp, listeners, console))
+                return asyncio.run(run(settings, temp, listeners, console, state))
             finally:
                 kill_marked(own_process.HOME_MARK, str(home))  # processes that did not end in time
 

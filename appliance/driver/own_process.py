@@ -8,14 +8,18 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NoReturn
+
+from rich.console import Console
 
 from appliance.domain.errors import ApplianceError
 
 #: Environment variable with the data folder, by which all processes of an appliance are found and killed.
 HOME_MARK: Final = "APPLIANCE_SERVES"
+_RESTART_DELAY: Final = 5.0  # seconds before a driver starts again after an error
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - where the kernel keeps it
@@ -35,8 +39,18 @@ def stop_on_signals(stop: asyncio.Event) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
+def wait_to_restart(console: Console) -> None:
+    """Wait before a new attempt after an error. SIGINT and SIGTERM end this process meanwhile."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ray may have replaced the handlers
+        signal.signal(number, signal.SIG_DFL)
+    console.print(f"starting again in {_RESTART_DELAY:g} s", highlight=False)
+    time.sleep(_RESTART_DELAY)
+
+
 def restart(environment: Mapping[str, str]) -> NoReturn:
     """Replace this process by a new driver with the same command line and process id."""
+    if not os.isatty(0):  # else SIGHUP may mean that the terminal was closed
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # `appliance reload`, until the new driver handles it
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:  # reap the killed children
             pass

@@ -13,8 +13,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeVar
 
 import msgspec
 from rich.console import Console
@@ -23,9 +24,10 @@ from appliance.config import Config
 from appliance.domain.errors import EncryptionError, LeaseLost, StoreError, StoreUnavailable
 from appliance.driver import service_manager
 from appliance.gateway.settings import GatewaySettings
-from appliance.store import Lease
+from appliance.store import RETRY_STORE, Lease, may_pass
 from appliance.store.encryption import check_files_key
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _POLL: Final = 0.5  # seconds between attempts of a standby to get the lease
@@ -149,15 +151,34 @@ class HeldLease:
             LeaseLost: another machine has become the head, or may become the head from now on.
         """
         while True:
-            if self._lost is not None:
-                raise LeaseLost(self._lost)
-            silence = time.monotonic() - self._renewed
-            if not self.alone and silence >= self._lease.seconds:
-                raise LeaseLost(
-                    f"{self._lease.name} has not answered for {silence:.1f} s, so another machine may become "
-                    "the head of the cluster"
-                )
+            self._check()
             await asyncio.sleep(_CHECK_INTERVAL)
+
+    def _check(self) -> None:
+        if self._lost is not None:
+            raise LeaseLost(self._lost)
+        silence = time.monotonic() - self._renewed
+        if not self.alone and silence >= self._lease.seconds:
+            raise LeaseLost(
+                f"{self._lease.name} has not answered for {silence:.1f} s, so another machine may become "
+                "the head of the cluster"
+            )
+
+    async def retry(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of ``work``; try again while the database cannot be used at the moment.
+
+        Raises:
+            LeaseLost: as ``watch``.
+        """
+        while True:
+            try:
+                return await work()
+            except StoreError as error:
+                if not may_pass(error):
+                    raise
+                self._check()
+                _log.warning("%s: trying again", error)
+            await asyncio.sleep(RETRY_STORE)
 
     def release(self) -> None:
         """Free the lease, so that another machine takes over at once."""

@@ -19,7 +19,7 @@ from appliance.cluster.base import Cluster
 from appliance.cluster.ray import RayCluster
 from appliance.domain.budgets import Budgets
 from appliance.domain.engine_metrics import EngineMetrics
-from appliance.domain.errors import StoreUnavailable
+from appliance.domain.errors import StoreError
 from appliance.domain.local_url import host_and_port
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens
@@ -58,7 +58,7 @@ from appliance.observability.metrics import Metrics
 from appliance.observability.slow_predictions import SlowPredictions
 from appliance.runners import child_environment
 from appliance.scheduler import Event, Scheduler
-from appliance.store import RETRY_STORE, Store
+from appliance.store import RETRY_STORE, Store, may_pass
 from appliance.store.encryption import FILES_KEY, key_id
 
 if TYPE_CHECKING:
@@ -321,13 +321,17 @@ async def _open(store: Store, term: int | None) -> None:
         try:
             await store.open()
             break
-        except StoreUnavailable as error:
+        except StoreError as error:
+            if not may_pass(error):
+                raise
             _log.error("%s: trying again", error)
             await asyncio.sleep(RETRY_STORE)
     while True:
         try:
             return await store.own(OWN_PATIENCE, term=term)
-        except StoreUnavailable as error:
+        except StoreError as error:
+            if not may_pass(error):
+                raise
             _log.error("%s: trying again", error)
             await asyncio.sleep(RETRY_STORE)
 

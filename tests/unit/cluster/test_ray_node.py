@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import ray
+from ray import serve
 from ray._private.node import wait_for_persisted_port
+from ray.exceptions import RayError
 
 from appliance.cluster.ray_node import (
     _AGENT_PORTS,
     RayBinding,
+    RayNode,
     RayWorkerNode,
     _bound,
     _head_options,
@@ -85,4 +89,33 @@ def test_the_folder_of_ray_is_removed_at_the_end(tmp_path: Path) -> None:
     binding = RayBinding("gpu-1", "192.0.2.1", 0, 8772, 0, (10002, 19999))
     (tmp_path / "temp").mkdir()
     RayWorkerNode(tmp_path / "temp", binding, "192.0.2.9:8771").stop()
+    assert not (tmp_path / "temp").exists()
+
+
+async def test_a_gateway_may_answer_although_serve_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine, Serve's controller may not answer in time."""
+    answers = iter((False, False, True))
+
+    async def answered() -> bool:
+        return next(answers)
+
+    def fails() -> NoReturn:
+        raise RayError("the controller is starting again")
+
+    monkeypatch.setattr(serve, "status", fails)
+    await RayNode(tmp_path)._until_answering(answered)
+
+
+async def test_an_error_of_ray_does_not_keep_the_driver_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> NoReturn:
+        raise RayError("the gcs_server does not answer")
+
+    monkeypatch.setattr(ray, "shutdown", fails)
+    (tmp_path / "temp").mkdir()
+    await RayNode(tmp_path / "temp").stop()
+    assert "Ray did not stop cleanly" in caplog.text
     assert not (tmp_path / "temp").exists()

@@ -1,16 +1,22 @@
-"""Each obstacle to a start is reported in one sentence, before any process starts."""
+"""What the driver reports at its start, and when it starts again after an error."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 from rich.console import Console
 
 from appliance.config import Config
-from appliance.driver import main
+from appliance.domain.errors import ApplianceError, ConfigError, LeaseLost
+from appliance.driver import main, own_process, standby
 from appliance.gateway.settings import GatewaySettings
 
 
@@ -87,3 +93,88 @@ async def test_the_appliance_is_called_ready_only_once_its_pages_answer(tmp_path
         await main.announce(settings, "secret", Console(file=shown))
     assert asked == ["GET / HTTP/1.1"] * 3
     assert shown.getvalue().startswith("appliance is ready at http://127.0.0.1:")
+
+
+class Replaced(Exception):
+    """The driver has replaced itself by a new one."""
+
+
+def ended(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, *, was_running: bool, stopping: bool = False
+) -> int | None:
+    """Run a driver that ends with ``error``; return its exit code, or None if it is replaced by a new one."""
+
+    def fails(_: object, __: object, state: main.DriverState) -> NoReturn:
+        assert "APPLIANCE_WAS_RUNNING" not in os.environ  # so that child processes do not get it
+        if stopping:
+            state.stop.set()
+        raise error
+
+    def restart(environment: Mapping[str, str]) -> NoReturn:
+        assert environment["APPLIANCE_WAS_RUNNING"] == "1"
+        raise Replaced
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main, "_serve", fails)
+        patch.setattr(own_process, "restart", restart)
+        patch.setattr(own_process, "wait_to_restart", lambda _: None)
+        patch.delenv("APPLIANCE_WAS_RUNNING", raising=False)
+        if was_running:
+            patch.setenv("APPLIANCE_WAS_RUNNING", "1")
+        with contextlib.suppress(Replaced):
+            return serve(["--config", "models.yaml"], patch)
+    return None
+
+
+def test_a_driver_that_was_running_starts_again_after_any_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example, a network interface has no address while its cable is cut."""
+    no_address = ConfigError("no network interface has this address", key="cluster.address")
+    assert ended(monkeypatch, no_address, was_running=False) == 2  # the operator has to see the error
+    assert ended(monkeypatch, no_address, was_running=True) is None
+    slow = ApplianceError("the gateway did not answer within 120 s")
+    assert ended(monkeypatch, slow, was_running=False) == 1
+    assert ended(monkeypatch, slow, was_running=True) is None
+    assert ended(monkeypatch, slow, was_running=True, stopping=True) == 1
+    assert ended(monkeypatch, OSError("too many open files"), was_running=True) is None
+    with pytest.raises(OSError, match="too many open files"):
+        ended(monkeypatch, OSError("too many open files"), was_running=False)
+    assert ended(monkeypatch, LeaseLost("another head"), was_running=False) is None
+
+
+@pytest.mark.parametrize("waited", [True, False])
+async def test_a_standby_that_cannot_start_after_its_takeover_does_not_end(
+    waited: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    released: list[bool] = []
+
+    async def start() -> None:
+        pass
+
+    async def held(*_: object) -> Any:
+        return SimpleNamespace(
+            waited=waited, in_term=lambda same: same, release=lambda: released.append(True)
+        )
+
+    async def fails(*_: object) -> NoReturn:
+        raise ApplianceError("Ray did not start")
+
+    settings = GatewaySettings(
+        config=Config.model_validate({"models": [{"name": "test/echo", "kind": "echo"}]}),
+        home=tmp_path,
+        host="127.0.0.1",
+        port=8000,
+        devices=(),
+        config_file=tmp_path / "models.yaml",
+        ui=False,
+        pull=False,
+    )
+    monkeypatch.setattr(main, "zygote_supervisor", lambda _: SimpleNamespace(start=start))
+    monkeypatch.setattr(main, "_ray_node", lambda *_: None)
+    monkeypatch.setattr(main, "_run", fails)
+    monkeypatch.setattr(standby, "lease_of", lambda _: object())
+    monkeypatch.setattr(standby, "wait", held)
+    state = main.DriverState(running=False)
+    with pytest.raises(ApplianceError, match="Ray did not start") as raised:
+        await main.run(settings, tmp_path, [], Console(file=io.StringIO()), state)
+    assert state.starts_again(raised.value) is waited
+    assert released == [True]

@@ -176,6 +176,29 @@ async def test_a_head_without_a_standby_continues_when_the_server_is_silent() ->
     held.release()
 
 
+async def test_the_new_head_waits_for_a_busy_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standby, "RETRY_STORE", 0.0)
+    errors: list[Exception] = [StoreUnavailable("no answer"), StoreUnavailable("no answer")]
+
+    async def work() -> str:
+        if errors:
+            raise errors.pop()
+        return "done"
+
+    held = standby.HeldLease(ScriptedLease())
+    assert await held.retry(work) == "done"
+    errors.append(StoreError("the database belongs to another program"))
+    with pytest.raises(StoreError, match="another program"):
+        await held.retry(work)
+    held.release()
+
+    lost = standby.HeldLease(ScriptedLease(LeaseLost("two has become the head")))
+    errors += [StoreUnavailable("no answer")] * 1_000_000
+    with pytest.raises(LeaseLost):
+        await lost.retry(work)
+    lost.release()
+
+
 @pytest.fixture
 def loaded(tmp_path: Path) -> Callable[[str], Any]:
     def load(more: str = "") -> Any:
