@@ -449,6 +449,10 @@ class NodeError(ApplianceError):
     title = "Node failed"
 
 
+class TemporaryNodeError(NodeError):
+    """A machine could not carry out a request because of an error of its system, such as a full disk."""
+
+
 class JoinRefused(ApplianceError):
     """This machine cannot join the cluster; the message gives the reason."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -42,6 +43,7 @@ from appliance.driver import (
     zygote,
 )
 from appliance.driver.first_token import first_token
+from appliance.driver.own_process import DriverState
 from appliance.driver.supervisor import Supervisor
 from appliance.gateway.listener import ListeningSocket
 from appliance.gateway.settings import GatewaySettings, client_files
@@ -61,22 +63,6 @@ _log = logging.getLogger(__name__)
 _RESTART: Final = -1
 #: Environment variable of a driver that replaces an earlier one, which has served or was the standby.
 _WAS_RUNNING: Final = "APPLIANCE_WAS_RUNNING"
-
-
-class DriverState:
-    """How far a driver has come, which decides whether it starts again after an error."""
-
-    def __init__(self, *, running: bool) -> None:
-        """``running`` tells whether a driver that this one replaces has served, or was the standby."""
-        self.running = running
-        self.stop = asyncio.Event()  # set at SIGINT and SIGTERM
-
-    def starts_again(self, error: Exception) -> bool:
-        """Return whether this driver has to start again: the error may pass, and nobody watches the start.
-
-        At the first start, the operator has to see the error.
-        """
-        return not self.stop.is_set() and (self.running or isinstance(error, LeaseLost))
 
 
 def zygote_supervisor(settings: GatewaySettings) -> Supervisor:
@@ -211,7 +197,7 @@ async def follow_log(path: Path, out: IO[str]) -> None:
         file.seek(0, os.SEEK_END)
         while True:
             text = file.read()
-            if text:
+            with contextlib.suppress(OSError):  # for example a file on a full disk
                 out.write(text)
                 out.flush()
             await asyncio.sleep(0.2)
@@ -277,10 +263,10 @@ async def _run(
     announcing: list[asyncio.Future[None]] = []
 
     async def started() -> None:
+        state.running = True
         if settings.ui:  # only now, because the imports of the UI would slow down the start of the gateway
             children.append(ui_supervisor(settings))
             await children[-1].start()
-        state.running = True
         service_manager.ready(url(settings))
         announcing.append(asyncio.ensure_future(announce(settings, secret, console)))
 
@@ -300,7 +286,10 @@ async def _run(
             raise
         if isinstance(error, LeaseLost):
             console.print(
-                f"{error.detail}: this machine becomes the standby", highlight=False, soft_wrap=True
+                f"{error.detail}: this machine becomes the standby",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
         else:
             _log.error("%s: restarting the appliance; it continues the accepted predictions", error.detail)
@@ -390,7 +379,10 @@ async def _reload_on_hangup(node: RayNode, stop: asyncio.Event, console: Console
         if at_terminal and not os.isatty(0):
             stop.set()
             return
-        applied, report = await node.reload_gateway()
+        try:
+            applied, report = await node.reload_gateway()
+        except Exception as error:  # noqa: BLE001 - the next SIGHUP may succeed
+            applied, report = False, str(error)
         heading = "models.yaml is reloaded" if applied else "models.yaml is not reloaded"
         console.print(f"{heading}: {report}", highlight=False, markup=False, soft_wrap=True)
 
@@ -419,14 +411,16 @@ def main() -> int:
     parser.add_argument("--no-pull", action="store_true")
     parser.add_argument("--ui", action=argparse.BooleanOptionalAction)
     arguments = parser.parse_args()
-    console = Console(stderr=False)
+    console = own_process.DriverConsole()
     environment = dict(os.environ)
     state = DriverState(running=os.environ.pop(_WAS_RUNNING, None) is not None)
     try:
         code = _serve(arguments, console, state)
     except ApplianceError as error:
         text = str(error) or error.detail
-        Console(stderr=True).print(f"appliance: {text}", style="red", markup=False, soft_wrap=True)
+        own_process.DriverConsole(stderr=True).print(
+            f"appliance: {text}", style="red", markup=False, soft_wrap=True
+        )
         if not state.starts_again(error):
             return 2 if isinstance(error, ConfigError) else 1
         own_process.wait_to_restart(console)

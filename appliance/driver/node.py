@@ -75,6 +75,9 @@ _RETRY_TIMEOUT: Final = 60.0
 #: Share of ``lost_after`` after which a node ends: before the head runs its predictions on other nodes.
 _OWN_SHARE: Final = 0.8
 _CHECK_INTERVAL: Final = 1.0  # seconds between checks of the membership
+#: Seconds in which a gateway of the head has to answer while the port of its agent is open. The machine there
+#: may hang, or may have got other keys, and another machine may be the head.
+_GATEWAY_TIMEOUT: Final = 300.0
 #: Environment variable of a driver that replaces an earlier one, which was a member of the cluster.
 _WAS_MEMBER: Final = "APPLIANCE_WAS_MEMBER"
 
@@ -106,6 +109,7 @@ class NodeProcess:
         self._zygote: Supervisor | None = None
         self._ray: RayWorkerNode | None = None
         self._agent: NodeAgent | None = None
+        self.has_joined = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Join, work until ``stop`` is set, and leave.
@@ -126,6 +130,7 @@ class NodeProcess:
             if await _unless_stopped(stop, self._announce(head, admitted)) is None:
                 watching.cancel()
                 return
+            self.has_joined = True
             self._console.print(
                 f"node {settings.name} has joined {self._head_address}", highlight=False, soft_wrap=True
             )
@@ -148,13 +153,17 @@ class NodeProcess:
         """Get a certificate from the head. Waits as long as no machine answers as the head."""
         delay, logged = _RETRY_DELAY, False
         while True:
-            unreachable = []
+            unreachable, refusal = [], None
             for host, port in self._settings.heads:
                 self._host, self._port = host, port
                 try:
                     return await self._join_head()
                 except HeadUnreachable as error:
                     unreachable.append(str(error))
+                except JoinRefused as error:  # another machine may be the head
+                    refusal = refusal or error
+            if refusal is not None:
+                raise refusal
             if not logged:
                 text = f"{'; '.join(unreachable)}: trying again until it answers"
                 self._console.print(text, highlight=False, soft_wrap=True)
@@ -223,7 +232,7 @@ class NodeProcess:
                 if time.monotonic() > deadline:
                     if isinstance(error, HeadUnreachable):
                         raise MembershipLost(str(error)) from error
-                    raise
+                    raise ApplianceError(str(error)) from error  # its reason may pass
                 _log.warning("the head does not accept this node yet: %s", error)
                 await asyncio.sleep(_RETRY_DELAY)
             else:
@@ -244,19 +253,27 @@ class NodeProcess:
         As long as the head pings the agent, the node is a member. Otherwise this node asks the head. While
         the gateway of the head restarts, requests get no answer, but the driver there keeps the port open.
         """
-        reached = time.monotonic()
+        reached = answered = time.monotonic()
         while True:
             await asyncio.sleep(_CHECK_INTERVAL)
             if self._agent is not None:
                 reached = max(reached, self._agent.last_ping)
+                answered = max(answered, self._agent.last_ping)
             silence = time.monotonic() - reached
             if silence < lost_after / 2:
                 continue
             if await head.is_listening(max(_CHECK_INTERVAL, lost_after - silence)):
                 reached = time.monotonic()
-                with contextlib.suppress(HeadUnreachable):  # a gateway restarts
-                    if not await head.counts_as_member(self._incarnation):
-                        raise MembershipLost("the head has removed this node")
+                try:
+                    is_member = await head.counts_as_member(self._incarnation)
+                except HeadUnreachable as error:  # a gateway restarts
+                    if time.monotonic() - answered >= _GATEWAY_TIMEOUT:
+                        text = f"no gateway has answered this node for {_GATEWAY_TIMEOUT:g} s: {error}"
+                        raise MembershipLost(text) from error
+                    continue
+                if not is_member:
+                    raise MembershipLost("the head has removed this node")
+                answered = time.monotonic()
             elif time.monotonic() - reached >= lost_after:
                 raise MembershipLost(f"the head at {self._head_address} cannot be reached")
 
@@ -363,17 +380,25 @@ async def _run(settings: NodeSettings, token: JoinToken, temp: Path, console: Co
     """Run one membership; return whether to join again."""
     stop = asyncio.Event()
     own_process.stop_on_signals(stop)
+    node: NodeProcess | None = None
     try:
         async with node_http.serving(settings.http, settings.home / "logs" / "http.log") as on_leave:
-            await NodeProcess(settings, token, temp, console, on_leave).run(stop)
-    except MembershipLost as error:
-        if stop.is_set():
+            node = NodeProcess(settings, token, temp, console, on_leave)
+            await node.run(stop)
             return False
-        _log.error("%s: ended all processes of this node; it joins again", error)
-        console.print(f"{error}: joining again", highlight=False, soft_wrap=True)
-        service_manager.restarting(str(error))
-        return True
-    return False
+    except MembershipLost as error:
+        reason = str(error)
+    except Exception as error:
+        if node is None or not node.has_joined:
+            raise
+        _log.exception("this node failed")
+        reason = f"this node failed: {error}"
+    if stop.is_set():
+        return False
+    _log.error("%s: ended all processes of this node; it joins again", reason)
+    console.print(f"{reason}: joining again", highlight=False, markup=False, soft_wrap=True)
+    service_manager.restarting(reason)
+    return True
 
 
 def _serve(settings: NodeSettings, console: Console) -> bool:
@@ -403,21 +428,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m appliance.driver.node")
     parser.add_argument("settings", help="NodeSettings as JSON")
     arguments = parser.parse_args()
-    console = Console(stderr=False)
+    console = own_process.DriverConsole()
     environment = dict(os.environ)
     was_member = os.environ.pop(_WAS_MEMBER, None) is not None
     try:
         again = _serve(msgspec.json.decode(arguments.settings, type=NodeSettings), console)
-    except ConfigError as error:
-        Console(stderr=True).print(f"appliance: {error}", style="red", markup=False, soft_wrap=True)
-        return 2
     except ApplianceError as error:
         text = str(error) or error.detail
-        Console(stderr=True).print(f"appliance: {text}", style="red", markup=False, soft_wrap=True)
+        own_process.DriverConsole(stderr=True).print(
+            f"appliance: {text}", style="red", markup=False, soft_wrap=True
+        )
         if not was_member or isinstance(error, JoinRefused):
-            return 1
-        console.print("joining again")  # this machine could join before, so the reason may pass
-        time.sleep(_MAX_RETRY_DELAY)
+            return 2 if isinstance(error, ConfigError) else 1
+        own_process.wait_to_restart(console)  # this machine could join before, so the reason may pass
+        again = True
+    except Exception:
+        if not was_member:
+            raise
+        _log.exception("this node failed")
+        own_process.wait_to_restart(console)
         again = True
     if again:
         own_process.restart({**environment, _WAS_MEMBER: "1"})

@@ -11,11 +11,11 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from rich.console import Console
 
-from appliance.domain.errors import ApplianceError
+from appliance.domain.errors import ApplianceError, LeaseLost
 
 #: Environment variable with the data folder, by which all processes of an appliance are found and killed.
 HOME_MARK: Final = "APPLIANCE_SERVES"
@@ -39,6 +39,33 @@ def stop_on_signals(stop: asyncio.Event) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
+class DriverState:
+    """How far a driver has come, which decides whether it starts again after an error."""
+
+    def __init__(self, *, running: bool) -> None:
+        """``running`` tells whether a driver that this one replaces has served, or was the standby."""
+        self.running = running
+        self.stop = asyncio.Event()  # set at SIGINT and SIGTERM
+
+    def starts_again(self, error: Exception) -> bool:
+        """Return whether this driver has to start again: the error may pass, and nobody watches the start.
+
+        At the first start, the operator has to see the error.
+        """
+        return not self.stop.is_set() and (self.running or isinstance(error, LeaseLost))
+
+
+class DriverConsole(Console):
+    """Prints for the operator. The driver continues if that is not possible, for example on a full disk."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Do nothing: the program that read the output has ended. Rich would end this process."""
+
+
 def wait_to_restart(console: Console) -> None:
     """Wait before a new attempt after an error. SIGINT and SIGTERM end this process meanwhile."""
     for number in (signal.SIGINT, signal.SIGTERM):  # Ray may have replaced the handlers
@@ -57,6 +84,7 @@ def restart(environment: Mapping[str, str]) -> NoReturn:
     for entry in list(Path("/proc/self/fd").iterdir()):  # some libraries leave inheritable descriptors open
         with contextlib.suppress(OSError):
             os.set_inheritable(int(entry.name), int(entry.name) <= 2)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # for example a file on a full disk
+            stream.flush()
     os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 - no shell is needed

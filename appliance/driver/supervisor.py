@@ -65,7 +65,10 @@ class Supervisor:
             await asyncio.wait_for(process.wait(), _GRACE)
         except TimeoutError:
             process.kill()
-            await process.wait()
+            try:
+                await asyncio.wait_for(process.wait(), _GRACE)
+            except TimeoutError:  # it waits for a device or a disk that does not answer
+                _log.error("the %s process %d does not end after SIGKILL", self._name, process.pid)
 
     def send_line(self, line: str) -> None:
         """Write a line to the standard input of the child, and of each child that replaces it."""
@@ -78,17 +81,19 @@ class Supervisor:
             process.stdin.write(line.encode() + b"\n")
 
     async def _spawn(self) -> None:
+        command = self._command()
+        secrets = None if self._secrets is None else json.dumps(self._secrets())
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command(),
+                *command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env={**without_secrets(), **self._variables},
                 start_new_session=True,  # Ctrl-C in the terminal is only for the driver
             )
-        if self._secrets is not None:
-            self._write(json.dumps(self._secrets()))
+        if secrets is not None:
+            self._write(secrets)
         for line in self._lines:
             self._write(line)
 
@@ -110,7 +115,8 @@ class Supervisor:
                 try:
                     await self._spawn()
                     break
-                except OSError as error:  # for example no memory for a process, or no disk space for its log
+                # For example no memory for a process, no disk space for its log, or a config that is damaged.
+                except Exception as error:  # noqa: BLE001 - nobody else restarts the child
                     _log.error(
                         "the %s process could not be started: %s: next attempt in %.1f s",
                         self._name,

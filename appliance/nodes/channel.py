@@ -13,7 +13,7 @@ from typing import IO, Any, Final, TypeVar, cast
 
 import msgspec
 
-from appliance.domain.errors import NodeError
+from appliance.domain.errors import NodeError, TemporaryNodeError
 from appliance.nodes import identity, messages
 from appliance.nodes.messages import Digest, ErrorReply, Reply
 
@@ -104,10 +104,11 @@ class Channel:
 
         Raises:
             NodeError: the other end could not carry out the request; the message has its reason.
+            TemporaryNodeError: the same, and a later attempt may succeed.
         """
         message = await self.receive(Reply, seconds=seconds)
         if isinstance(message, ErrorReply):
-            raise NodeError(message.message)
+            raise (TemporaryNodeError if message.temporary else NodeError)(message.message)
         if not isinstance(message, type):
             raise msgspec.ValidationError(f"an unexpected reply: {message.__struct_config__.tag}")
         return message

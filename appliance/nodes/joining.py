@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from appliance.domain.errors import HeadUnreachable, JoinRefused, NodeError
+from appliance.domain.errors import (
+    ApplianceError,
+    HeadUnreachable,
+    JoinRefused,
+    NodeError,
+    TemporaryNodeError,
+)
 from appliance.nodes import identity
 from appliance.nodes.channel import CONNECT_TIMEOUT, CONNECTION_ERRORS, Channel, reason
 from appliance.nodes.identity import Identity, JoinToken
@@ -51,6 +57,7 @@ async def join(
     Raises:
         HeadUnreachable: the head does not answer, or the connection broke.
         JoinRefused: the head is another one, or refuses this machine; the message has the reason.
+        ApplianceError: the certificate cannot be written.
     """
     own = Identity(folder)
     try:
@@ -67,12 +74,18 @@ async def join(
             admitted = await channel.reply(Admitted, seconds=120.0)
         finally:
             channel.close()
+    except TemporaryNodeError as error:
+        raise HeadUnreachable(f"the head at {host}:{port} cannot admit this machine now: {error}") from error
     except NodeError as error:
         raise JoinRefused(f"the head at {host}:{port} refuses this machine: {error}") from error
     except CONNECTION_ERRORS as error:
         raise HeadUnreachable(f"the head at {host}:{port} cannot be reached: {reason(error)}") from error
-    identity.write_private(own.authority, authority)
-    identity.write_private(own.certificate, admitted.certificate)
+    try:
+        identity.write_private(own.authority, authority)
+        identity.write_private(own.certificate, admitted.certificate)
+    except OSError as error:
+        text = f"the certificate of this node cannot be written to {folder}: {error.strerror}"
+        raise ApplianceError(text) from error
     return own, admitted
 
 
@@ -175,8 +188,8 @@ class Head:
         return True
 
     async def _ask(self, request: msgspec.Struct, reply: Any, seconds: float) -> Any:
-        context = identity.client_context(self._identity)
         try:
+            context = identity.client_context(self._identity)
             channel = await Channel.open(self._host, self._port, context, self._own_address)
             try:
                 if channel.peer != ("head", self._name):
@@ -185,6 +198,8 @@ class Head:
                 return await channel.reply(reply, seconds=seconds)
             finally:
                 channel.close()
+        except TemporaryNodeError as error:
+            raise HeadUnreachable(f"the head at {self._host}:{self._port} failed: {error}") from error
         except CONNECTION_ERRORS as error:
             text = f"the head at {self._host}:{self._port} cannot be reached: {reason(error)}"
             raise HeadUnreachable(text) from error

@@ -90,7 +90,7 @@ class NodeAgent:
         """Delete files of earlier predictions, and listen."""
         for folder in (self._inputs, self._outputs):
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-            folder.mkdir(mode=0o700, parents=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a process may still write there
         await self._server.start(listener)
 
     async def close(self) -> None:

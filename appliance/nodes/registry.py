@@ -388,7 +388,9 @@ class NodeRegistry:
             try:
                 await client.ping(max(HEARTBEAT, patience - (time.monotonic() - answered)))
                 answered = time.monotonic()
-            except (NodeLost, NodeError) as error:
+            except Exception as error:  # noqa: BLE001 - with any error, the node has not answered
+                if not isinstance(error, ApplianceError):
+                    _log.exception("a heartbeat of node %s failed", member.facts.name)
                 silence = time.monotonic() - answered
                 if silence >= patience:
                     self._remove(member, f"it has not answered for {silence:.1f} s: {error}")

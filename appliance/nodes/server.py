@@ -147,7 +147,7 @@ class AgentServer:
                     raise
                 text = f"{type(request).__name__} failed: {error}"
                 _log.warning("a request of %s %s could not be answered: %s", peer.role, peer.name, text)
-                await channel.send(ErrorReply(text))
+                await channel.send(ErrorReply(text, temporary=True))
                 return  # the client may expect more bytes, or the connection may break while it is used
 
 

@@ -292,7 +292,8 @@ class Connections:
             except sqlite3.Error as exc:
                 raise store_error(exc, self._name) from exc
             finally:
-                connection.rollback()
+                with contextlib.suppress(sqlite3.Error):  # the next BEGIN reports it
+                    connection.rollback()
                 self._readers.put(connection)
 
         return await self._in_thread(reading, self._threads)

@@ -104,7 +104,7 @@ def ended(
 ) -> int | None:
     """Run a driver that ends with ``error``; return its exit code, or None if it is replaced by a new one."""
 
-    def fails(_: object, __: object, state: main.DriverState) -> NoReturn:
+    def fails(_: object, __: object, state: own_process.DriverState) -> NoReturn:
         assert "APPLIANCE_WAS_RUNNING" not in os.environ  # so that child processes do not get it
         if stopping:
             state.stop.set()
@@ -173,7 +173,7 @@ async def test_a_standby_that_cannot_start_after_its_takeover_does_not_end(
     monkeypatch.setattr(main, "_run", fails)
     monkeypatch.setattr(standby, "lease_of", lambda _: object())
     monkeypatch.setattr(standby, "wait", held)
-    state = main.DriverState(running=False)
+    state = own_process.DriverState(running=False)
     with pytest.raises(ApplianceError, match="Ray did not start") as raised:
         await main.run(settings, tmp_path, [], Console(file=io.StringIO()), state)
     assert state.starts_again(raised.value) is waited

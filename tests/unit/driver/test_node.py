@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import io
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from appliance.cluster.replicas import RUNNER
-from appliance.domain.errors import ApplianceError, JoinRefused
+from appliance.domain.errors import ApplianceError, ConfigError, HeadUnreachable, JoinRefused
 from appliance.driver import node, own_process
 from appliance.driver.node_settings import NodeSettings, prepare_home
+from appliance.nodes.identity import Identity, JoinToken
+from appliance.nodes.joining import Head
+from appliance.nodes.messages import Admitted
 from appliance.worker.replica import worker_socket
 
 
@@ -59,7 +65,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, error: Exception | None, *, was_member:
         patch.setattr(sys, "argv", ["node", encoded])
         patch.setattr(node, "_serve", serve)
         patch.setattr(own_process, "restart", restart)
-        patch.setattr(time, "sleep", lambda _: None)
+        patch.setattr(own_process, "wait_to_restart", lambda _: None)
         patch.delenv("APPLIANCE_WAS_MEMBER", raising=False)
         if was_member:
             patch.setenv("APPLIANCE_WAS_MEMBER", "1")
@@ -73,6 +79,10 @@ def test_a_node_that_was_a_member_tries_to_join_until_it_is_refused(monkeypatch:
     assert ran(monkeypatch, failed, was_member=False) == 1  # a fault that the operator has to see
     assert ran(monkeypatch, failed, was_member=True) is None
     assert ran(monkeypatch, JoinRefused("another token"), was_member=True) == 1
+    certificate = ConfigError("the certificate is just being replaced", key="--certificate")
+    assert ran(monkeypatch, certificate, was_member=False) == 2
+    assert ran(monkeypatch, certificate, was_member=True) is None
+    assert ran(monkeypatch, OSError("too many open files"), was_member=True) is None
     assert ran(monkeypatch, None, was_member=False) is None  # the head is unreachable
 
 
@@ -87,3 +97,96 @@ async def test_an_error_at_the_end_does_not_keep_a_node_from_joining_again(
     one._settings, one._agent, one._zygote, one._ray = settings(tmp_path, "one"), None, None, None
     await one._end()
     assert caplog.text.count("did not stop cleanly") == 2
+
+
+TOKEN = JoinToken("secret", "")
+
+
+def node_process(folder: Path) -> node.NodeProcess:
+    prepared = msgspec.structs.replace(
+        settings(folder, "one"), heads=(("10.0.0.1", 1), ("10.0.0.2", 2)), devices={"small": 2**30}
+    )
+    return node.NodeProcess(prepared, TOKEN, folder, Console(file=io.StringIO()), lambda: None)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+async def test_a_member_joins_again_after_any_error(
+    joined: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(one: node.NodeProcess, _: asyncio.Event) -> NoReturn:
+        one.has_joined = joined
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(node.NodeProcess, "run", fails)
+    running = node._run(settings(tmp_path, "one"), TOKEN, tmp_path, Console(file=io.StringIO()))
+    if joined:
+        assert await running
+    else:  # the operator has to see the error
+        with pytest.raises(OSError, match="too many open files"):
+            await running
+
+
+async def test_a_refusal_counts_only_if_no_other_machine_is_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def refuse(host: str) -> Any:
+        asked.append(host)
+        if host == "10.0.0.1":
+            raise JoinRefused("a former head, with an earlier version")
+        return "joined"
+
+    one = node_process(tmp_path)
+    monkeypatch.setattr(one, "_join_head", lambda: refuse(one._host))
+    assert cast("object", await one._join()) == "joined"
+    one._settings = msgspec.structs.replace(one._settings, heads=(("10.0.0.1", 1),))
+    with pytest.raises(JoinRefused, match="a former head"):
+        await one._join()
+    assert asked == ["10.0.0.1", "10.0.0.2", "10.0.0.1"]
+
+
+async def test_a_head_that_does_not_accept_a_node_in_time_may_accept_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the error is no refusal, after which a node that was a member would end."""
+
+    async def refuses(*_: object) -> NoReturn:
+        raise JoinRefused("node one was lost, and its models are still being removed")
+
+    one = node_process(tmp_path)
+    monkeypatch.setattr(node, "_RETRY_TIMEOUT", -1.0)
+    monkeypatch.setattr(one, "_facts", lambda _: None)
+    head = cast("Head", SimpleNamespace(announce=refuses))
+    with pytest.raises(ApplianceError, match="still being removed") as raised:
+        await one._announce(head, cast("Admitted", SimpleNamespace(lost_after=0.0)))
+    assert not isinstance(raised.value, JoinRefused)
+
+
+async def test_a_node_leaves_a_head_whose_port_is_open_but_whose_gateway_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine hangs, or has other keys now, and another machine may be the head."""
+    questions = 0
+
+    async def listens(_: float) -> bool:
+        return True
+
+    async def hangs(_: str) -> NoReturn:
+        nonlocal questions
+        questions += 1
+        if questions == 3:
+            monkeypatch.setattr(node, "_GATEWAY_TIMEOUT", 0.0)
+        raise HeadUnreachable("no answer in time")
+
+    monkeypatch.setattr(node, "_CHECK_INTERVAL", 0.0)
+    head = cast("Head", SimpleNamespace(is_listening=listens, counts_as_member=hangs))
+    with pytest.raises(node.MembershipLost, match="no gateway has answered this node for 0 s"):
+        await node_process(tmp_path)._watch_membership(head, 0.0)
+    assert questions == 3
+
+
+async def test_a_node_without_its_certificate_does_not_reach_the_head(tmp_path: Path) -> None:
+    head = Head(Identity(tmp_path), "head", "10.0.0.1", 1, None)
+    with pytest.raises(HeadUnreachable, match="No such file"):
+        await head.counts_as_member("incarnation")

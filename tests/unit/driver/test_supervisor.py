@@ -22,7 +22,7 @@ LIVES = (
 
 async def lines(log: Path, count: int) -> list[str]:
     """Wait for the first ``count`` lines of a log."""
-    await until(lambda: log.exists() and len(log.read_text().splitlines()) >= count)
+    await until(lambda: log.exists() and log.read_text().count("\n") >= count)
     return log.read_text().splitlines()[:count]
 
 
@@ -145,4 +145,25 @@ async def test_a_failed_restart_is_repeated(tmp_path: Path, monkeypatch: pytest.
     await asyncio.sleep(0.1)  # several starts fail
     (tmp_path / "away").rename(folder)
     await lines(log, 2)
+    await child.stop()
+
+
+async def test_a_child_is_restarted_although_its_command_failed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example, the command depends on a file that was damaged for a moment."""
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
+    log = tmp_path / "child.log"
+    calls = 0
+
+    def command() -> list[str]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise ValueError("the runtime config is damaged")
+        return [sys.executable, "-c", "print('started', flush=True)"]
+
+    child = Supervisor("child", command, log)
+    await child.start()
+    assert await lines(log, 2) == ["started"] * 2
     await child.stop()

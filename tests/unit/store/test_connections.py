@@ -1,0 +1,37 @@
+"""The connections that read."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any, cast
+
+from tests.support.store_files import created
+
+
+class FaultyReader:
+    """A connection on a disk with errors: it cannot end its transactions."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str) -> Any:
+        return self._connection.execute(statement)
+
+    def rollback(self) -> None:
+        self._connection.rollback()
+        raise sqlite3.OperationalError("disk I/O error")
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+async def test_a_connection_that_cannot_end_a_transaction_is_used_again(tmp_path: Path) -> None:
+    """Without its connections, the store would not answer any more."""
+    store = await created(tmp_path / "one.db")
+    size = store._readers.qsize()
+    for _ in range(size):
+        store._readers.put(cast("sqlite3.Connection", FaultyReader(store._readers.get())))
+    for _ in range(size + 1):
+        assert await store.read(lambda connection: connection.execute("SELECT 1").fetchone()) == (1,)
+    await store.close()
