@@ -186,5 +186,5 @@ def _weight_size(home: Path, model: ModelConfig) -> int:
         return 0
     try:
         return weights.weight_size_of(weights.folder(home, model), model.weight_variant).stored
-    except WeightsError:
+    except (WeightsError, OSError):  # the files may just be deleted
         return 0

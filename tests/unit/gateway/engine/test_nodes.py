@@ -7,14 +7,16 @@ import time
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
 
-from appliance.config import FolderSource
+from appliance import weights
+from appliance.config import FolderSource, ModelConfig
 from appliance.domain.errors import ApplianceError, LoadFailed, NodeLost
 from appliance.domain.prediction import Status
+from appliance.gateway.engine import nodes as engine_nodes
 from appliance.gateway.engine.loads import ATTEMPTS
 from appliance.machine import Device
 from appliance.nodes.messages import NodeFacts
@@ -341,3 +343,17 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+def test_weights_that_are_just_deleted_have_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the sizes of the other weights are measured."""
+
+    def fails(*_: object) -> NoReturn:
+        raise FileNotFoundError("model.safetensors")
+
+    monkeypatch.setattr(weights, "weight_size_of", fails)
+    model = ModelConfig.model_validate(
+        {"name": "test/copied", "kind": "transformers", "source": {"path": str(tmp_path)}}
+        | {"options": {"task": "text-classification"}}
+    )
+    assert engine_nodes._weight_size(tmp_path, model) == 0
