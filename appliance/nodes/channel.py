@@ -8,7 +8,7 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import IO, Any, Final, TypeVar, cast
 
 import msgspec
@@ -23,8 +23,10 @@ READ_TIMEOUT: Final = 30.0
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 LENGTH: Final = struct.Struct(">I")
 _BUFFER: Final = 256 * 1024  # bytes that a connection reads ahead
+_STEPS: Final = 10  # in which the time of ``within`` is measured
 
 T = TypeVar("T", bound=msgspec.Struct)
+R = TypeVar("R")
 #: Errors of a connection whose other end has gone, or does not speak this protocol.
 CONNECTION_ERRORS: Final = (OSError, EOFError, TimeoutError, msgspec.DecodeError)
 
@@ -217,6 +219,26 @@ class Channel:
     @property
     def is_usable(self) -> bool:
         return not (self.reader.at_eof() or self.writer.is_closing())
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, R]) -> R:
+    """Return the result of ``work``, which may take ``seconds``, without the time in which this process hung.
+
+    Afterwards the answer of another machine may wait here, and a timeout of asyncio would end before it is
+    read. A process hangs if other programs use the processors, or if a task blocks the event loop.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    working = asyncio.ensure_future(work)
+    try:
+        for _ in range(_STEPS):
+            if (await asyncio.wait({working}, timeout=seconds / _STEPS))[0]:
+                return await working
+        raise TimeoutError
+    finally:
+        working.cancel()
+        await asyncio.wait({working})  # it may use what the caller closes now
 
 
 def detect_death(transport: asyncio.BaseTransport) -> None:

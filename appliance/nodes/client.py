@@ -22,6 +22,7 @@ from appliance.nodes.channel import (
     detect_death,
     encode,
     reason,
+    within,
 )
 from appliance.nodes.identity import Identity
 from appliance.nodes.messages import (
@@ -127,7 +128,7 @@ class NodeClient:
         """Return once the agent has answered; raise ``NodeLost`` if this takes longer than ``seconds``."""
         async with self._channel() as channel:
             await channel.send(Ping())
-            await channel.reply(Ok, seconds=seconds)
+            await within(seconds, channel.reply(Ok, seconds=None))
 
     async def facts(self) -> NodeFacts:
         return (await self._ask(AskFacts(), Facts)).facts

@@ -19,7 +19,7 @@ from appliance.domain.errors import (
     TemporaryNodeError,
 )
 from appliance.nodes import identity
-from appliance.nodes.channel import CONNECT_TIMEOUT, CONNECTION_ERRORS, Channel, reason
+from appliance.nodes.channel import CONNECT_TIMEOUT, CONNECTION_ERRORS, Channel, reason, within
 from appliance.nodes.identity import Identity, JoinToken
 from appliance.nodes.messages import (
     Admitted,
@@ -181,8 +181,7 @@ class Head:
             try:
                 if self._own_address is not None:
                     probe.bind((self._own_address, 0))
-                async with asyncio.timeout(seconds):
-                    await loop.sock_connect(probe, (self._host, self._port))
+                await within(seconds, loop.sock_connect(probe, (self._host, self._port)))
             except (OSError, TimeoutError):
                 return False
         return True

@@ -91,16 +91,16 @@ class Client:
         return self.get(id)
 
     def run_until_output(self, *, silent: int) -> tuple[list[str], str]:
-        """Start predictions without output, and one whose words come slowly; return once all run."""
+        """Start predictions without output, and one whose words come slowly; return once all have started."""
         without = [self.create("stream", text="a", delay=15) for _ in range(silent)]
         words = self.create("stream", text="a b c d e f", chunk_delay=4)
         wait_for(lambda: self.get(words).get("output"), "the first word")
         for waiting in without:
-            wait_for(partial(self.runs, waiting), f"prediction {waiting} to start")
+            wait_for(partial(self.has_started, waiting), f"prediction {waiting} to start")
         return without, words
 
-    def runs(self, id: str) -> bool:
-        return bool(self.get(id)["status"] == "processing")
+    def has_started(self, id: str) -> bool:
+        return bool(self.get(id)["status"] != "starting")
 
     def devices(self, model: str) -> list[str]:
         models = self.http.get("/admin/status").json()["models"]
@@ -164,8 +164,10 @@ def test_a_killed_gateway_loses_nothing_that_runs_on_a_node(machines: Machines, 
 
 
 def test_the_predictions_of_a_killed_node_run_on_another(machines: Machines, client: Client) -> None:
-    silent, words = client.run_until_output(silent=3)
+    assert client.ended(client.create("stream", text="a"))["status"] == "succeeded"
     machines.join("two")
+    assert client.devices("stream") == ["one/big"]
+    silent, words = client.run_until_output(silent=3)
     machines.nodes["one"].kill()
     failed = client.ended(words)
     assert failed["status"] == "failed"

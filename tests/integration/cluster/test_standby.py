@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
+import psycopg
 import pytest
 
 from tests.support import postgres_server
@@ -201,7 +202,8 @@ def test_a_head_without_a_network_stops_and_the_standby_takes_over(
     clients = Clients(machines)
     clients.wait_until(PREDICTIONS // 3)
     driver = alpha.process
-    machines.network.cut("alpha")
+    with in_a_write(server):
+        machines.network.cut("alpha")
     wait_for(lambda: not alpha.named("ServeReplica:gateway"), "the end of the gateway that is cut off")
     wait_for(lambda: not alpha.worker_pids(), "the end of its worker processes")
     wait_for(beta.answers, "the standby as the head")
@@ -212,6 +214,16 @@ def test_a_head_without_a_network_stops_and_the_standby_takes_over(
     assert driver.poll() is None  # the same process
     clients.join()
     check(beta, clients, server)
+
+
+@contextlib.contextmanager
+def in_a_write(server: PostgresServer) -> Iterator[None]:
+    """Let the gateway be in the middle of a write, for which it holds the write lock, during the block."""
+    waits = "SELECT 1 FROM pg_locks WHERE relation = 'predictions'::regclass AND NOT granted"
+    with psycopg.connect(server.url("appliance")) as connection:
+        connection.execute("LOCK TABLE predictions IN SHARE ROW EXCLUSIVE MODE")
+        wait_for(lambda: connection.execute(waits).fetchone(), "a write of the gateway")
+        yield
 
 
 class Stream:

@@ -6,16 +6,18 @@ import asyncio
 import os
 import shutil
 import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from appliance.domain.errors import NodeError
-from appliance.nodes import identity
+from appliance.nodes import identity, registry
 from appliance.nodes.channel import Channel
 from appliance.nodes.messages import ErrorReply, Join, Reply
+from appliance.nodes.node_agent import NodeAgent
 from appliance.nodes.weight_index import WeightIndex
 from tests.support.agents import HOST, VERSION, TestNode, cluster, echo_socket, until
 
@@ -160,6 +162,29 @@ async def test_invalid_messages_of_a_host_are_logged_once(
             with pytest.raises(EOFError):
                 await channel.receive(Reply)
         assert caplog.text.count("an invalid message") == 1
+
+
+async def test_a_head_that_hung_does_not_lose_its_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other programs used the processors, or a task blocked the event loop, while a node answered."""
+    lost_after, pings = 0.1, 0
+    monkeypatch.setattr(registry, "HEARTBEAT", 0.01)
+    answer = NodeAgent._ping
+
+    async def block(*arguments: Any) -> None:
+        nonlocal pings
+        pings += 1
+        await answer(*arguments)
+        if pings < 10:
+            time.sleep(2 * lost_after)  # noqa: ASYNC251 - the event loop is blocked
+
+    monkeypatch.setattr(NodeAgent, "_ping", block)
+    async with cluster(tmp_path, "a", lost_after=lost_after) as (head, (node,)):
+        await until(lambda: pings > 10)
+        assert list(head.nodes.members()) == ["a"]
+        assert head.events.notified == [("joined", "a")]
+        assert await node.as_member.is_listening(lost_after)
 
 
 async def test_a_digest_that_has_changed_is_saved(tmp_path: Path) -> None:
