@@ -30,6 +30,13 @@ from tests.support.head_http import HeadHttp, NodeHttp, forwarding
 STREAMS = 256
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait long for the head: other programs may use the processors."""
+    for name in ("RETRY_TIMEOUT", "HEALTH_TIMEOUT"):
+        monkeypatch.setattr(http_server, name, PATIENCE)
+
+
 class App:
     """The application of the head, and what happens to its requests."""
 
@@ -156,8 +163,7 @@ async def test_parts_of_a_stream_arrive_one_by_one(tmp_path: Path) -> None:
         assert await anext(parts) == b"second"
 
 
-async def test_many_streams_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "RETRY_TIMEOUT", PATIENCE)  # other programs may use the processors
+async def test_many_streams_are_open_at_once(tmp_path: Path) -> None:
     app = App()
 
     async def read(http: httpx.AsyncClient) -> bytes:
@@ -320,9 +326,14 @@ async def test_a_refusal_of_the_head_is_told_to_the_client(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "RETRY_TIMEOUT", 0.3)
-    monkeypatch.setattr(http_server, "HEALTH_TIMEOUT", 0.3)
+def impatient(monkeypatch: pytest.MonkeyPatch, patient: None) -> None:
+    """Do not wait long for the head, which does not answer in the whole test."""
+    wait_briefly(monkeypatch)
+
+
+def wait_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RETRY_TIMEOUT", "HEALTH_TIMEOUT"):
+        monkeypatch.setattr(http_server, name, 0.3)
 
 
 async def leave(head: TestHead, http: HeadHttp) -> None:
@@ -339,11 +350,13 @@ async def back(head: TestHead, app: App) -> HeadHttp:
     return http
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_without_the_head_clients_get_an_error_of_their_api(tmp_path: Path) -> None:
+async def test_without_the_head_clients_get_an_error_of_their_api(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with forwarding(tmp_path, App().app) as (head, gateway, node), client(node) as http:
         assert (await http.get("/healthz")).status_code == 200
         await leave(head, gateway)
+        wait_briefly(monkeypatch)
         reply = await http.get("/healthz")
         assert reply.status_code == 503
         assert reply.headers["retry-after"] == "5"

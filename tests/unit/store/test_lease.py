@@ -73,8 +73,11 @@ def test_one_head_at_a_time(first: Lease, second: Lease) -> None:
 
 def test_a_head_that_does_not_renew_its_lease_loses_it(url: str, second: Lease) -> None:
     """The server ends the session of a machine that hangs, or that is cut off."""
-    first = Lease(url, "one at 10.0.0.1", 0.5)
+    first = Lease(url, "one at 10.0.0.1", LONG)
     assert first.acquire()
+    assert first._connection is not None
+    assert first._connection.run("SHOW idle_session_timeout").fetchone()[0] == f"{LONG / 60:.0f}min"
+    first._connection.run("SET idle_session_timeout = '10ms'")
     wait_for(second.acquire, "the next head")
     with pytest.raises(LeaseLost, match=r"two at 10\.0\.0\.2 has become the head"):
         first.renew()
