@@ -5,6 +5,7 @@ The nodes have hardly any memory, so all models run on the head.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -176,7 +177,7 @@ def test_a_stream_continues_on_another_machine(machines: Machines) -> None:
         seen = list(itertools.islice(reading, 5))
         assert created["urls"]["stream"].startswith(machines.one.url)
         machines.one.kill()
-        with pytest.raises(httpx.HTTPError):
+        with contextlib.suppress(httpx.HTTPError):  # unless all has come before
             seen += reading
     with machines.two.client() as other:
         path = created["urls"]["stream"].removeprefix(machines.one.url)

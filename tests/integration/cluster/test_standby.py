@@ -227,11 +227,11 @@ def in_a_write(server: PostgresServer) -> Iterator[None]:
 
 
 class Stream:
-    """A prediction whose output is streamed for minutes."""
+    """A prediction whose output would be streamed for more than half an hour."""
 
     def __init__(self, client: httpx.Client) -> None:
         """Create it, and read its first outputs."""
-        input = {"text": " ".join(f"word-{n}" for n in range(200)), "chunk_delay": 1.0}
+        input = {"text": " ".join(f"word-{n}" for n in range(2000)), "chunk_delay": 1.0}
         body = {"version": "test/model-1", "input": input, "stream": True}
         made = client.post("/v1/predictions", json=body).raise_for_status().json()
         self.id: str = made["id"]
