@@ -29,11 +29,11 @@ from appliance.domain.prediction import Prediction, Status
 from appliance.scheduler import Residency, SleepFootprint
 from appliance.worker.replica import ReplicaStats
 from tests.support.agents import TestHead, TestNode
+from tests.support.appliance_process import PATIENCE
 from tests.support.engine_bench import MIB, Bench, entry
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MODEL = 300 * MIB  # a worker process of the echo model needs much less
-PATIENCE = 120.0
 
 
 class Nodes:
@@ -195,10 +195,11 @@ async def test_a_model_on_a_node_sleeps_and_wakes(bench: NodeBench) -> None:
 async def test_a_broken_connection_ends_the_worker_process_and_the_predictions_run_again(
     bench: NodeBench,
 ) -> None:
-    prediction = await bench.submit(bench.stream, text="a", delay=3)
-    await bench.until(prediction, Status.PROCESSING)
+    await bench.ended(await bench.submit(bench.stream, text="a"))
     link = bench.cluster._links["test/stream"]
     worker = msgspec.msgpack.decode(await link.handle.stats.remote(), type=ReplicaStats).pid
+    prediction = await bench.submit(bench.stream, text="a", delay=3)
+    await bench.until(prediction, Status.PROCESSING)
     link.connection.close()
     ended = await bench.ended(prediction)
     assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 2)
@@ -219,12 +220,14 @@ async def test_the_next_gateway_adopts_the_models_and_predictions_of_a_node(benc
 
 
 async def test_the_predictions_of_a_killed_node_run_again_or_keep_their_output(bench: NodeBench) -> None:
-    silent = [await bench.submit(bench.stream, text="a", delay=8) for _ in range(3)]
+    await bench.ended(await bench.submit(bench.stream, text="a"))
+    await bench.nodes.add("spare")
+    assert bench.scheduler.devices("test/stream") == ("box/cpu",)
     with_output = await bench.submit(bench.stream, text="a b", chunk_delay=600)
     await bench.output_of(with_output)
+    silent = [await bench.submit(bench.stream, text="a", delay=8) for _ in range(3)]
     for prediction in silent:
         await bench.until(prediction, Status.PROCESSING)
-    await bench.nodes.add("spare")
     await bench.nodes.kill("box")
     failed = await bench.ended(with_output)
     assert (failed.status, list(failed.output)) == (Status.FAILED, ["a "])

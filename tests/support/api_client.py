@@ -23,6 +23,7 @@ from appliance.gateway.sign_on import SignOn
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine.disk import Storage
 from appliance.observability.audit_log import AuditLog
+from tests.support.appliance_process import PATIENCE
 from tests.support.engine_bench import Bench
 
 SECRET = "a secret with spaces"
@@ -102,7 +103,7 @@ class Api(httpx.AsyncClient):
         return record
 
     async def ended(self, record: dict[str, Any]) -> dict[str, Any]:
-        deadline = time.monotonic() + 60  # for hangs
+        deadline = time.monotonic() + PATIENCE
         while True:
             found: dict[str, Any] = (await self.get(f"/v1/predictions/{record['id']}")).json()
             if found["status"] not in {"starting", "processing"}:
@@ -111,7 +112,7 @@ class Api(httpx.AsyncClient):
             await asyncio.sleep(0.005)
 
     async def until_output(self, record: dict[str, Any]) -> dict[str, Any]:
-        deadline = time.monotonic() + 60  # for hangs
+        deadline = time.monotonic() + PATIENCE
         while not (found := (await self.get(f"/v1/predictions/{record['id']}")).json()).get("output"):
             assert time.monotonic() < deadline, found
             await asyncio.sleep(0.005)

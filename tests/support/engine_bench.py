@@ -30,6 +30,7 @@ from appliance.observability.history import History
 from appliance.observability.metrics import Metrics
 from appliance.observability.tracing import Tracing
 from appliance.scheduler import Capacity, Demand, Event, Origin, Scheduler, SleepFootprint
+from tests.support.appliance_process import PATIENCE
 from tests.support.local_cluster import LocalCluster
 from tests.support.store_files import opened
 
@@ -220,14 +221,14 @@ class Bench:
         return record
 
     async def until(self, prediction: Prediction, status: Status) -> Prediction:
-        deadline = time.monotonic() + 60  # for hangs
+        deadline = time.monotonic() + PATIENCE
         while (record := await self.engine.get(prediction.id, "me")).status is not status:
             assert time.monotonic() < deadline, record
             await asyncio.sleep(0.005)
         return record
 
     async def output_of(self, prediction: Prediction) -> Prediction:
-        deadline = time.monotonic() + 60  # for hangs
+        deadline = time.monotonic() + PATIENCE
         while not (record := await self.engine.get(prediction.id, "me")).output:
             assert time.monotonic() < deadline, record
             await asyncio.sleep(0.005)

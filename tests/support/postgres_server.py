@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.support.appliance_process import free_port
+from tests.support.appliance_process import PATIENCE, free_port
 
 MISSING: Final = "PostgreSQL is not installed (initdb is neither in /usr/lib/postgresql nor on PATH)"
 _LOCALE: Final = ("--locale=C.UTF-8", "--encoding=UTF8")
@@ -85,7 +85,7 @@ class PostgresServer:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + 60  # for hangs
+        deadline = time.monotonic() + PATIENCE
         port = () if self._address is None else ("-p", str(self._port))
         while subprocess.run([self._bin / "pg_isready", "-q", "-h", self.folder, *port]).returncode:
             assert self._process.poll() is None, self._log.read_text()
