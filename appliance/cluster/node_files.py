@@ -222,6 +222,12 @@ class NodeFiles:
         if paths:
             self._drop(paths)
 
+    async def dropped(self) -> None:
+        """Return once all deletions that have begun are done, or the node is lost."""
+        while self._drops and not self._lost.done():
+            waited: set[asyncio.Future[Any]] = {*self._drops, self._lost}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+
     def adopt(self, predictions: Iterable[str]) -> None:
         """Note that predictions (ids), which a previous gateway has sent, have files on the node."""
         self._on_node |= {id: self._all_on_node(id) for id in predictions}

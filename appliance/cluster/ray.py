@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 
 from appliance.cluster import node_spec
 from appliance.cluster.base import AdoptedModel, NodeConnection, NodeFolders
@@ -95,8 +96,9 @@ class RayCluster:
             used_weights=self._used_weights,
         )
         self._pools[name] = self._pool(machine)
+        # The agent of a node that joins has already deleted all files of earlier predictions. Deleting them
+        # from here could hit the files of the first new predictions.
         if self._adopted:
-            self._spawn(_drop_others(machine, []))
             self._pools[name].keep_spare()
 
     def remove_node(self, name: str, reason: str) -> None:
@@ -113,17 +115,17 @@ class RayCluster:
     async def adopt(self) -> list[AdoptedModel]:
         """Return the loaded models of a previous gateway, and start the first spare replicas."""
         applications = (await asyncio.to_thread(serve.status)).applications
-        names = [name for name in applications if name.startswith(RUNNER)]
-        self._number_after(names)
+        found = {name: each.status for name, each in applications.items() if name.startswith(RUNNER)}
+        self._number_after(found)
         adopted = []
-        for name in names:
+        for name in [each for each, status in found.items() if status is not ApplicationStatus.DELETING]:
             pool = self._pools.get(_node_of_replica(name) or self._node)
             if pool is None:
                 _log.warning("runner replica %s is on a node that has left, and will be deleted", name)
                 await delete(name)
                 continue
-            link = pool.link(name, await asyncio.to_thread(serve.get_app_handle, name))
             try:
+                link = pool.link(name, await asyncio.to_thread(serve.get_app_handle, name))
                 stats = _stats_decoder.decode(await link.call(link.handle.stats.remote()))
             except REPLICA_ERRORS as error:
                 _log.warning("runner replica %s does not respond and will be deleted: %s", name, error)
@@ -141,11 +143,13 @@ class RayCluster:
                 adopted.append(
                     AdoptedModel(stats.spec, held, levels, stats.level, stats.changing_sleep_state)
                 )
+        pools = list(self._pools.values())  # nodes may join or be lost during the calls below
         self._adopted = True
-        for pool in self._pools.values():
+        for pool in pools:
             on_it = (link for link in self._links.values() if link.machine is pool.machine)
             await _drop_others(pool.machine, [id for link in on_it for id in link.held])
-            pool.keep_spare()
+            if not pool.machine.is_lost:
+                pool.keep_spare()
         return adopted
 
     def _number_after(self, names: Iterable[str]) -> None:
@@ -277,6 +281,7 @@ class RayCluster:
     async def _give_back(self, link: Link) -> None:
         if link.transfer is not None:
             link.transfer.files.abandon()
+            await link.transfer.files.dropped()
         pool = self._pools.get(link.machine.name)
         if pool is not None and pool.machine is link.machine:
             await pool.give_back(link)
@@ -440,4 +445,5 @@ async def _read(model: str, link: Link, transfer: Transfer) -> None:
     await transfer.files.events_delivered()
     if isinstance(end, WorkerLost) and not isinstance(end, NodeLost):
         transfer.files.abandon()
+        await transfer.files.dropped()  # before the predictions run again, maybe on this node
     transfer.messages.put_nowait(end)

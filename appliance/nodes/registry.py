@@ -127,6 +127,7 @@ class NodeRegistry:
         self._heartbeats: dict[str, asyncio.Task[None]] = {}
         self._lost: dict[str, NodeStatus] = {}
         self._listeners: list[NodeListener] = []
+        self._adopting = True  # until ``start`` has asked all members of a previous gateway
         self._http: asyncio.Future[Http] | None = None
         self._forwarded: dict[str, set[asyncio.WriteTransport]] = {}  # by node: connections of HTTP clients
         admission = Admission(own, settings, self._check_name)
@@ -157,6 +158,7 @@ class NodeRegistry:
         """Find the members of a previous gateway that still answer, then accept connections."""
         saved = [member for member in self._saved() if member.facts.name != self._head.name]
         await asyncio.gather(*map(self._adopt, saved))
+        self._adopting = False
         self._save()
         await self._server.start(listener)
 
@@ -428,6 +430,8 @@ class NodeRegistry:
         return saved.members if saved.session == self._session else []
 
     def _save(self) -> None:
+        if self._adopting:  # else a gateway that is killed now would leave only some of the members
+            return
         content = msgspec.json.encode(
             _Saved(self._session, list(self._members.values()), sorted(self._drained))
         )

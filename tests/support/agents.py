@@ -80,8 +80,8 @@ class TestHead:
         )
 
     async def start(self) -> None:
-        listener = bind(HOST, self.port)
-        self.port = listener.getsockname()[1]
+        self.listener = bind(HOST, self.port)
+        self.port = self.listener.getsockname()[1]
         self.nodes = NodeRegistry(
             self.identity,
             self.join_settings,
@@ -91,7 +91,7 @@ class TestHead:
             lost_after=lambda: self.lost_after,
         )
         self.nodes.listen_to(self.events)
-        await self.nodes.start(listener)
+        await self.nodes.start(self.listener)
 
 
 class TestNode:

@@ -334,6 +334,31 @@ async def test_the_files_of_a_lost_worker_process_are_deleted_on_the_node(bench:
     assert next_attempt.exists()
 
 
+async def test_a_deletion_on_the_node_is_awaited_until_the_node_is_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop, go = bench.node.drop_files, asyncio.Event()
+
+    async def slow(paths: list[str]) -> None:
+        await go.wait()
+        await drop(paths)
+
+    monkeypatch.setattr(bench.node, "drop_files", slow)
+    bench.files.adopt(["a"])
+    bench.files.abandon()
+    deleted = asyncio.ensure_future(bench.files.dropped())
+    await asyncio.sleep(0)
+    assert not deleted.done()
+    go.set()
+    await deleted
+    assert bench.node.dropped
+    go.clear()
+    bench.files.adopt(["b"])
+    bench.files.abandon()
+    bench.lost.set_result("no heartbeat")
+    await bench.files.dropped()
+
+
 async def test_the_files_stay_for_the_next_gateway(bench: Bench) -> None:
     bench.files.submit(bench.job("a", file=bench.input("a", "in.bin")))
     await until(lambda: bench.jobs)

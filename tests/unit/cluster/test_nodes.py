@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus
 
 from appliance.cluster import node_spec
 from appliance.cluster.ray import RayCluster
@@ -176,15 +178,28 @@ async def test_weights_that_cannot_be_copied_fail_the_load(fake: FakeServe, tmp_
     await cluster.close()
 
 
+def survive(monkeypatch: pytest.MonkeyPatch, *handles: Handle, deleting: tuple[str, ...] = ()) -> None:
+    """Let Serve have replicas of an earlier gateway; those named in ``deleting`` never answer."""
+    found = {each.name: SimpleNamespace(status=ApplicationStatus.RUNNING) for each in handles}
+    found |= {name: SimpleNamespace(status=ApplicationStatus.DELETING) for name in deleting}
+    by_name = {each.name: each for each in handles}
+
+    def get_app_handle(name: str) -> Handle:
+        if name not in by_name:
+            raise RayServeException(f"Application '{name}' does not exist.")
+        return by_name[name]
+
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=found))
+    monkeypatch.setattr(serve, "get_app_handle", get_app_handle)
+
+
 async def test_copies_and_files_of_adopted_models_are_not_deleted(
     fake: FakeServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster, node = cluster_of(tmp_path)
     handle = Handle("runner-box-4")
     handle.stats_reply = ReplicaStats(spec("box"), [], ["held"], 1, copies=["/n/weights/a"])
-    applications = SimpleNamespace(applications={handle.name: None})
-    monkeypatch.setattr(serve, "status", lambda: applications)
-    monkeypatch.setattr(serve, "get_app_handle", lambda _: handle)
+    survive(monkeypatch, handle)
     for id in ("held", "finished"):
         (node.inputs / id).mkdir()
     (adopted,) = await cluster.adopt()
@@ -194,6 +209,66 @@ async def test_copies_and_files_of_adopted_models_are_not_deleted(
     other.touch()
     await cluster.copy_weights(msgspec.structs.replace(spec("box", other), model="a/other"))
     assert node.kept == ["/n/weights/a"]
+    await cluster.close()
+
+
+async def test_a_replica_that_is_being_deleted_is_not_adopted(
+    fake: FakeServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway died while it deleted the replica, which answers no call any more."""
+    cluster, _ = cluster_of(tmp_path)
+    deleted = Handle("runner-7")
+    deleted.hangs = True
+    survive(monkeypatch, deleted, deleting=("runner-7", "runner-box-3"))
+    async with asyncio.timeout(10):
+        assert await cluster.adopt() == []
+        await cluster.load(spec("head"))
+    assert "runner-8" in fake.handles  # no replica gets a name that may still be in use
+    await cluster.close()
+
+
+async def test_a_replica_that_is_gone_after_it_was_listed_is_not_adopted(
+    fake: FakeServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, _ = cluster_of(tmp_path)
+    gone = SimpleNamespace(applications={"runner-0": SimpleNamespace(status=ApplicationStatus.RUNNING)})
+    survive(monkeypatch)
+    monkeypatch.setattr(serve, "status", lambda: gone)
+    assert await cluster.adopt() == []
+    assert fake.deleted == ["runner-0"]
+    await cluster.close()
+
+
+async def test_nodes_may_join_and_be_lost_during_the_adoption(
+    fake: FakeServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, node = cluster_of(tmp_path)
+    survive(monkeypatch)
+    other = LocalNode(tmp_path / "second")
+
+    async def drop_others(_: list[str]) -> None:
+        cluster.add_node("second", other.folders, other)
+        cluster.remove_node("box", "no heartbeat")
+
+    monkeypatch.setattr(node, "drop_others", drop_others)
+    assert await cluster.adopt() == []
+    await cluster.load(spec("second"))
+    assert [name for name in fake.handles if "box" in name] == []
+    await cluster.close()
+
+
+async def test_no_file_is_deleted_on_a_node_that_joins(
+    fake: FakeServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agent has deleted all files before; the files there now are of the first new predictions."""
+    cluster, _ = cluster_of(tmp_path)
+    survive(monkeypatch)
+    await cluster.adopt()
+    other = LocalNode(tmp_path / "second")
+    cluster.add_node("second", other.folders, other)
+    (other.inputs / "new").mkdir()
+    await cluster.load(spec("second"))
+    assert [path.name for path in other.inputs.iterdir()] == ["new"]
     await cluster.close()
 
 

@@ -428,6 +428,31 @@ async def test_a_renewed_secret_replaces_the_old_one(tmp_path: Path) -> None:
         assert head.identity.secret.stat().st_mode & 0o777 == 0o600
 
 
+async def test_a_gateway_that_is_killed_while_it_asks_the_members_forgets_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = NodeClient.ping
+
+    async def ping(self: NodeClient, *arguments: float) -> None:
+        if self.name == "b":
+            await asyncio.Event().wait()  # this node is slow
+        await asked(self, *arguments)
+
+    async with cluster(tmp_path, "a", "b") as (head, _):
+        await head.nodes.close()
+        head.events.notified.clear()
+        with monkeypatch.context() as slow:
+            slow.setattr(NodeClient, "ping", ping)
+            starting = asyncio.ensure_future(head.start())
+            await until(lambda: ("joined", "a") in head.events.notified)
+            starting.cancel()
+            await asyncio.wait({starting})
+            await head.nodes.close()
+        head.listener.close()
+        await head.start()
+        assert sorted(head.nodes.members()) == ["a", "b"]
+
+
 async def test_a_node_that_the_engine_refuses(tmp_path: Path) -> None:
     class Refusal(Events):
         def joined(self, facts: NodeFacts, client: NodeClient) -> None:
