@@ -94,12 +94,6 @@ class BucketTable:
             lambda connection: dict(connection.execute(QUERIES["count_objects"]).fetchall())
         )
 
-    async def of_unfinished(self) -> set[str]:
-        """Return the paths of the objects with output files of unfinished predictions."""
-        return await self._connections.read(
-            lambda connection: {path for (path,) in connection.execute(QUERIES["unfinished_objects"])}
-        )
-
     async def files(self) -> dict[str, str]:
         """Return the ids of all files by their paths."""
         return await self._connections.read(

@@ -69,6 +69,10 @@ class FileTable:
             lambda connection: {row[0] for row in connection.execute(QUERIES["unfinished_ids"])}
         )
 
+    async def of_unfinished(self) -> Files:
+        """Return the output files of unfinished predictions."""
+        return await self._list("unfinished_outputs", {})
+
     async def output_paths(self) -> dict[str, str]:
         """Return the ids of predictions by the paths of their output files, without those of trainings."""
         return await self._connections.read(

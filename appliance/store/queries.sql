@@ -319,6 +319,14 @@ INSERT INTO files (
 SELECT id, owner, name, content_type, size, sha256, md5, metadata, created_at, expires_at, prediction, path FROM files
 WHERE id = :id;
 
+-- query: unfinished_outputs
+-- The output files of unfinished predictions.
+SELECT
+    f.id, f.owner, f.name, f.content_type, f.size, f.sha256, f.md5, f.metadata, f.created_at, f.expires_at,
+    f.prediction, f.path
+FROM predictions AS p INDEXED BY predictions_unfinished JOIN files AS f ON f.prediction = p.id
+WHERE p.status IN ('starting', 'processing');
+
 -- query: uploads
 -- A page of an owner's uploads older than a cursor, newest first.
 SELECT id, owner, name, content_type, size, sha256, md5, metadata, created_at, expires_at, prediction, path FROM files
@@ -833,13 +841,6 @@ SELECT path, state FROM bucket_objects WHERE path >= :first AND path < :last;
 -- query: count_objects
 -- The number of objects in each state.
 SELECT state, count(*) FROM bucket_objects GROUP BY state;
-
--- query: unfinished_objects
--- The paths of objects with output files of unfinished predictions.
-SELECT bucket_objects.path FROM predictions
-JOIN files ON files.prediction = predictions.id
-JOIN bucket_objects ON bucket_objects.path = files.path
-WHERE predictions.status IN ('starting', 'processing');
 
 -- query: file_with_path
 -- The file with the path :path, whose own id or whose prediction's id is :id.

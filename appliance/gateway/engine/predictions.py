@@ -15,11 +15,12 @@ from functools import partial
 from typing import Any, Final
 
 from appliance.domain.errors import PredictionFailed, StoreError, UnstorableValue
-from appliance.domain.prediction import Done, Emitted, Job, Output, Prediction, Status
+from appliance.domain.prediction import Done, Emitted, Prediction, Status
 from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.gateway.engine import records
 from appliance.gateway.engine.active import ActivePrediction, Unwritten, fetched_input
 from appliance.gateway.engine.dependencies import Dependencies
+from appliance.gateway.engine.jobs import job_of, with_stored_files
 from appliance.gateway.engine.loads import Loads
 from appliance.gateway.engine.memory_profiles import OutOfMemoryAdvice
 from appliance.gateway.engine.tasks import Tasks
@@ -106,6 +107,11 @@ class Predictions:
         self._scheduler.resumed(active.id, active.entry.runs_on, self._parent(active))
         self._start_run_timeout(active)
 
+    def start_held(self, active: ActivePrediction, devices: tuple[str, ...]) -> None:
+        """Start a prediction where an earlier gateway has sent it: elsewhere it would run a second time."""
+        self._scheduler.resumed(active.id, active.entry.runs_on, self._parent(active))
+        self.start(Start(active.id, active.entry.runs_on, devices))
+
     def forget(self, active: ActivePrediction) -> None:
         """Drop a prediction whose creation could not be stored."""
         if active.submitted and not active.ending:
@@ -178,6 +184,7 @@ class Predictions:
     def _drop_inputs(self, active: ActivePrediction) -> None:
         if active.fetched is not None:
             active.fetched.cancel()
+        if active.has_files:  # an earlier gateway may have fetched them
             self._tasks.spawn(self._dependencies.inputs.discard(active.id))
 
     def _remove(self, active: ActivePrediction) -> None:
@@ -246,19 +253,7 @@ class Predictions:
 
     def _submit(self, active: ActivePrediction, attempt: int, input: dict[str, Any]) -> None:
         active.submitted = attempt
-        self._cluster.submit(active.entry.runs_on, self._job(active, attempt, input))
-
-    def _job(self, active: ActivePrediction, attempt: int, input: dict[str, Any]) -> Job:
-        id, files = active.id, self._dependencies.files
-        token = self._dependencies.run_tokens.make(id, attempt) if active.entry.calls_others else None
-        return Job(
-            *(id, attempt, input),
-            folder=files.outputs(id, attempt),
-            adapter=active.entry.adapter,
-            inline=files.inline,
-            token=token,
-            operation=active.prediction.operation,
-        )
+        self._cluster.submit(active.entry.runs_on, job_of(self._dependencies, active, attempt, input))
 
     def apply(self, model: str, emitted: Emitted) -> bool:
         """Apply an event of a model's worker process; ignore events of earlier attempts.
@@ -284,9 +279,11 @@ class Predictions:
             self.end(active, Status(event.status), event.error)
             return True
         if emitted.n > active.prediction.n:
-            if isinstance(event, Output) and active.entry.files_out:
-                registered = self._dependencies.files.register(active.prediction, event.values)
-                event = Output(registered, append=event.append)
+            try:
+                event = with_stored_files(self._dependencies, active, event)
+            except PredictionFailed as error:
+                self.end(active, Status.FAILED, f"{INTERRUPTED}: {error.detail}")
+                return False
             active.unsaved.append((emitted.n, event))
             self._show(active, active.prediction.apply(event, emitted.n))
         return False

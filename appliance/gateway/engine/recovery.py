@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,11 +21,19 @@ from appliance.gateway.engine.instances import Instances
 from appliance.gateway.engine.loads import Loads
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
 from appliance.gateway.engine.predictions import INTERRUPTED, Predictions
+from appliance.scheduler import Residency
 
 _log = logging.getLogger(__name__)
 
-#: By instance that is still loaded: the ids of the predictions that its worker process holds.
-Held = dict[str, frozenset[str]]
+
+class AdoptedInstance(NamedTuple):
+    """A model that is still loaded."""
+
+    devices: tuple[str, ...]
+    predictions: frozenset[str]  # ids of those that its worker process holds
+
+
+Held = dict[str, AdoptedInstance]  # by instance
 
 
 async def restore_budgets(dependencies: Dependencies) -> None:
@@ -43,7 +52,7 @@ async def adopt_models(dependencies: Dependencies, loads: Loads, memory_profiles
         model = adopted.spec.model
         if await loads.adopt(adopted):
             memory_profiles.adopted(model)
-            held[model] = adopted.held
+            held[model] = AdoptedInstance(adopted.spec.placement, adopted.held)
             _log.info("model %s is still loaded and has %d unfinished predictions", model, len(adopted.held))
     return held
 
@@ -59,8 +68,8 @@ async def recover_predictions(
     failed: list[Prediction] = []
     unfinished = await dependencies.store.unfinished()
     ids = {prediction.id for prediction in unfinished}
-    for model, running in held.items():
-        for orphan in running - ids:  # not stored, or it has ended and the cancel got lost
+    for model, adopted in held.items():
+        for orphan in adopted.predictions - ids:  # not stored, or it has ended and the cancel got lost
             dependencies.cluster.discard(model, orphan)
     for prediction in unfinished:
         try:
@@ -77,12 +86,21 @@ async def recover_predictions(
             reason = "its secret input was lost when the appliance stopped: send the prediction again"
             failed.append(_interrupted(prediction, reason))
             continue
+        instance = held.get(entry.runs_on)
+        is_held = instance is not None and prediction.id in instance.predictions
+        if is_held and (problem := dependencies.files.stored_problem(prediction)) is not None:
+            dependencies.cluster.discard(entry.runs_on, prediction.id)
+            failed.append(_interrupted(prediction, problem))
+            continue
         active = predictions.add(prediction, entry, validated)
         active.created = _stored()
         if prediction.status is Status.STARTING:
-            predictions.enqueue(active)
+            if instance is not None and is_held and _is_ready(dependencies, entry):
+                predictions.start_held(active, instance.devices)
+            else:
+                predictions.enqueue(active)
         else:
-            predictions.resume(active, held=prediction.id in held.get(entry.runs_on, ()))
+            predictions.resume(active, held=is_held)
             dependencies.cluster.stored(entry.runs_on, prediction.id, prediction.attempt, prediction.n)
     for record in failed:  # they are unfinished until their end is stored
         dependencies.budgets.add(record)
@@ -137,9 +155,13 @@ def _interrupted(prediction: Prediction, reason: str) -> Prediction:
     return prediction.finished(Status.FAILED, time.time(), f"{INTERRUPTED}: {reason}")
 
 
+def _is_ready(dependencies: Dependencies, entry: ServedVersion) -> bool:
+    return dependencies.scheduler.residency(entry.runs_on) is Residency.READY
+
+
 def _on_its_instance(instances: Instances, entry: ServedVersion, id: str, held: Held) -> ServedVersion:
     """Return ``entry`` on the instance that still runs this prediction, or on the least busy instance."""
     for key in instances.keys(entry.runs_on):
-        if id in held.get(key, ()):
+        if key in held and id in held[key].predictions:
             return msgspec.structs.replace(entry, runs_on=key)
     return instances.choose(entry)

@@ -32,12 +32,14 @@ from appliance.domain.errors import (
     ContentMissing,
     FileQuotaExceeded,
     OutputRemoved,
+    PredictionFailed,
     StoreError,
     UnstorableValue,
 )
 from appliance.domain.file import File, OutputFile
 from appliance.domain.prediction import Prediction, new_id
 from appliance.gateway.files.open_content import OpenContent, open_local
+from appliance.gateway.files.output_check import EarlierOutputs, problem_of
 from appliance.store import RETRY_STORE
 from appliance.store.files import FileTable
 
@@ -147,8 +149,7 @@ class FileStore:
         self._arriving: list[Incoming] = []
         self._encryption: OutputEncryption | None = None
         self._transfer = transfer
-        #: Paths of output files in the bucket, of predictions that the previous gateway did not finish.
-        self._in_bucket: set[str] = set()
+        self._earlier = EarlierOutputs()
         self._logged: set[str] = set()  # paths of missing files that the log has named
 
     async def start(self) -> None:
@@ -161,6 +162,7 @@ class FileStore:
         self._secret = await signing_secret(self.table)
         known, unfinished = await self.table.paths(), await self.table.unfinished_predictions()
         await asyncio.to_thread(self._delete_unknown, known, unfinished)
+        await self._earlier.find(self.table, self.folder, self.cipher)
         if self.cipher is not None:
             from appliance.gateway.files.output_encryption import OutputEncryption  # imports a large library
 
@@ -168,7 +170,6 @@ class FileStore:
             outputs = await self.table.output_paths()
             self._encryption.start({self.folder / path: id for path, id in outputs.items()})
         if self._transfer is not None:
-            self._in_bucket = await self.table.objects.of_unfinished()
             self._transfer.start()
         elif count := sum((await self.table.objects.counts()).values()):
             _log.error(
@@ -363,6 +364,9 @@ class FileStore:
         """Record the files in new output values of ``record``; return the values as they are stored.
 
         The rows of the files are queued before any write that refers to them.
+
+        Raises:
+            PredictionFailed: a file is missing or incomplete.
         """
         return [self._registered(record, value) for value in values]
 
@@ -374,6 +378,7 @@ class FileStore:
                     encryption = None
                 if encryption is not None or (self._transfer is not None and record.destination is None):
                     path = self._rename_by_id(path, value.id)
+                self._check(value, path)
                 value.path = str(path.relative_to(self.folder))
                 file = File(
                     id=value.id,
@@ -398,6 +403,20 @@ class FileStore:
                 return {key: self._registered(record, each) for key, each in value.items()}
         return value
 
+    def _check(self, file: OutputFile, path: Path) -> None:
+        """Raise ``PredictionFailed`` if the content of an output file is missing or incomplete."""
+        relative = str(path.relative_to(self.folder))
+        if relative in self._earlier:  # it may be in the bucket
+            problem = self._earlier.problem(relative)
+        else:
+            problem = problem_of(path, file.size, self.cipher)
+        if problem is not None:
+            raise PredictionFailed(f"the output file {file.name} {problem}")
+
+    def stored_problem(self, record: Prediction) -> str | None:
+        """Return what is wrong with a file in an output that an earlier gateway has stored; else None."""
+        return self._earlier.problem_in(record)
+
     def _rename_by_id(self, path: Path, id: str) -> Path:
         """Rename an output file to a hash of its id, and return the new path.
 
@@ -407,7 +426,7 @@ class FileStore:
         renamed = path.with_name(hashlib.sha256(id.encode()).hexdigest()[:32])
         # After a restart of the gateway an output may be registered again. Then another file may be at its
         # first path.
-        if not renamed.exists() and str(renamed.relative_to(self.folder)) not in self._in_bucket:
+        if not renamed.exists() and str(renamed.relative_to(self.folder)) not in self._earlier:
             with contextlib.suppress(FileNotFoundError):
                 path.rename(renamed)
         return renamed
