@@ -127,6 +127,8 @@ class RayCluster:
             try:
                 link = pool.link(name, await asyncio.to_thread(serve.get_app_handle, name))
                 stats = _stats_decoder.decode(await link.call(link.handle.stats.remote()))
+                if stats.spec is None:  # it may be loading a model, whose memory would stay in use
+                    await link.call(link.handle.unload.remote())
             except REPLICA_ERRORS as error:
                 _log.warning("runner replica %s does not respond and will be deleted: %s", name, error)
                 await asyncio.to_thread(serve.delete, name, _blocking=False)

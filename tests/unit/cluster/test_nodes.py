@@ -33,6 +33,7 @@ class Handle:
         self.name = name
         self.loads: list[tuple[LoadSpec, ...]] = []
         self.hangs = False
+        self.unloads = 0
         self.stats_reply = ReplicaStats(None, [], [], None)
 
     def options(self, **_: Any) -> Handle:
@@ -46,6 +47,7 @@ class Handle:
             self.loads.append(tuple(msgspec.msgpack.decode(each, type=LoadSpec) for each in arguments))
         if self.hangs:
             await asyncio.Event().wait()
+        self.unloads += method == "unload"
         if method == "stats":
             return msgspec.msgpack.encode(self.stats_reply)
         return msgspec.msgpack.encode(Outcome(levels=[1])) if method != "unload" else None
@@ -236,6 +238,19 @@ async def test_a_replica_that_is_gone_after_it_was_listed_is_not_adopted(
     monkeypatch.setattr(serve, "status", lambda: gone)
     assert await cluster.adopt() == []
     assert fake.deleted == ["runner-0"]
+    await cluster.close()
+
+
+async def test_a_load_that_an_earlier_gateway_began_is_ended(
+    fake: FakeServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its model would stay in memory, and the next load may wait for this memory for ever."""
+    cluster, _ = cluster_of(tmp_path)
+    loading, loaded = Handle("runner-0"), Handle("runner-1")
+    loaded.stats_reply = ReplicaStats(spec("head"), [], [], 1)
+    survive(monkeypatch, loading, loaded)
+    assert len(await cluster.adopt()) == 1
+    assert (loading.unloads, loaded.unloads) == (1, 0)
     await cluster.close()
 
 
