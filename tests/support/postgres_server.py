@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.support.appliance_process import PATIENCE, free_port
+from tests.support.appliance_process import PATIENCE, free_port, wait_for
 
 MISSING: Final = "PostgreSQL is not installed (initdb is neither in /usr/lib/postgresql nor on PATH)"
 _LOCALE: Final = ("--locale=C.UTF-8", "--encoding=UTF8")
@@ -127,6 +127,14 @@ class PostgresServer:
         with psycopg.connect(self.url(database), autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
+
+    def wait_until_idle(self, database: str) -> None:
+        """Wait until all predictions have ended, and have moved to their final table."""
+        unfinished = (
+            "SELECT (SELECT count(*) FROM unindexed_predictions),"
+            " (SELECT count(*) FROM predictions WHERE status IN ('starting', 'processing'))"
+        )
+        wait_for(lambda: self.query(unfinished, database) == [(0, 0)], "the end of all predictions")
 
 
 def _other_user() -> str | None:

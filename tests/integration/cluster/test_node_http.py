@@ -245,6 +245,7 @@ def test_a_node_says_that_the_head_is_away_and_works_when_it_is_back(machines: M
 
 
 def test_a_node_ends_all_its_processes(machines: Machines) -> None:
+    wait_for(machines.two.answers, "node two, which may be joining again")
     assert machines.two.stop() == 0
     assert machines.two.processes() == []
     assert not machines.two.answers()

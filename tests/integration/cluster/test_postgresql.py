@@ -188,11 +188,12 @@ def test_nothing_accepted_is_lost(appliance: Appliance, server: PostgresServer) 
             found = wait_for(partial(record, id), f"prediction {id} to end")
             output = found["output"] if isinstance(found["output"], str) else "".join(found["output"])
             assert (found["status"], output) == ("succeeded", text), found
-    stored = "SELECT count(*), count(DISTINCT id) FROM predictions WHERE status = 'succeeded'"
-    counted = "SELECT (SELECT sum(succeeded) FROM usage), (SELECT sum(count) FROM run_counts)"
-    wait_for(lambda: not server.query("SELECT 1 FROM unindexed_predictions", "appliance"), "the last move")
-    ((rows, ids),) = server.query(stored, "appliance")
-    ((used, ran),) = server.query(counted, "appliance")
+    server.wait_until_idle("appliance")  # also until the predictions of requests without an answer have ended
+    ((rows, ids, used, ran),) = server.query(
+        "SELECT count(*), count(DISTINCT id), (SELECT sum(succeeded) FROM usage),"
+        " (SELECT sum(count) FROM run_counts) FROM predictions WHERE status = 'succeeded'",
+        "appliance",
+    )
     assert rows == ids == used == ran
     assert isinstance(rows, int)
     assert rows >= len(callers.accepted)
