@@ -222,7 +222,7 @@ class NodeFiles:
         if paths:
             self._drop(paths)
 
-    async def dropped(self) -> None:
+    async def wait_for_deletions(self) -> None:
         """Return once all deletions that have begun are done, or the node is lost."""
         while self._drops and not self._lost.done():
             waited: set[asyncio.Future[Any]] = {*self._drops, self._lost}

@@ -96,8 +96,8 @@ class RayCluster:
             used_weights=self._used_weights,
         )
         self._pools[name] = self._pool(machine)
-        # The agent of a node that joins has already deleted all files of earlier predictions. Deleting them
-        # from here could hit the files of the first new predictions.
+        # The agent of a node that joins has already deleted all files of earlier predictions. A deletion
+        # from here could also delete files of the first new predictions.
         if self._adopted:
             self._pools[name].keep_spare()
 
@@ -113,7 +113,10 @@ class RayCluster:
         task.add_done_callback(self._tasks.discard)
 
     async def adopt(self) -> list[AdoptedModel]:
-        """Return the loaded models of a previous gateway, and start the first spare replicas."""
+        """Return the loaded models of a previous gateway.
+
+        Also end its unfinished loads, and start the first spare replicas.
+        """
         applications = (await asyncio.to_thread(serve.status)).applications
         found = {name: each.status for name, each in applications.items() if name.startswith(RUNNER)}
         self._number_after(found)
@@ -283,7 +286,7 @@ class RayCluster:
     async def _give_back(self, link: Link) -> None:
         if link.transfer is not None:
             link.transfer.files.abandon()
-            await link.transfer.files.dropped()
+            await link.transfer.files.wait_for_deletions()
         pool = self._pools.get(link.machine.name)
         if pool is not None and pool.machine is link.machine:
             await pool.give_back(link)
@@ -447,5 +450,5 @@ async def _read(model: str, link: Link, transfer: Transfer) -> None:
     await transfer.files.events_delivered()
     if isinstance(end, WorkerLost) and not isinstance(end, NodeLost):
         transfer.files.abandon()
-        await transfer.files.dropped()  # before the predictions run again, maybe on this node
+        await transfer.files.wait_for_deletions()  # before the predictions run again, maybe on this node
     transfer.messages.put_nowait(end)

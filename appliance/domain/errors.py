@@ -450,7 +450,7 @@ class NodeError(ApplianceError):
 
 
 class TemporaryNodeError(NodeError):
-    """A machine could not carry out a request because of an error of its system, such as a full disk."""
+    """A machine could not carry out a request because of an operating system error, such as a full disk."""
 
 
 class JoinRefused(ApplianceError):

@@ -61,7 +61,7 @@ _log = logging.getLogger(__name__)
 
 #: Result of ``run`` if Ray has ended, or another machine is the head: the driver has to restart itself.
 _RESTART: Final = -1
-#: Environment variable of a driver that replaces an earlier one, which has served or was the standby.
+#: Environment variable that tells a new driver that the one it replaces has served, or was the standby.
 _WAS_RUNNING: Final = "APPLIANCE_WAS_RUNNING"
 
 
@@ -197,7 +197,7 @@ async def follow_log(path: Path, out: IO[str]) -> None:
         file.seek(0, os.SEEK_END)
         while True:
             text = file.read()
-            with contextlib.suppress(OSError):  # for example a file on a full disk
+            with contextlib.suppress(OSError):  # the output may be a file on a full disk
                 out.write(text)
                 out.flush()
             await asyncio.sleep(0.2)
@@ -230,11 +230,14 @@ async def run(
     warning = standby.files_warning(settings.config, settings.home)
     if warning is not None:
         console.print(f"[yellow]{warning}[/]", soft_wrap=True)
-    held = await standby.wait(lease, settings.database, state.stop, console)
+
+    def on_waiting() -> None:
+        state.past_first_start = True
+
+    held = await standby.wait(lease, settings.database, state.stop, console, on_waiting)
     if held is None:
         await started.stop()
         return 0
-    state.running = state.running or held.waited
     try:
         return await _run(held.in_term(settings), node, [started], held, listeners, state, console)
     finally:
@@ -250,20 +253,20 @@ async def _run(
     state: DriverState,
     console: Console,
 ) -> int:
-    """Start the other processes, wait for the stop, drain the gateway and stop all processes."""
+    """Start the other processes, wait for the stop signal, drain the gateway and stop all processes."""
     stop = state.stop
     store, account = settings.config.store, settings.config.server.account
-    creating = partial(
+    create_token = partial(
         first_token, settings.database, store.url, account, os.environ.get(logs.TOKEN_VARIABLE)
     )
-    secret = await (creating() if held is None else held.retry(creating))
+    secret = await (create_token() if held is None else held.retry(create_token))
     # Ray's processes inherit the environment. Only the gateway gets the secrets, in its settings.
     settings = msgspec.structs.replace(settings, secrets=take_secrets())
     tail = asyncio.get_running_loop().create_task(follow_log(settings.log_file, sys.stderr))
     announcing: list[asyncio.Future[None]] = []
 
     async def started() -> None:
-        state.running = True
+        state.past_first_start = True
         if settings.ui:  # only now, because the imports of the UI would slow down the start of the gateway
             children.append(ui_supervisor(settings))
             await children[-1].start()
@@ -413,7 +416,7 @@ def main() -> int:
     arguments = parser.parse_args()
     console = own_process.DriverConsole()
     environment = dict(os.environ)
-    state = DriverState(running=os.environ.pop(_WAS_RUNNING, None) is not None)
+    state = DriverState(past_first_start=os.environ.pop(_WAS_RUNNING, None) is not None)
     try:
         code = _serve(arguments, console, state)
     except ApplianceError as error:
@@ -428,7 +431,7 @@ def main() -> int:
     except Exception as error:
         if not state.starts_again(error):
             raise
-        _log.exception("the driver failed")
+        _log.exception("the driver failed: starting again")
         own_process.wait_to_restart(console)
         code = _RESTART
     if code == _RESTART:

@@ -75,10 +75,10 @@ _RETRY_TIMEOUT: Final = 60.0
 #: Share of ``lost_after`` after which a node ends: before the head runs its predictions on other nodes.
 _OWN_SHARE: Final = 0.8
 _CHECK_INTERVAL: Final = 1.0  # seconds between checks of the membership
-#: Seconds in which a gateway of the head has to answer while the port of its agent is open. The machine there
-#: may hang, or may have got other keys, and another machine may be the head.
+#: Seconds after which a node leaves a head whose port is open but whose gateway does not answer. That machine
+#: may hang or have new keys, and another machine may be the head.
 _GATEWAY_TIMEOUT: Final = 300.0
-#: Environment variable of a driver that replaces an earlier one, which was a member of the cluster.
+#: Environment variable that tells a new driver that the one it replaces was a member of the cluster.
 _WAS_MEMBER: Final = "APPLIANCE_WAS_MEMBER"
 
 
@@ -232,7 +232,8 @@ class NodeProcess:
                 if time.monotonic() > deadline:
                     if isinstance(error, HeadUnreachable):
                         raise MembershipLost(str(error)) from error
-                    raise ApplianceError(str(error)) from error  # its reason may pass
+                    # no JoinRefused, because the reason may be temporary
+                    raise ApplianceError(str(error)) from error
                 _log.warning("the head does not accept this node yet: %s", error)
                 await asyncio.sleep(_RETRY_DELAY)
             else:
@@ -268,8 +269,10 @@ class NodeProcess:
                     is_member = await head.counts_as_member(self._incarnation)
                 except HeadUnreachable as error:  # a gateway restarts
                     if time.monotonic() - answered >= _GATEWAY_TIMEOUT:
-                        text = f"no gateway has answered this node for {_GATEWAY_TIMEOUT:g} s: {error}"
-                        raise MembershipLost(text) from error
+                        raise MembershipLost(
+                            f"the gateway of the head at {self._head_address} has not answered for "
+                            f"{_GATEWAY_TIMEOUT:g} s: {error}"
+                        ) from error
                     continue
                 if not is_member:
                     raise MembershipLost("the head has removed this node")
@@ -299,31 +302,31 @@ class NodeProcess:
 
         When the head has lost this node, it runs their predictions on other nodes.
         """
-        with _errors_logged():
+        with _log_errors("the worker processes"):
             kill_leftover_workers(self._settings.run_dir)
         if self._agent is not None:
-            with _errors_logged():
+            with _log_errors("the agent"):
                 await self._agent.close()
         if self._zygote is not None:
-            with _errors_logged():
+            with _log_errors("the zygote"):
                 await self._zygote.stop()
         if self._ray is not None:
-            with _errors_logged():
+            with _log_errors("Ray"):
                 self._ray.stop()
-        with _errors_logged():
+        with _log_errors("the worker processes"):
             kill_leftover_workers(self._settings.run_dir)  # a load may have begun meanwhile
 
 
 @contextlib.contextmanager
-def _errors_logged() -> Iterator[None]:
-    """Log any error of one step of the end, so that the other steps follow and the node joins again.
+def _log_errors(part: str) -> Iterator[None]:
+    """Log an error of one shutdown step, so that the next steps run and the node joins again.
 
-    Processes that are left are killed by their mark.
+    ``part`` names what the step stops. ``kill_marked`` kills processes that remain.
     """
     try:
         yield
     except Exception:  # noqa: BLE001 - whatever has failed, the next steps are needed
-        _log.exception("a part of this node did not stop cleanly")
+        _log.exception("%s of this node did not stop cleanly", part)
 
 
 async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
@@ -391,7 +394,7 @@ async def _run(settings: NodeSettings, token: JoinToken, temp: Path, console: Co
     except Exception as error:
         if node is None or not node.has_joined:
             raise
-        _log.exception("this node failed")
+        _log.exception("this node failed: starting again")
         reason = f"this node failed: {error}"
     if stop.is_set():
         return False
@@ -440,12 +443,12 @@ def main() -> int:
         )
         if not was_member or isinstance(error, JoinRefused):
             return 2 if isinstance(error, ConfigError) else 1
-        own_process.wait_to_restart(console)  # this machine could join before, so the reason may pass
+        own_process.wait_to_restart(console)  # this machine could join before, so the reason may be temporary
         again = True
     except Exception:
         if not was_member:
             raise
-        _log.exception("this node failed")
+        _log.exception("this node failed: starting again")
         own_process.wait_to_restart(console)
         again = True
     if again:

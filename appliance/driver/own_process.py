@@ -40,23 +40,23 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 
 
 class DriverState:
-    """How far a driver has come, which decides whether it starts again after an error."""
+    """Whether a driver is past its first start, and so starts again after an error."""
 
-    def __init__(self, *, running: bool) -> None:
-        """``running`` tells whether a driver that this one replaces has served, or was the standby."""
-        self.running = running
+    def __init__(self, *, past_first_start: bool) -> None:
+        """``past_first_start``: a driver that this one replaces has served, or was the standby."""
+        self.past_first_start = past_first_start
         self.stop = asyncio.Event()  # set at SIGINT and SIGTERM
 
     def starts_again(self, error: Exception) -> bool:
-        """Return whether this driver has to start again: the error may pass, and nobody watches the start.
+        """Return whether to start again after ``error``.
 
-        At the first start, the operator has to see the error.
+        At the first start, all errors but ``LeaseLost`` end the driver, so that the operator sees them.
         """
-        return not self.stop.is_set() and (self.running or isinstance(error, LeaseLost))
+        return not self.stop.is_set() and (self.past_first_start or isinstance(error, LeaseLost))
 
 
 class DriverConsole(Console):
-    """Prints for the operator. The driver continues if that is not possible, for example on a full disk."""
+    """A console for the operator that ignores write errors, such as a full disk."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         with contextlib.suppress(OSError):
@@ -76,8 +76,10 @@ def wait_to_restart(console: Console) -> None:
 
 def restart(environment: Mapping[str, str]) -> NoReturn:
     """Replace this process by a new driver with the same command line and process id."""
-    if not os.isatty(0):  # else SIGHUP may mean that the terminal was closed
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # `appliance reload`, until the new driver handles it
+    # `appliance reload` sends SIGHUP, which would end the new driver before it has a handler. At a terminal,
+    # SIGHUP also means that the terminal was closed.
+    if not os.isatty(0):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:  # reap the killed children
             pass
@@ -85,6 +87,6 @@ def restart(environment: Mapping[str, str]) -> NoReturn:
         with contextlib.suppress(OSError):
             os.set_inheritable(int(entry.name), int(entry.name) <= 2)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # for example a file on a full disk
+        with contextlib.suppress(OSError):  # the output may be a file on a full disk
             stream.flush()
     os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 - no shell is needed

@@ -24,7 +24,7 @@ from appliance.config import Config
 from appliance.domain.errors import EncryptionError, LeaseLost, StoreError, StoreUnavailable
 from appliance.driver import service_manager
 from appliance.gateway.settings import GatewaySettings
-from appliance.store import RETRY_STORE, Lease, may_pass
+from appliance.store import RETRY_STORE, Lease, is_temporary
 from appliance.store.encryption import check_files_key
 
 T = TypeVar("T")
@@ -56,13 +56,17 @@ def files_warning(config: Config, home: Path) -> str | None:
     )
 
 
-async def wait(lease: Lease, database: Path, stop: asyncio.Event, console: Console) -> HeldLease | None:
+async def wait(
+    lease: Lease, database: Path, stop: asyncio.Event, console: Console, on_waiting: Callable[[], None]
+) -> HeldLease | None:
     """Wait until this machine is the head; return None once ``stop`` is set.
 
-    ``database`` is the path that the database would have in the data folder.
+    ``database`` is the path of the SQLite database in the data folder, beside which encryption.json is; it
+    need not exist. ``on_waiting`` is called when this machine begins to wait as a standby, and may be called
+    again later.
 
     Raises:
-        StoreError: the database cannot be used at the first attempt. Later, the machine tries again.
+        StoreError: the first attempt failed, although the server answered.
         EncryptionError: this machine cannot read the encrypted files.
     """
     shown, connected = "", False
@@ -80,7 +84,7 @@ async def wait(lease: Lease, database: Path, stop: asyncio.Event, console: Conso
         try:
             await asyncio.to_thread(_check_files_key, lease, database)
             if await asyncio.to_thread(lease.acquire):
-                return HeldLease(lease, waited=bool(shown))
+                return HeldLease(lease)
             connected = True
             text = f"standby: {await asyncio.to_thread(lease.holder)} is the head; waiting"
         except EncryptionError:
@@ -93,6 +97,7 @@ async def wait(lease: Lease, database: Path, stop: asyncio.Event, console: Conso
             connected = False
             text = f"standby: {error}: trying again"
         if text != shown:
+            on_waiting()
             console.print(text, highlight=False, markup=False, soft_wrap=True)
             _log.info("%s", text)
             service_manager.standing_by(text)
@@ -104,13 +109,13 @@ async def wait(lease: Lease, database: Path, stop: asyncio.Event, console: Conso
 
 
 def _check_files_key(lease: Lease, database: Path) -> None:
-    """Check that this machine can read the files, and else stop waiting for the lease.
+    """Check that this machine can read the files; close the lease if it cannot.
 
     Raises:
         EncryptionError: this machine does not have the key of the files.
     """
     try:
-        check_files_key(database, lease.files_key())
+        check_files_key(database, lease.files_key_id())
     except EncryptionError:
         lease.close()
         raise
@@ -119,9 +124,7 @@ def _check_files_key(lease: Lease, database: Path) -> None:
 class HeldLease:
     """Renews the lease in a thread of its own, because the start of Ray blocks the event loop for seconds."""
 
-    def __init__(self, lease: Lease, *, waited: bool = False) -> None:
-        """``waited`` tells whether this machine had to wait for the lease."""
-        self.waited: Final = waited
+    def __init__(self, lease: Lease) -> None:
         self._lease = lease
         self._renewed = time.monotonic()  # when the last successful renewal began
         self._has_standby = True
@@ -151,10 +154,10 @@ class HeldLease:
             LeaseLost: another machine has become the head, or may become the head from now on.
         """
         while True:
-            self._check()
+            self._raise_if_lost()
             await asyncio.sleep(_CHECK_INTERVAL)
 
-    def _check(self) -> None:
+    def _raise_if_lost(self) -> None:
         if self._lost is not None:
             raise LeaseLost(self._lost)
         silence = time.monotonic() - self._renewed
@@ -165,18 +168,18 @@ class HeldLease:
             )
 
     async def retry(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of ``work``; try again while the database cannot be used at the moment.
+        """Return the result of ``work``, which is called again after each temporary error of the database.
 
         Raises:
-            LeaseLost: as ``watch``.
+            LeaseLost: another machine has become, or may become, the head.
         """
         while True:
             try:
                 return await work()
             except StoreError as error:
-                if not may_pass(error):
+                if not is_temporary(error):
                     raise
-                self._check()
+                self._raise_if_lost()
                 _log.warning("%s: trying again", error)
             await asyncio.sleep(RETRY_STORE)
 

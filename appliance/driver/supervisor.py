@@ -67,8 +67,9 @@ class Supervisor:
             process.kill()
             try:
                 await asyncio.wait_for(process.wait(), _GRACE)
-            except TimeoutError:  # it waits for a device or a disk that does not answer
-                _log.error("the %s process %d does not end after SIGKILL", self._name, process.pid)
+            except TimeoutError:  # the process waits for a device or a disk that does not answer
+                text = "the %s process %d did not end within %g s after SIGKILL"
+                _log.error(text, self._name, process.pid, _GRACE)
 
     def send_line(self, line: str) -> None:
         """Write a line to the standard input of the child, and of each child that replaces it."""

@@ -58,8 +58,8 @@ from appliance.observability.metrics import Metrics
 from appliance.observability.slow_predictions import SlowPredictions
 from appliance.runners import child_environment
 from appliance.scheduler import Event, Scheduler
-from appliance.store import RETRY_STORE, Store, may_pass
-from appliance.store.encryption import FILES_KEY, key_id
+from appliance.store import RETRY_STORE, Store, is_temporary
+from appliance.store.encryption import FILES_KEY_ID, key_id
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -278,7 +278,8 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     await _open(store, None if settings.head is None else settings.head.term)
     if store.on_server and store.data_key is not None:
         _log.warning("the database on PostgreSQL is not encrypted by the appliance; files are encrypted")
-        await store.files.secret(FILES_KEY, key_id(store.data_key))  # a standby compares it with its own key
+        # A standby compares this id with that of its own key.
+        await store.files.secret(FILES_KEY_ID, key_id(store.data_key))
     cluster = RayCluster(
         settings.zygote_socket,
         settings.run_dir,
@@ -322,7 +323,7 @@ async def _open(store: Store, term: int | None) -> None:
             await store.open()
             break
         except StoreError as error:
-            if not may_pass(error):
+            if not is_temporary(error):
                 raise
             _log.error("%s: trying again", error)
             await asyncio.sleep(RETRY_STORE)
@@ -330,7 +331,7 @@ async def _open(store: Store, term: int | None) -> None:
         try:
             return await store.own(OWN_PATIENCE, term=term)
         except StoreError as error:
-            if not may_pass(error):
+            if not is_temporary(error):
                 raise
             _log.error("%s: trying again", error)
             await asyncio.sleep(RETRY_STORE)

@@ -194,15 +194,15 @@ class Connection(HttpToolsProtocol):
 class ForwardedConnection(Connection):
     """A connection of a client to a node, whose bytes the node forwards to this process."""
 
-    def __init__(self, server: uvicorn.Server, origin: ConnectionEnds, keep: object) -> None:
+    def __init__(self, server: uvicorn.Server, ends: ConnectionEnds, keep: object) -> None:
         """``keep`` is an object that must live as long as the connection."""
         super().__init__(server.config, server.server_state, app_state={})
-        self._origin = origin
+        self._ends = ends
         self._keep = keep
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.client, self.server, self.scheme = self._origin
+        self.client, self.server, self.scheme = self._ends
 
 
 def end_slow(connections: Iterable[Any], now: float, trusted: Callable[[str], bool]) -> None:

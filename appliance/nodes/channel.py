@@ -23,7 +23,7 @@ READ_TIMEOUT: Final = 30.0
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 LENGTH: Final = struct.Struct(">I")
 _BUFFER: Final = 256 * 1024  # bytes that a connection reads ahead
-_STEPS: Final = 10  # in which the time of ``within`` is measured
+_STEPS: Final = 10  # parts of the timeout of ``within``
 
 T = TypeVar("T", bound=msgspec.Struct)
 R = TypeVar("R")
@@ -222,13 +222,14 @@ class Channel:
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, R]) -> R:
-    """Return the result of ``work``, which may take ``seconds``, without the time in which this process hung.
+    """Return the result of ``work``, or time out after ``seconds``.
 
-    Afterwards the answer of another machine may wait here, and a timeout of asyncio would end before it is
-    read. A process hangs if other programs use the processors, or if a task blocks the event loop.
+    Time in which this process hung hardly counts: after a hang, the answer may already have arrived, but a
+    timeout of asyncio would expire before the answer is read. A process hangs if other programs use the
+    processors, or if a task blocks the event loop.
 
     Raises:
-        TimeoutError: it took longer.
+        TimeoutError: ``work`` took longer.
     """
     working = asyncio.ensure_future(work)
     try:
@@ -238,7 +239,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, R]) -> R:
         raise TimeoutError
     finally:
         working.cancel()
-        await asyncio.wait({working})  # it may use what the caller closes now
+        await asyncio.wait({working})  # ``work`` may use objects that the caller closes next
 
 
 def detect_death(transport: asyncio.BaseTransport) -> None:

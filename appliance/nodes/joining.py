@@ -198,7 +198,9 @@ class Head:
             finally:
                 channel.close()
         except TemporaryNodeError as error:
-            raise HeadUnreachable(f"the head at {self._host}:{self._port} failed: {error}") from error
+            raise HeadUnreachable(
+                f"the head at {self._host}:{self._port} could not answer: {error}"
+            ) from error
         except CONNECTION_ERRORS as error:
             text = f"the head at {self._host}:{self._port} cannot be reached: {reason(error)}"
             raise HeadUnreachable(text) from error

@@ -230,7 +230,7 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="failed"):
     """The request could not be carried out; the message has the reason."""
 
     message: str
-    temporary: bool = False  # an error of the system, such as a full disk
+    temporary: bool = False  # whether a later attempt may succeed, for example after a full disk
 
 
 class Facts(msgspec.Struct, frozen=True, tag="facts"):

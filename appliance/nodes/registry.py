@@ -430,7 +430,7 @@ class NodeRegistry:
         return saved.members if saved.session == self._session else []
 
     def _save(self) -> None:
-        if self._adopting:  # else a gateway that is killed now would leave only some of the members
+        if self._adopting:  # else a gateway killed now would have saved only some of the members
             return
         content = msgspec.json.encode(
             _Saved(self._session, list(self._members.values()), sorted(self._drained))

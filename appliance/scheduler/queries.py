@@ -19,7 +19,7 @@ from appliance.scheduler.rebalancing import QueuedPrediction, Rebalancing
 from appliance.scheduler.transitions import Transitions
 
 
-class PendingModel(NamedTuple):
+class QueuedLoad(NamedTuple):
     """A model that waits to be loaded."""
 
     model: str
@@ -163,11 +163,11 @@ class SchedulerQueries:
         """Return the bytes of the device that are neither reserved nor used by other programs."""
         return self._ledger.free(device)
 
-    def load_queue(self, now: float) -> list[PendingModel]:
+    def load_queue(self, now: float) -> list[QueuedLoad]:
         """Return the models that wait to be loaded, the next one first."""
         waiting = [each for each in self._index.not_ready() if each.wants_load(now)]
         waiting.sort(key=lambda each: self._placements.rank(each, now))
-        return [PendingModel(e.name, len(e.queue), e.waited(now), e.claimed_devices) for e in waiting]
+        return [QueuedLoad(e.name, len(e.queue), e.waited(now), e.claimed_devices) for e in waiting]
 
     def has_waiting_models(self, now: float) -> bool:
         return self._index.any_wants_load(now)

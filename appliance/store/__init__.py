@@ -8,7 +8,7 @@ from pathlib import Path
 
 from appliance.store.audit import AuditFilter, AuditTable
 from appliance.store.conversations import ConversationTable, ConversationWrite
-from appliance.store.database import Durability, may_pass
+from appliance.store.database import Durability, is_temporary
 from appliance.store.deletions import Deletions
 from appliance.store.erasures import ErasureTable
 from appliance.store.files import FileTable
@@ -52,7 +52,7 @@ __all__ = [
     "Removal",
     "Store",
     "VersionRow",
-    "may_pass",
+    "is_temporary",
 ]
 
 

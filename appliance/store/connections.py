@@ -292,7 +292,7 @@ class Connections:
             except sqlite3.Error as exc:
                 raise store_error(exc, self._name) from exc
             finally:
-                with contextlib.suppress(sqlite3.Error):  # the next BEGIN reports it
+                with contextlib.suppress(sqlite3.Error):  # if the rollback fails, the next BEGIN reports it
                     connection.rollback()
                 self._readers.put(connection)
 

@@ -69,7 +69,7 @@ def is_busy(error: BaseException | None) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
-def may_pass(error: StoreError) -> bool:
+def is_temporary(error: StoreError) -> bool:
     """Return whether a later attempt may succeed: a server did not answer, or a lock was held too long."""
     return isinstance(error, StoreUnavailable) or is_busy(error.__cause__)
 

@@ -24,8 +24,8 @@ from appliance.domain.errors import EncryptionError, StoreError
 #: Environment variables with the operator's key, and with the path of a file that has it.
 VARIABLE: Final = "APPLIANCE_ENCRYPTION_KEY"
 FILE_VARIABLE: Final = "APPLIANCE_ENCRYPTION_KEY_FILE"
-#: Name under which a database on a server has the id of the data key with which its files are encrypted.
-FILES_KEY: Final = "files-key-id"
+#: Name of the secret with the id of the data key of the files, in a database on a server.
+FILES_KEY_ID: Final = "files-key-id"
 
 _SIZE: Final = 32  # bytes of both keys
 _NONCE: Final = 12
@@ -124,8 +124,8 @@ def data_key(database: Path) -> bytes | None:
 def files_key(database: Path) -> bytes | None:
     """Return the data key for files whose database is on a server, which is not encrypted with it.
 
-    ``database`` is the path that the database would have in the data folder. If an operator's key is set and
-    there is no data key, create it.
+    ``database`` is the path of the SQLite database in the data folder, beside which encryption.json is; it
+    need not exist. If an operator's key is set and there is no data key, create it.
 
     Raises:
         EncryptionError: a key is missing or wrong.
@@ -142,7 +142,8 @@ def check_files_key(database: Path, expected: str | None) -> None:
     """Check that this machine can read the files of a database on a server.
 
     Args:
-        database: the path that the database would have in the data folder.
+        database: the path of the SQLite database in the data folder, beside which encryption.json is; it
+            need not exist.
         expected: the id of the data key of the files; None if they are not encrypted.
 
     Raises:
@@ -153,8 +154,7 @@ def check_files_key(database: Path, expected: str | None) -> None:
         return
     problem = "has another data key than" if file.exists() else "is missing: it has the data key of"
     raise EncryptionError(
-        f"{file} {problem} the files of this appliance: copy encryption.json from the machine that was the "
-        "head before, or from a backup"
+        f"{file} {problem} the files of this appliance: copy encryption.json from the head, or from a backup"
     )
 
 

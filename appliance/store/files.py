@@ -69,7 +69,7 @@ class FileTable:
             lambda connection: {row[0] for row in connection.execute(QUERIES["unfinished_ids"])}
         )
 
-    async def of_unfinished(self) -> Files:
+    async def unfinished_outputs(self) -> Files:
         """Return the output files of unfinished predictions."""
         return await self._list("unfinished_outputs", {})
 

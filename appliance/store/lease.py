@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from appliance.domain.errors import LeaseLost, StoreError, StoreUnavailable
 from appliance.store import postgres
-from appliance.store.database import may_pass
-from appliance.store.encryption import FILES_KEY
+from appliance.store.database import is_temporary
+from appliance.store.encryption import FILES_KEY_ID
 from appliance.store.postgres_connection import OWNER_LOCK, SCHEMA, ConnectionLost, PostgresConnection
 
 _LEASE: Final = 1_734_003  # the first key of an advisory lock; the second is the schema
@@ -28,7 +28,7 @@ _TRY: Final = f"SELECT pg_try_advisory_lock({_LEASE}, {SCHEMA})"
 _STAND_BY: Final = f"SELECT pg_advisory_lock_shared({_STANDBY}, {SCHEMA})"
 _STAND_BY_NO_MORE: Final = f"SELECT pg_advisory_unlock_shared({_STANDBY}, {SCHEMA})"
 _HEAD: Final = "SELECT head FROM store_owner"
-_FILES_KEY: Final = f"SELECT value FROM secrets WHERE name = '{FILES_KEY}'"
+_FILES_KEY_ID: Final = f"SELECT value FROM secrets WHERE name = '{FILES_KEY_ID}'"
 _TERM: Final = "SELECT term, head FROM store_owner"
 _NEW_TERM: Final = (
     "UPDATE store_owner SET term = term + 1, generation = generation + 1, head = :head, holder = :head"
@@ -88,14 +88,15 @@ class Lease:
     def _begin_term(self, connection: PostgresConnection) -> int:
         """Return the new term of this machine, whose session has the lease."""
         self._hold(connection)
-        connection.run(_END_WRITERS)  # if it is cut off, its open transaction would hold the write lock
+        # The open transaction of a writer that is cut off would hold the write lock.
+        connection.run(_END_WRITERS)
         postgres.upgrade(connection, self.name)
         connection.execute("BEGIN IMMEDIATE")
         term = int(connection.execute(_NEW_TERM, {"head": self._head}).fetchone()[0])
         connection.execute("COMMIT")
         connection.run(_END_WRITERS)  # of a gateway that began in between
         connection.run(_STAND_BY_NO_MORE)
-        # The connection opens a new session for a transaction if its session was lost. That one has no lease.
+        # If the session is lost, a transaction opens a new session, which does not have the lease.
         if connection.run(_OWN_SESSION).fetchone() != self._session:
             raise ConnectionLost("the session that had the lease was lost")
         return term
@@ -111,11 +112,11 @@ class Lease:
                 return "another machine"
         return str(found[0]) or "another machine"
 
-    def files_key(self) -> str | None:
+    def files_key_id(self) -> str | None:
         """Return the id of the data key of the files; None if the files are not encrypted."""
         with self._reported():
             try:
-                found = self._connected().run(_FILES_KEY).fetchone()
+                found = self._connected().run(_FILES_KEY_ID).fetchone()
             except ConnectionLost:
                 raise
             except sqlite3.Error:  # the head has not created the tables yet
@@ -188,7 +189,7 @@ class Lease:
             self._disconnect()
             raise
         except StoreError as error:
-            if not may_pass(error):
+            if not is_temporary(error):
                 raise
             self._disconnect()
             raise StoreUnavailable(str(error)) from error

@@ -843,7 +843,7 @@ SELECT path, state FROM bucket_objects WHERE path >= :first AND path < :last;
 SELECT state, count(*) FROM bucket_objects GROUP BY state;
 
 -- query: file_with_path
--- The file with the path :path, whose own id or whose prediction's id is :id.
+-- 1 if a file has the path :path; :id is the id of the file or of its prediction.
 SELECT 1 FROM files WHERE (id = :id OR prediction = :id) AND path = :path;
 
 -- query: file_ids

@@ -13,7 +13,7 @@ from tests.support.network_namespaces import Network
 CLUSTER_TOKEN: Final = "a token with which the tests join machines"
 
 #: All machines in the order of their creation. The report of a failed test has the output of the last ones.
-STARTED: Final[list[Appliance]] = []
+CREATED: Final[list[Appliance]] = []
 
 
 class Head(Appliance):
@@ -30,7 +30,7 @@ class Head(Appliance):
         everywhere = "0.0.0.0"
         variables = {"APPLIANCE_CLUSTER_TOKEN": CLUSTER_TOKEN, **(variables or {})}
         super().__init__(home, config, host=everywhere, port=8000, variables=variables)
-        STARTED.append(self)
+        CREATED.append(self)
         self.prefix = network.prefix(name)
         self.url = f"http://{network.addresses[name]}:{self.port}"
 
@@ -49,7 +49,7 @@ class Node(Appliance):
     ) -> None:
         """``head`` is the address of the head; ``options`` are those of `appliance join`."""
         super().__init__(home, None, variables={"APPLIANCE_CLUSTER_TOKEN": token})
-        STARTED.append(self)
+        CREATED.append(self)
         self.prefix = network.prefix(name)
         self.name = name
         self._arguments = ("join", head, "--name", name, "--home", str(home), *options)

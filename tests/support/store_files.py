@@ -109,7 +109,7 @@ def make(**changes: Any) -> Prediction:
     return prediction.evolve(**changes)
 
 
-def writing(store: Store) -> PostgresConnection:
+def writer_connection(store: Store) -> PostgresConnection:
     """Return the connection in which a store in a PostgreSQL database writes."""
     connection = store._owner
     assert connection is not None

@@ -24,26 +24,25 @@ def admit(
     predictions: Predictions,
     entry: ServedVersion,
     owner: str,
-    asked: RequestContext,
+    context: RequestContext,
     parent: str | None,
 ) -> RequestContext:
     """Check that a prediction may be created. The caller must add it before it awaits anything.
 
-    ``asked`` has the token and the trace of the request.
+    ``context`` has the token and the trace of the request.
 
     Raises:
         Unauthenticated: the parent has ended.
         Throttled: too many predictions wait or are unfinished, or a budget of predictions is spent.
         BudgetSpent: a budget of seconds, tokens or cost is spent.
     """
-    origin = asked
     if parent is None:
         check_queues(dependencies, entry.runs_on)
     else:
         asking = check_child(dependencies, predictions, parent)
-        origin = RequestContext(asking.token, asking.trace)
-    dependencies.budgets.check(owner, origin.token, entry.name, child=parent is not None, now=time.time())
-    return origin
+        context = RequestContext(asking.token, asking.trace)
+    dependencies.budgets.check(owner, context.token, entry.name, child=parent is not None, now=time.time())
+    return context
 
 
 def check_queues(dependencies: Dependencies, model: str) -> None:

@@ -256,8 +256,8 @@ class Engine:
         recovery.add_to_scheduler(self._dependencies, self._memory_profiles, entry)
         self._scheduler.check_fits(entry.runs_on)
         entry = self.instances.choose(entry)
-        asked = admission.RequestContext(token, trace)
-        origin = admission.admit(self._dependencies, self._predictions, entry, owner, asked, parent)
+        context = admission.RequestContext(token, trace)
+        context = admission.admit(self._dependencies, self._predictions, entry, owner, context, parent)
         prediction = Prediction(
             id=new_id(),
             model=entry.name,
@@ -273,8 +273,8 @@ class Engine:
             destination=destination,
             parent=parent,
             operation=operation,
-            token=origin.token,
-            trace=origin.trace,
+            token=context.token,
+            trace=context.trace,
         )
         if parent is not None:
             _log.info("prediction %s was created for model %s", prediction, entry.name)

@@ -1,4 +1,4 @@
-"""What a worker process gets of a prediction, and the output files that it has made."""
+"""Jobs for worker processes, and the output files in their events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def job_of(dependencies: Dependencies, active: ActivePrediction, attempt: int, i
 
 
 def with_stored_files(dependencies: Dependencies, active: ActivePrediction, event: Progress) -> Progress:
-    """Store the output files in an event, if any; return the event as it is stored.
+    """Record the output files of an event; return the event to store.
 
     Raises:
         PredictionFailed: a file is missing or incomplete.

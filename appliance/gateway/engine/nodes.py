@@ -186,5 +186,5 @@ def _weight_size(home: Path, model: ModelConfig) -> int:
         return 0
     try:
         return weights.weight_size_of(weights.folder(home, model), model.weight_variant).stored
-    except (WeightsError, OSError):  # the files may just be deleted
+    except (WeightsError, OSError):  # the files may be deleted meanwhile
         return 0

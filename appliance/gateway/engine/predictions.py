@@ -108,7 +108,7 @@ class Predictions:
         self._start_run_timeout(active)
 
     def start_held(self, active: ActivePrediction, devices: tuple[str, ...]) -> None:
-        """Start a prediction where an earlier gateway has sent it: elsewhere it would run a second time."""
+        """Start a prediction on the instance to which an earlier gateway sent it, so that it runs once."""
         self._scheduler.resumed(active.id, active.entry.runs_on, self._parent(active))
         self.start(Start(active.id, active.entry.runs_on, devices))
 

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class AdoptedInstance(NamedTuple):
-    """A model that is still loaded."""
+    """An instance that an earlier gateway loaded."""
 
     devices: tuple[str, ...]
     predictions: frozenset[str]  # ids of those that its worker process holds
@@ -88,7 +88,7 @@ async def recover_predictions(
             continue
         instance = held.get(entry.runs_on)
         is_held = instance is not None and prediction.id in instance.predictions
-        if is_held and (problem := dependencies.files.stored_problem(prediction)) is not None:
+        if is_held and (problem := dependencies.files.problem_of_stored_output(prediction)) is not None:
             dependencies.cluster.discard(entry.runs_on, prediction.id)
             failed.append(_interrupted(prediction, problem))
             continue

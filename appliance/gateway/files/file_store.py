@@ -149,8 +149,8 @@ class FileStore:
         self._arriving: list[Incoming] = []
         self._encryption: OutputEncryption | None = None
         self._transfer = transfer
-        self._earlier = EarlierOutputs()
-        self._logged: set[str] = set()  # paths of missing files that the log has named
+        self._earlier_outputs = EarlierOutputs()
+        self._logged_missing: set[str] = set()  # paths of missing files that the log has named
 
     async def start(self) -> None:
         """Create the folders, and delete bytes that a crash left.
@@ -162,7 +162,7 @@ class FileStore:
         self._secret = await signing_secret(self.table)
         known, unfinished = await self.table.paths(), await self.table.unfinished_predictions()
         await asyncio.to_thread(self._delete_unknown, known, unfinished)
-        await self._earlier.find(self.table, self.folder, self.cipher)
+        await self._earlier_outputs.check(self.table, self.folder, self.cipher)
         if self.cipher is not None:
             from appliance.gateway.files.output_encryption import OutputEncryption  # imports a large library
 
@@ -263,8 +263,8 @@ class FileStore:
         """
         with contextlib.suppress(FileNotFoundError):
             return OpenContent(await asyncio.to_thread(open_local, path, self.cipher), None)
-        # A file is deleted on the disk only after the table says that the object is stored. But if another
-        # machine is the head now, the former head may have written the object without changing the table.
+        # A file is deleted on the disk only after the table says that the object is stored. After a takeover,
+        # the object may exist although the former head did not record it.
         relative = str(path.relative_to(self.folder))
         state = await self.table.objects.state(relative)
         if state not in _IN_BUCKET or (state == "uploading" and self._transfer is None):
@@ -287,11 +287,11 @@ class FileStore:
         """Return the error for a file that is neither on the disk nor in a bucket; log it once."""
         if not await self.table.exists(path):
             return OutputRemoved()
-        if path not in self._logged:
-            self._logged.add(path)
+        if path not in self._logged_missing:
+            self._logged_missing.add(path)
             _log.error(
-                "the content of a file is missing: %s is neither in %s nor in a bucket: if another machine "
-                "was the head before, the file may be there, and is read when that machine is the head again",
+                "the content of a file is missing: %s is neither in %s nor in a bucket: the former "
+                "head may have the file on its disk: make that machine the head again",
                 *(path, self.folder),
             )
         return ContentMissing()
@@ -378,7 +378,7 @@ class FileStore:
                     encryption = None
                 if encryption is not None or (self._transfer is not None and record.destination is None):
                     path = self._rename_by_id(path, value.id)
-                self._check(value, path)
+                self._check_output(value, path)
                 value.path = str(path.relative_to(self.folder))
                 file = File(
                     id=value.id,
@@ -403,19 +403,19 @@ class FileStore:
                 return {key: self._registered(record, each) for key, each in value.items()}
         return value
 
-    def _check(self, file: OutputFile, path: Path) -> None:
+    def _check_output(self, file: OutputFile, path: Path) -> None:
         """Raise ``PredictionFailed`` if the content of an output file is missing or incomplete."""
         relative = str(path.relative_to(self.folder))
-        if relative in self._earlier:  # it may be in the bucket
-            problem = self._earlier.problem(relative)
+        if relative in self._earlier_outputs:  # it may be in the bucket
+            problem = self._earlier_outputs.problem(relative)
         else:
             problem = problem_of(path, file.size, self.cipher)
         if problem is not None:
             raise PredictionFailed(f"the output file {file.name} {problem}")
 
-    def stored_problem(self, record: Prediction) -> str | None:
-        """Return what is wrong with a file in an output that an earlier gateway has stored; else None."""
-        return self._earlier.problem_in(record)
+    def problem_of_stored_output(self, record: Prediction) -> str | None:
+        """Return the problem of a missing or incomplete file in the stored output of ``record``, or None."""
+        return self._earlier_outputs.problem_in(record)
 
     def _rename_by_id(self, path: Path, id: str) -> Path:
         """Rename an output file to a hash of its id, and return the new path.
@@ -426,7 +426,7 @@ class FileStore:
         renamed = path.with_name(hashlib.sha256(id.encode()).hexdigest()[:32])
         # After a restart of the gateway an output may be registered again. Then another file may be at its
         # first path.
-        if not renamed.exists() and str(renamed.relative_to(self.folder)) not in self._earlier:
+        if not renamed.exists() and str(renamed.relative_to(self.folder)) not in self._earlier_outputs:
             with contextlib.suppress(FileNotFoundError):
                 path.rename(renamed)
         return renamed
@@ -484,8 +484,8 @@ class FileStore:
     def _delete_unknown(self, known: set[str], unfinished: set[str]) -> None:
         """Delete files on the disk that have no row, except outputs of unfinished predictions.
 
-        Their worker process may have made these files while no gateway ran. Call this before the gateway
-        creates any file.
+        A worker process may have made such outputs while no gateway ran. Call this before the gateway creates
+        any file.
         """
         for upload in (self.folder / "uploads").iterdir():
             if f"uploads/{upload.name}" not in known:

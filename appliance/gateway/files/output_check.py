@@ -42,9 +42,9 @@ class EarlierOutputs:
     def __init__(self) -> None:
         self._problems: dict[str, str | None] = {}  # by path
 
-    async def find(self, table: FileTable, folder: Path, cipher: FileCipher | None) -> None:
-        """Check the content of these files, on the disk or in the bucket."""
-        files = await table.of_unfinished()
+    async def check(self, table: FileTable, folder: Path, cipher: FileCipher | None) -> None:
+        """Check the files on the disk. A file that is in the bucket by its row counts as complete."""
+        files = await table.unfinished_outputs()
         self._problems = await asyncio.to_thread(_problems_of, files, folder, cipher)
         for path, problem in self._problems.items():
             if problem is not None and await table.objects.state(path) == "stored":

@@ -54,7 +54,7 @@ Compute = Callable[[TaskInput], TaskResult]
 
 
 class PreparedInput(NamedTuple):
-    """One prediction of a batch."""
+    """The prepared input of one prediction, with the key of its batch."""
 
     request: TaskInput
     key: Hashable = None  # predictions in one batch have the same key

@@ -76,7 +76,7 @@ def foreign(folder: Path, base: Mapping[str, tuple[int, ...]]) -> str | None:
     return None if fitting or not base else "this model has none of the layers that the adapter changes"
 
 
-class EngineAdapters:
+class AdapterLoader:
     """Loads adapters into an engine."""
 
     def __init__(self, engine: AsyncLLM, weights: Path, max_rank: int) -> None:

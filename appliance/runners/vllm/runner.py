@@ -32,7 +32,7 @@ from appliance.runners.base import LoadSpec
 from appliance.runners.operations import CHAT
 from appliance.runners.threads import interruptible
 from appliance.runners.vllm import engine, errors, inputs
-from appliance.runners.vllm.adapters import EngineAdapters
+from appliance.runners.vllm.adapters import AdapterLoader
 from appliance.runners.vllm.compat import CompatApis
 from appliance.runners.vllm.statistics import statistics_of
 
@@ -59,7 +59,7 @@ class VllmRunner:
         self._tokenizer: Any
         self._chat_template: str | None = None
         self._system_in_prompt = False  # the chat template has no system role
-        self._adapters: EngineAdapters
+        self._adapters: AdapterLoader
         self._context = 0  # maximum length of prompt and output together, in tokens
         self._level = 0  # of the last sleep
         self._reading_images = asyncio.Semaphore(2)  # images and videos that are read need much memory
@@ -73,7 +73,7 @@ class VllmRunner:
         spec = self._spec
         self._engine = engine.start(spec, failures.existing_weights(spec))
         weights = Path(str(spec.weights))
-        self._adapters = EngineAdapters(self._engine, weights, spec.options["max_adapter_rank"])
+        self._adapters = AdapterLoader(self._engine, weights, spec.options["max_adapter_rank"])
         process = engine.core_process(self._engine)
         asyncio.get_running_loop().add_reader(process.sentinel, self._core_died)
         self._context = self._engine.model_config.max_model_len

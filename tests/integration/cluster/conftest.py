@@ -9,7 +9,7 @@ import pytest
 from tests.support import cluster
 
 _MACHINES = 4  # the last ones, which are those of the failed test
-_SHOWN = 40  # lines of each machine
+_LINES = 40  # lines of each machine
 
 
 @pytest.hookimpl(wrapper=True)
@@ -18,7 +18,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed:
-        for machine in cluster.STARTED[-_MACHINES:]:
+        for machine in cluster.CREATED[-_MACHINES:]:
             text = machine.output.read_text(errors="replace") if machine.output.exists() else ""
-            report.sections.append((f"output of {machine.home}", "\n".join(text.splitlines()[-_SHOWN:])))
+            report.sections.append((f"output of {machine.home}", "\n".join(text.splitlines()[-_LINES:])))
     return report

@@ -177,7 +177,7 @@ def test_a_stream_continues_on_another_machine(machines: Machines) -> None:
         seen = list(itertools.islice(reading, 5))
         assert created["urls"]["stream"].startswith(machines.one.url)
         machines.one.kill()
-        with contextlib.suppress(httpx.HTTPError):  # unless all has come before
+        with contextlib.suppress(httpx.HTTPError):  # unless the whole stream has arrived
             seen += reading
     with machines.two.client() as other:
         path = created["urls"]["stream"].removeprefix(machines.one.url)

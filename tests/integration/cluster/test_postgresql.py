@@ -214,7 +214,7 @@ def test_a_gateway_whose_database_was_taken_over_stops_and_the_next_one_says_why
         def refuses() -> bool:
             try:
                 return client.get("/readyz").status_code == 503
-            except httpx.HTTPError:  # it has stopped already
+            except httpx.HTTPError:  # the appliance has stopped
                 return True
 
         wait_for(refuses, "the refusal of writes")

@@ -202,7 +202,7 @@ def test_a_head_without_a_network_stops_and_the_standby_takes_over(
     clients = Clients(machines)
     clients.wait_until(PREDICTIONS // 3)
     driver = alpha.process
-    with in_a_write(server):
+    with gateway_writing(server):
         machines.network.cut("alpha")
     wait_for(lambda: not alpha.named("ServeReplica:gateway"), "the end of the gateway that is cut off")
     wait_for(lambda: not alpha.worker_pids(), "the end of its worker processes")
@@ -217,8 +217,8 @@ def test_a_head_without_a_network_stops_and_the_standby_takes_over(
 
 
 @contextlib.contextmanager
-def in_a_write(server: PostgresServer) -> Iterator[None]:
-    """Let the gateway be in the middle of a write, for which it holds the write lock, during the block."""
+def gateway_writing(server: PostgresServer) -> Iterator[None]:
+    """Keep the gateway in a write, with the write lock, during the block."""
     waits = "SELECT 1 FROM pg_locks WHERE relation = 'predictions'::regclass AND NOT granted"
     with psycopg.connect(server.url("appliance")) as connection:
         connection.execute("LOCK TABLE predictions IN SHARE ROW EXCLUSIVE MODE")

@@ -30,7 +30,7 @@ pytestmark = [
 
 HEADS: Final = ("alpha", "beta")
 SMALL: Final = b"a small secret file"
-#: Its upload has several parts, so an upload that was not answered leaves no object.
+#: Large enough for a multipart upload, which leaves no object unless it is completed.
 LARGE: Final = os.urandom(20 * 1024 * 1024)
 MISSING_TEXT: Final = "The content of the file is missing in the storage of the appliance"
 
@@ -107,7 +107,7 @@ def test_the_new_head_has_the_files_in_the_bucket(heads: Heads, s3: S3Server) ->
     with alpha.client() as client:
         moved = upload(client, SMALL)
         moved_output = predict(client, moved)
-        all_moved(alpha)
+        wait_until_moved(alpha)
         s3.pause()  # the bucket does not answer any more, and then the head dies
         unmoved, deleted = upload(client, LARGE), upload(client, LARGE)
         unmoved_output = predict(client, unmoved)
@@ -128,7 +128,7 @@ def test_the_new_head_has_the_files_in_the_bucket(heads: Heads, s3: S3Server) ->
         assert client.delete(f"/v1/files/{deleted['id']}").status_code == 204
         later = upload(client, SMALL[::-1])
         later_output, again = predict(client, later), predict(client, moved)
-        all_moved(beta)
+        wait_until_moved(beta)
         assert download(client, later).content == SMALL[::-1]
         assert client.get(later_output).content == SMALL[::-1]
         assert client.get(again).content == SMALL
@@ -140,7 +140,7 @@ def test_the_new_head_has_the_files_in_the_bucket(heads: Heads, s3: S3Server) ->
     wait_for(alpha.answers, "the former head as the head again")
     with alpha.client() as client:
         assert download(client, unmoved).content == LARGE
-        all_moved(alpha)
+        wait_until_moved(alpha)
         assert download(client, unmoved).content == client.get(unmoved_output).content == LARGE
         assert download(client, deleted).status_code == 404
         assert client.get(moved_output).content == client.get(again).content == SMALL
@@ -179,5 +179,5 @@ def local(head: Head) -> list[Path]:
     return [path for kind in ("uploads", "outputs") for path in (folder / kind).rglob("*") if path.is_file()]
 
 
-def all_moved(head: Head) -> None:
+def wait_until_moved(head: Head) -> None:
     wait_for(lambda: not local(head), "all files to be moved to the bucket")

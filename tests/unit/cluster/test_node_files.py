@@ -346,7 +346,7 @@ async def test_a_deletion_on_the_node_is_awaited_until_the_node_is_lost(
     monkeypatch.setattr(bench.node, "drop_files", slow)
     bench.files.adopt(["a"])
     bench.files.abandon()
-    deleted = asyncio.ensure_future(bench.files.dropped())
+    deleted = asyncio.ensure_future(bench.files.wait_for_deletions())
     await asyncio.sleep(0)
     assert not deleted.done()
     go.set()
@@ -356,7 +356,7 @@ async def test_a_deletion_on_the_node_is_awaited_until_the_node_is_lost(
     bench.files.adopt(["b"])
     bench.files.abandon()
     bench.lost.set_result("no heartbeat")
-    await bench.files.dropped()
+    await bench.files.wait_for_deletions()
 
 
 async def test_the_files_stay_for_the_next_gateway(bench: Bench) -> None:

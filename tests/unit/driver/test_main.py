@@ -142,7 +142,7 @@ def test_a_driver_that_was_running_starts_again_after_any_error(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("waited", [True, False])
-async def test_a_standby_that_cannot_start_after_its_takeover_does_not_end(
+async def test_an_error_after_a_takeover_restarts_the_driver_only_if_it_had_waited(
     waited: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     released: list[bool] = []
@@ -150,10 +150,10 @@ async def test_a_standby_that_cannot_start_after_its_takeover_does_not_end(
     async def start() -> None:
         pass
 
-    async def held(*_: object) -> Any:
-        return SimpleNamespace(
-            waited=waited, in_term=lambda same: same, release=lambda: released.append(True)
-        )
+    async def held(*arguments: Any) -> Any:
+        if waited:
+            arguments[-1]()
+        return SimpleNamespace(in_term=lambda same: same, release=lambda: released.append(True))
 
     async def fails(*_: object) -> NoReturn:
         raise ApplianceError("Ray did not start")
@@ -173,7 +173,7 @@ async def test_a_standby_that_cannot_start_after_its_takeover_does_not_end(
     monkeypatch.setattr(main, "_run", fails)
     monkeypatch.setattr(standby, "lease_of", lambda _: object())
     monkeypatch.setattr(standby, "wait", held)
-    state = own_process.DriverState(running=False)
+    state = own_process.DriverState(past_first_start=False)
     with pytest.raises(ApplianceError, match="Ray did not start") as raised:
         await main.run(settings, tmp_path, [], Console(file=io.StringIO()), state)
     assert state.starts_again(raised.value) is waited

@@ -86,7 +86,7 @@ def test_a_node_that_was_a_member_tries_to_join_until_it_is_refused(monkeypatch:
     assert ran(monkeypatch, None, was_member=False) is None  # the head is unreachable
 
 
-async def test_an_error_at_the_end_does_not_keep_a_node_from_joining_again(
+async def test_an_error_during_shutdown_does_not_keep_a_node_from_joining_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(_: Path) -> NoReturn:
@@ -110,7 +110,7 @@ def node_process(folder: Path) -> node.NodeProcess:
 
 
 @pytest.mark.parametrize("joined", [True, False])
-async def test_a_member_joins_again_after_any_error(
+async def test_only_a_member_joins_again_after_an_error(
     joined: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fails(one: node.NodeProcess, _: asyncio.Event) -> NoReturn:
@@ -126,7 +126,7 @@ async def test_a_member_joins_again_after_any_error(
             await running
 
 
-async def test_a_refusal_counts_only_if_no_other_machine_is_the_head(
+async def test_a_refusal_ends_a_join_only_if_no_other_machine_is_the_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -149,7 +149,7 @@ async def test_a_refusal_counts_only_if_no_other_machine_is_the_head(
 async def test_a_head_that_does_not_accept_a_node_in_time_may_accept_it_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So the error is no refusal, after which a node that was a member would end."""
+    """The error is not JoinRefused, which would end a node that was a member."""
 
     async def refuses(*_: object) -> NoReturn:
         raise JoinRefused("node one was lost, and its models are still being removed")
@@ -181,7 +181,7 @@ async def test_a_node_leaves_a_head_whose_port_is_open_but_whose_gateway_does_no
 
     monkeypatch.setattr(node, "_CHECK_INTERVAL", 0.0)
     head = cast("Head", SimpleNamespace(is_listening=listens, counts_as_member=hangs))
-    with pytest.raises(node.MembershipLost, match="no gateway has answered this node for 0 s"):
+    with pytest.raises(node.MembershipLost, match=r"the gateway of the head at .* has not answered for 0 s"):
         await node_process(tmp_path)._watch_membership(head, 0.0)
     assert questions == 3
 

@@ -29,10 +29,10 @@ class ScriptedLease(Lease):
     """A lease whose server gives the answers of a test."""
 
     def __init__(
-        self, *answers: bool | Exception, seconds: float = 600.0, files_key: str | None = None
+        self, *answers: bool | Exception, seconds: float = 600.0, files_key_id: str | None = None
     ) -> None:
         super().__init__(URL, "one", seconds)
-        self._files_key = files_key
+        self._files_key_id = files_key_id
         self._answers = list(answers)
         self.answered = threading.Event()  # all answers were given
 
@@ -50,8 +50,8 @@ class ScriptedLease(Lease):
     def renew(self) -> bool:
         return self._next(last=False)
 
-    def files_key(self) -> str | None:
-        return self._files_key
+    def files_key_id(self) -> str | None:
+        return self._files_key_id
 
     def holder(self) -> str:
         return "two at 10.0.0.2"
@@ -65,19 +65,23 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def waited(
-    lease: Lease, stop: asyncio.Event, database: Path = Path("appliance.db")
+    lease: Lease,
+    stop: asyncio.Event,
+    database: Path = Path("appliance.db"),
+    on_waiting: Callable[[], None] = lambda: None,
 ) -> tuple[standby.HeldLease | None, list[str]]:
     shown = io.StringIO()
-    held = await standby.wait(lease, database, stop, Console(file=shown))
+    held = await standby.wait(lease, database, stop, Console(file=shown), on_waiting)
     return held, shown.getvalue().splitlines()
 
 
 async def test_the_first_machine_is_the_head_at_once() -> None:
-    held, shown = await waited(ScriptedLease(True), asyncio.Event())
+    waiting: list[bool] = []
+    lease = ScriptedLease(True)
+    held, shown = await waited(lease, asyncio.Event(), on_waiting=lambda: waiting.append(True))
     assert held is not None
     held.release()
-    assert not held.waited
-    assert shown == []
+    assert (shown, waiting) == ([], [])
 
 
 async def test_a_standby_names_the_head_once_and_takes_over() -> None:
@@ -107,8 +111,20 @@ async def test_a_standby_does_not_end_when_a_takeover_fails() -> None:
     held, shown = await waited(ScriptedLease(False, full, True, seconds=0.01), asyncio.Event())
     assert held is not None
     held.release()
-    assert held.waited
     assert shown[1:] == ["standby: the disk of the server is full: trying again"]
+
+
+async def test_a_standby_has_begun_to_wait_after_its_first_attempt() -> None:
+    """So its driver starts again after an error that it does not expect."""
+    waiting: list[bool] = []
+    descriptors = OSError("too many open files")
+    with pytest.raises(OSError, match="too many open files"):
+        await waited(ScriptedLease(descriptors), asyncio.Event(), on_waiting=lambda: waiting.append(True))
+    assert waiting == []
+    lease = ScriptedLease(False, False, descriptors)
+    with pytest.raises(OSError, match="too many open files"):
+        await waited(lease, asyncio.Event(), on_waiting=lambda: waiting.append(True))
+    assert waiting == [True]
 
 
 async def test_the_head_is_first_after_a_restart_of_the_server() -> None:
@@ -129,7 +145,7 @@ async def test_a_standby_needs_the_key_of_the_files(tmp_path: Path, monkeypatch:
     monkeypatch.setenv(encryption.VARIABLE, "ab" * 32)
     key = encryption.files_key(head)
     assert key is not None
-    lease = ScriptedLease(True, files_key=encryption.key_id(key))
+    lease = ScriptedLease(True, files_key_id=encryption.key_id(key))
     with pytest.raises(EncryptionError, match=r"encryption\.json is missing: .* copy encryption\.json from"):
         await waited(lease, asyncio.Event(), own)
     assert not encryption.key_file(own).exists()
@@ -176,7 +192,9 @@ async def test_a_head_without_a_standby_continues_when_the_server_is_silent() ->
     held.release()
 
 
-async def test_the_new_head_waits_for_a_busy_database(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_new_head_waits_for_a_database_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(standby, "RETRY_STORE", 0.0)
     errors: list[Exception] = [StoreUnavailable("no answer"), StoreUnavailable("no answer")]
 

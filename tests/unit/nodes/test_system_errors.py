@@ -1,4 +1,4 @@
-"""Errors of the operating system do not end a membership, and are no refusals."""
+"""Errors of the operating system, which must not count as a refusal, or end the watch of a node."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def test_a_head_that_cannot_read_its_disk_does_not_refuse_a_node(tmp_path:
         await node.agent.close()
 
 
-async def test_a_node_that_cannot_write_its_certificate(
+async def test_a_node_that_cannot_write_its_certificate_does_not_join(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with cluster(tmp_path) as (head, _):

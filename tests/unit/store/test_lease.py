@@ -11,11 +11,11 @@ import pytest
 from appliance.domain.errors import LeaseLost, StoreError, StoreUnavailable
 from appliance.store import Lease, postgres, postgres_connection
 from appliance.store import lease as store_lease
-from appliance.store.encryption import FILES_KEY
+from appliance.store.encryption import FILES_KEY_ID
 from appliance.store.postgres_connection import PostgresConnection
 from tests.support.appliance_process import wait_for
 from tests.support.postgres_server import PostgresServer
-from tests.support.store_files import created, query, url_of, writing
+from tests.support.store_files import created, query, url_of, writer_connection
 
 pytestmark = pytest.mark.usefixtures("postgres")
 
@@ -51,11 +51,11 @@ def end_session(path: Path, lease: Lease) -> None:
 
 async def test_a_standby_knows_which_key_the_files_have(path: Path, first: Lease, second: Lease) -> None:
     assert first.acquire()
-    assert second.files_key() is None
+    assert second.files_key_id() is None
     store = await created(path)
-    await store.files.secret(FILES_KEY, "the id of a key")
+    await store.files.secret(FILES_KEY_ID, "the id of a key")
     await store.close()
-    assert second.files_key() == "the id of a key"
+    assert second.files_key_id() == "the id of a key"
     assert not second.acquire()
 
 
@@ -133,7 +133,7 @@ async def test_an_open_transaction_of_the_former_head_does_not_stop_the_next(
     assert first.acquire()
     store = await created(path)
     await store.own(term=first.term)
-    writing(store).execute("BEGIN IMMEDIATE")
+    writer_connection(store).execute("BEGIN IMMEDIATE")
     first.close()
     wait_for(second.acquire, "the next head")
     await store.close()

@@ -21,7 +21,7 @@ from appliance.store.postgres import public_url
 from appliance.store.postgres_queries import STEPS, translated
 from appliance.store.queries import QUERIES
 from tests.support.postgres_server import PostgresServer
-from tests.support.store_files import created, make, query, rows_of, url_of, writing
+from tests.support.store_files import created, make, query, rows_of, url_of, writer_connection
 
 pytestmark = pytest.mark.usefixtures("postgres")
 
@@ -78,7 +78,7 @@ async def test_a_user_with_a_password_that_owns_the_database(
     await store.open()
     await store.own()
     await store.create(record := make())
-    connection = writing(store)
+    connection = writer_connection(store)
     former, connection._connection = connection._connection, None  # as after a cut of the network
     await store.create(make())  # a user without special rights may end its own session
     assert former is not None
@@ -154,7 +154,7 @@ async def test_settings_of_the_database_do_not_end_sessions_or_change_transactio
         postgres.query(f"ALTER DATABASE tuned SET {name} = '{value}'")
     store = Store(path, url=postgres.url("tuned"))
     await store.open()
-    run = writing(store).run
+    run = writer_connection(store).run
     for name in ("idle_session_timeout", "idle_in_transaction_session_timeout", "statement_timeout"):
         assert run(f"SHOW {name}").fetchone() == ("0",)
     assert await store.write(lambda _: run("SHOW transaction_isolation").fetchone()) == ("read committed",)

@@ -19,7 +19,7 @@ from appliance.store import postgres as store_postgres
 from appliance.store.postgres_connection import ConnectionLost, PostgresConnection
 from appliance.store.queries import QUERIES
 from tests.support.postgres_server import PostgresServer
-from tests.support.store_files import created, make, query, rows_of, url_of, writing
+from tests.support.store_files import created, make, query, rows_of, url_of, writer_connection
 
 pytestmark = pytest.mark.usefixtures("postgres")
 
@@ -79,7 +79,7 @@ async def test_the_owner_stays_the_owner_when_its_connection_is_lost(store: Stor
 
 async def test_an_owner_ends_its_previous_session_that_the_server_still_has(store: Store, path: Path) -> None:
     await store.own()
-    connection = writing(store)
+    connection = writer_connection(store)
     previous, connection._connection = connection._connection, None  # as after a cut of the network
     await store.create(make())
     assert rows_of(path, "predictions") == 1
@@ -91,7 +91,7 @@ async def test_an_owner_ends_its_previous_session_that_the_server_still_has(stor
 
 async def test_a_process_whose_database_was_taken_over_writes_no_more(store: Store, path: Path) -> None:
     await store.own()
-    connection = writing(store)
+    connection = writer_connection(store)
     connection._retry_at = float("inf")  # it cannot connect
     end_sessions(path)
     with pytest.raises(StoreUnavailable):
@@ -118,7 +118,7 @@ async def test_writes_continue_after_a_lock_timeout(
 ) -> None:
     """A failed statement leaves a transaction in which PostgreSQL refuses all further statements."""
     monkeypatch.setattr(writer, "BUSY_TIMEOUT", 0.0)
-    writing(store).run("SET lock_timeout = '10ms'")
+    writer_connection(store).run("SET lock_timeout = '10ms'")
     with psycopg.connect(url_of(path) or "") as other:
         other.execute(f"SELECT pg_advisory_xact_lock({postgres_connection._WRITE_LOCK}, hashtext('public'))")
         with pytest.raises(StoreError, match="another process held the write lock"):
@@ -187,7 +187,7 @@ async def test_while_the_server_is_away_requests_fail_with_503(
 async def test_attempts_to_connect_are_further_and_further_apart(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection, attempts = writing(store), []
+    connection, attempts = writer_connection(store), []
     end_sessions(path)
 
     def refused(**_: Any) -> Any:
@@ -229,7 +229,7 @@ async def test_an_interrupted_commit_takes_effect_once(
 ) -> None:
     """The server is asked whether it has committed the transaction whose COMMIT was not answered."""
     await store.own()
-    connection = writing(store)
+    connection = writer_connection(store)
     interrupted = interrupt_commit(connection, monkeypatch, committed=committed)
     records = [make(), make()]
     await asyncio.gather(*(store.create(record) for record in records))
@@ -245,7 +245,7 @@ async def test_the_transaction_id_of_a_lost_transaction_may_be_used_again(
     monkeypatch.setattr(postgres_connection, "_DELAYS", (0.0,))
     await store.own()
     await store.create(make())
-    connection, execute = writing(store), writing(store)._execute
+    connection, execute = writer_connection(store), writer_connection(store)._execute
     ids: list[Any] = []
 
     def interrupt(statement: str, parameters: Any = None) -> Any:
@@ -269,7 +269,7 @@ async def test_an_outcome_that_stays_open_is_not_known(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The transaction is still open in the lost session, which this user cannot end."""
-    connection, execute, lost = writing(store), writing(store)._execute, list[Any]()
+    connection, execute, lost = writer_connection(store), writer_connection(store)._execute, list[Any]()
 
     def interrupt(statement: str, parameters: Any = None) -> Any:
         if statement != "COMMIT" or lost:
@@ -294,13 +294,13 @@ async def test_an_owner_that_cannot_take_its_lock_again_does_not_write(
     monkeypatch.setitem(store_postgres._SESSION, "lock_timeout", "50ms")
     monkeypatch.setattr(postgres_connection, "_DELAYS", (0.0,))
     await store.own()
-    writing(store)._retry_at = float("inf")
+    writer_connection(store)._retry_at = float("inf")
     end_sessions(path)
     with pytest.raises(StoreUnavailable):
         await store.create(make())
     other = await created(path)
     await other.own()
-    writing(store)._retry_at = 0.0
+    writer_connection(store)._retry_at = 0.0
     with psycopg.connect(url_of(path) or "") as program:
         program.execute("LOCK TABLE store_owner IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(StoreUnavailable, match="the new connection cannot be used"):
@@ -314,7 +314,7 @@ async def test_an_owner_that_cannot_take_its_lock_again_does_not_write(
 async def test_an_interrupted_takeover_leaves_one_owner(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection = writing(store)
+    connection = writer_connection(store)
     interrupted = interrupt_commit(connection, monkeypatch, committed=True)
     await store.write(lambda _: connection.take_ownership("the first"), alone=True)
     assert interrupted
@@ -330,7 +330,7 @@ async def test_an_interrupted_takeover_leaves_one_owner(
 async def test_an_owner_whose_takeover_was_interrupted_takes_the_lock_again(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupt_commit(writing(store), monkeypatch, committed=True)
+    interrupt_commit(writer_connection(store), monkeypatch, committed=True)
     await store.own()
     await store.create(make())
     other = await created(path)
@@ -342,7 +342,7 @@ async def test_an_owner_whose_takeover_was_interrupted_takes_the_lock_again(
 async def test_a_takeover_that_was_not_committed_fails(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupt_commit(writing(store), monkeypatch, committed=False)
+    interrupt_commit(writer_connection(store), monkeypatch, committed=False)
     with pytest.raises(StoreUnavailable):
         await store.own()
     other = await created(path)
@@ -353,7 +353,7 @@ async def test_a_takeover_that_was_not_committed_fails(
 async def test_writes_whose_outcome_is_not_known_are_not_repeated(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection, execute = writing(store), writing(store)._execute
+    connection, execute = writer_connection(store), writer_connection(store)._execute
 
     def interrupt(statement: str, parameters: Any = None) -> Any:
         if statement != "COMMIT":

@@ -1,4 +1,4 @@
-"""A new gateway finds what worker processes made meanwhile, and uses it only if it is complete."""
+"""Recovery of running predictions and their files by a new gateway."""
 
 from __future__ import annotations
 

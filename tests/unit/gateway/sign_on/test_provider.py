@@ -65,7 +65,7 @@ async def test_claims_of_the_id_token_and_missing_ones_of_the_user_info() -> Non
 
 
 def from_now(claims: dict[str, Any]) -> dict[str, Any]:
-    """Replace the seconds from now in ``claims`` by times."""
+    """Return ``claims`` with Unix times in place of offsets in seconds."""
     times = {
         name: time.time() + claims[name] for name in ("exp", "iat", "nbf") if type(claims.get(name)) is int
     }

@@ -11,7 +11,7 @@ import pytest
 
 from appliance.domain.errors import PredictionFailed
 from appliance.runners.vllm import adapters
-from appliance.runners.vllm.adapters import EngineAdapters
+from appliance.runners.vllm.adapters import AdapterLoader
 from appliance.runners.vllm.options import VllmOptions
 
 
@@ -49,8 +49,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     return Engine()
 
 
-def loader(engine: Any) -> EngineAdapters:
-    return EngineAdapters(engine, Path("/nowhere"), 16)
+def loader(engine: Any) -> AdapterLoader:
+    return AdapterLoader(engine, Path("/nowhere"), 16)
 
 
 def trained(folder: Path) -> str:
