@@ -38,11 +38,6 @@ models:
     memory: 64MiB
     options:
       files: true
-  - name: test/slow
-    kind: echo
-    memory: 64MiB
-    options:
-      startup_delay: 3s
 """
 #: Proxies that nothing listens at: what the appliance says to itself must not go there.
 VARIABLES = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
@@ -167,23 +162,6 @@ def test_a_killed_gateway_costs_no_prediction_and_runs_none_twice(appliance: App
         assert "".join(record["output"]) == "word " * 60
         assert sorted(appliance.worker_pids()) == workers
         works(client)
-
-
-def test_a_gateway_killed_during_a_load_leaves_one_worker_process_of_the_model(appliance: Appliance) -> None:
-    def workers() -> list[Path]:
-        found = []
-        for pid_file in (appliance.home / "run" / "hosts").glob("[0-9]*"):
-            with contextlib.suppress(FileNotFoundError):  # the process has just ended
-                found += [pid_file] if "test/slow" in pid_file.read_text() else []
-        return found
-
-    with appliance.client() as client:
-        id = create(client, "test/slow", text="loaded")
-        wait_for(workers, "the load")
-        os.kill(appliance.gateway().pid, signal.SIGKILL)
-        record = ended(client, id)
-        assert (record["status"], record["output"]) == ("succeeded", "loaded")
-        assert len(workers()) == 1
 
 
 def test_ray_runs_only_what_is_needed_at_the_priority_of_the_appliance(appliance: Appliance) -> None:
