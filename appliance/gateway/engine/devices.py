@@ -123,6 +123,6 @@ class Devices:
         return found
 
     async def refresh(self, names: Iterable[str]) -> None:
-        """Measure the nodes of these devices now, so that ``in_use`` returns current values."""
+        """Measure the nodes that have these devices. Afterwards ``in_use`` returns the new values."""
         nodes = {self.by_name[name].node for name in names if name in self.by_name}
         await asyncio.gather(*(self._nodes[node].refresh() for node in nodes if node in self._nodes))

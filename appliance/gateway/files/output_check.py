@@ -55,7 +55,7 @@ class EarlierOutputs:
         return path in self._problems
 
     def problem(self, path: str) -> str | None:
-        """Return what is wrong with the file at ``path``, which must be one of these files."""
+        """Return the problem of the file at ``path``, one of these files; None if there is none."""
         return self._problems[path]
 
     def problem_in(self, record: Prediction) -> str | None:

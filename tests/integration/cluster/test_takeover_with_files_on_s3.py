@@ -108,7 +108,7 @@ def test_the_new_head_has_the_files_in_the_bucket(heads: Heads, s3: S3Server) ->
         moved = upload(client, SMALL)
         moved_output = predict(client, moved)
         wait_until_moved(alpha)
-        s3.pause()  # the bucket does not answer any more, and then the head dies
+        s3.pause()  # from now on the bucket does not answer; then the head dies
         unmoved, deleted = upload(client, LARGE), upload(client, LARGE)
         unmoved_output = predict(client, unmoved)
     alpha.kill()

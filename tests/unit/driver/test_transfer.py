@@ -11,23 +11,15 @@ import pytest
 
 from appliance.domain.errors import ApplianceError, StoreError
 from appliance.domain.file import OutputFile
-from appliance.domain.prediction import Prediction, Status, new_id, new_stream_token
+from appliance.domain.prediction import Prediction, Status
 from appliance.driver import transfer
 from appliance.store import Store, imports
+from tests.support import store_files
 from tests.support.store_files import opened
 
 
 def make(**changes: Any) -> Prediction:
-    record = Prediction(
-        id=new_id(),
-        model="acme/hello",
-        version="0" * 64,
-        owner="me",
-        input={"text": "Alice"},
-        created_at=1000.25,
-        stream_token=new_stream_token(),
-    )
-    return record.evolve(**changes)
+    return store_files.make(**{"created_at": 1000.25, **changes})
 
 
 def ended(**changes: Any) -> Prediction:

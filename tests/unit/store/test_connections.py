@@ -27,7 +27,7 @@ class FaultyReader:
 
 
 async def test_a_connection_that_cannot_end_a_transaction_is_used_again(tmp_path: Path) -> None:
-    """Without its connections, the store would not answer any more."""
+    """A store whose connections are lost would answer nothing."""
     store = await created(tmp_path / "one.db")
     size = store._readers.qsize()
     for _ in range(size):

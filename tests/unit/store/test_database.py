@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from appliance.domain.errors import StoreError
-from appliance.domain.prediction import Prediction, new_id, new_stream_token
+from appliance.domain.prediction import Prediction
 from appliance.domain.token import Scope, Token
 from appliance.store import Store, VersionRow
 from appliance.store.database import connect, store_error, upgrade
 from appliance.store.queries import QUERIES, STEPS, narrowed
 from appliance.store.writer import Writer
+from tests.support import store_files
 from tests.support.store_files import created
 
 KEY = Token(id="key", name="key", owner="me", digest="0" * 64, created_at=1.0, scope=Scope.ADMIN)
@@ -29,16 +30,7 @@ KEY = Token(id="key", name="key", owner="me", digest="0" * 64, created_at=1.0, s
 
 def make(**changes: Any) -> Prediction:
     """A new prediction."""
-    prediction = Prediction(
-        id=new_id(),
-        model="acme/hello",
-        version="0" * 64,
-        owner="me",
-        input={},
-        created_at=1.0,
-        stream_token=new_stream_token(),
-    )
-    return prediction.evolve(**changes)
+    return store_files.make(**{"input": {}, "created_at": 1.0, **changes})
 
 
 def rows_of(path: Path, table: str) -> int:

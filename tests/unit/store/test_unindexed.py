@@ -11,25 +11,16 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.prediction import Prediction, Status, new_id, new_stream_token
+from appliance.domain.prediction import Prediction, Status, new_id
 from appliance.store import Store, VersionRow, imports, unindexed
-from tests.support.store_files import opened, query
+from tests.support.store_files import make, opened, query
 
 pytestmark = pytest.mark.usefixtures("database")
 
 
 def ended(**changes: Any) -> Prediction:
     """A prediction that ran for a second and succeeded."""
-    prediction = Prediction(
-        id=new_id(),
-        model="acme/hello",
-        version="0" * 64,
-        owner="me",
-        input={"text": "Alice"},
-        created_at=1000.0,
-        stream_token=new_stream_token(),
-    )
-    record = prediction.evolve(**changes).started(1000.5, 0.0, "cpu").evolve(output="Hello")
+    record = make(**changes).started(1000.5, 0.0, "cpu").evolve(output="Hello")
     return record.finished(Status.SUCCEEDED, 1001.5)
 
 
