@@ -32,6 +32,16 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     example_input: str | None = None  # a text input for the first example that users see
 
 
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker process loads of a model that runs on several machines: one part on each of them."""
+
+    index: int  # 0: the leader, which runs the predictions; the others are followers, which only compute
+    count: int  # machines that hold the model together
+    address: str  # IPv4 address of this machine in the private network
+    leader: str  # IPv4 address of the leader
+    port: int  # TCP port on the leader where the parts find each other
+
+
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a worker process needs to load one model; travels as JSON or msgpack."""
 
@@ -49,6 +59,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     cache: str  # absolute path of a folder for compile caches; kept between runs
     sleeps: bool = False  # the model may be put to sleep, if its runner supports it
     paths: tuple[str, ...] = ()  # absolute paths in ``options`` of files and folders that the model needs
+    part: Part | None = None  # of a model on several machines; ``placement`` then has the devices of this part
     python: str | None = None  # interpreter of the model's own environment; None: that of the appliance
 
     @property

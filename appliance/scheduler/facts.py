@@ -73,7 +73,8 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     memory: int | None = None  # bytes on each of its devices; exclusive with share
     share: float | None = None  # fraction of each of its devices, over 0 up to 1
     origin: Origin = Origin.DECLARED  # of memory or share
-    devices: int = 1  # number of devices that hold the model together, all on one node
+    devices: int = 1  # number of devices of one node that hold the model together
+    machines: int = 1  # number of nodes that hold the model together, with ``devices`` devices each
     pin: bool = False  # loaded at start and never evicted
     preload: bool = False  # loaded at start
     idle_unload_after: float | None = None  # seconds without a prediction
