@@ -59,7 +59,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     cache: str  # absolute path of a folder for compile caches; kept between runs
     sleeps: bool = False  # the model may be put to sleep, if its runner supports it
     paths: tuple[str, ...] = ()  # absolute paths in ``options`` of files and folders that the model needs
-    part: Part | None = None  # of a model on several machines; ``placement`` then has the devices of this part
+    part: Part | None = None  # of a model on several machines; ``placement`` has only devices of this part
     python: str | None = None  # interpreter of the model's own environment; None: that of the appliance
 
     @property
