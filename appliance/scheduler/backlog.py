@@ -136,7 +136,7 @@ class Backlog:
                 continue
             among = [each for each in devices if self._devices.enough_memory(model.demand, each)]
             checked += 1
-            if among and model.demand.devices == 1:
+            if among and model.demand.devices == model.demand.machines == 1:
                 found[model] = sorted(among)[:_MAX_CHANGED_DEVICES]
                 added += 1
             if added == _MAX_PLANNED or checked == _MAX_CHECKED:

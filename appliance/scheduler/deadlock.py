@@ -62,17 +62,21 @@ def _can_start(
     if model.state is Residency.DRAINING and not model.running <= completable:
         return False
     own = model.reserved if _keeps_memory(model, completable) else 0  # it may use its own memory
-    large_enough = Counter[str]()
+    large_enough, nodes = Counter[str](), 0
     for each in _eligible(model, capacities):
         available = free[each.device] + (own if each.device in model.devices else 0)
-        large_enough[each.node] += model.demand.bytes_on(each) <= available
-        if large_enough[each.node] >= model.demand.devices:
-            return True
+        if model.demand.bytes_on(each) <= available:
+            large_enough[each.node] += 1
+            nodes += large_enough[each.node] == model.demand.devices
+            if nodes == model.demand.machines:
+                return True
     return False
 
 
 def _keeps_memory(model: ModelState, completable: set[str]) -> bool:
     """Return whether the model still holds its memory once the completable predictions have finished."""
+    if model.node_removed:  # the memory on its other nodes is freed too
+        return False
     return model.pinned or not model.running <= completable
 
 
@@ -109,6 +113,12 @@ def explain_deadlock(
     devices = list(_eligible(model, capacities))
     if not devices:
         return f"this child prediction could never start: no device of the cluster may hold model {name}"
+    nodes = Counter(each.node for each in devices)
+    if sum(count >= demand.devices for count in nodes.values()) < demand.machines > 1:
+        return (
+            f"this child prediction could never start: model {name} needs {demand.nodes_and_devices}, "
+            "and the cluster has too few such machines: add a node"
+        )
     waiting = sorted(each.name for each in models if each.devices and not each.running <= completable)
     others = [each for each in models if each is not model]
     free = _eventually_free(others, capacities, completable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from random import Random
 from typing import Final, NamedTuple, TypeVar
 
 from appliance.scheduler.facts import Demand, Residency
@@ -16,7 +17,9 @@ from appliance.scheduler.model import ModelState
 _MAX_FREE: Final = 4  # with free memory
 _MAX_EVICTING: Final = 12  # on which models would be evicted
 _MAX_WITH_WEIGHTS: Final = 12  # on nodes that have the weights
-_MAX_NODES: Final = 4  # nodes instead of devices, of each of these sorts, for a model with several devices
+#: Nodes instead of devices, of each of these sorts, for a model with several devices. A model on several
+#: nodes gets one more for each further node.
+_MAX_NODES: Final = 4
 #: Devices that are checked to find one on a node without another instance of the model.
 _MAX_CHECKED: Final = 64
 
@@ -48,6 +51,7 @@ class DeviceIndex:
         self._capacities: dict[str, tuple[bool, int]] = {}  # whether it is main memory, and its bytes
         self._changed: set[str] = set()
         self._searches = 0  # of devices on which models would be evicted
+        self._random = Random(0)  # chooses combinations of nodes
 
     def take_changed(self) -> set[str]:
         """Return the schedulable devices that have changed since the last call."""
@@ -85,7 +89,7 @@ class DeviceIndex:
         demand = model.demand
         if demand.nodes is not None:
             found = self._devices_of(sorted(demand.nodes))
-        elif demand.devices > 1:
+        elif demand.devices > 1 or demand.machines > 1:
             found = self._devices_of(self._nodes(model, reserved_for_others, spare_busy=spare_busy))
         else:
             free = list(self._free(model, reserved_for_others))
@@ -119,6 +123,7 @@ class DeviceIndex:
     ) -> list[str]:
         """Return the nodes to compare for a model with several devices, of those that are large enough."""
         demand, count = model.demand, model.demand.devices
+        limit = _MAX_NODES + demand.machines - 1
         unused: dict[str, dict[str, int]] = {}  # by node and device: free bytes that the model does not need
         for device, (is_main_memory, _) in self._capacities.items():
             if is_main_memory is demand.on_cpu and self._enough(demand, device, spare_busy=spare_busy):
@@ -131,8 +136,14 @@ class DeviceIndex:
                 free.append(node)
         free.sort(key=lambda node: self._locality.instances_on(model.name, node))
         with_weights = [node for node in large if self._locality.has_weights(model.name, node)]
-        found = with_weights[:_MAX_NODES] + free[:_MAX_NODES]
-        return found if free else found + self._some(list(large), _MAX_NODES)
+        found = with_weights[:limit] + free[:limit]
+        if len(free) >= demand.machines:
+            return found
+        if demand.machines == 1:
+            return found + self._some(list(large), limit)
+        # Evenly spread nodes would always be the same combinations.
+        others = [node for node in large if node not in found]
+        return found + self._random.sample(others, min(limit, len(others)))
 
     def _with_weights(self, model: ModelState, *, spare_busy: bool) -> list[str]:
         devices = self._devices_of(sorted(self._locality.nodes_with_weights(model.name)))
@@ -192,7 +203,7 @@ class DeviceIndex:
         free = idle = most = self._ledger.free(device)
         for each in self._ledger.models_on(device):
             reserved = self._ledger.reserved_by(each, device)
-            if each.state in _LEAVING:
+            if each.state in _LEAVING or each.node_removed:
                 idle += reserved
                 most += reserved
             elif not each.pinned:

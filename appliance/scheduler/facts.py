@@ -79,7 +79,8 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     preload: bool = False  # loaded at start
     idle_unload_after: float | None = None  # seconds without a prediction
     priority: int = 0  # each step doubles the weight of its waiting time and of its eviction cost
-    sleep_footprint: SleepFootprint | None = None  # None: the model cannot sleep
+    #: None: the model cannot sleep. Always None if ``machines`` is over 1.
+    sleep_footprint: SleepFootprint | None = None
     on_cpu: bool = False  # on a machine with GPUs, the model computes on the CPU and is held in main memory
     nodes: frozenset[str] | None = None  # that may hold the model; None: all nodes
 
@@ -89,7 +90,18 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def on_each(self) -> str:
         """Words that follow an amount of memory in a sentence; empty for a single device."""
+        if self.machines > 1:
+            device = "one device" if self.devices == 1 else f"each of {self.devices} devices"
+            return f" on {device} of each of {self.machines} machines"
         return f" on each of {self.devices} devices" if self.devices > 1 else ""
+
+    @property
+    def nodes_and_devices(self) -> str:
+        """Words for the number of nodes and devices that the model needs."""
+        if self.machines == 1:
+            return f"{self.devices} devices of one node"
+        devices = "one device" if self.devices == 1 else f"{self.devices} devices"
+        return f"{self.machines} machines with {devices} each"
 
 
 class Owner(NamedTuple):

@@ -72,8 +72,8 @@ class Ledger:
         self._delete_if_removed(node)
         return found
 
-    def _delete_if_removed(self, node: str | None) -> None:
-        if node is None or node not in self.removed_nodes or self.models_of(node):
+    def _delete_if_removed(self, node: str) -> None:
+        if node not in self.removed_nodes or self.models_of(node):
             return
         for device in self.devices_of(node):
             del self.capacities[device], self._models[device], self._free[device], self._foreign[device]
@@ -114,10 +114,11 @@ class Ledger:
 
     def release(self, model: ModelState) -> None:
         """Free all memory of the model."""
-        node = self.node_of(model)
+        nodes = self.nodes_of(model)
         self.reserve_main_memory(model, 0)
         self.reserve(model, (), 0)
-        self._delete_if_removed(node)
+        for node in nodes:
+            self._delete_if_removed(node)
 
     def resize(self, model: ModelState, memory: int) -> int:
         """Change the reservation of a loaded model, as far as memory is free; return the new reservation."""
@@ -159,12 +160,19 @@ class Ledger:
         found = (each for device in self.devices_of(node) for each in self._models[device].values())
         return list({each.name: each for each in found}.values())
 
-    def node_of(self, model: ModelState) -> str | None:
-        """Return the node that holds the model; None for an unloaded model."""
-        return self.capacities[model.devices[0]].node if model.devices else None
+    def nodes_of(self, model: ModelState) -> list[str]:
+        """Return the nodes that hold the model, the leader's first; empty for an unloaded model."""
+        return list(dict.fromkeys(self.capacities[device].node for device in model.devices))
+
+    def is_on(self, model: ModelState, node: str) -> bool:
+        """Return whether the node holds the model, or a part of it."""
+        return any(self.capacities[device].node == node for device in model.devices)
 
     def main_memory_of(self, model: ModelState) -> str | None:
-        """Return the main-memory device of the model's node; None if the node has no GPUs."""
+        """Return the main-memory device of the model's node; None if the node has no GPUs.
+
+        A model on several nodes does not sleep, so it never uses this memory.
+        """
         return self._main_memory.get(self.capacities[model.devices[0]].node) if model.devices else None
 
     def is_schedulable_for(self, device: str, demand: Demand) -> bool:
@@ -182,14 +190,20 @@ class Ledger:
         """Return those of the devices that are on none of ``nodes``."""
         return [each for each in devices if self.capacities[each].node not in nodes]
 
-    def on_one_node(self, devices: Iterable[str], count: int) -> tuple[str, ...] | None:
-        """Return the first ``count`` of the devices that are on one node; None if no node has enough."""
+    def first_devices(self, devices: Iterable[str], demand: Demand) -> tuple[str, ...] | None:
+        """Return the first of the devices that are as many as the demand asks for, grouped by node.
+
+        Returns None if too few nodes have enough of these devices.
+        """
         by_node: dict[str, list[str]] = {}
+        chosen: list[str] = []
         for device in devices:
             found = by_node.setdefault(self.capacities[device].node, [])
             found.append(device)
-            if len(found) == count:
-                return tuple(found)
+            if len(found) == demand.devices:
+                chosen += found
+                if len(chosen) == demand.devices * demand.machines:
+                    return tuple(chosen)
         return None
 
     # -- questions about a device ------------------------------------------------------------------------
@@ -265,25 +279,29 @@ class Ledger:
                 yield device
 
     def free_now(self, demand: Demand) -> bool:
-        """Return whether enough devices of one node have the free memory for this demand."""
+        """Return whether enough devices of one node, or of several, have the free memory for this demand."""
         free = (
             device
             for device in self._eligible(demand, draining=False)
             if self.free(device) >= demand.bytes_on(self.capacities[device])
         )
-        return self.on_one_node(free, demand.devices) is not None
+        return self.first_devices(free, demand) is not None
 
     def devices_large_enough(self, model: ModelState) -> list[str]:
         """Return the devices that are large enough for the model if only pinned models stay loaded."""
         return list(self._large_enough(model, draining=True))
 
     def fits(self, model: ModelState, *, draining: bool, without: Collection[str] = ()) -> bool:
-        """Return whether one node is large enough for the model if only pinned models stay loaded.
+        """Return whether enough nodes are large enough for the model if only pinned models stay loaded.
 
         With ``draining``, draining nodes are included. The nodes ``without`` do not count.
         """
         devices = self.not_on(without, self._large_enough(model, draining=draining))
-        return self.on_one_node(devices, model.demand.devices) is not None
+        return self.first_devices(devices, model.demand) is not None
+
+    def has_enough_nodes(self, demand: Demand, *, draining: bool) -> bool:
+        """Return whether enough nodes have enough devices for this demand, of any size."""
+        return self.first_devices(self._eligible(demand, draining=draining), demand) is not None
 
     def _large_enough(self, model: ModelState, *, draining: bool) -> Iterator[str]:
         for device in self._eligible(model.demand, draining=draining):
@@ -293,21 +311,23 @@ class Ledger:
     def most_available(
         self, model: ModelState, *, draining: bool = True, enough: float = float("inf")
     ) -> int:
-        """Return the bytes that the model gets on each of its devices on the best node.
+        """Return the bytes that the model gets on each of its devices on the best node, or nodes.
 
         Only pinned models are assumed to stay loaded. With ``draining``, draining nodes are included. The
-        search ends at a device with ``enough`` bytes.
+        search for a single device ends at a device with ``enough`` bytes.
         """
-        count, by_node = model.demand.devices, dict[str, list[int]]()
+        count, machines, by_node = model.demand.devices, model.demand.machines, dict[str, list[int]]()
         for device in self._eligible(model.demand, draining=draining):
             left = self._memory_left_by_pinned(model, device)
-            if count == 1 and left >= enough:
+            if count == machines == 1 and left >= enough:
                 return left
             by_node.setdefault(self.capacities[device].node, []).append(left)
         found = [
             (len(left) >= count, sorted(left, reverse=True)[min(count, len(left)) - 1])
             for left in by_node.values()
         ]
+        if machines > 1 and found:
+            return sorted(found, reverse=True)[min(machines, len(found)) - 1][1]
         return max(found)[1] if found else 0
 
     def _memory_left_by_pinned(self, model: ModelState, device: str) -> int:
@@ -325,6 +345,11 @@ class Ledger:
         devices = self.eligible_devices(demand, draining=True)
         if not devices:
             raise ModelTooLarge(f"model {model.name} cannot be loaded: {self._no_device(demand)}")
+        if demand.machines > 1 and not self.has_enough_nodes(demand, draining=True):
+            raise ModelTooLarge(
+                f"model {model.name} cannot be loaded: it needs {demand.nodes_and_devices}, and the cluster "
+                "has too few such machines: add a node, or lower its machines in models.yaml"
+            )
         sizes = ", ".join(f"{each} has {readable_bytes(self.capacities[each].memory)}" for each in devices)
         needs = f"{demand.share:.0%}" if demand.memory is None else readable_bytes(demand.memory)
         pinned = sorted({each.name for device in devices for each in self.models_on(device) if each.pinned})

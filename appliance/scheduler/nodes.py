@@ -32,7 +32,7 @@ class UnplaceableModel(NamedTuple):
 
     model: str
     predictions: int  # that wait for it
-    devices: int  # that it needs, on one node
+    devices: int  # that it needs on one node, or on each of its nodes
     memory: int  # bytes that it needs on each of the devices
     missing: int  # bytes that the best node lacks on each of the devices
     reason: str  # ends with what to do
@@ -55,7 +55,7 @@ class NodeChanges:
         self._moving: set[str] = set()  # pinned models that are being moved away from a draining node
 
     def remove(self, node: str) -> list[str]:
-        found = self._ledger.remove(node)
+        found = [entry for entry in self._ledger.remove(node) if not entry.node_removed]
         for entry in found:
             entry.node_removed = True
             entry.mark_changed()
@@ -80,6 +80,8 @@ class NodeChanges:
             return
         for node in sorted(self._ledger.draining_nodes):
             for entry in self._ledger.models_of(node):
+                if entry.node_removed:  # it is on several nodes, and another one is lost
+                    continue
                 if entry.state is Residency.DRAINING:
                     entry.sleep_after_drain = False
                 elif _can_be_unloaded(entry):
@@ -105,6 +107,8 @@ class NodeChanges:
         """
         self._moving = {name for name in self._moving if self._is_moving(name)}
         if not self._ledger.fits(entry, draining=False):
+            if self._lacks_nodes(entry):
+                return f"pinned, and it needs {entry.demand.nodes_and_devices}: too few nodes are left"
             missing = readable_bytes(self._missing(entry))
             return f"pinned, and no other node has the memory: {missing} are missing{entry.demand.on_each}"
         if self._moving:
@@ -158,9 +162,13 @@ class NodeChanges:
         if not self._ledger.eligible_devices(demand):
             return "no schedulable node may hold it: add a node with a device for it"
         missing = readable_bytes(self._missing(entry))
-        if not self._missing(entry):
-            return f"it needs {demand.devices} devices of one node: add a node with that many devices"
+        if not self._missing(entry) or self._lacks_nodes(entry):
+            return f"it needs {demand.nodes_and_devices}: add a node with that many devices"
         return f"{missing} are missing{demand.on_each}: add a node with more memory on its devices"
+
+    def _lacks_nodes(self, entry: ModelState) -> bool:
+        """Return whether a model on several nodes has too few schedulable nodes with enough devices."""
+        return entry.demand.machines > 1 and not self._ledger.has_enough_nodes(entry.demand, draining=False)
 
     def _needed(self, entry: ModelState) -> int:
         """Return the bytes that the model needs on each of its devices."""

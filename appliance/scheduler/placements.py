@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from appliance.scheduler import policy
@@ -50,15 +50,19 @@ class Placements:
         self._transitions = transitions
         self._devices = DeviceIndex(ledger, locality)
         self._backlog = Backlog(index, ledger, self._devices, self.rank, many_devices)
+        self._without_loads: Collection[str] = ()  # devices, see `decide`
 
-    def decide(self, now: float) -> list[Decision]:
+    def decide(self, now: float, without_loads: Collection[str]) -> list[Decision]:
         """Load waiting models, the most urgent first, and evict other models for them.
 
         Memory that a model waits for is kept for it: less urgent models do not get that memory. An exception
         is a model that a child prediction waits for, if its memory is free or held by idle models: the parent
         may hold the memory that is kept for others until its child has finished.
+
+        No load begins on the devices ``without_loads``: a drained model on several nodes leaves them once no
+        load runs on any of them, and always some load would run if new ones began.
         """
-        decisions = self.load_for_children(now)
+        decisions = self.load_for_children(now, without_loads)
         if self._backlog.in_use:
             return decisions + self._decide_with_backlog(now)
         self._backlog.reset()
@@ -129,10 +133,41 @@ class Placements:
             self._can_load_now(device, entry, reserved_for_others) for device in chosen.devices
         ):
             return [self._load_or_wake(entry, chosen.devices, now)], {}
-        missing = {device: self.missing_memory(entry, device) for device in chosen.devices}
+        missing = self._missing(entry, chosen, reserved_for_others, now)
         return self._evict(chosen, entry, now), missing
 
-    def load_for_children(self, now: float) -> list[Decision]:
+    def _missing(
+        self, entry: ModelState, chosen: Plan, reserved_for_others: Mapping[str, int], now: float
+    ) -> dict[str, int]:
+        """Return the bytes by device that the model of this plan waits for.
+
+        This is all memory of a device, so that no load of a less urgent model begins there, if
+
+        - a model on several nodes has the memory, but a load or an unload runs on one of its devices, or
+        - a victim on several nodes could be evicted now, but a load runs on one of its devices.
+
+        Without this, always a load might run on one of the devices.
+        """
+        missing = {device: self.missing_memory(entry, device) for device in chosen.devices}
+        waits_for_loads = [victim for victim in chosen.victims if self._waits_for_loads(victim, now)]
+        held = {device for victim in waits_for_loads for device in victim.devices}
+        if entry.demand.machines > 1 and all(
+            self._ledger.free(device) >= needed + reserved_for_others[device]
+            for device, needed in missing.items()
+        ):
+            held.update(chosen.devices)
+        return missing | {device: self._ledger.capacities[device].memory for device in held}
+
+    def _waits_for_loads(self, victim: ModelState, now: float) -> bool:
+        return (
+            victim.demand.machines > 1
+            and victim.idle
+            and policy.residency_elapsed(victim, now)
+            and not self._ledger.none_loading(victim.devices)
+        )
+
+    def load_for_children(self, now: float, without_loads: Collection[str] = ()) -> list[Decision]:
+        self._without_loads = without_loads
         loads: list[Decision] = []
         if not self._children:
             return loads
@@ -148,7 +183,7 @@ class Placements:
                 ]
                 if not asleep:
                     free = self._ledger.not_on(entry.avoided_nodes(now), free)
-                devices = self._ledger.on_one_node(free, entry.demand.devices)
+                devices = self._ledger.first_devices(free, entry.demand)
                 if devices is not None:
                     loads.append(self._load_or_wake(entry, devices, now))
         return loads
@@ -260,6 +295,8 @@ class Placements:
 
         Engines measure free memory while they load, and a second change at a time would falsify the result.
         """
+        if device in self._without_loads:
+            return False
         busy = self._ledger.loading(device) is not None or self._ledger.unloading(device)
         needed = self.missing_memory(entry, device) + reserved_for_others[device]
         return self._ledger.free(device) >= needed and not busy

@@ -1,12 +1,13 @@
 """Finds the cheapest devices for a model, and the models to evict from these devices.
 
-All devices of a plan are on one node.
+All devices of a plan are on one node, or on as many nodes as ``Demand.machines`` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from math import inf
+from typing import Final, NamedTuple
 
 from appliance.scheduler import policy
 from appliance.scheduler.facts import Residency, SleepLevel
@@ -15,6 +16,8 @@ from appliance.scheduler.locality import Locality
 from appliance.scheduler.model import ModelState
 
 _LEAVING = frozenset({Residency.DRAINING, Residency.FALLING_ASLEEP, Residency.UNLOADING})
+#: Nodes that are compared for a model on several nodes: those with the cheapest plans.
+_MAX_NODES: Final = 16
 
 
 class Plan(NamedTuple):
@@ -34,7 +37,8 @@ class _Option(NamedTuple):
     must_wait: bool
     negative_free: int  # bytes that stay free, negated
     device: str
-    victims: tuple[ModelState, ...]
+    victims: dict[ModelState, float]  # with the cost of each eviction
+    wait: float  # seconds until the memory is free
     sleep: bool
 
 
@@ -47,6 +51,7 @@ class _NodePlan(NamedTuple):
     must_wait: bool
     negative_free: int
     options: list[_Option]
+    node: str
 
 
 def plan(
@@ -101,16 +106,105 @@ def plan(
         for node, options in by_node.items()
         if len(options) >= model.demand.devices
     ]
-    if not plans:
+    if len(plans) < model.demand.machines:
         return None
-    best = min(plans, key=lambda each: (each[:5], each.options[0].device))
-    chosen = best.options
-    victims = {victim.name: victim for option in chosen for victim in option.victims}
+    if model.demand.machines > 1:
+        return _plan_on_several_nodes(model, plans, locality, now, spare_busy=spare_busy)
+    best = min(plans, key=_order)
+    return _plan_on([best], best.cost)
+
+
+def _order(plan: _NodePlan) -> tuple[object, ...]:
+    return plan[:5], plan.options[0].device
+
+
+def _plan_on(nodes: list[_NodePlan], cost: float) -> Plan:
+    """Return the plan with the options of these nodes."""
+    options = [option for node in nodes for option in node.options]
+    victims = {victim.name: victim for option in options for victim in option.victims}
     return Plan(
-        tuple(sorted(option.device for option in chosen)),
+        tuple(device for node in nodes for device in sorted(option.device for option in node.options)),
         tuple(victims[name] for name in sorted(victims)),
-        best.cost,
-        all(option.sleep for option in chosen),
+        cost,
+        all(option.sleep for option in options),
+    )
+
+
+class _Part(NamedTuple):
+    """The plan of one node for a part of a model."""
+
+    node: _NodePlan
+    victims: dict[ModelState, float]  # with the cost of each eviction
+    wait: float  # seconds until the memory is free
+    copying: float  # seconds
+
+
+class _Combination(NamedTuple):
+    """The plans of several nodes. Sorting by all fields puts the best combination first."""
+
+    cost: float  # seconds that predictions wait
+    instances: int
+    evictions: int
+    must_wait: bool
+    negative_free: int
+    eviction_cost: float  # part of the cost
+    numbers: tuple[int, ...]  # of the nodes, in ascending order
+
+
+def _plan_on_several_nodes(
+    model: ModelState, plans: list[_NodePlan], locality: Locality, now: float, *, spare_busy: bool
+) -> Plan | None:
+    """Return the plan with the cheapest combination of these plans, of ``Demand.machines`` nodes.
+
+    Each combination begins with one node. The node that costs least in addition is added until there are
+    enough. A model to evict may be on several of the nodes, so a node that is cheap together with the first
+    may be expensive alone.
+    """
+    parts = [_part(model, plan, locality) for plan in sorted(plans, key=_order)[:_MAX_NODES]]
+    benefit = policy.eviction_benefit(model, now) if spare_busy else inf
+    found: list[_Combination] = []
+    for first in range(len(parts)):
+        numbers: tuple[int, ...] = (first,)
+        while len(numbers) < model.demand.machines:
+            others = (number for number in range(len(parts)) if number not in numbers)
+            numbers = min(_combination(model, parts, (*numbers, other)) for other in others).numbers
+        combination = _combination(model, parts, numbers)
+        if combination.eviction_cost <= benefit:
+            found.append(combination)
+    if not found:
+        return None
+    best = min(found)
+    return _plan_on([parts[number].node for number in best.numbers], best.cost)
+
+
+def _part(model: ModelState, node: _NodePlan, locality: Locality) -> _Part:
+    victims: dict[ModelState, float] = {}
+    for option in node.options:
+        victims.update(option.victims)
+    wait = sum(option.wait for option in node.options)
+    return _Part(node, victims, wait, locality.copy_seconds(model.name, node.node))
+
+
+def _combination(model: ModelState, parts: list[_Part], numbers: tuple[int, ...]) -> _Combination:
+    """Return the cost of a model with these parts.
+
+    Evictions count once for each model. The parts load at the same time, so of the waits for memory and of
+    the copies of weights the longest counts.
+    """
+    chosen = [parts[number] for number in numbers]
+    victims: dict[ModelState, float] = {}
+    for part in chosen:
+        victims.update(part.victims)
+    eviction_cost = sum(victims.values())
+    waiting = max(part.wait for part in chosen) + max(part.copying for part in chosen)
+    return _Combination(
+        eviction_cost + waiting * policy.predictions_weight(model),
+        sum(part.node.instances for part in chosen),
+        len(victims),
+        any(part.node.must_wait for part in chosen),
+        sum(part.node.negative_free for part in chosen),
+        eviction_cost,
+        tuple(sorted(numbers)),
     )
 
 
@@ -126,6 +220,7 @@ def _node_plan(model: ModelState, node: str, options: list[_Option], locality: L
         any(option.must_wait for option in chosen),
         sum(option.negative_free for option in chosen),
         chosen,
+        node,
     )
 
 
@@ -155,7 +250,8 @@ def _plan_for_device(
     leaving = sorted(
         (policy.seconds_until_free(each, now), _freed_memory(each, device, ledger))
         for each in others
-        if each.state in _LEAVING and (each.state is not Residency.DRAINING or _finishes(each, completable))
+        if (each.state in _LEAVING and (each.state is not Residency.DRAINING or _finishes(each, completable)))
+        or each.node_removed
     )
     for seconds, memory in leaving:
         if missing > 0:
@@ -177,11 +273,12 @@ def _plan_for_device(
     if victims is None:
         return None
     wait = max([wait, *(policy.seconds_until_free(victim, now) for victim in victims)])
-    cost = sum(policy.eviction_cost(victim, now, levels[victim]) for victim in victims)
+    costs = {victim: policy.eviction_cost(victim, now, levels[victim]) for victim in victims}
+    cost = sum(costs.values())
     if spare_busy and cost > policy.eviction_benefit(model, now):
         return None
     cost += wait * policy.predictions_weight(model)
-    return _Option(cost, len(victims), wait > 0, needed - available, device, victims, sleep)
+    return _Option(cost, len(victims), wait > 0, needed - available, device, costs, wait, sleep)
 
 
 def _cheapest_victims(
@@ -240,7 +337,7 @@ def _freed_memory(model: ModelState, device: str, ledger: Ledger, level: SleepLe
 
 
 def _evictable(model: ModelState, now: float, *, spare_busy: bool) -> bool:
-    if model.pinned:
+    if model.pinned or model.node_removed:
         return False
     if model.state is Residency.ASLEEP:
         return not spare_busy or model.idle

@@ -351,9 +351,10 @@ class Scheduler(SchedulerQueries):
         decisions += self._refuse_deadlocked()
         if children_only:
             return decisions + self._placements.load_for_children(now)
-        decisions += self._departures(now)
+        without_loads: set[str] = set()
+        decisions += self._departures(now, without_loads)
         self._rebalancing.load_more_instances(now, self.fits_now)
-        decisions += self._placements.decide(now)
+        decisions += self._placements.decide(now, without_loads)
         return decisions
 
     def start_queued(self, model: str, now: float) -> list[Start]:
@@ -400,15 +401,24 @@ class Scheduler(SchedulerQueries):
             self.withdrawn(id)
         return refused
 
-    def _departures(self, now: float) -> list[Decision]:
-        """Unload models, or put them to sleep, if they are drained, marked for unload or long idle."""
+    def _departures(self, now: float, without_loads: set[str]) -> list[Decision]:
+        """Unload models, or put them to sleep, if they are drained, marked for unload or long idle.
+
+        Adds the devices of drained models on several nodes to ``without_loads`` if a load delays their
+        unload.
+        """
         decisions: list[Decision] = []
         self._node_changes.drain_models(now)
         for entry in self._index.departing(now):
-            if not entry.devices or entry.node_removed or not self._ledger.none_loading(entry.devices):
+            if not entry.devices or entry.node_removed:
+                continue
+            drained = entry.state is Residency.DRAINING and self._is_drained(entry, now)
+            if not self._ledger.none_loading(entry.devices):
+                if drained and entry.demand.machines > 1:
+                    without_loads.update(entry.devices)
                 continue
             if entry.state is Residency.DRAINING:
-                if not entry.running and entry.next_to_start(now) is None:
+                if drained:
                     waiter = self._models.get(entry.drained_for or "")
                     sleep = entry.sleep_after_drain
                     decisions += self._transitions.evict(entry, entry.drain_reason, now, waiter, sleep=sleep)
@@ -417,6 +427,9 @@ class Scheduler(SchedulerQueries):
             elif entry.state in {Residency.READY, Residency.ASLEEP} and entry.idle and not entry.pinned:
                 decisions += self._transitions.leave_if_idle(entry, now)
         return decisions
+
+    def _is_drained(self, entry: ModelState, now: float) -> bool:
+        return not entry.running and entry.next_to_start(now) is None
 
     def next_wakeup(self, now: float) -> float | None:
         """Return when to call ``decide`` next if nothing happens before; None for never."""

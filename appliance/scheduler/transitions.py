@@ -35,7 +35,8 @@ class Transitions:
         entry.ready_since = entry.last_used = now
         entry.sleep_levels = levels
         entry.failures = 0
-        entry.avoided.pop(self._ledger.node_of(entry) or "", None)
+        for node in self._ledger.nodes_of(entry) if entry.avoided else ():
+            entry.avoided.pop(node, None)
         entry.wanted = entry.pinned
         self._log(entry, EventKind.READY, now, seconds=seconds)
 

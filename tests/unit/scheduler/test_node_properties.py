@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.scheduler import Capacity, Decision, Load, Start, Wake
+from appliance.scheduler import Capacity, Decision, Load, Residency, Start, Wake
 from appliance.scheduler.backlog import MANY_DEVICES
 from tests.support.scheduler_world import GIB, World
 
@@ -28,7 +29,9 @@ class ClusterWorld(World):
         *,
         sleeping: bool,
         many_devices: int,
+        several: bool,
     ) -> None:
+        """With ``several``, some models are on two or three nodes."""
         self.members = {HEAD, *OTHERS}
         self.draining: set[str] = set()
         self.leaving: set[str] = set()  # models on nodes that were drained while the models were there
@@ -38,6 +41,16 @@ class ClusterWorld(World):
             demand = self.subject.demand(name)
             if not demand.on_cpu and self.random.random() < 0.2:
                 self.subject.update(msgspec.structs.replace(demand, devices=2), 0.0, replace=True)
+            elif several and self.random.random() < 0.5:
+                self.make_several(name)
+
+    def make_several(self, name: str) -> None:
+        """Let the model need several nodes, which cannot sleep."""
+        demand = self.subject.demand(name)
+        machines = self.random.choice([2, 3])
+        devices = 1 if demand.on_cpu else self.random.choice([1, 1, 2])
+        demand = msgspec.structs.replace(demand, machines=machines, devices=devices, sleep_footprint=None)
+        self.subject.update(demand, 0.0, replace=True)
 
     def capacities(self, devices: int) -> list[Capacity]:
         return [each for node in sorted(self.members) for each in self.devices_of(node)]
@@ -69,15 +82,20 @@ class ClusterWorld(World):
                 self.draining.discard(node)
             case "lose" if node != HEAD and node in self.members:
                 self.lose(node)
+            case "lose all":
+                self.lose(*(each for each in OTHERS if each in self.members))
             case "join" if node not in self.members:
                 self.members.add(node)
                 self.subject.add_devices(self.devices_of(node))
 
-    def lose(self, node: str) -> None:
-        self.members.discard(node)
-        self.draining.discard(node)
-        lost = self.subject.remove_devices(node)
-        assert lost == sorted(name for name, place in self.place.items() if self.node_of(place) == node)
+    def lose(self, *nodes: str) -> None:
+        lost: list[str] = []
+        for node in nodes:
+            self.members.discard(node)
+            self.draining.discard(node)
+            lost += self.subject.remove_devices(node)
+        there = [name for name, place in self.place.items() if self.nodes_of(place) & set(nodes)]
+        assert sorted(lost) == sorted(there)
         for decision in self.subject.decide(self.now):  # before the engine has reported the models
             assert getattr(decision, "model", None) not in lost
             self.carry_out(decision)
@@ -91,9 +109,8 @@ class ClusterWorld(World):
                 self.begun[model].remove(id)
                 self.subject.queued(id, model, self.now, front=True)
 
-    def node_of(self, place: Sequence[str]) -> str:
-        (node,) = {device.split("/")[0] for device in place}  # all on one node
-        return node
+    def nodes_of(self, place: Sequence[str]) -> set[str]:
+        return {device.split("/")[0] for device in place}
 
     def leave(self, model: str) -> None:
         """Check an unload. On a draining node, the minimum residency of models does not apply."""
@@ -107,17 +124,21 @@ class ClusterWorld(World):
         self.leaving.discard(model)
 
     def step(self) -> None:
-        self.leaving |= {name for name, place in self.place.items() if self.node_of(place) in self.draining}
+        self.leaving |= {name for name, place in self.place.items() if self.nodes_of(place) & self.draining}
         super().step()
 
     def carry_out(self, decision: Decision) -> None:
         super().carry_out(decision)
         if isinstance(decision, Load | Wake):
-            node = self.node_of(self.place[decision.model])
-            assert node in self.members, "a load on a node that is gone"
-            assert node not in self.draining, "a load on a draining node"
+            place = self.place[decision.model]
+            assert self.nodes_of(place) <= self.members, "a load on a node that is gone"
+            assert not self.nodes_of(place) & self.draining, "a load on a draining node"
+            demand = self.subject.demand(decision.model)
+            found = [[*devices] for _, devices in groupby(place, lambda device: device.split("/")[0])]
+            assert len(found) == len(self.nodes_of(place)) == demand.machines, "grouped by node"
+            assert all(each == sorted(set(each)) and len(each) == demand.devices for each in found)
         if isinstance(decision, Start):
-            assert self.node_of(self.place[decision.model]) in self.members
+            assert self.nodes_of(self.place[decision.model]) <= self.members
 
     def check(self) -> None:
         held: dict[str, int] = dict.fromkeys((each.device for each in self.capacities(0)), 0)
@@ -125,16 +146,29 @@ class ClusterWorld(World):
             for device in place:
                 held[device] += self.holds[model]
             if self.keeps.get(model):
-                held[f"{self.node_of(place)}/ram"] += self.keeps[model]
+                (node,) = self.nodes_of(place)
+                held[f"{node}/ram"] += self.keeps[model]
         for capacity in self.capacities(0):
             assert held[capacity.device] <= capacity.memory, f"{capacity.device} is over its capacity"
         assert self.subject.capacities.keys() == held.keys()
+        self.check_reservations()
+
+    def check_reservations(self) -> None:
+        """A model has memory on all of its devices or on none, and none on a node that is gone."""
+        found: dict[str, set[str]] = {name: set() for name in self.names}
+        for device in self.subject.capacities:
+            for name in self.subject.reserved(device):
+                found[name].add(device)
+        for name, devices in found.items():
+            place = set(self.place.get(name, ()))
+            assert place <= devices <= place | {f"{node}/ram" for node in self.nodes_of([*place])}
+            assert bool(place) is (self.subject.residency(name) is not Residency.COLD)
 
 
 EVENTS = st.lists(
     st.tuples(
         st.floats(0, 90),
-        st.sampled_from(["drain", "undrain", "lose", "join"]),
+        st.sampled_from(["drain", "undrain", "lose", "lose all", "join"]),
         st.sampled_from([HEAD, *OTHERS]),
     ),
     max_size=14,
@@ -149,6 +183,7 @@ EVENTS = st.lists(
     seed=st.integers(0, 2**32),
     sleeping=st.booleans(),
     many_devices=st.sampled_from([0, 6, MANY_DEVICES]),
+    several=st.booleans(),
 )
 def test_no_node_is_overbooked_and_everything_queued_on_a_live_cluster_finally_ends(
     sizes: list[int],
@@ -158,9 +193,12 @@ def test_no_node_is_overbooked_and_everything_queued_on_a_live_cluster_finally_e
     *,
     sleeping: bool,
     many_devices: int,
+    several: bool,
 ) -> None:
-    live = [(100.0, "undrain", node) for node in (HEAD, *OTHERS)]
-    world = ClusterWorld(sizes, seed, [*events, *live], sleeping=sleeping, many_devices=many_devices)
+    """A model on several nodes ends only if nodes join again; all other models fit on the head."""
+    live = [(100.0, what, node) for what in ("undrain", *["join"] * several) for node in (HEAD, *OTHERS)]
+    events = [*events, *live]
+    world = ClusterWorld(sizes, seed, events, sleeping=sleeping, many_devices=many_devices, several=several)
     for number, (which, at) in enumerate(arrivals):
         world.arrive(at, f"p{number}", world.names[which % len(sizes)])
     world.run(4000)
