@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import combinations
 from typing import Any
 
 from appliance.scheduler import Capacity, Demand, Residency
@@ -98,6 +99,40 @@ def test_a_model_with_several_devices_gets_all_devices_of_the_compared_nodes() -
     cluster = Cluster(10)
     found = cluster.candidates(cluster.model("m/m", 5, devices=4))
     assert found[:8] == [f"{found[0].split('/')[0]}/gpu{number}" for number in range(8)]
+
+
+def nodes_of(devices: list[str]) -> set[str]:
+    return {device.split("/")[0] for device in devices}
+
+
+def test_enough_free_nodes_are_compared_for_a_model_on_several_nodes() -> None:
+    cluster = Cluster(100)
+    for device in cluster.ledger.capacities:
+        if device.split("/")[0] not in {"n7", "n8", "n9"}:
+            cluster.ready(f"on {device}", device, 6)
+    model = cluster.model("m/m", 5, devices=8, machines=3)
+    assert nodes_of(cluster.candidates(model)) == {"n7", "n8", "n9"}
+    assert len(nodes_of(cluster.candidates(cluster.model("n/n", 4, machines=6)))) >= 6
+
+
+def test_a_free_node_is_compared_together_with_nodes_on_which_models_are_evicted() -> None:
+    cluster = Cluster(100)
+    for device in cluster.ledger.capacities:
+        if device.split("/")[0] != "n7":
+            cluster.ready(f"on {device}", device, 6)
+    found = nodes_of(cluster.candidates(cluster.model("m/m", 5, machines=2)))
+    assert "n7" in found
+    assert 2 < len(found) < 10
+
+
+def test_any_two_nodes_are_compared_together_from_time_to_time() -> None:
+    cluster = Cluster(12)
+    cluster.fill(8, running=False)
+    model = cluster.model("m/m", 5, machines=2)
+    found = [nodes_of(cluster.candidates(model)) for _ in range(300)]
+    assert all(len(each) == 5 for each in found)
+    pairs = {pair for each in found for pair in combinations(sorted(each), 2)}
+    assert len(pairs) == 12 * 11 / 2
 
 
 def test_only_schedulable_devices_of_nodes_that_may_hold_the_model_are_compared() -> None:

@@ -78,12 +78,12 @@ def test_models_are_not_evicted_while_all_together_cost_more_than_the_waiting() 
     subject = Scheduler(nodes("ab"), demands)
     adopt(subject, {"y/y": on("a"), "z/z": on("b")})
     for name in ("y/y", "z/z"):
-        subject._models[name].load_seconds = 6.0
+        subject._models[name].load_seconds = 3.0  # its eviction costs 7.4 s
         for at in (997.0, 998.0, 999.0):  # it is used all the time
             subject.queued(f"{name} {at}", name, at)
             subject.decide(at)
             subject.finished(f"{name} {at}", name, at)
-    subject._models["w/w"].load_seconds = 10.0
+    subject._models["w/w"].load_seconds = 10.0  # the waiting is worth 10 s at once, and 40 s after 30 s
     subject.queued("p", "w/w", 1000.0)
     assert subject.decide(1000.0) == []
     assert unloads(subject.decide(1030.0)) == ["y/y", "z/z"]
@@ -180,19 +180,20 @@ def test_a_model_with_free_memory_waits_only_for_the_loads_that_run_already(many
 
 @pytest.mark.parametrize("many_devices", MANY)
 def test_an_idle_victim_on_several_nodes_waits_only_for_the_loads_that_run_already(many_devices: int) -> None:
-    """The model w/w fits on node a if x/x is evicted, which is on node b too."""
-    small = [model(f"b{number}", 2, nodes=frozenset({"b"})) for number in range(4)]
-    demands = [*small, model("x/x", 6, machines=2), model("w/w", 6, nodes=frozenset({"a"}))]
-    subject = Scheduler([*node("a", 10), *node("b", 80)], demands, many_devices=many_devices)
-    adopt(subject, {"x/x": on("a", "b")})
-    subject.queued("q", "b0", 1000.0)
-    assert list(loads(subject.decide(1000.0))) == ["b0"]
-    subject.queued("p", "w/w", 1001.0)
-    assert subject.decide(1001.0) == []
-    subject.queued("r", "b1", 1002.0)
-    assert subject.decide(1002.0) == []
-    subject.loaded("b0", 1005.0, ())
-    decided = subject.decide(1005.0)
+    """The model w/w fits on node c if x/x is evicted, which is on the nodes a and b too."""
+    small = [model(f"{place}{number}", 2, nodes=frozenset({place})) for place in "ab" for number in range(4)]
+    demands = [*small, model("x/x", machines=3), model("w/w", nodes=frozenset({"c"}))]
+    subject = Scheduler([*nodes("ab", 80), *node("c", 10)], demands, many_devices=many_devices)
+    adopt(subject, {"x/x": on("a", "b", "c")})
+    alternating(subject, "a0", "b0", 1000.0)
+    subject.queued("p", "w/w", 1005.0)
+    assert subject.decide(1005.0) == []
+    subject.queued("q", "a1", 1006.0)
+    subject.queued("r", "b1", 1006.0)
+    subject.loaded("a0", 1008.0, ())
+    assert loads(subject.decide(1008.0)) == {}
+    subject.loaded("b0", 1012.0, ())
+    decided = subject.decide(1012.0)
     assert unloads(decided) == ["x/x"]
     assert loads(decided) == {}
 

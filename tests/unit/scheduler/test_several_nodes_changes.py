@@ -89,11 +89,13 @@ def test_a_model_is_reported_once_if_two_of_its_nodes_are_lost() -> None:
 def test_the_memory_of_a_model_with_a_lost_node_is_waited_for_and_the_model_is_not_evicted(
     many_devices: int,
 ) -> None:
-    """Node b holds a part of m/m, which is gone, and node c an idle model."""
+    """Node b holds a part of m/m, which ran a long prediction and is gone. Node c has an idle model."""
     demands = [model("m/m", 8, machines=2), model("idle", 8), model("w/w", 8)]
     subject = Scheduler(nodes("abc"), demands, many_devices=many_devices)
     adopt(subject, {"m/m": on("a", "b"), "idle": on("c")}, 8)
-    subject._models["idle"].load_seconds = 100.0
+    subject._models["idle"].load_seconds, subject._models["m/m"].run_seconds = 30.0, 500.0
+    subject.queued("long", "m/m", 999.0)
+    subject.decide(999.0)
     subject.remove_devices("a")
     subject.queued("p", "w/w", 1000.0)
     assert subject.decide(1000.0) == []
@@ -101,6 +103,18 @@ def test_the_memory_of_a_model_with_a_lost_node_is_waited_for_and_the_model_is_n
     subject.undrain_node("b")
     subject.lost("m/m", 1001.0, "node a is gone")
     assert loads(subject.decide(1001.0)) == {"w/w": on("b")}
+
+
+def test_a_model_with_a_lost_node_is_not_evicted_for_more_memory_than_it_leaves() -> None:
+    """Node b has 4 GiB left, 8 GiB in the model that is gone, and 8 GiB in a busy model."""
+    demands = [model("m/m", 8, machines=2), model("busy", 8), model("w/w", 18)]
+    subject = Scheduler([*node("a", 10), *node("b", 20)], demands)
+    adopt(subject, {"m/m": on("a", "b"), "busy": on("b")}, 8)
+    subject.queued("long", "busy", 999.0)
+    subject.decide(999.0)
+    subject.remove_devices("a")
+    subject.queued("p", "w/w", 1000.0)
+    assert subject.decide(1000.0) == []
 
 
 def test_a_model_with_a_lost_node_is_not_drained_from_another_node() -> None:
