@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from functools import partial
-from itertools import starmap
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
         "--models", type=int, nargs="+", metavar="N", help="models (default: 5 for each GPU)"
     )
     growing.add_argument(
+        "--on-two-nodes", type=int, default=0, metavar="PERCENT", help="models on two nodes (default: 0)"
+    )
+    growing.add_argument(
         "--predictions", type=int, default=20, metavar="N", help="predictions for each GPU (default: 20)"
     )
     return parser
@@ -101,8 +104,10 @@ def _print_growth(parser: argparse.ArgumentParser, asked: argparse.Namespace) ->
             parser.error(f"--{name} must have one value, or one for each value of --devices")
     nodes = _for_each(asked.nodes, [max(1, devices // 8) for devices in asked.devices])
     models = _for_each(asked.models, [5 * devices for devices in asked.devices])
-    sizes = list(starmap(ClusterSize, zip(asked.devices, nodes, models, strict=True)))
-    if asked.predictions < 1 or any(min(size) < 1 or size.nodes > size.devices for size in sizes):
+    sizes = list(map(ClusterSize, asked.devices, nodes, models, repeat(asked.on_two_nodes)))
+    if not 0 <= asked.on_two_nodes <= 100 or (asked.on_two_nodes and min(nodes) < 2):
+        parser.error("--on-two-nodes must be from 0 to 100, and 0 with a single node")
+    if asked.predictions < 1 or any(min(size[:3]) < 1 or size.nodes > size.devices for size in sizes):
         parser.error("all numbers must be at least 1, and there must be a device for each node")
     found = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -149,7 +154,7 @@ def _growth_table(found: list[DecisionTimes]) -> Table:
     for each, grown in zip(found, growth(found), strict=True):
         milliseconds = (each.decide_p50, each.decide_p99, each.decide_mean)
         table.add_row(
-            *map(str, each.size),
+            *map(str, each.size[:3]),
             f"{each.events:,}",
             *(f"{1000 * seconds:.3f}" for seconds in milliseconds),
             "" if grown is None else f"{grown:.1f} x",

@@ -31,6 +31,7 @@ class ClusterSize(NamedTuple):
     devices: int
     nodes: int
     models: int
+    on_two_nodes: int = 0  # percent of the models that have one device on each of two nodes
 
 
 class DecisionTimes(NamedTuple):
@@ -107,8 +108,15 @@ def _capacities(size: ClusterSize) -> list[Capacity]:
 
 
 def scheduler(size: ClusterSize, world: Workload) -> Scheduler:
+    # Not in the order of the models, because the first of each group are the most popular.
+    two = set(random.Random(1).sample(world.models, len(world.models) * size.on_two_nodes // 100))
     demands = [
-        Demand(model=model.name, concurrency=model.kind.concurrency, memory=model.memory)
+        Demand(
+            model=model.name,
+            concurrency=model.kind.concurrency,
+            memory=model.memory,
+            machines=2 if model in two else 1,
+        )
         for model in world.models
     ]
     return Scheduler(_capacities(size), demands)

@@ -14,7 +14,7 @@ from appliance.scheduler import Decision, Load, Start
 from scripts.simulation.__main__ import main
 from scripts.simulation.comparison import APPLIANCE, appliance_scheduler, compare, policies, quantile
 from scripts.simulation.machine import Machine
-from scripts.simulation.scale import ClusterSize, growth, measure
+from scripts.simulation.scale import ClusterSize, growth, measure, scheduler, workload
 from scripts.simulation.workload import GIB, WORKLOADS, Workload, fleet
 
 
@@ -137,8 +137,8 @@ def test_the_command_prints_the_times_of_decisions_from_size_to_size(
     assert "growth" in shown
     rows = json.loads(report.read_text())["rows"]
     assert [row["size"] for row in rows] == [
-        {"devices": 4, "nodes": 1, "models": 20},
-        {"devices": 32, "nodes": 4, "models": 20},
+        {"devices": 4, "nodes": 1, "models": 20, "on_two_nodes": 0},
+        {"devices": 32, "nodes": 4, "models": 20, "on_two_nodes": 0},
     ]
     assert all(row["events"] > 0 and row["loads"] > 0 for row in rows)
 
@@ -150,6 +150,8 @@ def test_the_command_prints_the_times_of_decisions_from_size_to_size(
         ["--devices", "4", "--nodes", "1", "2"],
         ["--devices", "0"],
         ["--devices", "4", "--predictions", "0"],
+        ["--devices", "4", "--on-two-nodes", "10"],
+        ["--devices", "4", "--nodes", "2", "--on-two-nodes", "101"],
     ],
 )
 def test_sizes_that_are_not_possible_are_refused(wrong: list[str]) -> None:
@@ -164,3 +166,13 @@ def test_a_cluster_is_simulated_without_overbooking_and_every_prediction_starts(
     assert found.loads > 30
     assert found.wait_p99 > 0
     assert growth([found, found]) == [None, 1.0]
+
+
+@pytest.mark.parametrize("devices", [12, 30])
+def test_a_cluster_with_models_on_two_nodes_is_simulated(devices: int) -> None:
+    size = ClusterSize(devices, nodes=4, models=100, on_two_nodes=30)
+    world = workload(size, 5, 1)
+    assert sum(scheduler(size, world).demand(model.name).machines == 2 for model in world.models) == 30
+    found = measure(size, 5, 1, lambda: None)
+    assert found.loads > 20
+    assert found.wait_p99 > 0
