@@ -149,22 +149,23 @@ class Placements:
         Without this, always a load might run on one of the devices.
         """
         missing = {device: self.missing_memory(entry, device) for device in chosen.devices}
-        waits_for_loads = [victim for victim in chosen.victims if self._waits_for_loads(victim, now)]
-        held = {device for victim in waits_for_loads for device in victim.devices}
+        held: list[str] = []
+        for victim in chosen.victims:
+            if victim.demand.machines > 1 and self._waits_for_loads(victim, now):
+                held += victim.devices
         if entry.demand.machines > 1 and all(
             self._ledger.free(device) >= needed + reserved_for_others[device]
             for device, needed in missing.items()
         ):
-            held.update(chosen.devices)
-        return missing | {device: self._ledger.capacities[device].memory for device in held}
+            held += chosen.devices
+        for device in held:
+            missing[device] = self._ledger.capacities[device].memory
+        return missing
 
     def _waits_for_loads(self, victim: ModelState, now: float) -> bool:
-        return (
-            victim.demand.machines > 1
-            and victim.idle
-            and policy.residency_elapsed(victim, now)
-            and not self._ledger.none_loading(victim.devices)
-        )
+        """Return whether the idle victim could be evicted now, if no load ran on its devices."""
+        elapsed = victim.idle and policy.residency_elapsed(victim, now)
+        return elapsed and not self._ledger.none_loading(victim.devices)
 
     def load_for_children(self, now: float, without_loads: Collection[str] = ()) -> list[Decision]:
         self._without_loads = without_loads

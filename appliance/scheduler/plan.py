@@ -241,6 +241,11 @@ def _plan_for_device(
     # A sleeping model can use the memory that is still reserved for it on this device.
     available = ledger.free(device) + ledger.reserved_by(model, device) - reserved_for_others
     missing = needed - available
+    if (
+        ledger.removed_nodes
+    ):  # models with a part on a removed node are gone, and the engine reports that soon
+        missing -= sum(ledger.reserved_by(each, device) for each in others if each.node_removed)
+        others = [each for each in others if not each.node_removed]
 
     # Use memory that becomes free without an eviction first, the soonest free before the rest.
     loading = ledger.loading(device)
@@ -250,8 +255,7 @@ def _plan_for_device(
     leaving = sorted(
         (policy.seconds_until_free(each, now), _freed_memory(each, device, ledger))
         for each in others
-        if (each.state in _LEAVING and (each.state is not Residency.DRAINING or _finishes(each, completable)))
-        or each.node_removed
+        if each.state in _LEAVING and (each.state is not Residency.DRAINING or _finishes(each, completable))
     )
     for seconds, memory in leaving:
         if missing > 0:
@@ -337,7 +341,7 @@ def _freed_memory(model: ModelState, device: str, ledger: Ledger, level: SleepLe
 
 
 def _evictable(model: ModelState, now: float, *, spare_busy: bool) -> bool:
-    if model.pinned or model.node_removed:
+    if model.pinned:
         return False
     if model.state is Residency.ASLEEP:
         return not spare_busy or model.idle

@@ -118,8 +118,6 @@ def quantum(model: ModelState) -> float:
 
 
 def seconds_until_free(model: ModelState, now: float) -> float:
-    if model.node_removed:  # its worker process is gone, and the engine reports that soon
-        return _UNLOAD
     elapsed = now - model.state_since
     match model.state:
         case Residency.LOADING | Residency.WAKING:
