@@ -120,14 +120,16 @@ def _order(plan: _NodePlan) -> tuple[object, ...]:
 
 def _plan_on(nodes: list[_NodePlan], cost: float) -> Plan:
     """Return the plan with the options of these nodes."""
-    options = [option for node in nodes for option in node.options]
-    victims = {victim.name: victim for option in options for victim in option.victims}
-    return Plan(
-        tuple(device for node in nodes for device in sorted(option.device for option in node.options)),
-        tuple(victims[name] for name in sorted(victims)),
-        cost,
-        all(option.sleep for option in options),
-    )
+    devices: list[str] = []
+    victims: dict[str, ModelState] = {}
+    sleep = True
+    for node in nodes:
+        devices += sorted([option.device for option in node.options])
+        for option in node.options:
+            sleep = sleep and option.sleep
+            for victim in option.victims:
+                victims[victim.name] = victim
+    return Plan(tuple(devices), tuple(victims[name] for name in sorted(victims)), cost, sleep)
 
 
 class _Part(NamedTuple):
@@ -277,11 +279,14 @@ def _plan_for_device(
     if victims is None:
         return None
     wait = max([wait, *(policy.seconds_until_free(victim, now) for victim in victims)])
-    costs = {victim: policy.eviction_cost(victim, now, levels[victim]) for victim in victims}
-    cost = sum(costs.values())
-    if spare_busy and cost > policy.eviction_benefit(model, now):
-        return None
-    cost += wait * policy.predictions_weight(model)
+    costs: dict[ModelState, float] = {}
+    cost = wait * policy.predictions_weight(model)
+    if victims:
+        costs = {victim: policy.eviction_cost(victim, now, levels[victim]) for victim in victims}
+        eviction_cost = sum(costs.values())
+        if spare_busy and eviction_cost > policy.eviction_benefit(model, now):
+            return None
+        cost += eviction_cost
     return _Option(cost, len(victims), wait > 0, needed - available, device, costs, wait, sleep)
 
 
