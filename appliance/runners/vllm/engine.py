@@ -1,7 +1,7 @@
 """Starts vLLM's engine for one loaded model, and explains why it cannot start.
 
-Everything that depends on vLLM's internals is in this module, in ``grammars.py`` and in ``statistics.py``,
-written for vLLM 0.32.
+Everything that depends on vLLM's internals is in this module, in ``parts.py``, in ``grammars.py`` and in
+``statistics.py``, written for vLLM 0.32.
 vLLM computes in a process of its own, the engine core, so that computing never blocks the event loop of the
 worker process. The engine core is a fork, which need not import everything again. Not tested on a GPU.
 """
@@ -15,29 +15,37 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import ValidationError
 
 from appliance.domain.errors import LoadFailed
 from appliance.runners import failures, images
-from appliance.runners.vllm import adapters, errors, kv_cache, tokenizer_copies
+from appliance.runners.vllm import adapters, errors, kv_cache, parts, tokenizer_copies
 from appliance.runners.vllm.grammars import check_grammars, use_own_backends
 from appliance.runners.vllm.statistics import stat_logger, throttle_scheduler_stats
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
+    from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
     from appliance.runners.base import LoadSpec
+
+_Loaded = TypeVar("_Loaded")
 
 #: Phrase in vLLM's errors -> advice.
 _HINTS: Final = (
     ("KV cache", "give the model a larger kv_cache or a smaller max_model_len in its options"),
     ("trust_remote_code", "set trust_remote_code in its options, if you trust the source"),
     ("torchvision", "vision models need torchvision, which only the installation for GPUs has"),
+    (
+        "divisible by tensor parallel size",
+        "change the number of devices (gpu), or set across_machines to pipeline if the model has machines",
+    ),
     ("Free memory on device", "stop other programs on the device, or lower the model's memory"),
     ("out of memory", "raise the model's memory, or lower its kv_cache or max_num_seqs"),
 )
@@ -49,6 +57,21 @@ def start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     Raises:
         LoadFailed: the weights or the options do not fit vLLM or the device.
     """
+    return _load(_start, spec, weights)
+
+
+def start_follower(spec: LoadSpec, weights: Path) -> MultiprocExecutor:
+    """Load a part of the model that only computes for the engine on another machine. Blocks as ``start``.
+
+    Returns when the parts on all machines are loaded. The processes with the part end with the result.
+
+    Raises:
+        LoadFailed: as ``start``.
+    """
+    return _load(_start_follower, spec, weights)
+
+
+def _load(begin: Callable[[LoadSpec, Path], _Loaded], spec: LoadSpec, weights: Path) -> _Loaded:
     _set_environment(spec)
     import torch
 
@@ -57,7 +80,7 @@ def start(spec: LoadSpec, weights: Path) -> AsyncLLM:
         _permit_amx()
     with _core_error() as core_error:
         try:
-            return _start(spec, weights)
+            return begin(spec, weights)
         except LoadFailed:
             raise
         except Exception as error:  # vLLM, transformers and pydantic share no base class
@@ -129,13 +152,7 @@ def _start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     from vllm.envs import enable_envs_cache
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    if spec.device == "cpu":
-        _import_model(weights)
-        _repair_compiled_models()
-    config = _arguments(spec, weights).create_engine_config()
-    # On a CPU, create_engine_config chooses spawn, which would import everything again. Where a fork is not
-    # possible, vLLM falls back to spawn.
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    config = _config(spec, weights)
     use_own_backends()
     throttle_scheduler_stats()
     patch_grey_images()
@@ -145,6 +162,25 @@ def _start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     enable_envs_cache()  # vLLM's own server reads environment variables again for each token
     check_grammars(engine)
     return engine
+
+
+def _start_follower(spec: LoadSpec, weights: Path) -> MultiprocExecutor:
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    return MultiprocExecutor(_config(spec, weights), monitor_workers=False)
+
+
+def _config(spec: LoadSpec, weights: Path) -> VllmConfig:
+    if spec.device == "cpu":
+        _import_model(weights)
+        _repair_compiled_models()
+    config = _arguments(spec, weights).create_engine_config(headless=parts.is_follower(spec))
+    # On a CPU, create_engine_config chooses spawn, which would import everything again. Where a fork is not
+    # possible, vLLM falls back to spawn.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    if spec.part is not None:
+        parts.prepare(spec.part)
+    return config
 
 
 def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
@@ -162,8 +198,6 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
         "max_num_seqs": options["max_num_seqs"],
         "enforce_eager": eager,
         "quantization": options.get("quantization"),
-        "tensor_parallel_size": devices,
-        "distributed_executor_backend": "uni" if devices == 1 else "mp",
         "trust_remote_code": options["trust_remote_code"],
         "generation_config": "vllm",  # every sampling parameter comes from the interface
         "reasoning_parser": options["reasoning_parser"] or "",
@@ -173,6 +207,7 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
         "disable_log_stats": True,
         "enable_log_requests": False,
         "shutdown_timeout": 0,
+        **parts.engine_arguments(spec, devices),
         **kv_cache.engine_arguments(options),
         **adapters.engine_arguments(options),
     }
@@ -243,6 +278,8 @@ def _set_environment(spec: LoadSpec) -> None:
     if spec.device == "cpu":
         # Run vLLM's worker in the engine core instead of in a third process.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if spec.part is not None:
+        parts.set_environment(spec.part)
     import huggingface_hub.constants
 
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # the zygote imported it before the variable was set
@@ -351,38 +388,48 @@ def _repair_compiled_models() -> None:
 
 @contextlib.contextmanager
 def _core_error() -> Iterator[Callable[[], str]]:
-    """Yield a function that returns the error with which a forked engine core ended.
+    """Yield a function that returns the first error of a forked engine core or of one of vLLM's workers.
 
-    vLLM itself only reports that the core ended. The function returns "" if the core was killed, or spawned
-    instead of forked.
+    vLLM itself only reports that a process ended. The function returns "" if the process was killed, or
+    spawned instead of forked.
     """
     from vllm.v1.engine.core import EngineCoreProc
+    from vllm.v1.executor.multiproc_executor import WorkerProc
 
-    core: Any = EngineCoreProc
-    original = core.__init__
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
+
+    def error_text() -> str:
+        try:
+            return os.read(reading, 4 * failures.MAX_LENGTH).decode(errors="replace").partition("\0")[0]
+        except BlockingIOError:
+            return ""
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, reading)
+        stack.callback(os.close, writing)
+        for process in (EngineCoreProc, WorkerProc):
+            stack.enter_context(_reporting_errors(process, writing))
+        yield error_text
+
+
+@contextlib.contextmanager
+def _reporting_errors(process: Any, writing: int) -> Iterator[None]:
+    """Write the errors of ``process.__init__`` to a pipe, each with a null character at its end."""
+    original = process.__init__
 
     def initialise(self: Any, *arguments: Any, **keywords: Any) -> None:
         try:
             original(self, *arguments, **keywords)
         except Exception as error:
-            os.write(writing, _describe(error).encode())
+            os.write(writing, f"{_describe(error)}\0".encode())
             raise
 
-    def error_text() -> str:
-        try:
-            return os.read(reading, 4 * failures.MAX_LENGTH).decode()
-        except BlockingIOError:
-            return ""
-
-    core.__init__ = initialise
+    process.__init__ = initialise
     try:
-        yield error_text
+        yield
     finally:
-        core.__init__ = original
-        os.close(reading)
-        os.close(writing)
+        process.__init__ = original
 
 
 def _describe(error: Exception) -> str:

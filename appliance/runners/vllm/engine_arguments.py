@@ -32,7 +32,8 @@ _TYPES: Final[dict[str, tuple[tuple[type, ...], str]]] = {
 
 _ADAPTERS: Final = "the keys `adapters`, `options.max_adapters` and `options.max_adapter_rank` of the model"
 _DEVICES: Final = "the key `gpu` of the model, which sets the number of devices"
-_ONE_MACHINE: Final = "the appliance runs each engine on one machine, in one group of devices: {remove}"
+_MACHINES: Final = "the keys `machines` and `options.across_machines` of the model"
+_ONE_GROUP: Final = "the appliance sets how each engine uses its group of devices and machines: {remove}"
 _WEIGHTS: Final = "the key `source` of the model: vLLM loads that folder and downloads nothing"
 #: Argument -> the key to use instead, or a sentence with ``{remove}`` if there is none.
 REFUSED: Final[dict[str, str]] = {
@@ -61,11 +62,11 @@ REFUSED: Final[dict[str, str]] = {
             *("data_parallel_hybrid_lb", "data_parallel_multi_port_external_lb", "data_parallel_rank"),
             *("data_parallel_rpc_port", "data_parallel_size", "data_parallel_size_local"),
             *("data_parallel_start_rank", "distributed_executor_backend", "master_addr", "master_port"),
-            *("nnodes", "node_rank", "pipeline_parallel_size", "prefill_context_parallel_size"),
-            *("enable_elastic_ep", "ray_workers_use_nsight"),
+            *("node_rank", "prefill_context_parallel_size", "enable_elastic_ep", "ray_workers_use_nsight"),
         ),
-        _ONE_MACHINE,
+        _ONE_GROUP,
     ),
+    **dict.fromkeys(("nnodes", "pipeline_parallel_size"), _MACHINES),
     **dict.fromkeys(
         ("runner", "convert", "pooler_config"),
         "the kind `embeddings`, for models that compute embeddings",

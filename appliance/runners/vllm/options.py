@@ -31,7 +31,7 @@ class VllmOptions(Options):
     UNVERSIONED = frozenset(
         {
             "max_num_seqs", "kv_cache", "enforce_eager", "max_adapters", "max_adapter_rank", "tool_parser",
-            "reasoning_parser",
+            "reasoning_parser", "across_machines",
         }
     )  # fmt: skip
     OOM_HINT = "lower its options kv_cache, max_num_seqs or max_model_len"
@@ -59,6 +59,12 @@ class VllmOptions(Options):
         default=None,
         description="Skip compilation and CUDA graphs: loads faster, runs slower on a GPU. "
         "Default: true on a CPU, false on a GPU.",
+    )
+    across_machines: Literal["pipeline", "tensor"] = Field(
+        default="pipeline",
+        description="How a model with `machines` over 1 is divided among them. pipeline: each machine "
+        "computes some of the layers. tensor: each computes a share of every layer, which needs a fast "
+        "network. Inside a machine, each device of `gpu` computes a share of every layer.",
     )
     max_adapters: int = Field(
         default=4,

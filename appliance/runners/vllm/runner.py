@@ -12,7 +12,6 @@ import contextlib
 import io
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
@@ -31,16 +30,19 @@ from appliance.runners.adapters import LORA
 from appliance.runners.base import LoadSpec
 from appliance.runners.operations import CHAT
 from appliance.runners.threads import interruptible
-from appliance.runners.vllm import engine, errors, inputs
+from appliance.runners.vllm import engine, errors, inputs, parts
 from appliance.runners.vllm.adapters import AdapterLoader
 from appliance.runners.vllm.compat import CompatApis
 from appliance.runners.vllm.statistics import statistics_of
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
     from PIL.Image import Image
     from vllm import CompletionOutput, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class VllmRunner:
         self._spec = spec
         self._defaults = inputs.Defaults.of(spec.options)
         self._engine: AsyncLLM
+        self._follower: MultiprocExecutor | None = None  # instead of the engine
+        self._processes: list[BaseProcess] = []  # the engine core, or vLLM's workers of a follower
         self._compat: CompatApis | None = None
         self._tokenizer: Any
         self._chat_template: str | None = None
@@ -71,16 +75,42 @@ class VllmRunner:
     async def setup(self) -> None:
         """Load the model. This blocks the event loop, on which nothing else runs yet."""
         spec = self._spec
-        self._engine = engine.start(spec, failures.existing_weights(spec))
-        weights = Path(str(spec.weights))
+        weights = failures.existing_weights(spec)
+        if parts.is_follower(spec):
+            self._follower = engine.start_follower(spec, weights)
+            self._watch([worker.proc for worker in self._follower.workers])
+            parts.check_ports()
+            return
+        self._engine = engine.start(spec, weights)
         self._adapters = AdapterLoader(self._engine, weights, spec.options["max_adapter_rank"])
-        process = engine.core_process(self._engine)
-        asyncio.get_running_loop().add_reader(process.sentinel, self._core_died)
+        self._watch([engine.core_process(self._engine)])
         self._context = self._engine.model_config.max_model_len
         self._prepare_prompts()
         await self._engine.get_supported_tasks()  # the engine caches the result, which every prediction needs
         if spec.options["tool_parser"] or spec.options["reasoning_parser"]:
             self._operations()  # a parser that does not fit fails now, not at the first request
+        if spec.part is not None:
+            await self._compute_first_step()
+            parts.check_ports()
+
+    def _watch(self, processes: list[BaseProcess]) -> None:
+        """Exit when one of these processes ends."""
+        self._processes = processes
+        for process in processes:
+            asyncio.get_running_loop().add_reader(process.sentinel, self._process_died)
+
+    async def _compute_first_step(self) -> None:
+        """Generate one token, because vLLM may compile for a minute in its first step."""
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        sampling = SamplingParams(max_tokens=1, temperature=0.0)
+        try:
+            async for _ in self._engine.generate(tokens_input([0]), sampling, "first step"):
+                pass
+        except EngineDeadError:
+            self._process_died()
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -95,7 +125,7 @@ class VllmRunner:
                 async for event in events:
                     yield event
         except EngineDeadError:  # raised before the reader of the process sentinel was called
-            self._core_died()
+            self._process_died()
 
     def _operations(self) -> CompatApis:
         """Return OpenAI's and Anthropic's APIs, created at the first call."""
@@ -166,16 +196,21 @@ class VllmRunner:
         await engine.wake(self._engine, self._level)
 
     def take_metrics(self) -> EngineMetrics | None:
+        if self._follower is not None:
+            return None
         idle = not self._engine.output_processor.has_unfinished_requests()
         return statistics_of(self._engine).take(idle=idle)
 
     async def close(self) -> None:
-        process = engine.core_process(self._engine)
-        asyncio.get_running_loop().remove_reader(process.sentinel)
-        if "," in self._spec.device:  # its worker processes must release shared memory
+        for process in self._processes:
+            asyncio.get_running_loop().remove_reader(process.sentinel)
+        if "," not in self._spec.device:
+            for process in self._processes:
+                process.kill()  # frees everything at once; a shutdown would take a second
+        elif self._follower is not None:  # as below
+            self._follower.shutdown()
+        else:  # its worker processes must release shared memory
             self._engine.shutdown(timeout=_SHUTDOWN_SECONDS)
-        else:
-            process.kill()  # frees everything at once; a shutdown would take a second
 
     def _prepare_prompts(self) -> None:
         """Choose the chat template, and check whether it has a system role.
@@ -248,10 +283,17 @@ class VllmRunner:
         tokens: list[int] = tokenizer.encode(text, add_special_tokens=special)
         return tokens
 
-    def _core_died(self) -> NoReturn:
-        # The replica reports the end of the log as the reason.
-        text = f"vLLM's engine core for {self._spec.model} has ended unexpectedly; the worker process exits"
-        print(text, file=sys.stderr, flush=True)
+    def _process_died(self) -> NoReturn:
+        # The replica reports the end of the log as the reason. While a prediction runs, ``sys.stderr`` is its
+        # log, which is lost.
+        part, what = self._spec.part, "engine core" if self._follower is None else "worker"
+        text = f"vLLM's {what} for {self._spec.model} has ended unexpectedly; the worker process exits"
+        if part is not None:
+            text += (
+                f". This is part {part.index + 1} of {part.count}, on {part.address}; if no error is above, "
+                f"another machine did not answer, or a step took longer than {parts.step_limit()} s"
+            )
+        os.write(2, f"{text}\n".encode())
         os._exit(1)
 
 

@@ -52,7 +52,8 @@ def test_arguments_of_vllm_are_accepted(engine: dict[str, Any]) -> None:
         ("tensor_parallel_size", 2, "itself: use the key `gpu` of the model"),
         ("max_model_len", 2, "itself: use the key `options.max_model_len` of the model"),
         ("enable_lora", True, "itself: use the keys `adapters`, `options.max_adapters`"),
-        ("nnodes", 2, "the appliance runs each engine on one machine"),
+        ("nnodes", 2, "itself: use the keys `machines` and `options.across_machines` of the model"),
+        ("node_rank", 1, "the appliance sets how each engine uses its group of devices and machines: remove"),
     ],
 )
 def test_a_wrong_argument_is_refused(name: str, value: Any, said: str) -> None:

@@ -1,0 +1,215 @@
+"""Lets vLLM run one model on several machines: one part on each, without authentication between them.
+
+vLLM's own options make the parts find each other. This module sets them and changes three things in vLLM
+0.32: the first part listens on its own address only, pipelines work on a CPU without compilation, and the
+first step has no time limit. The engine core and vLLM's workers are forks of the worker process, and inherit
+the changes. Tested on CPUs, not on GPUs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import psutil
+
+from appliance.domain.errors import LoadFailed
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from appliance.runners.base import LoadSpec, Part
+
+#: Seconds that a step may take after the first. vLLM notices only by this limit that another machine is gone.
+STEP_LIMIT: Final = 60
+#: Name of the variable with which vLLM sets the limit. A value in the environment is kept.
+_STEP_VARIABLE: Final = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
+_SCHEME: Final = "appliance-parts"  # of the URL with which torch finds the other parts
+_SEED: Final = "appliance/seed"  # key in torch's store
+
+
+def is_follower(spec: LoadSpec) -> bool:
+    return spec.part is not None and spec.part.index > 0
+
+
+def step_limit() -> int:
+    """Return vLLM's limit for a step in seconds."""
+    return int(os.environ.get(_STEP_VARIABLE, STEP_LIMIT))
+
+
+def engine_arguments(spec: LoadSpec, devices: int) -> dict[str, Any]:
+    """Return the arguments of vLLM's engine for the part, which has ``devices`` on its machine."""
+    part = spec.part
+    if part is None:
+        return {
+            "tensor_parallel_size": devices,
+            "distributed_executor_backend": "uni" if devices == 1 else "mp",
+        }
+    across = spec.options["across_machines"] == "tensor"
+    return {
+        "tensor_parallel_size": devices * part.count if across else devices,
+        "pipeline_parallel_size": 1 if across else part.count,
+        "distributed_executor_backend": "mp",
+        "nnodes": part.count,
+        "node_rank": part.index,
+        "master_addr": part.leader,
+        "master_port": part.port,
+    }
+
+
+def set_environment(part: Part) -> None:
+    """Make vLLM, gloo and NCCL listen on the part's address, and limit the time of a step.
+
+    Raises:
+        LoadFailed: this machine does not have the address.
+    """
+    addresses = {
+        name: [each.address for each in found if each.family == socket.AF_INET]
+        for name, found in psutil.net_if_addrs().items()
+    }
+    name = interface(part.address, addresses)
+    os.environ.update(
+        VLLM_HOST_IP=part.address,
+        GLOO_SOCKET_IFNAME=name,
+        NCCL_SOCKET_IFNAME=f"={name}",  # "=": not other interfaces whose names begin with it
+        NCCL_SOCKET_FAMILY="AF_INET",
+    )
+    os.environ.setdefault(_STEP_VARIABLE, str(STEP_LIMIT))
+
+
+def interface(address: str, addresses: Mapping[str, Sequence[str]]) -> str:
+    """Return the name of the network interface with this IPv4 address, of a mapping from names to addresses.
+
+    Raises:
+        LoadFailed: no interface has the address, or vLLM would use another address of the interface.
+    """
+    for name, own in addresses.items():
+        if address not in own:
+            continue
+        if own[0] != address:  # gloo and NCCL take the first one
+            raise LoadFailed(
+                f"the network interface {name} has {address} only as a further address: a model on several "
+                f"machines needs it as the first: the first is {own[0]}"
+            )
+        return name
+    if ipaddress.IPv4Address(address).is_loopback:  # an interface lists only one address of its network
+        for name, own in addresses.items():
+            if own and ipaddress.IPv4Address(own[0]).is_loopback:
+                return name
+    known = ", ".join(each for own in addresses.values() for each in own) or "none"
+    raise LoadFailed(
+        f"this machine does not have the address {address}, which the cluster has for it, so the parts of a "
+        f"model on several machines cannot find each other: correct that address; the machine has {known}"
+    )
+
+
+def prepare(part: Part) -> None:
+    """Change vLLM for a part of a model; call it before vLLM forks its processes."""
+    _find_parts_without_open_port()
+    _make_receive_buffers()
+    if part.index == 0:
+        _permit_slow_first_step()
+
+
+def check_ports() -> None:
+    """Check that no process of this worker process listens on all network interfaces.
+
+    Raises:
+        LoadFailed: one does, which would let every machine read and change what the parts send each other.
+    """
+    own = psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        for each in process.net_connections("inet"):
+            if each.status == psutil.CONN_LISTEN and ipaddress.ip_address(each.laddr.ip).is_unspecified:
+                raise LoadFailed(
+                    f"vLLM listens on all network interfaces, at port {each.laddr.port}: the model was "
+                    "not loaded, because this port has no authentication"
+                )
+
+
+def _find_parts_without_open_port() -> None:
+    """Make the first part's store of torch listen on the address of the part, not on all interfaces."""
+    from torch.distributed.rendezvous import register_rendezvous_handler
+    from vllm.distributed import parallel_state
+
+    register_rendezvous_handler(_SCHEME, rendezvous)
+    state: Any = parallel_state
+    state.get_distributed_init_method = lambda host, port: f"{_SCHEME}://{host}:{port}"
+
+
+def rendezvous(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Any, int, int]]:
+    """Yield torch's store, the rank and the number of ranks, as torch asks for it; torch's docs: rendezvous.
+
+    All ranks get the seed of the first: ranks that compute the same tokens must choose the same.
+    """
+    from torch.distributed import TCPStore
+    from vllm.config import get_current_vllm_config_or_none
+
+    parsed = urlsplit(url)
+    host, port = str(parsed.hostname), int(parsed.port or 0)
+    query = {name: int(values[0]) for name, values in parse_qs(parsed.query).items()}
+    rank, size = query["rank"], query["world_size"]
+    more: dict[str, Any] = {}
+    if rank == 0:
+        try:
+            more["master_listen_fd"] = socket.create_server((host, port)).detach()
+        except OSError as error:
+            raise LoadFailed(
+                f"cannot listen at {host}:{port} for the other parts: {error.strerror}"
+            ) from error
+    store = TCPStore(host, port, size, is_master=rank == 0, timeout=timeout, multi_tenant=True, **more)
+    config = get_current_vllm_config_or_none()
+    if config is not None:
+        if rank == 0:
+            store.set(_SEED, str(config.model_config.seed))
+        config.model_config.seed = int(store.get(_SEED))
+    yield store, rank, size
+
+
+def _make_receive_buffers() -> None:
+    """Make the buffers of the later machines of a pipeline on a CPU.
+
+    vLLM makes them in its profile run, which it skips on a CPU without compilation. Then the first step
+    fails.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm.distributed.parallel_state import get_pp_group
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    runner: Any = CPUModelRunner
+    original = runner.initialize_kv_cache
+
+    def initialize_kv_cache(self: Any, *arguments: Any, **keywords: Any) -> None:
+        if self.intermediate_tensors is None and not get_pp_group().is_first_rank:
+            self.intermediate_tensors = self.model.make_empty_intermediate_tensors(
+                batch_size=self.max_num_tokens, dtype=self.model_config.dtype, device=self.device
+            )
+        original(self, *arguments, **keywords)
+
+    runner.initialize_kv_cache = initialize_kv_cache
+
+
+def _permit_slow_first_step() -> None:
+    """Make vLLM's limit for a step begin after the first step, which may compile for more than a minute."""
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    executor: Any = MultiprocExecutor
+    original = executor.collective_rpc
+    first = {"execute_model", "sample_tokens"}
+
+    def collective_rpc(
+        self: Any, method: Any, timeout: float | None = None, *arguments: Any, **keywords: Any
+    ) -> Any:
+        if method in first:
+            first.remove(method)
+            timeout = None
+        return original(self, method, timeout, *arguments, **keywords)
+
+    executor.collective_rpc = collective_rpc
