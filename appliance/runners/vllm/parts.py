@@ -142,10 +142,7 @@ def _find_parts_without_open_port() -> None:
 
 
 def rendezvous(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Any, int, int]]:
-    """Yield torch's store, the rank and the number of ranks, as torch asks for it; torch's docs: rendezvous.
-
-    All ranks get the seed of the first: ranks that compute the same tokens must choose the same.
-    """
+    """Yield torch's store, the rank and the number of ranks, as torch's rendezvous handlers do."""
     from torch.distributed import TCPStore
     from vllm.config import get_current_vllm_config_or_none
 
@@ -164,10 +161,15 @@ def rendezvous(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Any, in
     store = TCPStore(host, port, size, is_master=rank == 0, timeout=timeout, multi_tenant=True, **more)
     config = get_current_vllm_config_or_none()
     if config is not None:
-        if rank == 0:
-            store.set(_SEED, str(config.model_config.seed))
-        config.model_config.seed = int(store.get(_SEED))
+        share_seed(store, rank, config.model_config)
     yield store, rank, size
+
+
+def share_seed(store: Any, rank: int, model_config: Any) -> None:
+    """Give all ranks the seed of the first. Ranks that choose the same token must draw the same numbers."""
+    if rank == 0:
+        store.set(_SEED, str(model_config.seed))
+    model_config.seed = int(store.get(_SEED))
 
 
 def _make_receive_buffers() -> None:

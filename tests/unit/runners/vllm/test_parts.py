@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -112,3 +113,13 @@ def test_a_port_on_all_interfaces_is_found() -> None:
 
 def test_how_a_model_is_divided_does_not_change_its_version() -> None:
     assert "across_machines" in VllmOptions.UNVERSIONED
+
+
+def test_all_parts_draw_the_same_random_numbers() -> None:
+    from torch.distributed import HashStore
+
+    store = HashStore()
+    configs = [SimpleNamespace(seed=seed) for seed in (7, 8, 9)]
+    for rank, config in enumerate(configs):
+        parts.share_seed(store, rank, config)
+    assert [config.seed for config in configs] == [7, 7, 7]
