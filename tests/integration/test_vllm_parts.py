@@ -58,6 +58,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder for what torch compiles, as on machines that have loaded the model before."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     """A zygote whose worker processes end after a step of four seconds."""
     with pytest.MonkeyPatch.context() as patch:
@@ -140,16 +146,22 @@ def family(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-async def test_two_parts_give_the_tokens_of_one_process(
-    zygote: Zygote, parts: Parts, weights: Path, tmp_path: Path
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def expected(zygote: Zygote, weights: Path, cache: Path) -> str:
+    """The answer of the model on one machine."""
+    replica = Replica("runner-9", str(zygote.socket), str(zygote.run_dir))
+    await replica.load(load_spec(weights, cache))
+    text = await answer(replica, "whole")
+    await replica.unload()
+    assert len(set(text.split())) > 3
+    return text
+
+
+async def test_a_pipeline_of_two_parts_gives_the_tokens_of_one_process(
+    parts: Parts, expected: str, weights: Path, cache: Path
 ) -> None:
-    whole = Replica("runner-9", str(zygote.socket), str(zygote.run_dir))
-    await whole.load(load_spec(weights, tmp_path))
-    expected = await answer(whole, "whole")
-    await whole.unload()
-    assert len(set(expected.split())) > 3
-    await parts.load(weights, tmp_path)
-    assert await answer(parts.replicas[0], "parts") == expected
+    await parts.load(weights, cache)
+    assert await answer(parts.replicas[0], "pipeline") == expected
 
 
 async def test_no_part_listens_on_all_interfaces(parts: Parts) -> None:
@@ -180,8 +192,16 @@ async def test_the_leader_ends_within_the_limit_of_a_step_when_the_follower_is_g
     await until_gone(*(process.pid for each in before for process in each))
 
 
-async def test_an_unload_leaves_nothing_behind(parts: Parts, weights: Path, tmp_path: Path) -> None:
-    await parts.load(weights, tmp_path)
+async def test_two_parts_of_every_layer_give_the_tokens_of_one_process(
+    parts: Parts, expected: str, weights: Path, cache: Path
+) -> None:
+    await parts.load(weights, cache, across_machines="tensor")
+    assert await answer(parts.replicas[0], "tensor") == expected
+    await parts.unload()
+
+
+async def test_an_unload_leaves_nothing_behind(parts: Parts, weights: Path, cache: Path) -> None:
+    await parts.load(weights, cache)
     processes = [process.pid for pid in parts.pids for process in family(pid)]
     assert len(processes) >= 5  # two worker processes, two of vLLM's workers, an engine core
     assert all(map(remains, parts.pids))
@@ -191,10 +211,10 @@ async def test_an_unload_leaves_nothing_behind(parts: Parts, weights: Path, tmp_
 
 
 async def test_a_follower_whose_leader_never_comes_is_unloaded_at_once(
-    parts: Parts, weights: Path, tmp_path: Path
+    parts: Parts, weights: Path, cache: Path
 ) -> None:
     replica = parts.replicas[1]
-    load = asyncio.create_task(replica.load(load_spec(weights, tmp_path, part(1, free_port()))))
+    load = asyncio.create_task(replica.load(load_spec(weights, cache, part(1, free_port()))))
     hosts = pid_folder(Path(replica._run_dir))
     await until(lambda: any(len(family(int(file.name))) > 1 for file in hosts.glob("[0-9]*")))
     (pid,) = (int(file.name) for file in hosts.glob("[0-9]*"))
@@ -207,16 +227,16 @@ async def test_a_follower_whose_leader_never_comes_is_unloaded_at_once(
     assert not remains(pid)
 
 
-async def test_a_leader_whose_port_is_taken_says_so(parts: Parts, weights: Path, tmp_path: Path) -> None:
+async def test_a_leader_whose_port_is_taken_says_so(parts: Parts, weights: Path, cache: Path) -> None:
     with socket.create_server((LEADER, 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(LoadFailed, match=f"cannot listen at {LEADER}:{port} for the other parts"):
-            await parts.replicas[0].load(load_spec(weights, tmp_path, part(0, port)))
+            await parts.replicas[0].load(load_spec(weights, cache, part(0, port)))
 
 
 async def test_a_part_on_a_machine_without_its_address_says_so(
-    parts: Parts, weights: Path, tmp_path: Path
+    parts: Parts, weights: Path, cache: Path
 ) -> None:
     elsewhere = msgspec.structs.replace(part(1, free_port()), address="192.0.2.7")
     with pytest.raises(LoadFailed, match=r"this machine does not have the address 192\.0\.2\.7"):
-        await parts.replicas[1].load(load_spec(weights, tmp_path, elsewhere))
+        await parts.replicas[1].load(load_spec(weights, cache, elsewhere))

@@ -2,8 +2,8 @@
 
 vLLM's own options make the parts find each other. This module sets them and changes three things in vLLM
 0.32: the first part listens on its own address only, pipelines work on a CPU without compilation, and the
-first step has no time limit. The engine core and vLLM's workers are forks of the worker process, and inherit
-the changes. Tested on CPUs, not on GPUs.
+first steps have no time limit. The engine core and vLLM's workers are forks of the worker process, and
+inherit the changes. Tested on CPUs, not on GPUs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
     from appliance.runners.base import LoadSpec, Part
 
-#: Seconds that a step may take after the first. vLLM notices only by this limit that another machine is gone.
+#: Steps without a limit, computed while the model is loaded. torch compiles twice: for the several tokens of
+#: a prompt, and for the one token of a later step.
+FIRST_STEPS: Final = 2
+#: Seconds that a later step may take. vLLM notices only by this limit that another machine is gone.
 STEP_LIMIT: Final = 60
 #: Name of the variable with which vLLM sets the limit. A value in the environment is kept.
 _STEP_VARIABLE: Final = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
@@ -112,7 +115,7 @@ def prepare(part: Part) -> None:
     _find_parts_without_open_port()
     _make_receive_buffers()
     if part.index == 0:
-        _permit_slow_first_step()
+        _permit_slow_first_steps()
 
 
 def check_ports() -> None:
@@ -198,19 +201,19 @@ def _make_receive_buffers() -> None:
     runner.initialize_kv_cache = initialize_kv_cache
 
 
-def _permit_slow_first_step() -> None:
-    """Make vLLM's limit for a step begin after the first step, which may compile for more than a minute."""
+def _permit_slow_first_steps() -> None:
+    """Take vLLM's limit for a step from the first steps, which compile for a minute or more."""
     from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
     executor: Any = MultiprocExecutor
     original = executor.collective_rpc
-    first = {"execute_model", "sample_tokens"}
+    unlimited = dict.fromkeys(("execute_model", "sample_tokens"), FIRST_STEPS)
 
     def collective_rpc(
         self: Any, method: Any, timeout: float | None = None, *arguments: Any, **keywords: Any
     ) -> Any:
-        if method in first:
-            first.remove(method)
+        if unlimited.get(method, 0):
+            unlimited[method] -= 1
             timeout = None
         return original(self, method, timeout, *arguments, **keywords)
 

@@ -90,7 +90,7 @@ class VllmRunner:
         if spec.options["tool_parser"] or spec.options["reasoning_parser"]:
             self._operations()  # a parser that does not fit fails now, not at the first request
         if spec.part is not None:
-            await self._compute_first_step()
+            await self._compute_first_steps()
             parts.check_ports()
 
     def _watch(self, processes: list[BaseProcess]) -> None:
@@ -99,15 +99,21 @@ class VllmRunner:
         for process in processes:
             asyncio.get_running_loop().add_reader(process.sentinel, self._process_died)
 
-    async def _compute_first_step(self) -> None:
-        """Generate one token, because vLLM may compile for a minute in its first step."""
+    async def _compute_first_steps(self) -> None:
+        """Generate a token in each of the first steps, in which torch may compile for a minute or more.
+
+        With log probabilities, because torch compiles a function for them as well.
+        """
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        sampling = SamplingParams(max_tokens=1, temperature=0.0)
+        steps = parts.FIRST_STEPS
+        sampling = SamplingParams(
+            max_tokens=steps, min_tokens=steps, temperature=0.0, ignore_eos=True, logprobs=1
+        )
         try:
-            async for _ in self._engine.generate(tokens_input([0]), sampling, "first step"):
+            async for _ in self._engine.generate(tokens_input([0] * 4), sampling, "first steps"):
                 pass
         except EngineDeadError:
             self._process_died()
