@@ -100,18 +100,13 @@ class VllmRunner:
             asyncio.get_running_loop().add_reader(process.sentinel, self._process_died)
 
     async def _compute_first_steps(self) -> None:
-        """Generate a token in each of the first steps, in which torch may compile for a minute or more.
-
-        With log probabilities, because torch compiles a function for them as well.
-        """
+        """Generate a token in each of the first steps, in which torch may compile for a minute or more."""
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError
 
         steps = parts.FIRST_STEPS
-        sampling = SamplingParams(
-            max_tokens=steps, min_tokens=steps, temperature=0.0, ignore_eos=True, logprobs=1
-        )
+        sampling = SamplingParams(max_tokens=steps, min_tokens=steps, temperature=0.0, ignore_eos=True)
         try:
             async for _ in self._engine.generate(tokens_input([0] * 4), sampling, "first steps"):
                 pass
