@@ -21,6 +21,7 @@ from ray.serve.schema import ApplicationStatus
 
 from appliance.cluster import node_spec
 from appliance.cluster.base import AdoptedModel, NodeConnection, NodeFolders
+from appliance.cluster.event_streams import events_of
 from appliance.cluster.node_files import Folders
 from appliance.cluster.replicas import (
     REPLICA_ERRORS,
@@ -28,20 +29,17 @@ from appliance.cluster.replicas import (
     Link,
     Machine,
     ReplicaPool,
-    Transfer,
     delete,
     raise_if_cancelled,
 )
-from appliance.cluster.runner_replica import Outcome, data_socket_path
+from appliance.cluster.runner_replica import Outcome
 from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import ApplianceError, LoadFailed, NodeLost, WorkerLost
 from appliance.domain.prediction import Emitted, Job
 from appliance.runners.base import LoadSpec
-from appliance.worker import data_socket
 from appliance.worker import handle as worker_handle
 from appliance.worker.memory_monitor import MemoryUsage
-from appliance.worker.protocol import Failure, PeakMemory, StreamEnd
-from appliance.worker.replica import ReplicaStats, worker_socket
+from appliance.worker.replica import ReplicaStats
 
 _log = logging.getLogger(__name__)
 
@@ -344,10 +342,7 @@ class RayCluster:
             link.send_soon()
 
     def events(self, model: str) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
-        link = self._links.get(model)
-        if link is None or link.transfer is None:
-            return _messages(model, link)
-        return _messages_with_files(model, link, link.transfer)
+        return events_of(model, self._links.get(model))
 
     async def close(self) -> None:
         for link in self._links.values():
@@ -373,82 +368,3 @@ async def _drop_others(machine: Machine, predictions: list[str]) -> None:
 def _node_of_replica(name: str) -> str:
     """Return the node in the name of a replica; "" for the machine of the gateway."""
     return name.removeprefix(RUNNER).rpartition("-")[0]
-
-
-async def _messages(
-    model: str, link: Link | None
-) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
-    """Yield the messages of a replica and its worker process, see ``Cluster.events``."""
-    if link is None:
-        raise WorkerLost(f"{model} is not loaded")
-    run_dir = link.machine.run_dir
-    paths = data_socket_path(run_dir, link.name), worker_socket(run_dir, link.name)
-    try:
-        connection = await data_socket.connect(*paths, link.held, link.machine.open_socket)
-    except OSError as error:
-        raise _broken(model, link, str(error)) from error
-    link.connected(connection)
-    try:
-        async for message in connection.messages():
-            match message:
-                case list() | EngineMetrics():
-                    yield message
-                case PeakMemory(usage):
-                    yield usage
-                case StreamEnd(None):
-                    return
-                case StreamEnd(Failure() as failure):
-                    raise failure.as_error()
-        raise _broken(model, link, "it closed its socket")
-    finally:
-        connection.close()
-        if link.connection is connection:
-            link.connection = None
-
-
-def _broken(model: str, link: Link, reason: str) -> WorkerLost:
-    """Return the error of a replica that cannot be reached. Its node may be lost, which is noticed later."""
-    node = link.machine
-    if node.connection is None:
-        return WorkerLost(f"the runner replica of {model} has died: {reason}")
-    return NodeLost(f"the connection to the runner replica of {model} on node {node.name} broke: {reason}")
-
-
-async def _messages_with_files(
-    model: str, link: Link, transfer: Transfer
-) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
-    """Yield the messages of a model on another node; events that name files come once the files are here."""
-    lost = link.machine.lost
-    assert lost is not None
-    lost.add_done_callback(transfer.end_with_loss)
-    reader = asyncio.get_running_loop().create_task(_read(model, link, transfer))
-    try:
-        while (message := await transfer.messages.get()) is not None:
-            if isinstance(message, Exception):
-                raise message
-            yield message
-    finally:
-        lost.remove_done_callback(transfer.end_with_loss)
-        reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
-
-
-async def _read(model: str, link: Link, transfer: Transfer) -> None:
-    end: Exception | None = None
-    try:
-        async for message in _messages(model, link):
-            if isinstance(message, list):
-                link.received(message)
-                transfer.files.receive(message)
-            else:
-                transfer.messages.put_nowait(message)
-    except Exception as error:  # noqa: BLE001  # raised again where the messages are read
-        end = error
-        if isinstance(error, NodeLost):
-            link.end_worker()
-        transfer.files.cancel_sends()
-    await transfer.files.events_delivered()
-    if isinstance(end, WorkerLost) and not isinstance(end, NodeLost):
-        transfer.files.abandon()
-        await transfer.files.wait_for_deletions()  # before the predictions run again, maybe on this node
-    transfer.messages.put_nowait(end)
