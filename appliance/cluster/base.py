@@ -124,6 +124,8 @@ class Cluster(Protocol):
     async def copy_weights(self, spec: LoadSpec) -> int:
         """Copy the weights of a model to the node that will load it; return how many bytes were copied.
 
+        For a model on several machines, call this for each of them, with the devices of one machine only.
+
         Raises:
             LoadFailed: a file cannot be copied; the message has the reason.
             NodeLost: the node cannot be reached.
@@ -131,6 +133,9 @@ class Cluster(Protocol):
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
         """Load a model; return the sleep levels that its worker process supports.
+
+        A model with devices of several nodes gets a part on each. If one of them fails, the others are
+        unloaded, and the error has the ``node`` of the part that failed.
 
         Raises:
             LoadFailed: the model cannot be loaded; the message has the reason.
@@ -195,8 +200,8 @@ class Cluster(Protocol):
         """
         ...
 
-    def add_node(self, name: str, folders: NodeFolders, connection: NodeConnection) -> None:
-        """Allow loads on a node that has joined."""
+    def add_node(self, name: str, folders: NodeFolders, connection: NodeConnection, address: str) -> None:
+        """Allow loads on a node that has joined. ``address`` is its IP address in the cluster."""
 
     def remove_node(self, name: str, reason: str) -> None:
         """Forget a lost node: calls and events of its models raise ``NodeLost`` with ``reason``."""

@@ -13,12 +13,25 @@ from typing import Any
 import msgspec
 
 from appliance.machine import local_name
-from appliance.runners.base import LoadSpec
+from appliance.runners.base import LoadSpec, Part
 
 
-def node_of(spec: LoadSpec) -> str:
-    """Return the name of the node whose devices were chosen for the model."""
-    return spec.placement[0].partition("/")[0]
+def node_of(device: str) -> str:
+    """Return the node in the name of a device of a cluster."""
+    return device.partition("/")[0]
+
+
+def nodes_of(spec: LoadSpec) -> list[str]:
+    """Return the names of the nodes whose devices were chosen for the model. The first one leads."""
+    return list(dict.fromkeys(map(node_of, spec.placement)))
+
+
+def on_node(spec: LoadSpec, node: str, part: Part | None = None) -> LoadSpec:
+    """Return the spec of one part of a model on several machines: with the devices of ``node`` only."""
+    # On CPUs the device is "cpu", without a node.
+    device = [each for each in spec.device.split(",") if "/" not in each or node_of(each) == node]
+    placement = tuple(each for each in spec.placement if node_of(each) == node)
+    return msgspec.structs.replace(spec, device=",".join(device), placement=placement, part=part)
 
 
 def with_local_devices(spec: LoadSpec, node: str) -> LoadSpec:

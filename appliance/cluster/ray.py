@@ -9,6 +9,7 @@ cluster. ``replicas`` keeps a spare on each machine.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from functools import partial
@@ -23,6 +24,7 @@ from appliance.cluster import node_spec
 from appliance.cluster.base import AdoptedModel, NodeConnection, NodeFolders
 from appliance.cluster.event_streams import events_of
 from appliance.cluster.node_files import Folders
+from appliance.cluster.parts import FoundPart, Parts, complete
 from appliance.cluster.replicas import (
     REPLICA_ERRORS,
     RUNNER,
@@ -36,7 +38,7 @@ from appliance.cluster.runner_replica import Outcome
 from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import ApplianceError, LoadFailed, NodeLost, WorkerLost
 from appliance.domain.prediction import Emitted, Job
-from appliance.runners.base import LoadSpec
+from appliance.runners.base import LoadSpec, Part
 from appliance.worker import handle as worker_handle
 from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.replica import ReplicaStats
@@ -51,25 +53,37 @@ class RayCluster:
     """Runs models in replicas of Ray Serve. All methods must be called on the gateway's event loop."""
 
     def __init__(
-        self, zygote_socket: Path, run_dir: Path, *, node: str = "", outputs: Path | None = None
+        self,
+        zygote_socket: Path,
+        run_dir: Path,
+        *,
+        node: str = "",
+        address: str = "",
+        outputs: Path | None = None,
+        ports: range = range(20000, 20100),
     ) -> None:
         """``run_dir`` has the logs and pid files of worker processes.
 
-        In a cluster, ``node`` is the name of this machine, and ``outputs`` its folder for output files, which
-        has a folder for each prediction.
+        In a cluster, ``node`` is the name of this machine, ``address`` its IP address, and ``outputs`` its
+        folder for output files, which has a folder for each prediction. ``ports`` are TCP ports on which the
+        parts of a model on several machines find each other.
         """
         self._zygote_socket = zygote_socket
         self._run_dir = run_dir
         self._outputs = outputs
         self._node = node
-        self._links: dict[str, Link] = {}  # by model
+        self._links: dict[str, Link] = {}  # by model; of a model on several machines: that of its leader
+        self._parts: dict[str, Parts] = {}  # by model on several machines
+        self._ports = itertools.cycle(ports)
         self._numbers: dict[str, int] = {}  # by node: the number of its next replica
         self._adopted = False
-        self._pools = {node: self._pool(Machine(node, zygote_socket, run_dir))}  # by node
-        self._copied: dict[str, dict[str, str]] = {}  # by model: its weights on its node, by path here
+        own = Machine(node, zygote_socket, run_dir, address=address)
+        self._pools = {node: self._new_pool(own)}  # by node
+        #: By model and node: its weights on this node, by path here.
+        self._copied: dict[str, dict[str, dict[str, str]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def _pool(self, machine: Machine) -> ReplicaPool:
+    def _new_pool(self, machine: Machine) -> ReplicaPool:
         return ReplicaPool(machine, partial(self._next_name, machine.name))
 
     def _next_name(self, node: str) -> str:
@@ -80,12 +94,13 @@ class RayCluster:
 
     # -- nodes -------------------------------------------------------------------------------------------
 
-    def add_node(self, name: str, folders: NodeFolders, connection: NodeConnection) -> None:
+    def add_node(self, name: str, folders: NodeFolders, connection: NodeConnection, address: str) -> None:
         assert self._outputs is not None, "only clusters have further nodes"
         machine = Machine(
             name,
             folders.run_dir / self._zygote_socket.name,
             folders.run_dir,
+            address=address,
             connection=connection,
             files=Folders(
                 self._run_dir / "inputs", self._outputs, folders.run_dir / "inputs", folders.outputs
@@ -93,7 +108,7 @@ class RayCluster:
             cache=folders.cache,
             used_weights=self._used_weights,
         )
-        self._pools[name] = self._pool(machine)
+        self._pools[name] = self._new_pool(machine)
         # The agent of a node that joins has already deleted all files of earlier predictions. A deletion
         # from here could also delete files of the first new predictions.
         if self._adopted:
@@ -119,6 +134,7 @@ class RayCluster:
         found = {name: each.status for name, each in applications.items() if name.startswith(RUNNER)}
         self._number_after(found)
         adopted = []
+        parts: dict[str, list[FoundPart]] = {}  # by model
         for name in [each for each, status in found.items() if status is not ApplicationStatus.DELETING]:
             pool = self._pools.get(_node_of_replica(name) or self._node)
             if pool is None:
@@ -136,16 +152,11 @@ class RayCluster:
                 continue
             if stats.spec is None:
                 pool.add_spare(link)
+            elif stats.part is not None:
+                parts.setdefault(stats.spec.model, []).append(FoundPart(link, stats.part, stats))
             else:
-                self._links[stats.spec.model] = link
-                link.held = frozenset(stats.held)
-                if link.transfer is not None:
-                    link.transfer.files.adopt(link.held)
-                self._copied[stats.spec.model] = {path: path for path in stats.copies}
-                held, levels = frozenset(stats.held), frozenset(stats.levels)
-                adopted.append(
-                    AdoptedModel(stats.spec, held, levels, stats.level, stats.changing_sleep_state)
-                )
+                adopted.append(self._adopt(stats.spec, link, stats))
+        adopted += await self._adopt_parts(parts)
         pools = list(self._pools.values())  # nodes may join or be lost during the calls below
         self._adopted = True
         for pool in pools:
@@ -153,6 +164,33 @@ class RayCluster:
             await _drop_others(pool.machine, [id for link in on_it for id in link.held])
             if not pool.machine.is_lost:
                 pool.keep_spare()
+        return adopted
+
+    def _adopt(self, spec: LoadSpec, link: Link, stats: ReplicaStats) -> AdoptedModel:
+        self._links[spec.model] = link
+        link.held = frozenset(stats.held)
+        if link.transfer is not None:
+            link.transfer.files.adopt(link.held)
+        self._copied.setdefault(spec.model, {})[link.machine.name] = {path: path for path in stats.copies}
+        return AdoptedModel(spec, link.held, frozenset(stats.levels), stats.level, stats.changing_sleep_state)
+
+    async def _adopt_parts(self, found: dict[str, list[FoundPart]]) -> list[AdoptedModel]:
+        """Adopt the models on several machines of which all parts are ready; unload the parts of others."""
+        adopted: list[AdoptedModel] = []
+        ending: list[Coroutine[Any, Any, None]] = []
+        for model, each in found.items():
+            links = complete(each)
+            if links is None or model in self._links:
+                _log.warning("model %s is unloaded: not all of its parts are loaded and ready", model)
+                ending += (self._unload(part.link, model) for part in each)
+                continue
+            self._parts[model] = self._new_parts(model)
+            self._parts[model].links = links
+            for link, part, stats in each:
+                self._copied.setdefault(model, {})[link.machine.name] = {path: path for path in stats.copies}
+                if part.index == 0 and stats.spec is not None:
+                    adopted.append(self._adopt(stats.spec, link, stats))
+        await asyncio.gather(*ending)
         return adopted
 
     def _number_after(self, names: Iterable[str]) -> None:
@@ -182,16 +220,22 @@ class RayCluster:
 
     # -- loads -------------------------------------------------------------------------------------------
 
-    def _pool_for(self, spec: LoadSpec) -> ReplicaPool:
-        node = node_spec.node_of(spec) if self._node else ""
+    def _nodes_of(self, spec: LoadSpec) -> list[str]:
+        """Return the nodes that get the model: several if it gets a part on each."""
+        return node_spec.nodes_of(spec) if self._node else [""]
+
+    def _pool(self, node: str) -> ReplicaPool:
         pool = self._pools.get(node)
         if pool is None:
-            raise NodeLost(f"node {node} is lost")
+            error = NodeLost(f"node {node} is lost")
+            error.node = node
+            raise error
         return pool
 
     async def copy_weights(self, spec: LoadSpec) -> int:
-        self._copied.pop(spec.model, None)
-        machine = self._pool_for(spec).machine
+        (node,) = self._nodes_of(spec)
+        self._copied.get(spec.model, {}).pop(node, None)
+        machine = self._pool(node).machine
         if machine.connection is None:
             return 0
         missing = 0
@@ -202,9 +246,8 @@ class RayCluster:
 
         try:
             paths = node_spec.paths_of(spec)
-            self._copied[spec.model] = await machine.connection.copy_weights(
-                paths, self._used_weights(), progress
-            )
+            copied = await machine.connection.copy_weights(paths, self._used_weights(), progress)
+            self._copied.setdefault(spec.model, {})[node] = copied
         except NodeLost:
             raise
         except (ApplianceError, OSError) as error:
@@ -215,13 +258,23 @@ class RayCluster:
 
     def _used_weights(self) -> list[str]:
         """Return the paths of copies, on all nodes, that loaded models and their predictions use."""
-        found = [path for paths in self._copied.values() for path in paths.values()]
+        found = [
+            path for nodes in self._copied.values() for paths in nodes.values() for path in paths.values()
+        ]
         for link in self._links.values():
             if link.transfer is not None:
                 found += link.transfer.files.used_weights()
         return found
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
+        nodes = self._nodes_of(spec)
+        copied = self._copied.get(spec.model, {})
+        if (former := self._parts.get(spec.model)) is not None:
+            await former.end()
+        self._copied[spec.model] = {node: copied[node] for node in nodes if node in copied}
+        if len(nodes) > 1:
+            await self._load_parts(spec, nodes)
+            return frozenset()  # it cannot sleep
         link = None
         try:
             link = await self._link_for(spec)
@@ -242,9 +295,34 @@ class RayCluster:
         await self._give_back(link)
         raise outcome.failure.as_error()
 
+    async def _load_parts(self, spec: LoadSpec, nodes: list[str]) -> None:
+        """Load a part of the model on each node; the first one leads."""
+        pools = list(map(self._pool, nodes))
+        if (former := self._links.pop(spec.model, None)) is not None:  # its worker process has died
+            await former.until_ended()
+            await self._unload(former, spec.model)
+        port, leader = next(self._ports), pools[0].machine.address
+
+        def arguments(index: int, machine: Machine) -> list[bytes]:
+            part = Part(index=index, count=len(nodes), address=machine.address, leader=leader, port=port)
+            return self._arguments(spec, machine, part)
+
+        parts = self._parts[spec.model] = self._new_parts(spec.model)
+        await parts.load(pools, arguments)
+        self._links[spec.model] = parts.leader
+
+    def _new_parts(self, model: str) -> Parts:
+        return Parts(model, give_back=self._give_back, on_end=partial(self._forget, model))
+
+    def _forget(self, model: str) -> None:
+        """Forget a model on several machines that is no longer loaded."""
+        self._parts.pop(model, None)
+        self._links.pop(model, None)
+        self._copied.pop(model, None)
+
     async def _link_for(self, spec: LoadSpec) -> Link:
         """Return the link of the model's replica on the machine of its devices."""
-        pool = self._pool_for(spec)
+        pool = self._pool(self._nodes_of(spec)[0])
         link = self._links.pop(spec.model, None)
         if link is not None:
             await link.until_ended()
@@ -254,21 +332,23 @@ class RayCluster:
         link = self._links[spec.model] = link or await pool.take_spare()
         return link
 
-    def _arguments(self, spec: LoadSpec, machine: Machine) -> list[bytes]:
+    def _arguments(self, spec: LoadSpec, machine: Machine, part: Part | None = None) -> list[bytes]:
         """Return the encoded arguments of ``RunnerReplica.load``."""
         if not machine.name:
             return [msgspec.msgpack.encode(spec)]
+        local = node_spec.on_node(spec, machine.name, part)
         if machine.cache is None:
-            local = node_spec.with_local_devices(spec, machine.name)
+            local = node_spec.with_local_devices(local, machine.name)
         else:
-            copied = self._copied.get(spec.model, {})
-            local = node_spec.for_node(spec, machine.name, machine.cache, copied)
+            copied = self._copied.get(spec.model, {}).get(machine.name, {})
+            local = node_spec.for_node(local, machine.name, machine.cache, copied)
         return [msgspec.msgpack.encode(local), msgspec.msgpack.encode(spec)]
 
     async def unload(self, model: str) -> None:
         self._copied.pop(model, None)
-        link = self._links.pop(model, None)
-        if link is not None:
+        if (parts := self._parts.get(model)) is not None:
+            await parts.end()
+        elif (link := self._links.pop(model, None)) is not None:
             await self._unload(link, model)
 
     async def _unload(self, link: Link, model: str) -> None:
@@ -337,16 +417,21 @@ class RayCluster:
             link.cancel(id)
 
     def limit(self, model: str, memory: int) -> None:
-        if (link := self._links.get(model)) is not None:
-            link.waiting.limit = memory
-            link.send_soon()
+        if (parts := self._parts.get(model)) is not None:
+            parts.limit(memory)
+        elif (link := self._links.get(model)) is not None:
+            link.set_limit(memory)
 
     def events(self, model: str) -> AsyncIterator[list[Emitted] | EngineMetrics | MemoryUsage]:
+        if (parts := self._parts.get(model)) is not None:
+            return parts.events()
         return events_of(model, self._links.get(model))
 
     async def close(self) -> None:
         for link in self._links.values():
             link.close()
+        for parts in self._parts.values():
+            await parts.close()
         for pool in self._pools.values():
             await pool.close()
         for task in self._tasks:

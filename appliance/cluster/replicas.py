@@ -59,6 +59,7 @@ class Machine:
         zygote_socket: Path,
         run_dir: Path,
         *,
+        address: str = "",
         connection: NodeConnection | None = None,
         files: Folders | None = None,
         cache: Path | None = None,
@@ -66,12 +67,14 @@ class Machine:
     ) -> None:
         """``name`` is "" without a cluster. Other nodes have a ``connection``, ``files`` and a ``cache``.
 
+        ``address`` is its IP address in the cluster.
         ``used_weights`` returns the paths of copied weights on nodes that must not be deleted there.
         ``run_dir`` and ``cache`` are paths on the machine itself. Create other nodes on the event loop.
         """
         self.name = name
         self.zygote_socket = zygote_socket
         self.run_dir = run_dir
+        self.address = address
         self.connection = connection
         self.files = files
         self.cache = cache
@@ -222,6 +225,11 @@ class Link:
         if id in self._unfinished:
             self._canceled.add(id)
         self.waiting.cancels.append(id)
+        self.send_soon()
+
+    def set_limit(self, memory: int) -> None:
+        """Send how many bytes of main memory the worker process may use from now on."""
+        self.waiting.limit = memory
         self.send_soon()
 
     def received(self, events: list[Emitted]) -> None:

@@ -74,7 +74,8 @@ class RunnerReplica:
         stats = await self._replica.stats()
         if stats.spec is not None and self._requested is not None:
             copies = set(node_spec.paths_in(stats.spec)) - set(node_spec.paths_in(self._requested))
-            stats = msgspec.structs.replace(stats, spec=self._requested, copies=sorted(copies))
+            part = stats.spec.part
+            stats = msgspec.structs.replace(stats, spec=self._requested, part=part, copies=sorted(copies))
         return msgspec.msgpack.encode(stats)
 
 

@@ -368,6 +368,7 @@ class LoadFailed(ApplianceError):
 
     status = 503
     title = "Model failed to load"
+    node: str | None = None  # where a part of a model on several machines failed
 
 
 class ModelTooLarge(LoadFailed):
@@ -386,6 +387,7 @@ class WorkerLost(ApplianceError):
 
     status = 503
     title = "Prediction interrupted"
+    node: str | None = None  # where a part of a model on several machines failed
 
 
 class OutOfMemory(WorkerLost):

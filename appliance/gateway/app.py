@@ -284,6 +284,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
         settings.zygote_socket,
         settings.run_dir,
         node=settings.node,
+        address="" if settings.head is None else settings.head.host,
         outputs=settings.home / "files" / "outputs",
     )
     nodes = build_nodes(settings)

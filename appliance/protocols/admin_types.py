@@ -111,7 +111,8 @@ class ModelStatus(Struct, kw_only=True):
     instances: Annotated[int, Meta(description="Number of instances that are not cold")]
     memory: ModelMemory
     copying_to: Annotated[
-        str | None, Meta(description="Node of the cluster that the weights are being copied to")
+        str | None,
+        Meta(description="Nodes of the cluster that the weights are being copied to, separated by commas"),
     ] = None
     head_only: Annotated[
         str | None, Meta(description="Why the model runs only on the head of the cluster")

@@ -19,7 +19,7 @@ from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
 from appliance.domain.units import readable_bytes
 from appliance.machine.process_memory import kernel_kills
-from appliance.runners.base import LoadSpec
+from appliance.runners.base import LoadSpec, Part
 from appliance.worker import model_logs
 from appliance.worker.cleanup import pid_folder
 from appliance.worker.event_buffer import EventBuffer
@@ -72,6 +72,7 @@ class ReplicaStats(msgspec.Struct, frozen=True):
     levels: list[int] = []  # sleep levels that the model supports
     level: int | None = None  # the sleep level that it is in; None if it is awake
     changing_sleep_state: bool = False  # it is falling asleep or waking
+    part: Part | None = None  # of a model on several machines, of which ``spec`` has all devices
     copies: list[str] = []  # paths on a joined node that were copied for the model from the head
 
 

@@ -49,7 +49,7 @@ class LocalCluster:
         self.copies.append((spec.model, spec.placement[0].partition("/")[0]))
         return 0
 
-    def add_node(self, name: str, folders: NodeFolders, connection: NodeConnection) -> None:
+    def add_node(self, name: str, folders: NodeFolders, connection: NodeConnection, address: str) -> None:
         self.nodes.add(name)
 
     def remove_node(self, name: str, reason: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from appliance import weights
 from appliance.builds import environments
+from appliance.cluster import node_spec
 from appliance.cluster.base import AdoptedModel
 from appliance.domain.errors import LoadFailed, NodeLost, OutOfMemory, WorkerLost
 from appliance.gateway.catalogue.catalogue import ServedVersion
@@ -59,7 +60,7 @@ class Loads:
         self._out_of_memory: set[str] = set()  # instances whose last load ran out of memory
         self.copies: dict[str, set[str]] = {}  # by instance: the nodes that its weights were copied to
         self.on_copied: Callable[[str], None] = _ignore  # called with the node after a copy of weights
-        self.copying: dict[str, str] = {}  # by instance: the node that its weights are copied to
+        self.copying: dict[str, list[str]] = {}  # by instance: the nodes that its weights are copied to now
         self._waiting: dict[str, asyncio.Future[None]] = {}  # by instance: resolved when its load is done
 
     def ready(self, instance: str) -> asyncio.Future[None]:
@@ -89,10 +90,11 @@ class Loads:
 
     async def _load(self, entry: ServedVersion, decided: Load) -> Ready | Retry | Failed:
         instance, timeout = entry.runs_on, self._dependencies.limits.load_timeout
-        device, copied = self._devices.by_name.get(decided.devices[0]), False
+        leader, copied = self._devices.by_name.get(decided.devices[0]), False
         try:
-            if device is None:
-                raise NodeLost(f"the node of {decided.devices[0]} was lost before the load began")
+            for device in decided.devices:
+                if device not in self._devices.by_name:
+                    raise _node_lost(device)
             spec = self._spec(entry, decided)
             self._options[instance] = spec.options
             await self._copy_weights(spec)
@@ -108,11 +110,14 @@ class Loads:
             if await self._waited_for_disk(instance):
                 return Retry("the disk was full")
             if isinstance(error, NodeLost):
-                return await self._after_node_loss(instance, decided.devices[0], error)
+                on_it = (each for each in decided.devices if node_spec.node_of(each) == error.node)
+                device = next(on_it, decided.devices[0])
+                return await self._after_node_loss(instance, device, error)
             outcome = (
                 self._after_loss(instance, error) if isinstance(error, WorkerLost) else Failed(error.detail)
             )
-            return outcome if device is None else self._elsewhere(instance, device.node, outcome, copied)
+            node = error.node or ("" if leader is None else leader.node)
+            return self._elsewhere(instance, node, outcome, copied)
         except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
             _log.exception("model %s could not be loaded", instance, extra={"model": instance})
             await self._cluster.unload(instance)
@@ -120,19 +125,38 @@ class Loads:
         return Ready(frozenset(map(SleepLevel, levels)))
 
     async def _copy_weights(self, spec: LoadSpec) -> None:
-        """Copy the weights to the node of the model's devices. The load timeout does not limit this."""
-        node = self._devices.by_name[spec.placement[0]].node
-        if node == self._devices.node:
+        """Copy the weights to the nodes of the model's devices, to all of them at once.
+
+        The load timeout does not limit this. If a copy fails, the others are ended.
+        """
+        others = [node for node in node_spec.nodes_of(spec) if node != self._devices.node]
+        if not self._devices.node or not others:
             return
+        copies = [asyncio.ensure_future(self._copy_weights_to(node, spec)) for node in others]
+        try:
+            await asyncio.gather(*copies)
+        finally:
+            for copy in copies:
+                copy.cancel()
+            await asyncio.gather(*copies, return_exceptions=True)
+
+    async def _copy_weights_to(self, node: str, spec: LoadSpec) -> None:
         instance = spec.model
         _log.info("copying the weights of model %s to node %s", instance, node, extra={"model": instance})
-        self.copying[instance] = node
+        nodes = self.copying.setdefault(instance, [])
+        nodes.append(node)
         began = time.monotonic()
         try:
-            copied = await self._cluster.copy_weights(spec)
+            copied = await self._cluster.copy_weights(node_spec.on_node(spec, node))
+        except (LoadFailed, WorkerLost) as error:
+            error.node = node
+            raise
         finally:
-            del self.copying[instance]
+            nodes.remove(node)
+            if not nodes:
+                self.copying.pop(instance, None)
         self.copies.setdefault(instance, set()).add(node)
+        # Of a model on several machines, the slowest copy is the last one, whose time the scheduler keeps.
         self._scheduler.weights_copied(instance, node, copied, time.monotonic() - began)
         self.on_copied(node)
 
@@ -255,13 +279,19 @@ class Loads:
             placement=devices,
             memory=decided.memory,
             limit=self._memory_profiles.limit(entry.runs_on),
-            threads=model.threads or self._devices.threads(devices[0]),
+            threads=model.threads or min(map(self._devices.threads, devices)),
             concurrency=1 if entry.kind != model.kind else model.options.predictions_at_once,
             cache=str(home / "cache" / entry.kind),
             sleeps=decided.may_sleep,
             paths=tuple(map(str, model.options.paths())),
             python=environments.interpreter(home, model),
         )
+
+
+def _node_lost(device: str) -> NodeLost:
+    error = NodeLost(f"the node of {device} was lost before the load began")
+    error.node = node_spec.node_of(device)
+    return error
 
 
 def _ignore(_: str) -> None:

@@ -69,7 +69,7 @@ class EngineNodes:
         run_dir = Path(facts.run_dir)
         folders = NodeFolders(run_dir, Path(facts.outputs), run_dir.parent / "cache")
         self._devices.add(facts.name, devices, facts.threads, client.in_use)
-        self._cluster.add_node(facts.name, folders, client)
+        self._cluster.add_node(facts.name, folders, client, facts.host)
         shown = ", ".join(f"{each.name} with {readable_bytes(each.memory)}" for each in devices)
         _log.info("models can be loaded on node %s: %s, %d CPU threads", facts.name, shown, facts.threads)
         self._clients[facts.name] = client

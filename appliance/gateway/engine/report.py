@@ -42,7 +42,7 @@ def log(event: Event) -> None:
 def status(
     scheduler: Scheduler,
     models: Iterable[tuple[ServedVersion, Sequence[str]]],
-    copying: Mapping[str, str] | None = None,
+    copying: Mapping[str, Sequence[str]] | None = None,
     *,
     draining: bool,
 ) -> SchedulerStatus:
@@ -72,7 +72,7 @@ def _model_status(
     scheduler: Scheduler,
     entry: ServedVersion,
     instances: Sequence[str],
-    copying: Mapping[str, str],
+    copying: Mapping[str, Sequence[str]],
     fits_nowhere: Mapping[str, str],
 ) -> ModelStatus:
     name = entry.runs_on
@@ -88,7 +88,7 @@ def _model_status(
         devices=tuple(scheduler.devices(name)),
         instances=sum(scheduler.residency(key) is not Residency.COLD for key in instances),
         memory=footprint(scheduler.footprints.of(name)),
-        copying_to=copying.get(name),
+        copying_to=", ".join(sorted(copying.get(name, ()))) or None,
         head_only=None if scheduler.demand(name).nodes is None else head_only(entry.model),
         fits_nowhere=next((fits_nowhere[key] for key in instances if key in fits_nowhere), None),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from appliance.cluster.node_spec import for_node, node_of, paths_of, replaced, with_local_devices
-from appliance.runners.base import LoadSpec
+from appliance.cluster.node_spec import for_node, nodes_of, on_node, paths_of, replaced, with_local_devices
+from appliance.runners.base import LoadSpec, Part
 
 
 def spec(**changed: Any) -> LoadSpec:
@@ -18,8 +18,19 @@ def spec(**changed: Any) -> LoadSpec:
     return LoadSpec(**{**given, **changed})
 
 
-def test_the_node_is_that_of_the_devices() -> None:
-    assert node_of(spec()) == "gpu-box"
+def test_the_nodes_are_those_of_the_devices() -> None:
+    assert nodes_of(spec()) == ["gpu-box"]
+    assert nodes_of(spec(placement=("box/cuda:1", "head/cuda:0", "head/cuda:1"))) == ["box", "head"]
+
+
+def test_a_part_has_the_devices_of_its_node() -> None:
+    placement = ("box/cuda:1", "box-2/cuda:0", "box-2/cuda:1")
+    part = Part(index=1, count=2, address="10.0.0.2", leader="10.0.0.1", port=20000)
+    sent = on_node(spec(device=",".join(placement), placement=placement), "box-2", part)
+    assert (sent.device, sent.placement) == ("box-2/cuda:0,box-2/cuda:1", placement[1:])
+    assert sent.part == part
+    cpu = on_node(spec(device="cpu", placement=("head/cpu", "box/cpu")), "box")
+    assert (cpu.device, cpu.placement, cpu.part) == ("cpu", ("box/cpu",), None)
 
 
 def test_a_worker_process_gets_the_names_of_its_own_machine() -> None:

@@ -101,7 +101,7 @@ def cluster_of(folder: Path) -> tuple[RayCluster, LocalNode]:
     outputs = folder / "head" / "files" / "outputs"
     cluster = RayCluster(run_dir / "zygote.sock", run_dir, node="head", outputs=outputs)
     node = LocalNode(folder)
-    cluster.add_node("box", node.folders, node)
+    cluster.add_node("box", node.folders, node, "10.0.0.2")
     return cluster, node
 
 
@@ -262,7 +262,7 @@ async def test_nodes_may_join_and_be_lost_during_the_adoption(
     other = LocalNode(tmp_path / "second")
 
     async def drop_others(_: list[str]) -> None:
-        cluster.add_node("second", other.folders, other)
+        cluster.add_node("second", other.folders, other, "10.0.0.3")
         cluster.remove_node("box", "no heartbeat")
 
     monkeypatch.setattr(node, "drop_others", drop_others)
@@ -280,7 +280,7 @@ async def test_no_file_is_deleted_on_a_node_that_joins(
     survive(monkeypatch)
     await cluster.adopt()
     other = LocalNode(tmp_path / "second")
-    cluster.add_node("second", other.folders, other)
+    cluster.add_node("second", other.folders, other, "10.0.0.3")
     (other.inputs / "new").mkdir()
     await cluster.load(spec("second"))
     assert [path.name for path in other.inputs.iterdir()] == ["new"]
