@@ -24,8 +24,10 @@ from ray.cluster_utils import Cluster
 
 from appliance.cluster.ray import RayCluster
 from appliance.cluster.replicas import resource
+from appliance.domain.errors import WorkerLost
 from appliance.domain.file import output_files
-from appliance.domain.prediction import Prediction, Status
+from appliance.domain.prediction import Done, Emitted, Job, Output, Prediction, Status
+from appliance.runners.base import LoadSpec
 from appliance.scheduler import Residency, SleepFootprint
 from appliance.worker.replica import ReplicaStats
 from tests.support.agents import TestHead, TestNode
@@ -105,7 +107,9 @@ class NodeBench(Bench):
         run_dir = self.folder / "run"
         run_dir.mkdir(parents=True, exist_ok=True)
         outputs = self.folder / "files" / "outputs"
-        self.cluster: Any = RayCluster(run_dir / "zygote.sock", run_dir, node="head", outputs=outputs)
+        self.cluster: Any = RayCluster(
+            run_dir / "zygote.sock", run_dir, node="head", address="127.0.0.1", outputs=outputs
+        )
 
     async def let_nodes_join(self) -> None:
         self.nodes.head.events = self.engine.nodes  # type: ignore[assignment]  # what it tells is told here
@@ -153,6 +157,46 @@ async def test_a_stream_comes_from_a_node(bench: NodeBench) -> None:
     ended = await bench.ended(prediction)
     assert (ended.status, list(ended.output)) == (Status.SUCCEEDED, ["a ", "b ", "c"])
     assert (bench.scheduler.devices("test/stream"), ended.hardware) == (("box/cpu",), "cpu")
+
+
+async def test_the_parts_of_a_model_on_two_machines_end_together(bench: NodeBench) -> None:
+    spec = LoadSpec(
+        model="test/parts", version="v", kind="echo", options=bench.catalogue.options(bench.echo),
+        weights=None, device="cpu", placement=("box/cpu", "head/cpu"), memory=MODEL, threads=1,
+        concurrency=1, cache=str(bench.folder / "cache" / "echo"),
+    )  # fmt: skip
+    for _ in range(2):  # the second load needs the replicas of the first one
+        await bench.cluster.load(spec)
+        workers = await worker_processes(bench, spec.model)
+        events = bench.cluster.events(spec.model)
+        bench.cluster.submit(spec.model, Job("a", 1, {"text": "hello"}))
+        sent = await next_events(events)
+        while not isinstance(sent[-1].event, Done):
+            sent += await next_events(events)
+        assert [each.event.values for each in sent if isinstance(each.event, Output)] == [["hello"]]
+        bench.cluster.acknowledge(spec.model, "a")
+        psutil.Process(workers[1]).kill()
+        with pytest.raises(WorkerLost, match=r"^on node head: the worker process of test/parts"):
+            while True:
+                await next_events(events)
+        assert not any(map(psutil.pid_exists, workers))
+
+
+async def worker_processes(bench: NodeBench, model: str) -> list[int]:
+    """Return the process ids of the parts of a model, the leader first."""
+    links = bench.cluster._parts[model].links
+    stats = [await links[index].handle.stats.remote() for index in sorted(links)]
+    found = [msgspec.msgpack.decode(each, type=ReplicaStats) for each in stats]
+    assert [each.part.index for each in found if each.part is not None] == [0, 1]
+    return [each.pid for each in found if each.pid is not None]
+
+
+async def next_events(events: AsyncIterator[Any]) -> list[Emitted]:
+    """Return the next events of predictions."""
+    async with asyncio.timeout(PATIENCE):
+        while not isinstance(message := await anext(events), list):
+            pass
+    return message
 
 
 async def test_input_and_output_files_are_transferred(bench: NodeBench) -> None:
