@@ -221,7 +221,7 @@ def conflicts(config: Config) -> Iterator[Problem]:
             yield Problem(("models", index, "kind"), message)
         if model.readme is not None and (reason := _unreadable(model.readme)):
             yield Problem(("models", index, "readme"), reason)
-        for key, message in (*model.conflicts(), *_too_large(model, config)):
+        for key, message in (*model.conflicts(), *_machines(model, config), *_too_large(model, config)):
             yield Problem(("models", index, *key.split(".")), message)
 
 
@@ -348,6 +348,17 @@ def _unreadable(file: Path) -> str | None:
     except ConfigError as error:
         return f"the file {error}"
     return None
+
+
+def _machines(model: ModelConfig, config: Config) -> Iterator[tuple[str, str]]:
+    """Yield the key ``machines`` if the section ``cluster`` does not allow models on several machines."""
+    if model.machines == 1 or not model.ACROSS_MACHINES:
+        return
+    if config.cluster is None:
+        yield "machines", "needs a cluster: add the section cluster (docs/cluster.md), or remove machines"
+    elif config.cluster.private_network is None:
+        why = "whoever reaches the ports between the machines can run code on them"
+        yield "machines", f"set cluster.private_network too, to a network that only they can reach: {why}"
 
 
 def _too_large(model: ModelConfig, config: Config) -> Iterator[tuple[str, str]]:

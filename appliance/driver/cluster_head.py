@@ -26,7 +26,8 @@ def own_address(config: ClusterConfig) -> str:
     """Return the IPv4 address that ``cluster.address`` stands for.
 
     Raises:
-        ConfigError: this machine does not have the IP address, or it is the loopback address.
+        ConfigError: this machine does not have the IP address, or it is the loopback address, or it is not in
+            ``cluster.private_network``.
     """
     key = "cluster.address"
     try:
@@ -51,6 +52,12 @@ def own_address(config: ClusterConfig) -> str:
         raise ConfigError(
             f"no network interface of this machine has the IP address {host}: {error.strerror}", key=key
         ) from error
+    if config.private_network is not None and not config.in_private_network(host):
+        raise ConfigError(
+            f"{config.address} is {host}, which is not in cluster.private_network, {config.private_network}: "
+            "correct one of the two",
+            key=key,
+        )
     return host
 
 

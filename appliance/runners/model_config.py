@@ -221,6 +221,8 @@ class ModelConfig(Section):
     WEIGHT_FILES: ClassVar[tuple[str, ...]] = ("*.safetensors",)
     #: Patterns of files to download with the weight file, even if `source.file` names only that file.
     COMPANION_FILES: ClassVar[tuple[str, ...]] = ()
+    #: Whether several machines of a cluster can hold one model of this kind together.
+    ACROSS_MACHINES: ClassVar[bool] = False
 
     name: ModelName = Field(description='Name of the model in the API: "owner/name".')
     kind: str = Field(description="Kind of the model: it selects the library that runs it.")
@@ -236,6 +238,13 @@ class ModelConfig(Section):
         default=None,
         description="Share of one device (over 0, up to 1), or a whole number of devices. "
         "Cannot be combined with `memory`.",
+    )
+    machines: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Number of machines of the cluster that hold the model together, each with the devices "
+        "of `gpu`. Only for kind vllm; needs `cluster.private_network`.",
     )
     memory: Bytes | None = Field(
         default=None,
@@ -317,6 +326,10 @@ class ModelConfig(Section):
             yield "environment", "has neither requirements nor python: add one of them, or remove the key"
         if self.pin and self.idle_unload_after is not None:
             yield "idle_unload_after", "a pinned model is never unloaded: remove pin or idle_unload_after"
+        if self.machines > 1 and not self.ACROSS_MACHINES:
+            yield "machines", f"only models of kind vllm can use several machines, not {self.kind}: remove it"
+        elif self.machines > 1 and self.environment is not None:
+            yield "machines", "a model with an environment runs only on the head: remove one of the two"
 
     @model_validator(mode="wrap")
     @classmethod

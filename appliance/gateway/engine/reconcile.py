@@ -56,4 +56,5 @@ def _loaded_separately(entry: ServedVersion) -> bool:
 def _load_key(entry: ServedVersion) -> tuple[Any, ...]:
     """Return the options of a version that require a reload when they change."""
     model = entry.model
-    return entry.version, entry.kind, model.options, model.source, model.memory, model.gpu, model.threads
+    size = (model.memory, model.gpu, model.machines)
+    return entry.version, entry.kind, model.options, model.source, *size, model.threads

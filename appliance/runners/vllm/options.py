@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from appliance.domain.section import subsection
 from appliance.domain.values import GIB, Bytes
@@ -176,11 +176,23 @@ class VllmModel(AdaptableModel):
     """A language model served by vLLM."""
 
     SCALES = False
+    ACROSS_MACHINES = True
     ADAPTERS_ADD_MEMORY = False  # vLLM reserves memory for `max_adapters`
 
     kind: Literal["vllm"] = Field(description="A language model, served by vLLM.")
     source: WeightsSource = Field(description="Source of the weights.")
     options: VllmOptions = subsection(VllmOptions(), "Options of this kind.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_adapters_on_several_machines(cls, value: Any) -> Any:
+        """Make 0 the default of ``options.max_adapters`` for a model on several machines."""
+        if not isinstance(value, dict) or value.get("machines", 1) == 1:
+            return value
+        options = value.get("options")
+        if options is None or isinstance(options, dict):
+            return {**value, "options": {"max_adapters": 0, **(options or {})}}
+        return value
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         yield from super().conflicts()
@@ -192,13 +204,26 @@ class VllmModel(AdaptableModel):
             yield "options.max_tokens", f"{message} ({options.max_model_len})"
         if reason := kv_cache.conflict(options.kv_cache, self.memory):
             yield "options.kv_cache", reason
-        if (self.adapters or self.adapter_sources) and not options.max_adapters:
+        if (self.adapters or self.adapter_sources) and not options.max_adapters and self.machines == 1:
             yield (
                 "options.max_adapters",
                 "0 allows no adapters: raise it, or remove the adapters of the model",
             )
+        yield from self._conflicts_of_machines()
         for name, reason in engine_arguments.problems(options.engine):
             yield f"options.engine.{name}", reason
+
+    def _conflicts_of_machines(self) -> Iterator[tuple[str, str]]:
+        if self.machines == 1:
+            if self.options.across_machines == "tensor":
+                yield "options.across_machines", "the model is on one machine: set machines, or remove this"
+            return
+        reason = "adapters and trainings need a model on one machine: remove it, or remove machines"
+        for key in ("adapters", "adapter_sources"):
+            if getattr(self, key):
+                yield key, reason
+        if self.options.max_adapters:
+            yield "options.max_adapters", reason
 
     def adapter_problem(self, folder: Path) -> str | None:
         return super().adapter_problem(folder) or adapters.problem(folder, self.options.max_adapter_rank)

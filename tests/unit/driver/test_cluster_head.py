@@ -85,6 +85,15 @@ def test_an_address_of_another_machine_is_refused(address: str, message: str) ->
     assert caught.value.key == "cluster.address"
 
 
+def test_a_host_name_outside_of_the_private_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(None, None, None, "", ("127.0.0.5", 0))])
+    assert (
+        cluster_head.own_address(ClusterConfig(address="box", private_network="127.0.0.0/8")) == "127.0.0.5"
+    )
+    with pytest.raises(ConfigError, match=r"box is 127\.0\.0\.5, which is not in cluster\.private_network"):
+        cluster_head.own_address(ClusterConfig(address="box", private_network="10.9.0.0/24"))
+
+
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.5", 0)) as taken:
         config = ClusterConfig(address="127.0.0.5", port=taken.getsockname()[1])
