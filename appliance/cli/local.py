@@ -164,7 +164,9 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
     for model in config.models:
         if not present[model.name]:  # the demand of a model without weights on disk is an estimate
             demands.append(placement.demand(model, home, devices))
-    scheduler = Scheduler(placement.capacities(devices), demands)
+    # Only this machine is known here, so of a model on several machines one part has to fit.
+    parts = [msgspec.structs.replace(each, machines=1) for each in demands]
+    scheduler = Scheduler(placement.capacities(devices), parts)
     for name, peak in (await _measured(found, home, config.store.url, kind)).items():
         if scheduler.knows(name):
             scheduler.footprints.restore_peak(name, peak)
@@ -209,6 +211,7 @@ def _placed(model: ModelConfig, scheduler: Scheduler, *, present: bool) -> dict[
         "memory": wanted.memory,
         "share": wanted.share,
         "devices": wanted.devices,
+        "machines": model.machines,
         "from": wanted.origin.value,
         "peak": known.peak,
         "fits": known.fits,
@@ -240,7 +243,7 @@ def _left_out(model: ModelConfig, why: str) -> dict[str, Any]:
     """Return the report, in the form of ``_placed``, for a model that cannot be served."""
     nothing = dict.fromkeys(("memory", "share", "devices", "from", "peak"))
     place = {"fits": False, "fits_on": [], "problem": why, "weights_present": True}
-    return {"name": model.name, "kind": model.kind, **nothing, **place}
+    return {"name": model.name, "kind": model.kind, "machines": model.machines, **nothing, **place}
 
 
 def _place_pinned(scheduler: Scheduler) -> None:
@@ -291,6 +294,7 @@ def _show_placement(report: dict[str, Any]) -> None:
         share = f"{model['share']:g} of a device" if model["share"] is not None else ""
         needs = readable_bytes(model["memory"]) if model["memory"] is not None else share
         many = f" x {model['devices']}" if model["devices"] > 1 else ""
+        many += f" on each of {model['machines']} machines" if model["machines"] > 1 else ""
         peak = f", took {readable_bytes(model['peak'])}" if model["peak"] is not None else ""
         weights = "present" if model["weights_present"] else "not downloaded"
         fits = (

@@ -20,3 +20,14 @@ class WeightSize(NamedTuple):
     @property
     def in_32_bits(self) -> int:
         return 2 * self.in_16_bits
+
+    def on_each_of(self, machines: int, embeddings: int) -> WeightSize:
+        """Return the most that one of several machines has of the weights.
+
+        ``embeddings`` is the number of parameters of the input embeddings. The machines with the first and
+        the last layers have embeddings in addition to their share.
+        """
+        if self.parameters is None:
+            return self._replace(stored=self.stored // machines + 2 * embeddings)
+        parameters = min(self.parameters, self.parameters // machines + embeddings)
+        return self._replace(stored=self.stored * parameters // self.parameters, parameters=parameters)

@@ -56,6 +56,7 @@ class Capacity(msgspec.Struct, frozen=True):
     memory: int
     is_main_memory: bool = False  # only with GPUs: for sleeping models, and models on the CPU
     node: str = ""  # the machine of a cluster that has the device; empty on a single machine
+    holds_parts: bool = True  # whether models on several machines may use its node
 
 
 class SleepFootprint(msgspec.Struct, frozen=True):
@@ -83,6 +84,12 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     sleep_footprint: SleepFootprint | None = None
     on_cpu: bool = False  # on a machine with GPUs, the model computes on the CPU and is held in main memory
     nodes: frozenset[str] | None = None  # that may hold the model; None: all nodes
+
+    def may_use(self, capacity: Capacity) -> bool:
+        """Return whether the model may be on the node of this device."""
+        if self.machines > 1 and not capacity.holds_parts:
+            return False
+        return self.nodes is None or capacity.node in self.nodes
 
     def bytes_on(self, capacity: Capacity) -> int:
         return self.memory if self.memory is not None else int((self.share or 1.0) * capacity.memory)

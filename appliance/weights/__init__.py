@@ -18,11 +18,12 @@ from appliance.weights.errors import as_weights_errors
 from appliance.weights.locations import folder, present, revision
 from appliance.weights.preparation import is_prepared, prepare
 from appliance.weights.readahead import read_ahead
-from appliance.weights.size import weight_size_of
+from appliance.weights.size import embedding_parameters, weight_size_of
 
 __all__ = [
     "as_weights_errors",
     "complete_options",
+    "embedding_parameters",
     "folder",
     "is_prepared",
     "prepare",

@@ -36,6 +36,16 @@ def weight_size_of(path: Path, variant: str | None = None) -> WeightSize:
     return WeightSize(sum(file.stat().st_size for file in files), parameters, quantized)
 
 
+def embedding_parameters(folder: Path) -> int:
+    """Return the number of parameters of a language model's input embeddings; 0 if it is unknown."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        text = config.get("text_config", config)  # of a model that accepts images
+        return int(text["vocab_size"]) * int(text["hidden_size"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # loading it raises
+        return 0
+
+
 def total_size(sizes: Iterable[WeightSize]) -> WeightSize:
     """Return the size of several weights together."""
     listed = list(sizes)

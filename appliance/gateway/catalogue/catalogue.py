@@ -357,8 +357,13 @@ class Catalogue:
         return entry.model.options.runner_options(adapted=adapted, weights=apart)
 
     def loads_as(self, entry: ServedVersion) -> str:
-        """Return a hex digest of the version, kind and options that are loaded for ``entry``."""
-        return _digest({"version": entry.version, "kind": entry.kind, "options": self.options(entry)})
+        """Return a hex digest of the version, kind and options that are loaded for ``entry``.
+
+        A model on several machines needs less memory on each of them, so their number is included.
+        """
+        facts = {"version": entry.version, "kind": entry.kind, "options": self.options(entry)}
+        machines = entry.model.machines
+        return _digest(facts if machines == 1 else {**facts, "machines": machines})
 
     def trainer(self, version: str) -> ServedVersion | None:
         """Return the trainer of this version; None if the version cannot be trained."""

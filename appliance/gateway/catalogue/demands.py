@@ -27,7 +27,7 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
     kind, with_host_memory = devices[0].kind, devices[-1].is_main_memory
     on_host = with_host_memory and kind == "cuda" and model.options.on_cpu
     kind = "cpu" if on_host else kind
-    may_sleep = with_host_memory and not on_host and model.sleep == "auto"
+    may_sleep = with_host_memory and not on_host and model.sleep == "auto" and model.machines == 1
     sleep = model.options.sleep_footprint(weight, kind) if may_sleep else None
     if model.memory is not None:
         memory = model.memory
@@ -35,7 +35,7 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
         share = min(1.0, model.gpu)
         count = max(1, int(model.gpu))
     else:
-        memory = model.options.footprint(weight, kind) + _adapter_size(model, home)
+        memory = model.options.footprint(_part(weight, model, home), kind) + _adapter_size(model, home)
         origin = Origin.ESTIMATED
     return Demand(
         model=model.name,
@@ -44,6 +44,7 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
         share=share,
         origin=origin,
         devices=count,
+        machines=model.machines,
         pin=model.pin,
         preload=model.preload,
         idle_unload_after=model.idle_unload_after,
@@ -95,9 +96,25 @@ def _size(model: ModelConfig, home: Path) -> WeightSize:
     return weights.weight_size_of(weights.folder(home, model), model.weight_variant)
 
 
-def capacities(devices: Sequence[Device]) -> list[Capacity]:
-    """Return the capacities of the devices for the scheduler."""
+def _part(weight: WeightSize, model: ModelConfig, home: Path) -> WeightSize:
+    """Return the weights on each of the machines that hold the model together."""
+    if model.machines == 1:
+        return weight
+    return weight.on_each_of(model.machines, weights.embedding_parameters(weights.folder(home, model)))
+
+
+def capacities(devices: Sequence[Device], *, holds_parts: bool = True) -> list[Capacity]:
+    """Return the capacities of the devices of one machine for the scheduler.
+
+    ``holds_parts`` is whether models on several machines may use the machine.
+    """
     return [
-        Capacity(device.name, device.memory, is_main_memory=device.is_main_memory, node=device.node)
+        Capacity(
+            device.name,
+            device.memory,
+            is_main_memory=device.is_main_memory,
+            node=device.node,
+            holds_parts=holds_parts,
+        )
         for device in devices
     ]

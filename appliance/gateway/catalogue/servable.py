@@ -39,6 +39,9 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
     demands: list[Demand] = []
     left_out: dict[str, str] = {}
     for model in config.models:
+        if (reason := _needs_restart(model, config)) is not None:
+            left_out[model.name] = reason
+            continue
         try:
             with weights.as_weights_errors(model.name):
                 environments.require(home, model)
@@ -67,3 +70,13 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
         demands=tuple(demands),
         left_out=left_out,
     )
+
+
+def _needs_restart(model: ModelConfig, config: Config) -> str | None:
+    """Return why a model on several machines has to wait for a restart; None if it has not.
+
+    A reload applies the key ``machines`` at once, but not the section ``cluster``.
+    """
+    if model.machines == 1 or (config.cluster is not None and config.cluster.private_network is not None):
+        return None
+    return "it uses several machines, and cluster.private_network needs a restart: restart the appliance"

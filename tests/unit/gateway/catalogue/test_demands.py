@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,62 @@ def test_in_a_cluster_trainings_and_models_with_local_parts_stay_on_the_head(tmp
     trained = ModelConfig.model_validate({"name": "a/c", "kind": "vllm", "source": {"path": str(tmp_path)}})
     assert training_demand(trained, tmp_path, head).nodes == frozenset({"head"})
     assert head_only(apart) == "environment of its own"
+
+
+def language_model(folder: Path, *, parameters: int, vocabulary: int) -> None:
+    """Weights in bfloat16 with one tensor, and a config that says how large the embeddings are."""
+    tensor = {"dtype": "BF16", "shape": [parameters], "data_offsets": [0, 2 * parameters]}
+    header = json.dumps({"weight": tensor}).encode()
+    content = struct.pack("<Q", len(header)) + header + bytes(2 * parameters)
+    (folder / "model.safetensors").write_bytes(content)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": vocabulary, "hidden_size": 1024}))
+
+
+def on_machines(folder: Path, machines: int, **keys: Any) -> Demand:
+    options = {"max_adapters": 0, "dtype": "bfloat16", "kv_cache": MIB, **keys.pop("options", {})}
+    source = {"source": {"path": str(folder)}, "options": options}
+    model = ModelConfig.model_validate(
+        {"name": "a/a", "kind": "vllm", "machines": machines, **source, **keys}
+    )
+    return demand(model, folder, (GPU, MAIN))
+
+
+def test_each_machine_has_its_share_of_the_weights_and_embeddings(tmp_path: Path) -> None:
+    language_model(tmp_path, parameters=4 * MIB, vocabulary=512)
+    alone, two, four = (on_machines(tmp_path, machines) for machines in (1, 2, 4))
+    beside = GIB + MIB  # the process and its KV cache
+    assert (alone.machines, alone.memory) == (1, 8 * MIB + beside)
+    assert (two.machines, two.devices, two.memory) == (2, 1, 4 * MIB + MIB + beside)
+    assert (four.machines, four.memory) == (4, 2 * MIB + MIB + beside)
+    assert alone.sleep_footprint is not None
+    assert two.sleep_footprint is None
+
+
+def test_the_share_is_never_more_than_all_weights(tmp_path: Path) -> None:
+    language_model(tmp_path, parameters=4 * MIB, vocabulary=4096)
+    assert on_machines(tmp_path, 2).memory == on_machines(tmp_path, 1).memory
+
+
+def test_weights_of_an_unknown_format_are_divided_too(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(bytes(4 * MIB))
+    alone, two = on_machines(tmp_path, 1).memory, on_machines(tmp_path, 2).memory
+    assert alone is not None
+    assert two is not None
+    assert 0 < alone - two <= 4 * MIB
+
+
+def test_devices_of_each_machine(tmp_path: Path) -> None:
+    language_model(tmp_path, parameters=MIB, vocabulary=1)
+    found = on_machines(tmp_path, 2, gpu=4)
+    assert (found.devices, found.machines, found.share, found.memory) == (4, 2, 1.0, None)
+    declared = on_machines(tmp_path, 2, memory=2 * GIB)
+    assert (declared.devices, declared.machines, declared.memory) == (1, 2, 2 * GIB)
+
+
+def test_a_machine_outside_of_the_private_network_holds_no_parts() -> None:
+    assert capacities(on_node((GPU,), "box"), holds_parts=False) == [
+        Capacity("box/cuda:0", 5, node="box", holds_parts=False)
+    ]
 
 
 def test_devices_of_a_cluster_have_their_node() -> None:

@@ -54,6 +54,15 @@ def built(description: dict[str, Any]) -> Callable[[Path], None]:
     return build
 
 
+def test_a_model_on_several_machines_waits_for_the_restart_that_applies_the_section(tmp_path: Path) -> None:
+    model = {"name": "a/large", "kind": "vllm", "source": {"path": str(tmp_path)}, "machines": 2}
+    config = Config.model_validate({"models": [model, {"name": "test/echo", "kind": "echo"}]})
+    found = servable(config, tmp_path / "home", DEVICES, 0.0)
+    (reason,) = found.left_out.values()
+    assert reason.endswith("cluster.private_network needs a restart: restart the appliance")
+    assert [each.name for each in found.config.models] == ["test/echo"]
+
+
 def interface(**more: Any) -> dict[str, Any]:
     return {"input": {"type": "object", "properties": {}, **more}, "output": {"type": "string"}}
 
