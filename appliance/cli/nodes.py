@@ -54,6 +54,9 @@ def nodes(context: typer.Context, url: UrlOption = None, as_json: JsonOption = F
     for node in found:
         if node.reason is not None:
             console.print(f"{node.name} is lost: {node.reason}", style="red", markup=False, soft_wrap=True)
+        if node.no_parts is not None:
+            text = f"{node.name} gets no parts of models on several machines: {node.no_parts}"
+            console.print(text, markup=False, soft_wrap=True)
         for model, reason in node.staying.items():
             console.print(f"{model} is still on {node.name}: {reason}", markup=False, soft_wrap=True)
 

@@ -151,10 +151,18 @@ class ClusterConfig(Section):
             )
 
     def in_private_network(self, address: str) -> bool:
-        """Return whether a machine with this IP address may hold a part of a model on several machines."""
         return self.private_network is not None and (
             ipaddress.ip_address(address) in ipaddress.ip_network(self.private_network)
         )
+
+    def no_parts(self, address: str) -> str | None:
+        """Return why a machine with this IP address gets no parts of models on several machines.
+
+        None if it gets some, and also if no model can use several machines.
+        """
+        if self.private_network is None or self.in_private_network(address):
+            return None
+        return f"its address {address} is outside of cluster.private_network ({self.private_network})"
 
 
 def _is_ip_address(value: str) -> bool:

@@ -40,6 +40,9 @@ class NodeResponse(Struct, kw_only=True):
     staying: Annotated[
         dict[str, str], Meta(description="Why each model is still on a draining node, by model")
     ] = field(default_factory=dict)
+    no_parts: Annotated[
+        str | None, Meta(description="Why the machine gets no parts of models on several machines")
+    ] = None
 
 
 class NodesResponse(Struct, kw_only=True):

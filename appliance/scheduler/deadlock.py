@@ -94,10 +94,8 @@ def _eventually_free(
 
 
 def _eligible(model: ModelState, capacities: Sequence[Capacity]) -> Iterator[Capacity]:
-    nodes = model.demand.nodes
     for capacity in capacities:
-        on_node = nodes is None or capacity.node in nodes
-        if on_node and capacity.is_main_memory is model.demand.on_cpu:
+        if model.demand.may_use(capacity) and capacity.is_main_memory is model.demand.on_cpu:
             yield capacity
 
 

@@ -126,8 +126,10 @@ class DeviceIndex:
         limit = _MAX_NODES + demand.machines - 1
         unused: dict[str, dict[str, int]] = {}  # by node and device: free bytes that the model does not need
         for device, (is_main_memory, _) in self._capacities.items():
-            if is_main_memory is demand.on_cpu and self._enough(demand, device, spare_busy=spare_busy):
-                node = self._ledger.capacities[device].node
+            capacity = self._ledger.capacities[device]
+            usable = is_main_memory is demand.on_cpu and demand.may_use(capacity)
+            if usable and self._enough(demand, device, spare_busy=spare_busy):
+                node = capacity.node
                 unused.setdefault(node, {})[device] = self._memory[device].now - self._needed(demand, device)
         large = {node: found for node, found in sorted(unused.items()) if len(found) >= count}
         free = []

@@ -179,7 +179,7 @@ class Ledger:
         """Return whether the device's node is schedulable, and may hold a model with this demand."""
         if not self.is_schedulable(device):
             return False
-        return demand.nodes is None or self.capacities[device].node in demand.nodes
+        return demand.may_use(self.capacities[device])
 
     def is_schedulable(self, device: str) -> bool:
         """Return whether models may be loaded on the device's node: it is not draining and not removed."""
@@ -274,9 +274,16 @@ class Ledger:
             if (
                 demand.on_cpu is capacity.is_main_memory
                 and capacity.node not in excluded
-                and (demand.nodes is None or capacity.node in demand.nodes)
+                and demand.may_use(capacity)
             ):
                 yield device
+
+    def unused_nodes(self, demand: Demand) -> str:
+        """Return a sentence about nodes that hold no parts of models; empty if the model has no parts."""
+        found = sorted({each.node for each in self.member_capacities if not each.holds_parts})
+        if demand.machines == 1 or not found:
+            return ""
+        return f". Outside of cluster.private_network, and so not used: {', '.join(found)}"
 
     def free_now(self, demand: Demand) -> bool:
         """Return whether enough devices of one node, or of several, have the free memory for this demand."""

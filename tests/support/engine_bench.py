@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from appliance.config import Config, FilesConfig, LimitsConfig, ModelConfig
+from appliance.config import ClusterConfig, Config, FilesConfig, LimitsConfig, ModelConfig
 from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import StoreError
 from appliance.domain.prediction import Prediction, Status
@@ -80,6 +80,7 @@ class Bench:
         self.tracing: Tracing | None = None
         self.files_config = FilesConfig.model_validate({"max_upload": "1MB", "max_input": "1MB"})
         self.node = ""  # name of this machine in a cluster
+        self.section: ClusterConfig | None = None  # `cluster` of models.yaml
         self.only_on: dict[str, frozenset[str]] = {}  # by model: the nodes that it may be placed on
         self.cipher: FileCipher | None = None  # encrypts uploads and output files
         self.bucket: Bucket | None = None  # to which files are moved
@@ -144,6 +145,7 @@ class Bench:
             scheduler=self.scheduler,
             home=self.folder,
             devices=self.current_devices,
+            section=self.section,
             files=self.files,
             inputs=self.inputs,
             run_tokens=self.run_tokens,

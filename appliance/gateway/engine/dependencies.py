@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from appliance.cluster.base import Cluster
-from appliance.config import LimitsConfig
+from appliance.config import ClusterConfig, LimitsConfig
 from appliance.domain.access import Policy
 from appliance.domain.budgets import Budgets
 from appliance.domain.engine_metrics import EngineMetrics
@@ -34,6 +34,7 @@ class Dependencies(msgspec.Struct, kw_only=True):
     scheduler: Scheduler
     home: Path  # the data folder
     devices: Devices
+    section: ClusterConfig | None = None  # ``cluster`` of models.yaml
     files: FileStore
     inputs: Inputs
     run_tokens: RunTokens

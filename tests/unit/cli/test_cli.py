@@ -374,6 +374,15 @@ def node(**facts: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_nodes_tell_why_a_node_gets_no_parts_of_models(command: Command, server: Server) -> None:
+    outside = node(no_parts="its address 10.0.0.2 is outside of cluster.private_network (10.9.0.0/24)")
+    server.answer("GET", "/admin/nodes", {"nodes": [outside]})
+    assert (
+        "box gets no parts of models on several machines: its address 10.0.0.2 is outside of "
+        "cluster.private_network (10.9.0.0/24)"
+    ) in command("nodes").out
+
+
 def test_nodes_and_drain_tell_why_models_are_still_on_a_draining_node(
     command: Command, server: Server
 ) -> None:
@@ -598,6 +607,17 @@ def test_check_says_which_models_cannot_be_served_and_why(command: Command, tmp_
     assert "model.safetensors is damaged" in left_out["problem"]
     shown = command("check").out
     assert f"test/broken is not served: {left_out['problem']}" in shown
+
+
+def test_check_says_whether_one_machine_can_hold_a_part_of_a_model(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(1024**2))
+    section = "cluster: {address: 127.0.0.5, private_network: 127.0.0.0/8}"
+    model = f"{{name: a/large, kind: vllm, source: {{path: {tmp_path}}}, memory: 1GiB, machines: 3}}"
+    (tmp_path / "models.yaml").write_text(f"{section}\nmodels: [{model}]\n")
+    ran = command("check", "--json")
+    (found,) = json.loads(ran.out)["models"]
+    assert (ran.code, found["fits"], found["machines"]) == (0, True, 3)
+    assert "1.0 GiB on each of 3 machines" in command("check").out
 
 
 def test_check_says_which_models_run_on_the_head_of_a_cluster_only(command: Command, tmp_path: Path) -> None:

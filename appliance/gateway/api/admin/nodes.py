@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance import __version__
+from appliance.config import ClusterConfig
 from appliance.domain.errors import Conflict, NotFound
 from appliance.domain.local_url import host_and_port
 from appliance.domain.token import Scope
@@ -59,7 +60,8 @@ def _all(services: Services) -> list[NodeResponse]:
     if services.nodes is None:
         return []
     used = {device.name: device for device in services.engine.status().devices}
-    nodes = [_node(each, used) for each in services.nodes.statuses()]
+    section = services.config.cluster
+    nodes = [_node(each, used, section) for each in services.nodes.statuses()]
     for node in nodes:
         node.staying = services.engine.nodes.staying(node.name)
     return [_head(services, services.nodes, used), *nodes]
@@ -81,7 +83,9 @@ def _head(services: Services, nodes: NodeRegistry, used: dict[str, DeviceMemoryU
     )
 
 
-def _node(status: NodeStatus, used: dict[str, DeviceMemoryUse]) -> NodeResponse:
+def _node(
+    status: NodeStatus, used: dict[str, DeviceMemoryUse], section: ClusterConfig | None
+) -> NodeResponse:
     facts = status.facts
     return NodeResponse(
         name=facts.name,
@@ -90,6 +94,7 @@ def _node(status: NodeStatus, used: dict[str, DeviceMemoryUse]) -> NodeResponse:
         state=status.state,
         since=timestamp(status.since),
         reason=status.reason,
+        no_parts=None if section is None else section.no_parts(facts.host),
         version=facts.version,
         threads=facts.threads,
         devices=_devices(f"{facts.name}/", facts.devices, used),

@@ -13,14 +13,14 @@ import msgspec
 import pytest
 
 from appliance import weights
-from appliance.config import FolderSource, ModelConfig
+from appliance.config import ClusterConfig, FolderSource, ModelConfig
 from appliance.domain.errors import ApplianceError, LoadFailed, NodeLost
 from appliance.domain.prediction import Status
 from appliance.gateway.engine import nodes as engine_nodes
 from appliance.gateway.engine.loads import ATTEMPTS
 from appliance.machine import Device
 from appliance.nodes.messages import NodeFacts
-from appliance.scheduler import Residency, policy
+from appliance.scheduler import Demand, Residency, policy
 from tests.support.engine_bench import MIB, Bench
 from tests.support.node_connection import LocalNode
 from tests.unit.conftest import api_of
@@ -65,6 +65,25 @@ async def test_a_model_is_loaded_on_a_node_with_its_weights_and_threads(bench: B
     assert (spec.threads, spec.placement, spec.device) == (7, ("box/cpu",), "cpu")
     assert running.hardware == "cpu"
     assert (await bench.ended(first)).status is Status.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("network", "holds_parts", "logged"), [("10.0.0.0/24", True, False), ("10.9.0.0/24", False, True)]
+)
+async def test_only_nodes_in_the_private_network_hold_parts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, network: str, holds_parts: bool, logged: bool
+) -> None:
+    bench = Bench(tmp_path / "head")
+    bench.node = "head"
+    bench.section = ClusterConfig(address="head", private_network=network)
+    await bench.start()
+    join(bench, tmp_path)
+    bench.scheduler.add(Demand(model="a/large", concurrency=1, memory=MIB, machines=2))
+    assert bench.scheduler.footprints.of("a/large").devices == ("head/cpu", "box/cpu")[: 1 + holds_parts]
+    reason = "its address 10.0.0.2 is outside of cluster.private_network (10.9.0.0/24)"
+    assert (f"node box gets no parts of models on several machines: {reason}" in caplog.text) is logged
+    await bench.stop()
+    await bench.cluster.close()
 
 
 async def test_a_prediction_with_output_fails_with_its_node_and_keeps_the_output(

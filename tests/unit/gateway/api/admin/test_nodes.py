@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from appliance.config import ClusterConfig
 from appliance.scheduler import Capacity
 from tests.support.agents import cluster
 from tests.support.api_client import Api
@@ -31,6 +32,20 @@ async def test_the_nodes_and_their_devices(api: Api, tmp_path: Path) -> None:
     (device,) = found[1]["devices"]
     assert (device["name"], device["memory"]) == ("one/cpu", 10**9)
     assert found[0]["devices"][0]["used"] is not None
+
+
+async def test_a_node_outside_of_the_private_network_gets_no_parts(api: Api, tmp_path: Path) -> None:
+    async with cluster(tmp_path, "one") as (head, _):
+        api.services.nodes = head.nodes
+        for network, reason in (
+            ("127.0.0.0/8", None),
+            ("10.9.0.0/24", "its address 127.0.0.1 is outside of cluster.private_network (10.9.0.0/24)"),
+            (None, None),
+        ):
+            section = ClusterConfig(address="head", private_network=network)
+            api.services.config = api.services.config.model_copy(update={"cluster": section})
+            found = (await api.get("/admin/nodes")).json()["nodes"]
+            assert [each["no_parts"] for each in found] == [None, reason]
 
 
 async def test_the_reason_why_a_model_is_still_on_a_draining_node_is_shown(

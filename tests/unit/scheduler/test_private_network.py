@@ -1,0 +1,40 @@
+"""Nodes outside of the private network hold no part of a model on several machines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from appliance.scheduler import Capacity, Demand, Scheduler
+
+GIB = 1024**3
+
+
+def node(name: str, *, holds_parts: bool = True, gpus: int = 1) -> list[Capacity]:
+    return [Capacity(f"{name}/cuda:{n}", 10 * GIB, node=name, holds_parts=holds_parts) for n in range(gpus)]
+
+
+def parallel(**options: Any) -> Demand:
+    given = {"model": "m/m", "memory": 6 * GIB, "machines": 2, **options}
+    return Demand(concurrency=1, **given)
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_only_models_on_one_machine_use_a_node_outside_of_the_private_network(gpus: int) -> None:
+    nodes = [*node("a", gpus=gpus), *node("b", gpus=gpus), *node("out", holds_parts=False, gpus=gpus)]
+    subject = Scheduler(nodes, [parallel(devices=gpus), parallel(model="n/n", machines=1)])
+    assert {each.split("/")[0] for each in subject.footprints.of("m/m").devices} == {"a", "b"}
+    assert {each.split("/")[0] for each in subject.footprints.of("n/n").devices} == {"a", "b", "out"}
+
+
+def test_the_reason_why_a_model_fits_nowhere_names_the_nodes() -> None:
+    subject = Scheduler(
+        [*node("a"), *node("x", holds_parts=False), *node("y", holds_parts=False)],
+        [parallel(memory=11 * GIB), parallel(model="n/n", memory=11 * GIB, machines=1)],
+    )
+    for name in ("m/m", "n/n"):
+        subject.queued(f"of {name}", name, 0.0)
+    found = {each.model: each.reason for each in subject.unplaceable_models(1.0)}
+    assert found["m/m"].endswith(". Outside of cluster.private_network, and so not used: x, y")
+    assert "private_network" not in found["n/n"]
