@@ -356,6 +356,7 @@ class Ledger:
             raise ModelTooLarge(
                 f"model {model.name} cannot be loaded: it needs {demand.nodes_and_devices}, and the cluster "
                 "has too few such machines: add a node, or lower its machines in models.yaml"
+                f"{self.unused_nodes(demand)}"
             )
         sizes = ", ".join(f"{each} has {readable_bytes(self.capacities[each].memory)}" for each in devices)
         needs = f"{demand.share:.0%}" if demand.memory is None else readable_bytes(demand.memory)

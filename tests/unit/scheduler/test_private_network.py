@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from appliance.scheduler import Capacity, Demand, Scheduler
+from appliance.domain.errors import ModelTooLarge
+from appliance.scheduler import Capacity, Demand, Load, Scheduler
 
 GIB = 1024**3
 
@@ -26,6 +27,21 @@ def test_only_models_on_one_machine_use_a_node_outside_of_the_private_network(gp
     subject = Scheduler(nodes, [parallel(devices=gpus), parallel(model="n/n", machines=1)])
     assert {each.split("/")[0] for each in subject.footprints.of("m/m").devices} == {"a", "b"}
     assert {each.split("/")[0] for each in subject.footprints.of("n/n").devices} == {"a", "b", "out"}
+
+
+def test_the_error_about_too_few_machines_names_the_nodes() -> None:
+    subject = Scheduler([*node("a"), *node("x", holds_parts=False)], [parallel()])
+    with pytest.raises(ModelTooLarge, match=r"Outside of cluster\.private_network, and so not used: x$"):
+        subject.check_fits("m/m")
+
+
+def test_no_part_is_loaded_on_a_node_outside_of_the_private_network() -> None:
+    nodes = [*node("out", holds_parts=False), *node("a"), *node("b")]
+    subject = Scheduler(nodes, [parallel()])
+    subject.queued("p", "m/m", 0.0)
+    (decision,) = subject.decide(0.0)
+    assert isinstance(decision, Load)
+    assert sorted(decision.devices) == ["a/cuda:0", "b/cuda:0"]
 
 
 def test_the_reason_why_a_model_fits_nowhere_names_the_nodes() -> None:
