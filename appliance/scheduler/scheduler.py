@@ -142,8 +142,8 @@ class Scheduler(SchedulerQueries):
     def remove_devices(self, node: str) -> list[str]:
         """Remove the devices of a lost node; return the models that hold memory there.
 
-        Call ``lost`` for each of these models. Until then nothing is decided about them, and no prediction
-        starts on them.
+        A model on several nodes is returned for the first of them that is removed. Call ``lost`` for each of
+        these models. Until then nothing is decided about them, and no prediction starts on them.
         """
         return self._node_changes.remove(node)
 

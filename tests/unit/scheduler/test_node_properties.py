@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.scheduler import Capacity, Decision, Load, Residency, Start, Wake
 from appliance.scheduler.backlog import MANY_DEVICES
-from tests.support.scheduler_world import GIB, World
+from tests.support.scheduler_world import GIB, LOAD, RUN, UNLOAD, World
 
 HEAD = "head"  # is never lost, and has two devices
 OTHERS = ("n1", "n2", "n3")
@@ -203,3 +203,38 @@ def test_no_node_is_overbooked_and_everything_queued_on_a_live_cluster_finally_e
         world.arrive(at, f"p{number}", world.names[which % len(sizes)])
     world.run(4000)
     assert len(world.ended) == len(arrivals)
+
+
+class TwoNodes(World):
+    """Two nodes with one device each. The last model is on both."""
+
+    def __init__(self, sizes: Sequence[int], seed: int, *, many_devices: int) -> None:
+        super().__init__(sizes, 2, seed, many_devices=many_devices)
+        demand = self.subject.demand(self.names[-1])
+        self.subject.update(msgspec.structs.replace(demand, machines=2), 0.0, replace=True)
+
+    def capacities(self, devices: int) -> list[Capacity]:
+        return [Capacity(f"n{number}/gpu", 10 * GIB, node=f"n{number}") for number in range(devices)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 10), min_size=2, max_size=10),
+    seed=st.integers(0, 2**32),
+    many_devices=st.sampled_from([0, MANY_DEVICES]),
+)
+def test_a_model_on_two_nodes_does_not_wait_for_ever_while_others_are_asked_all_the_time(
+    sizes: list[int], seed: int, *, many_devices: int
+) -> None:
+    """As in ``test_residency_properties``: each model has two turns before the last one at most."""
+    world = TwoNodes(sizes, seed, many_devices=many_devices)
+    for second in range(600):
+        for name in world.names[:-1]:
+            world.arrive(float(second), f"{name}@{second}", name)
+    world.arrive(20.0, "last", world.names[-1])
+    turn = 3 * LOAD + 2 * LOAD + RUN + UNLOAD + LOAD
+    world.arrivals.sort()
+    while "last" not in world.waits:
+        assert world.now < 20.0 + 2 * turn * len(sizes)
+        world.step()
+        world.advance()
