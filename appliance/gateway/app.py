@@ -281,13 +281,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
         _log.warning("the database on PostgreSQL is not encrypted by the appliance; files are encrypted")
         # A standby compares this id with that of its own key.
         await store.files.secret(FILES_KEY_ID, key_id(store.data_key))
-    cluster = RayCluster(
-        settings.zygote_socket,
-        settings.run_dir,
-        node=settings.node,
-        address="" if settings.head is None else settings.head.host,
-        outputs=settings.home / "files" / "outputs",
-    )
+    cluster = _cluster(settings)
     nodes = build_nodes(settings)
     services = await build_services(settings, store, cluster, nodes)
     services.auth.load_groups(await store.users.all())
@@ -316,6 +310,21 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     serve_nodes(nodes, server, settings)
     _log.info("listening on %s", host_and_port(settings.host, settings.port))
     return Gateway(services, api, server, serving)
+
+
+def _cluster(settings: GatewaySettings) -> RayCluster:
+    outputs, section = settings.home / "files" / "outputs", settings.config.cluster
+    if settings.head is None or section is None:
+        return RayCluster(settings.zygote_socket, settings.run_dir, node=settings.node, outputs=outputs)
+    first, last = section.ports.parallel
+    return RayCluster(
+        settings.zygote_socket,
+        settings.run_dir,
+        node=settings.node,
+        address=settings.head.host,
+        outputs=outputs,
+        ports=range(first, last + 1),
+    )
 
 
 async def _open(store: Store, term: int | None) -> None:

@@ -96,11 +96,14 @@ class NodeBench(Bench):
         self.node = "head"
         self.capacity = MODEL + 10 * MIB
         self.sleeper = entry("test/sleeper", weights="10 MiB")
-        self.more = [self.sleeper]
+        self.pair = entry("test/pair", stream=True)
+        self.machines = {"test/pair": 2}
+        self.more = [self.sleeper, self.pair]
         self.asleep = SleepFootprint(MODEL, MIB)
-        names = ("test/echo", "test/stream", "test/files", "test/sleeper")
+        names = ("test/echo", "test/stream", "test/files", "test/sleeper", "test/pair")
         self.estimated = dict.fromkeys(names, MODEL)
         self.only_on = dict.fromkeys(names, frozenset({"box", "spare", "third"}))
+        self.only_on["test/pair"] = frozenset({"head", "spare", "third"})
         self.open_cluster()
 
     def open_cluster(self) -> None:
@@ -280,6 +283,29 @@ async def test_the_predictions_of_a_killed_node_run_again_or_keep_their_output(b
     assert [(each.status, each.attempt, each.error) for each in ended] == [(Status.SUCCEEDED, 2, None)] * 3
     assert bench.scheduler.devices("test/stream") == ("spare/cpu",)
     assert list(bench.scheduler.capacities) == ["head/cpu", "spare/cpu"]
+
+
+async def test_a_model_on_two_machines_is_adopted_and_runs_again_after_the_loss_of_a_part(
+    bench: NodeBench,
+) -> None:
+    running = await bench.submit(bench.pair, text="a b c d", chunk_delay=3)
+    await bench.output_of(running)
+    assert sorted(bench.scheduler.devices("test/pair")) == ["head/cpu", "spare/cpu"]
+    await bench.restart()
+    assert bench.scheduler.residency("test/pair") is Residency.READY
+    ended = await bench.ended(running)
+    assert (ended.status, ended.attempt, len(ended.output)) == (Status.SUCCEEDED, 1, 4), ended.error
+    silent = await bench.submit(bench.pair, text="a", delay=3)
+    await bench.until(silent, Status.PROCESSING)
+    workers = await worker_processes(bench, "test/pair")
+    psutil.Process(workers[1]).kill()
+    ended = await bench.ended(silent)
+    assert (ended.status, ended.attempt, ended.error) == (Status.SUCCEEDED, 2, None)
+    assert not any(map(psutil.pid_exists, workers))
+    workers = await worker_processes(bench, "test/pair")
+    await bench.engine.unload(bench.pair)
+    await bench.until_state("test/pair", Residency.COLD)
+    assert not any(map(psutil.pid_exists, workers))
 
 
 async def test_a_drained_node_finishes_its_predictions_and_loads_nothing(bench: NodeBench) -> None:

@@ -82,6 +82,7 @@ class Bench:
         self.node = ""  # name of this machine in a cluster
         self.section: ClusterConfig | None = None  # `cluster` of models.yaml
         self.only_on: dict[str, frozenset[str]] = {}  # by model: the nodes that it may be placed on
+        self.machines: dict[str, int] = {}  # by model: the number of nodes that hold it together; else one
         self.cipher: FileCipher | None = None  # encrypts uploads and output files
         self.bucket: Bucket | None = None  # to which files are moved
 
@@ -102,6 +103,7 @@ class Bench:
                 origin=Origin.ESTIMATED if entry.name in self.estimated else Origin.DECLARED,
                 sleep_footprint=self.asleep if entry in self.more else None,
                 nodes=self.only_on.get(entry.name),
+                machines=self.machines.get(entry.name, 1),
             )
             for entry in entries
         ]

@@ -55,7 +55,7 @@ class LocalCluster:
     def remove_node(self, name: str, reason: str) -> None:
         self.nodes.remove(name)
         for model, loaded in list(self._loaded.items()):
-            if loaded.spec.placement[0].startswith(f"{name}/"):
+            if any(device.startswith(f"{name}/") for device in loaded.spec.placement):
                 self.lose(model, NodeLost(f"node {name} is lost: {reason}"))
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
