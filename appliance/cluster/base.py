@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -49,6 +49,13 @@ class AdoptedModel(msgspec.Struct, frozen=True):
     levels: frozenset[int] = frozenset()  # sleep levels that its worker process supports
     level: int | None = None  # the sleep level that it is in; None if it is awake
     changing_sleep_state: bool = False  # it is falling asleep or waking
+
+
+class PartState(msgspec.Struct, frozen=True):
+    """The state of one part of a model on several machines."""
+
+    node: str
+    state: Literal["waiting for a replica", "loading", "ready", "ending"]
 
 
 class NodeFolders(msgspec.Struct, frozen=True):
@@ -142,6 +149,10 @@ class Cluster(Protocol):
             WorkerLost: the replica or the worker process died during the load; a retry may succeed.
             OutOfMemory: the worker process used too much memory; a retry with more memory may succeed.
         """
+
+    def parts(self, model: str) -> list[PartState]:
+        """Return the parts of a model on several machines, the leader first; empty for other models."""
+        ...
 
     async def unload(self, model: str) -> None:
         """Stop the model's worker process; return once its memory is free. Do nothing if it is not loaded."""

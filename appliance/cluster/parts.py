@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from appliance.cluster.base import PartState
 from appliance.cluster.event_streams import events_of
 from appliance.cluster.replicas import REPLICA_ERRORS, Link, Machine, ReplicaPool, raise_if_cancelled
 from appliance.cluster.runner_replica import Outcome
@@ -67,6 +68,7 @@ class Parts:
         self._give_back = give_back
         self._on_end = on_end
         self.links: dict[int, Link] = {}  # by index of the part
+        self._nodes: list[str] = []
         self._loads: dict[int, asyncio.Task[None]] = {}  # by index of the part
         self._failures: list[_Failure] = []  # the first one first
         self._stopping: asyncio.Task[None] | None = None
@@ -75,6 +77,23 @@ class Parts:
     @property
     def leader(self) -> Link:
         return self.links[0]
+
+    def adopt(self, links: dict[int, Link]) -> None:
+        """Take over the parts that a previous gateway has loaded."""
+        self.links = links
+        self._nodes = [links[index].machine.name for index in sorted(links)]
+
+    @property
+    def states(self) -> list[PartState]:
+        """The states of all parts, that of the leader first."""
+        return [PartState(node, self._state(index)) for index, node in enumerate(self._nodes)]
+
+    def _state(self, index: int) -> Literal["waiting for a replica", "loading", "ready", "ending"]:
+        if self._stopping is not None:
+            return "ending"
+        if index not in self.links:
+            return "waiting for a replica"
+        return "loading" if index in self._loads and not self._loads[index].done() else "ready"
 
     # -- load --------------------------------------------------------------------------------------------
 
@@ -90,6 +109,7 @@ class Parts:
             WorkerLost: a replica or worker process died during the load, or a node was lost.
         """
         loop = asyncio.get_running_loop()
+        self._nodes = [pool.machine.name for pool in pools]
         for index, pool in enumerate(pools):
             self._loads[index] = loop.create_task(self._load(index, pool, arguments))
         pending = set(self._loads.values())

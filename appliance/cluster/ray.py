@@ -21,7 +21,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from appliance.cluster import node_spec
-from appliance.cluster.base import AdoptedModel, NodeConnection, NodeFolders
+from appliance.cluster.base import AdoptedModel, NodeConnection, NodeFolders, PartState
 from appliance.cluster.event_streams import events_of
 from appliance.cluster.node_files import Folders
 from appliance.cluster.parts import FoundPart, Parts, complete
@@ -185,7 +185,7 @@ class RayCluster:
                 ending += (self._unload(part.link, model) for part in each)
                 continue
             self._parts[model] = self._new_parts(model)
-            self._parts[model].links = links
+            self._parts[model].adopt(links)
             for link, part, stats in each:
                 self._copied.setdefault(model, {})[link.machine.name] = {path: path for path in stats.copies}
                 if part.index == 0 and stats.spec is not None:
@@ -310,6 +310,10 @@ class RayCluster:
         parts = self._parts[spec.model] = self._new_parts(spec.model)
         await parts.load(pools, arguments)
         self._links[spec.model] = parts.leader
+
+    def parts(self, model: str) -> list[PartState]:
+        parts = self._parts.get(model)
+        return [] if parts is None else parts.states
 
     def _new_parts(self, model: str) -> Parts:
         return Parts(model, give_back=self._give_back, on_end=partial(self._forget, model))

@@ -96,6 +96,13 @@ class DeviceStatus(DeviceMemoryUse, kw_only=True):
     is_main_memory: bool
 
 
+class ModelPart(Struct):
+    """The part of a model on one of its machines."""
+
+    node: str
+    state: Annotated[str, Meta(description="waiting for a replica, loading, ready, or ending")]
+
+
 class ModelStatus(Struct, kw_only=True):
     """A model with its state, instances and memory."""
 
@@ -114,6 +121,9 @@ class ModelStatus(Struct, kw_only=True):
         str | None,
         Meta(description="Nodes of the cluster that the weights are being copied to, separated by commas"),
     ] = None
+    parts: Annotated[
+        list[ModelPart], Meta(description="Of a model on several machines, the leader first; else empty")
+    ] = []
     head_only: Annotated[
         str | None, Meta(description="Why the model runs only on the head of the cluster")
     ] = None

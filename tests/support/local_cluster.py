@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from appliance.cluster.base import AdoptedModel, NodeConnection, NodeFolders
+from appliance.cluster import node_spec
+from appliance.cluster.base import AdoptedModel, NodeConnection, NodeFolders, PartState
 from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import NodeLost, PredictionFailed, SleepFailed, WorkerLost
 from appliance.domain.prediction import Done, Emitted, Event, Job, Output
@@ -80,6 +81,13 @@ class LocalCluster:
         if not isinstance(loaded.runner, Sleeper):
             raise SleepFailed(f"{model} does not support sleep")
         return loaded.runner
+
+    def parts(self, model: str) -> list[PartState]:
+        loaded = self._loaded.get(model)
+        nodes = (
+            [] if loaded is None or "/" not in loaded.spec.placement[0] else node_spec.nodes_of(loaded.spec)
+        )
+        return [PartState(node, "ready") for node in nodes] if len(nodes) > 1 else []
 
     async def unload(self, model: str) -> None:
         loaded = self._loaded.pop(model, None)

@@ -493,7 +493,7 @@ class Engine:
         self._device_memory.refresh()
         entries = self._catalogue.entries
         models = [(entry, self.instances.keys(entry.runs_on)) for entry in entries]
-        return report.status(self._scheduler, models, self._loads.copying, draining=self._draining)
+        return report.status(self._scheduler, models, self._loads, draining=self._draining)
 
     def residency_report(self) -> ResidencyResponse:
         self._device_memory.refresh()

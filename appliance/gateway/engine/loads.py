@@ -17,6 +17,7 @@ from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
 from appliance.machine import disk, joint_sku
+from appliance.protocols.admin_types import ModelPart
 from appliance.runners.base import LoadSpec
 from appliance.scheduler import Load, Residency, SleepLevel
 from appliance.store import RETRY_STORE
@@ -68,6 +69,10 @@ class Loads:
         if instance not in self._waiting:
             self._waiting[instance] = asyncio.get_running_loop().create_future()
         return self._waiting[instance]
+
+    def parts(self, instance: str) -> list[ModelPart]:
+        """Return the parts of an instance on several machines, the leader first; empty for others."""
+        return [ModelPart(part.node, part.state) for part in self._cluster.parts(instance)]
 
     def resolve(self, instance: str, error: LoadFailed | None = None) -> None:
         """Resolve the future of ``ready``; with ``error`` the load failed."""

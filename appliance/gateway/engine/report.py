@@ -9,6 +9,7 @@ from typing import Final
 
 from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.gateway.catalogue.demands import head_only
+from appliance.gateway.engine.loads import Loads
 from appliance.protocols import serializers
 from appliance.protocols.admin_types import (
     Decision,
@@ -42,19 +43,19 @@ def log(event: Event) -> None:
 def status(
     scheduler: Scheduler,
     models: Iterable[tuple[ServedVersion, Sequence[str]]],
-    copying: Mapping[str, Sequence[str]] | None = None,
+    loads: Loads | None = None,
     *,
     draining: bool,
 ) -> SchedulerStatus:
     """Return waiting models, ``models`` with their instances, devices, and the newest decisions.
 
-    ``copying`` has the models whose weights are being copied, with the nodes.
+    ``loads`` has the weights that are being copied, and the parts of models on several machines.
     """
     fits_nowhere = {each.model: each.reason for each in scheduler.unplaceable_models(time.monotonic())}
     return SchedulerStatus(
         draining=draining,
         queued=scheduler.queue_length(),
-        models=[_model_status(scheduler, entry, keys, copying or {}, fits_nowhere) for entry, keys in models],
+        models=[_model_status(scheduler, entry, keys, loads, fits_nowhere) for entry, keys in models],
         devices=[
             DeviceMemoryUse(
                 name=device,
@@ -72,7 +73,7 @@ def _model_status(
     scheduler: Scheduler,
     entry: ServedVersion,
     instances: Sequence[str],
-    copying: Mapping[str, Sequence[str]],
+    loads: Loads | None,
     fits_nowhere: Mapping[str, str],
 ) -> ModelStatus:
     name = entry.runs_on
@@ -88,7 +89,8 @@ def _model_status(
         devices=tuple(scheduler.devices(name)),
         instances=sum(scheduler.residency(key) is not Residency.COLD for key in instances),
         memory=footprint(scheduler.footprints.of(name)),
-        copying_to=", ".join(sorted(copying.get(name, ()))) or None,
+        copying_to=None if loads is None else ", ".join(sorted(loads.copying.get(name, ()))) or None,
+        parts=[] if loads is None else loads.parts(name),
         head_only=None if scheduler.demand(name).nodes is None else head_only(entry.model),
         fits_nowhere=next((fits_nowhere[key] for key in instances if key in fits_nowhere), None),
     )

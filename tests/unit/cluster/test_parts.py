@@ -202,7 +202,15 @@ async def test_all_parts_are_loaded_at_once(machines: Machines) -> None:
         leader = ADDRESSES["head"]
         assert sent.part == Part(index=index, count=3, address=ADDRESSES[node], leader=leader, port=20000)
         machines.worker(node).receive(WorkerReady())
+        await until(lambda node=node: (node, "ready") in states(machines))  # type: ignore[misc]
+        assert states(machines)[index + 1 :] == [(each, "loading") for each in list(ADDRESSES)[index + 1 :]]
     await loading
+    await machines.cluster.unload(MODEL)
+    assert states(machines) == []
+
+
+def states(machines: Machines) -> list[tuple[str, str]]:
+    return [(each.node, each.state) for each in machines.cluster.parts(MODEL)]
 
 
 async def test_each_load_gets_the_next_port(machines: Machines) -> None:
@@ -479,6 +487,7 @@ async def test_an_unload_ends_all_parts_and_the_events(machines: Machines) -> No
     unloading = asyncio.ensure_future(machines.cluster.unload(MODEL))
     await until(lambda: machines.running == ["third"])  # the others do not wait for it
     assert not unloading.done()
+    assert states(machines) == [(node, "ending") for node in ADDRESSES]
     await unheld(machines, "third", unloading)
     assert machines.running == []
     await ended.wait()
@@ -520,6 +529,7 @@ async def test_a_new_gateway_adopts_all_parts(machines: Machines) -> None:
     assert machines.reading is not None
     machines.reading.cancel()
     (adopted,) = await adopt(machines)
+    assert states(machines) == [(node, "ready") for node in ADDRESSES]
     assert (adopted.spec, adopted.held) == (spec(), frozenset({"a"}))
     assert machines.running == list(ADDRESSES)
     following = machines.follow()

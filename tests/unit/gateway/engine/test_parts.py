@@ -12,6 +12,7 @@ import pytest
 
 from appliance.domain.errors import LoadFailed, NodeLost, WorkerLost
 from appliance.domain.prediction import Status
+from appliance.protocols.admin_types import ModelPart
 from appliance.runners.base import LoadSpec
 from tests.support.engine_bench import MIB, Bench
 from tests.unit.gateway.engine.test_nodes import join, places, shown
@@ -64,6 +65,8 @@ async def test_weights_are_copied_to_all_nodes_at_once(bench: Bench, monkeypatch
     copying["box"].set()
     assert (await bench.ended(prediction)).status is Status.SUCCEEDED
     assert shown(bench)[MODEL] == ("ready", None)
+    (status,) = [each for each in bench.engine.status().models if each.name == MODEL]
+    assert status.parts == [ModelPart(node, "ready") for node in ("head", "box", "third")]
     loaded = bench.cluster._loaded[MODEL].spec
     assert (loaded.placement, loaded.device, loaded.part) == (DEVICES, "cpu", None)
     assert loaded.threads == 1  # as many as the machine with the fewest
