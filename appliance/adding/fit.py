@@ -24,32 +24,38 @@ class DeviceUse(msgspec.Struct, frozen=True):
 class Fit(msgspec.Struct, frozen=True):
     """Where a model can be loaded."""
 
-    state: Literal["fits", "evicts", "does not fit"]
+    state: Literal["fits", "evicts", "does not fit", "not known"]  # not known: there are no devices yet
     device: str | None = None
     evicts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.state == "evicts":
             return f"fits on {self.device} after evicting {', '.join(self.evicts)}"
+        if self.state == "not known":
+            return "not known whether it fits, because no node has joined"
         return f"fits on {self.device}" if self.state == "fits" else "does not fit on any device"
 
 
 def uses_of_config(config: Config) -> list[DeviceUse]:
-    """Return the devices of this machine as if only the pinned models with a declared size were loaded."""
+    """Return the devices of this machine as if only the pinned models with a declared size were loaded.
+
+    There are none if only the nodes of a cluster run models.
+    """
     devices = [each for each in machine.discover(config.hardware) if not each.is_main_memory]
     pinned = sum(model.memory or 0 for model in config.models if model.pin)
-    first, *others = devices
     return [
-        DeviceUse(first.name, first.kind, first.memory, first.memory - pinned),
-        *(DeviceUse(each.name, each.kind, each.memory, each.memory) for each in others),
+        DeviceUse(each.name, each.kind, each.memory, each.memory - (0 if number else pinned))
+        for number, each in enumerate(devices)
     ]
 
 
 def find_fit(needed: int, devices: Sequence[DeviceUse]) -> Fit:
-    """Return the fit on the device that needs the fewest evictions.
+    """Return the fit on the device that needs the fewest evictions; without devices it is not known.
 
     The scheduler decides later which models it evicts; the ones named here are the smallest that suffice.
     """
+    if not devices:
+        return Fit("not known")
     found = [fit for device in devices if (fit := _on(needed, device)) is not None]
     return min(found, key=lambda fit: len(fit.evicts), default=Fit("does not fit"))
 

@@ -15,6 +15,7 @@ from appliance.config.edit import add_entry, entry_text
 from appliance.config.edit_file import Edited, preview
 from appliance.domain.errors import ApplianceError
 from appliance.domain.units import readable_bytes
+from appliance.machine.hardware import Hardware, runs_nowhere
 
 
 class AdditionPlan(msgspec.Struct, frozen=True):
@@ -40,7 +41,13 @@ class AdditionPlan(msgspec.Struct, frozen=True):
             raise ApplianceError(self.problem)
 
 
-def plan(proposal: Proposal, file: Path, config: Config, devices: Sequence[DeviceUse]) -> AdditionPlan:
+def plan(
+    proposal: Proposal,
+    file: Path,
+    config: Config,
+    devices: Sequence[DeviceUse],
+    hardware: Hardware,
+) -> AdditionPlan:
     """Return what adding the proposal to ``file``, which contains ``config``, would change.
 
     Aliases that models of the config have already are left out of the entry.
@@ -50,9 +57,10 @@ def plan(proposal: Proposal, file: Path, config: Config, devices: Sequence[Devic
     """
     proposal = _without_taken_aliases(proposal, config)
     edited = preview(file, lambda text: add_entry(text, proposal.entry, str(file)))
-    needed = proposal.needed(devices[0].kind)
-    if needed is None:
-        return AdditionPlan(proposal, edited, None, None, None)
+    needed = proposal.needed(hardware.kind)
+    nowhere = runs_nowhere(proposal.config(), hardware)
+    if needed is None or nowhere is not None:
+        return AdditionPlan(proposal, edited, needed, None, nowhere)
     fit = find_fit(needed, devices)
     return AdditionPlan(proposal, edited, needed, fit, _problem(proposal.name, needed, fit, devices))
 

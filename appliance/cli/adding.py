@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from appliance.cli.client import Client
     from appliance.config import Config, ModelConfig
     from appliance.config.edit_file import Edited
+    from appliance.machine.hardware import Hardware
 
 _HUB_ROWS: Final = 20
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -127,7 +128,7 @@ def add(
         source, folder, name, file, lambda: adding.catalogue(checked), kind=kind, task=task
     )
     running = _running(checked)
-    plan = adding.plan(proposal, path, checked, _devices(checked, running))
+    plan = adding.plan(proposal, path, checked, _devices(checked, running), _hardware(checked))
     _show(plan)
     if dry_run:
         typer.echo(plan.edited.diff(path), nl=False)
@@ -273,6 +274,13 @@ def _devices(config: Config, running: tuple[Client, dict[str, Any]] | None) -> l
     from appliance import adding
 
     return adding.uses_of_config(config) if running is None else adding.uses_of_status(running[1])
+
+
+def _hardware(config: Config) -> Hardware:
+    from appliance import machine
+    from appliance.machine.hardware import hardware
+
+    return hardware(machine.discover(config.hardware), config.cluster)
 
 
 def _pull(home: Path, model: ModelConfig) -> None:

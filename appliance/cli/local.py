@@ -23,6 +23,8 @@ from appliance.domain.units import readable_bytes
 from appliance.driver import permissions
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from appliance.config import Config, ModelConfig
     from appliance.driver.doctor import CheckResult
     from appliance.gateway.catalogue.servable import Servable
@@ -65,7 +67,7 @@ def check(
     warning = files_warning(checked, home_folder(home, checked))
     if warning is not None:
         typer.echo(f"warning: {warning}", err=True)
-    if any(not model["fits"] for model in report["models"]):
+    if any(model["fits"] is False for model in report["models"]):
         raise typer.Exit(1)
 
 
@@ -151,35 +153,39 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
     from appliance.gateway.catalogue import demands as placement
     from appliance.gateway.catalogue.servable import servable
     from appliance.machine.gpus import Gpus
+    from appliance.machine.hardware import hardware, head_only, runs_nowhere
     from appliance.machine.memory_use import device_usage
     from appliance.scheduler import Scheduler
 
     devices = machine.discover(config.hardware)
-    kind = devices[0].kind
-    used = device_usage(devices, Gpus.connect() if kind == "cuda" else None)
+    placed_on = hardware(devices, config.cluster)
+    used = device_usage(devices, Gpus.connect() if devices and placed_on.kind == "cuda" else None)
     present = {model.name: _present(home, model) for model in config.models}
-    here = [model for model in config.models if present[model.name]]
-    found = servable(config.model_copy(update={"models": tuple(here)}), home, devices, 0.0)
+    absent = [
+        model for model in config.models if not present[model.name] and runs_nowhere(model, placed_on) is None
+    ]
+    here = tuple(model for model in config.models if model not in absent)
+    found = servable(config.model_copy(update={"models": here}), home, placed_on, 0.0)
     demands = list(found.demands)
-    for model in config.models:
-        if not present[model.name]:  # the demand of a model without weights on disk is an estimate
-            demands.append(placement.demand(model, home, devices))
+    # The demand of a model without weights on disk is an estimate.
+    demands += [placement.demand(model, home, placed_on) for model in absent]
     # Only this machine is known here, so of a model on several machines one part has to fit.
     parts = [msgspec.structs.replace(each, machines=1) for each in demands]
     scheduler = Scheduler(placement.capacities(devices), parts)
-    for name, peak in (await _measured(found, home, config.store.url, kind)).items():
+    for name, peak in (await _measured(found, home, config.store.url, placed_on.kind)).items():
         if scheduler.knows(name):
             scheduler.footprints.restore_peak(name, peak)
-    _place_pinned(scheduler)
+    if placed_on.runs_models:
+        _place_pinned(scheduler)
     models = [
         _left_out(model, found.left_out[model.name])
         if model.name in found.left_out
-        else _placed(model, scheduler, present=present[model.name])
+        else _placed(model, scheduler, present=present[model.name], runs_models=placed_on.runs_models)
         for model in config.models
     ]
     for model, row in zip(config.models, models, strict=True):
         row["environment"] = _environment(model, home)
-        row["head_only"] = None if config.cluster is None else placement.head_only(model)
+        row["head_only"] = None if config.cluster is None else head_only(model)
         row["built"] = _built(model, home)
     shown = [
         {
@@ -190,7 +196,7 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
         }
         for device in devices
     ]
-    return {"devices": shown, "models": models}
+    return {"runs_models": placed_on.runs_models, "devices": shown, "models": models}
 
 
 def _present(home: Path, model: ModelConfig) -> bool:
@@ -202,7 +208,8 @@ def _present(home: Path, model: ModelConfig) -> bool:
         return True
 
 
-def _placed(model: ModelConfig, scheduler: Scheduler, *, present: bool) -> dict[str, Any]:
+def _placed(model: ModelConfig, scheduler: Scheduler, *, present: bool, runs_models: bool) -> dict[str, Any]:
+    """Report where a model fits; without ``runs_models``, this machine does not know where."""
     known = scheduler.footprints.of(model.name)
     wanted = known.demand
     return {
@@ -214,9 +221,9 @@ def _placed(model: ModelConfig, scheduler: Scheduler, *, present: bool) -> dict[
         "machines": model.machines,
         "from": wanted.origin.value,
         "peak": known.peak,
-        "fits": known.fits,
+        "fits": known.fits if runs_models else None,
         "fits_on": list(known.devices),
-        "problem": known.problem,
+        "problem": known.problem if runs_models else None,
         "weights_present": present,
     }
 
@@ -275,17 +282,37 @@ async def _measured(found: Servable, home: Path, url: str | None, device: str) -
     return {name: peaks[key] for name, key in keys.items() if key in peaks}
 
 
-def _show_placement(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
+def _show_devices(console: Console, report: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console = Console()
+    if not report["runs_models"]:
+        console.print(
+            "this machine runs no models (hardware.devices: none), and only the running appliance knows the "
+            "nodes: `appliance status` shows which models fit on none of them",
+            soft_wrap=True,
+        )
+        return
     devices = Table("device", "memory", "in use now", "description", box=None)
     for device in report["devices"]:
         used = "unknown" if device["used"] is None else readable_bytes(device["used"])
         devices.add_row(device["name"], readable_bytes(device["memory"]), used, device["label"])
     console.print(devices)
+
+
+def _fits_on(model: dict[str, Any]) -> str:
+    from rich.markup import escape
+
+    if model["fits"] is None:
+        return "not known"
+    return ", ".join(model["fits_on"]) if model["fits"] else f"[red]no device: {escape(model['problem'])}[/]"
+
+
+def _show_placement(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    _show_devices(console, report)
     models = Table("model", "kind", "needs", "source", "fits on", "weights", box=None)
     for model in report["models"]:
         if model["from"] is None:
@@ -297,10 +324,9 @@ def _show_placement(report: dict[str, Any]) -> None:
         many += f" on each of {model['machines']} machines" if model["machines"] > 1 else ""
         peak = f", took {readable_bytes(model['peak'])}" if model["peak"] is not None else ""
         weights = "present" if model["weights_present"] else "not downloaded"
-        fits = (
-            ", ".join(model["fits_on"]) if model["fits"] else f"[red]no device: {escape(model['problem'])}[/]"
+        models.add_row(
+            model["name"], model["kind"], needs + many, model["from"] + peak, _fits_on(model), weights
         )
-        models.add_row(model["name"], model["kind"], needs + many, model["from"] + peak, fits, weights)
     console.print()
     console.print(models)
     for model in report["models"]:

@@ -18,9 +18,11 @@ from appliance.domain.local_url import local_url
 from appliance.domain.units import readable_bytes
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from appliance.cli.client import Client
     from appliance.config import Config
-    from appliance.protocols.admin_types import ModelMemory
+    from appliance.protocols.admin_types import ApplianceStatusResponse, ModelMemory
 
 #: Environment variable with the path of a PEM file that has a client certificate and its key.
 CLIENT_CERTIFICATE: Final = "APPLIANCE_CLIENT_CERTIFICATE"
@@ -219,12 +221,6 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
     found = client.get_as(ApplianceStatusResponse, "/admin/status")
 
-    devices = Table("device", "memory", "free", "reserved by", box=None)
-    for device in found.devices:
-        held = ", ".join(f"{model} {readable_bytes(count)}" for model, count in device.reserved.items())
-        if device.foreign:
-            held += f"{', ' if held else ''}other programs {readable_bytes(device.foreign)}"
-        devices.add_row(device.name, readable_bytes(device.memory), readable_bytes(device.free), held or "-")
     known = Table("model", "state", "running", "waiting", "on", "memory", box=None)
     for model in found.models:
         where = ", ".join(model.devices) or "-"
@@ -235,7 +231,7 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
     console.print(
         f"version {found.version}, up {found.uptime:.0f} s" + (", draining" if found.draining else "")
     )
-    console.print(devices)
+    _show_devices(console, found)
     console.print()
     console.print(known)
     for model in found.models:
@@ -249,6 +245,23 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
         console.print()
         for decision in reversed(found.decisions):
             console.print(f"{decision.at[11:19]}  {decision.text}", highlight=False)
+
+
+def _show_devices(console: Console, found: ApplianceStatusResponse) -> None:
+    from rich.table import Table
+
+    if not found.runs_models:
+        joined = "" if found.devices else ", and no node has joined"
+        console.print(f"this machine runs no models: the nodes of its cluster do{joined}", soft_wrap=True)
+    if not found.devices:
+        return
+    devices = Table("device", "memory", "free", "reserved by", box=None)
+    for device in found.devices:
+        held = ", ".join(f"{model} {readable_bytes(count)}" for model, count in device.reserved.items())
+        if device.foreign:
+            held += f"{', ' if held else ''}other programs {readable_bytes(device.foreign)}"
+        devices.add_row(device.name, readable_bytes(device.memory), readable_bytes(device.free), held or "-")
+    console.print(devices)
 
 
 def _memory(known: ModelMemory) -> str:

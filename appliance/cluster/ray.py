@@ -60,13 +60,15 @@ class RayCluster:
         node: str = "",
         address: str = "",
         outputs: Path | None = None,
+        runs_models: bool = True,
         ports: range = range(20000, 20100),
     ) -> None:
         """``run_dir`` has the logs and pid files of worker processes.
 
         In a cluster, ``node`` is the name of this machine, ``address`` its IP address, and ``outputs`` its
-        folder for output files, which has a folder for each prediction. ``ports`` are TCP ports on which the
-        parts of a model on several machines find each other.
+        folder for output files, which has a folder for each prediction. ``runs_models`` is false if only the
+        other nodes have devices. ``ports`` are TCP ports on which the parts of a model on several machines
+        find each other.
         """
         self._zygote_socket = zygote_socket
         self._run_dir = run_dir
@@ -77,8 +79,8 @@ class RayCluster:
         self._ports = itertools.cycle(ports)
         self._numbers: dict[str, int] = {}  # by node: the number of its next replica
         self._adopted = False
-        own = Machine(node, zygote_socket, run_dir, address=address)
-        self._pools = {node: self._new_pool(own)}  # by node
+        own = [Machine(node, zygote_socket, run_dir, address=address)] if runs_models else []
+        self._pools = {machine.name: self._new_pool(machine) for machine in own}  # by node
         #: By model and node: its weights on this node, by path here.
         self._copied: dict[str, dict[str, dict[str, str]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -209,7 +211,8 @@ class RayCluster:
         return True
 
     async def prepare(self, modules: list[str]) -> None:
-        await worker_handle.prepare(self._zygote_socket, modules)
+        if self._node in self._pools:
+            await worker_handle.prepare(self._zygote_socket, modules)
         for name, pool in list(self._pools.items()):
             if (connection := pool.machine.connection) is None:
                 continue

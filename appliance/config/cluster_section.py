@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -120,6 +120,11 @@ class ClusterConfig(Section):
         "Default: no model can use several machines.",
     )
     ports: ClusterPorts = subsection(ClusterPorts(), "Ports that are used between the machines.")
+    devices: Literal["gpu", "cpu"] = Field(
+        default="gpu",
+        description="Devices of the machines that join, if this machine runs no models (hardware.devices: "
+        "none): gpu, or cpu for machines without GPUs. Otherwise they need the same kind as this machine.",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> ClusterConfig:

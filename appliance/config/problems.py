@@ -208,6 +208,7 @@ def conflicts(config: Config) -> Iterator[Problem]:
     """Yield conflicts between values, such as duplicate names, or a model that fits on no declared device."""
     yield from _duplicates(config)
     yield from _device_names(config.hardware)
+    yield from _no_devices(config)
     yield from _collections(config)
     yield from _budgets(config)
     yield from _retention(config)
@@ -324,8 +325,22 @@ def _budgets(config: Config) -> Iterator[Problem]:
             yield Problem((*place, "cost"), message)
 
 
+def _no_devices(config: Config) -> Iterator[Problem]:
+    if config.hardware.devices != "none":
+        return
+    if config.cluster is None:
+        message = (
+            "none means that only other machines run models, but there is no section cluster: add it, or "
+            "remove this key to use the devices of this machine"
+        )
+        yield Problem(("hardware", "devices"), message)
+    if config.hardware.host_memory is not None:
+        message = "hardware.devices is none, so this machine runs no models: remove host_memory"
+        yield Problem(("hardware", "host_memory"), message)
+
+
 def _device_names(hardware: HardwareConfig) -> Iterator[Problem]:
-    if hardware.devices == "auto":
+    if isinstance(hardware.devices, str):
         return
     seen: set[str] = set()
     for position, device in enumerate(hardware.devices):
@@ -367,7 +382,7 @@ def _too_large(model: ModelConfig, config: Config) -> Iterator[tuple[str, str]]:
     In a cluster, other machines may have larger devices.
     """
     hardware = config.hardware
-    if hardware.devices == "auto" or config.cluster is not None:
+    if isinstance(hardware.devices, str) or config.cluster is not None:
         return
     largest = max(hardware.devices, key=lambda device: device.memory)
     if model.memory is not None and model.memory > largest.memory:

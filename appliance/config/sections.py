@@ -384,12 +384,13 @@ class HardwareConfig(Section):
     """Devices, threads and memory for models."""
 
     devices: Annotated[
-        Annotated[Literal["auto"], Tag("auto")]
+        Annotated[Literal["auto", "none"], Tag("auto")]
         | Annotated[_Devices, Tag("declared"), Field(strict=False, min_length=1)],
         Discriminator(_devices_tag),
     ] = Field(
         default="auto",
-        description="auto: the GPUs of the machine, or the CPU if it has none. Or a list of logical devices.",
+        description="auto: the GPUs of the machine, or the CPU if it has none. none: this machine, the head "
+        "of a cluster, runs no models. Or a list of logical devices.",
     )
     threads: int | None = Field(
         default=None,

@@ -233,6 +233,13 @@ class InvalidVersion(RequestError):
         )
 
 
+class HeadRunsNoModels(RequestError):
+    """Trainings and Cog projects run only on the head of a cluster, and this head runs no models."""
+
+    status = 422
+    title = "The head runs no models"
+
+
 class UrlRefused(RequestError):
     """The appliance must not fetch this URL on behalf of a client."""
 

@@ -105,7 +105,8 @@ def isolation() -> CheckResult:
 
 def libraries(config: Config) -> Iterator[CheckResult]:
     """Check that large libraries are installed, and compiled: otherwise each start compiles them again."""
-    names = dict.fromkeys(["ray", *(name for model in config.models for name in KINDS[model.kind].libraries)])
+    kinds = [] if config.hardware.devices == "none" else [model.kind for model in config.models]
+    names = dict.fromkeys(["ray", *(name for kind in kinds for name in KINDS[kind].libraries)])
     needed = {name: importlib.util.find_spec(name) for name in names}
     missing = [name for name, spec in needed.items() if spec is None]
     if missing:
@@ -139,6 +140,8 @@ def devices(config: Config) -> CheckResult:
         found = machine.discover(config.hardware)
     except ApplianceError as error:
         return CheckResult("devices", "failed", error.detail, "check that nvidia-smi works")
+    if not found:
+        return CheckResult("devices", "ok", "none: only the nodes of the cluster run models")
     names = ", ".join(f"{device.name} ({device.label})" for device in found)
     return CheckResult("devices", "ok", names)
 

@@ -47,9 +47,10 @@ from appliance.driver.own_process import DriverState
 from appliance.driver.supervisor import Supervisor
 from appliance.gateway.listener import ListeningSocket
 from appliance.gateway.settings import GatewaySettings, client_files
+from appliance.machine.hardware import runs_nowhere
 from appliance.machine.processes import kill_marked
 from appliance.observability import logs
-from appliance.runners import KINDS, preloaded_modules
+from appliance.runners import KINDS
 from appliance.runners.adapters import with_downloads
 from appliance.runners.child_environment import take_secrets
 from appliance.worker.cleanup import kill_leftover_workers
@@ -63,18 +64,6 @@ _log = logging.getLogger(__name__)
 _RESTART: Final = -1
 #: Environment variable that tells a new driver that the one it replaces has served, or was the standby.
 _WAS_RUNNING: Final = "APPLIANCE_WAS_RUNNING"
-
-
-def zygote_supervisor(settings: GatewaySettings) -> Supervisor:
-    device = settings.devices[0]
-
-    def modules() -> list[str]:
-        # Models that are loaded at the start come first, because their modules are needed first.
-        models = sorted(settings.in_force.models, key=lambda model: not (model.pin or model.preload))
-        kinds = dict.fromkeys(model.kind for model in models)
-        return [name for kind in kinds for name in preloaded_modules(kind, device.kind)]
-
-    return zygote.supervisor(settings.home, settings.zygote_socket, device, modules)
 
 
 def ui_supervisor(settings: GatewaySettings) -> Supervisor:
@@ -137,14 +126,16 @@ def check_tls(config: Config) -> None:
     client_certificates.check(tls)
 
 
-def pull_missing(config: Config, home: Path, console: Console) -> None:
-    """Download missing weights, and build projects and environments.
+def pull_missing(settings: GatewaySettings, console: Console) -> None:
+    """Download missing weights, and build projects and environments; not of models that cannot run.
 
     A failure for one model is printed, and the other models are served.
     """
+    home, hardware = settings.home, settings.hardware
+    models = [model for model in settings.config.models if runs_nowhere(model, hardware) is None]
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        for model in with_downloads(config.models):
+        for model in with_downloads(models):
             try:
                 if not weights.is_prepared(home, model):
                     weights.prepare(home, model, progress)
@@ -221,12 +212,13 @@ async def run(
         LeaseLost: another machine became the head before Ray started, or while the appliance stopped.
     """
     own_process.stop_on_signals(state.stop)
-    started = zygote_supervisor(settings)
-    await started.start()  # before Ray is imported, because the first model needs the zygote's imports
+    started = zygote.supervisors_of_head(settings)
+    for child in started:
+        await child.start()  # before Ray is imported, because the first model needs the zygote's imports
     node = _ray_node(settings, temp)
     lease = standby.lease_of(settings)
     if lease is None:
-        return await _run(settings, node, [started], None, listeners, state, console)
+        return await _run(settings, node, started, None, listeners, state, console)
     warning = standby.files_warning(settings.config, settings.home)
     if warning is not None:
         console.print(f"[yellow]{warning}[/]", soft_wrap=True)
@@ -236,10 +228,11 @@ async def run(
 
     held = await standby.wait(lease, settings.database, state.stop, console, on_waiting)
     if held is None:
-        await started.stop()
+        for child in started:
+            await child.stop()
         return 0
     try:
-        return await _run(held.in_term(settings), node, [started], held, listeners, state, console)
+        return await _run(held.in_term(settings), node, started, held, listeners, state, console)
     finally:
         held.release()  # last, because another machine then takes over at once
 
@@ -477,7 +470,7 @@ def _serve(arguments: argparse.Namespace, console: Console, state: DriverState) 
             temporary_folder.use(temp)
             os.environ |= self_url.environment(config, settings.host, settings.port, settings.run_dir)
             if not arguments.no_pull:
-                pull_missing(config, home, console)
+                pull_missing(settings, console)
             try:
                 listeners = [listener] if agent is None else [listener, agent]
                 return asyncio.run(run(settings, temp, listeners, console, state))

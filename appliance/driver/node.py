@@ -193,7 +193,7 @@ class NodeProcess:
         settings = self._settings
         os.environ |= identity.ray_variables(own)
         self._zygote = zygote.supervisor(
-            settings.home, settings.zygote_socket, self._devices[0], lambda: admitted.modules
+            settings.home, settings.zygote_socket, self._devices[0].kind, lambda: admitted.modules
         )
         await self._zygote.start()  # before Ray is imported, because the first model needs its imports
         agent = NodeAgent(own, self._facts(admitted), in_use=_measure(self._devices), prepare=self._prepare)

@@ -81,7 +81,8 @@ async def build_services(
     home = settings.home
     now = time.time()
     devices = on_node(settings.devices, settings.node) if settings.node else settings.devices
-    found = servable(settings.config, home, devices, now)
+    hardware = settings.hardware
+    found = servable(settings.config, home, hardware, now)
     config = found.config
     models = await catalogue_of(found, store)
     fetch_guard = FetchGuard(config.egress.allow)
@@ -94,9 +95,10 @@ async def build_services(
     sign_on_key = await store.files.secret("sign-on-key", Fernet.generate_key().decode())
     scheduler = Scheduler(capacities(devices), list(found.demands))
     metrics = Metrics(scheduler)
-    gpus = Gpus.connect() if devices[0].kind == "cuda" else None
-    sampler = Sampler(History(), [each for each in devices if each.kind == "cuda"], gpus)
-    builds = ProjectBuilds(models, store, files, scheduler, home=home, devices=devices)
+    cuda = [each for each in devices if each.kind == "cuda"]
+    gpus = Gpus.connect() if cuda else None
+    sampler = Sampler(History(), cuda, gpus)
+    builds = ProjectBuilds(models, store, files, scheduler, home=home, hardware=hardware)
     traced = tracing.build(config.telemetry, os.environ)
 
     slow = SlowPredictions(config.logging.slow_after)
@@ -118,7 +120,7 @@ async def build_services(
         sampler.count_engine(model, measured)
 
     threads = config.hardware.threads or max(1, cpu_threads() - 1)
-    current = Devices(devices, partial(device_usage, settings.devices, gpus), threads)
+    current = Devices(devices, partial(device_usage, settings.devices, gpus), threads, hardware)
     policy = config.access_policy  # shared, because groups that an identity provider names are added to it
     dependencies = Dependencies(
         limits=config.limits,
@@ -145,7 +147,7 @@ async def build_services(
         in_force=settings.config,
         home=home,
         run_dir=settings.run_dir,
-        devices=devices,
+        hardware=hardware,
         catalogue=models,
         store=store,
         cluster=cluster,
@@ -323,6 +325,7 @@ def _cluster(settings: GatewaySettings) -> RayCluster:
         node=settings.node,
         address=settings.head.host,
         outputs=outputs,
+        runs_models=settings.hardware.runs_models,
         ports=range(first, last + 1),
     )
 

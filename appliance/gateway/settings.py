@@ -9,6 +9,7 @@ import msgspec
 
 from appliance.config import Config, runtime
 from appliance.machine import Device
+from appliance.machine.hardware import Hardware, hardware
 
 
 class ClientFiles(NamedTuple):
@@ -40,7 +41,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     home: Path
     host: str
     port: int
-    devices: tuple[Device, ...]
+    devices: tuple[Device, ...]  # of this machine
     config_file: Path
     ui: bool  # whether there is a UI
     pull: bool  # whether missing weights are downloaded
@@ -52,6 +53,10 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     def node(self) -> str:
         """Name of this machine in its cluster; "" without a cluster."""
         return "" if self.head is None else self.head.name
+
+    @property
+    def hardware(self) -> Hardware:
+        return hardware(self.devices, self.config.cluster, self.node)
 
     @property
     def in_force(self) -> Config:

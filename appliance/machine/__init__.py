@@ -75,11 +75,13 @@ def discover(config: HardwareConfig) -> tuple[Device, ...]:
     """Return the declared logical devices, else the visible GPUs, else the single device ``cpu``.
 
     Main memory follows as the last device if there are GPUs, or if the config declares its size next to
-    logical devices.
+    logical devices. With ``none``, the machine has no devices for models.
 
     Raises:
         ApplianceError: there is an NVIDIA driver, but it does not work.
     """
+    if config.devices == "none":
+        return ()
     memory = config.host_memory or int(main_memory() * CPU_SHARE)
     cpu = Device(name="cpu", kind="cpu", memory=memory, label=f"{_cpu_label()}, {cpu_threads()} threads")
     main = msgspec.structs.replace(cpu, is_main_memory=True)

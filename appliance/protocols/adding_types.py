@@ -51,7 +51,10 @@ class PruneRequest(Request, kw_only=True):
 class FitResponse(Struct, kw_only=True):
     """Where a model can be loaded."""
 
-    state: Literal["fits", "evicts", "does not fit"]
+    state: Annotated[
+        Literal["fits", "evicts", "does not fit", "not known"],
+        Meta(description="not known: only nodes run models, and none has joined"),
+    ]
     device: str | None
     evicts: Annotated[tuple[str, ...], Meta(description="Models that may be evicted for it")]
 

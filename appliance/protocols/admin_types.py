@@ -163,6 +163,9 @@ class ApplianceStatusResponse(Struct, kw_only=True):
     devices: list[DeviceStatus]
     decisions: Annotated[list[Decision], Meta(description="The newest decisions, newest first")]
     not_served: list[ModelNotServed]
+    runs_models: Annotated[
+        bool, Meta(description="false: this machine runs no models, only the other nodes of its cluster do")
+    ] = True
 
 
 class DeviceResidency(DeviceMemoryUse, kw_only=True):

@@ -41,6 +41,7 @@ _NAMES: Final[Mapping[str, str]] = {
     "fits": translatable("fits"),
     "evicts": translatable("evicts"),
     "does not fit": translatable("does not fit"),
+    "not known": translatable("not known"),
     # sources of a memory size
     "declared": translatable("declared"),
     "estimated": translatable("estimated"),

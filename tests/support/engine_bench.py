@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from appliance.config import ClusterConfig, Config, FilesConfig, LimitsConfig, ModelConfig
 from appliance.domain.engine_metrics import EngineMetrics
 from appliance.domain.errors import StoreError
@@ -26,6 +28,7 @@ from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
 from appliance.machine import Device, on_node
+from appliance.machine.hardware import Hardware, hardware
 from appliance.observability.history import History
 from appliance.observability.metrics import Metrics
 from appliance.observability.tracing import Tracing
@@ -36,6 +39,7 @@ from tests.support.store_files import opened
 
 MIB = 1024**2
 DEVICES = (Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),)
+HARDWARE = hardware(DEVICES, None)
 
 
 def described(name: str = "test/echo", **options: Any) -> tuple[ModelCard, ServedVersion]:
@@ -81,6 +85,7 @@ class Bench:
         self.files_config = FilesConfig.model_validate({"max_upload": "1MB", "max_input": "1MB"})
         self.node = ""  # name of this machine in a cluster
         self.section: ClusterConfig | None = None  # `cluster` of models.yaml
+        self.runs_models = True  # false: only the other nodes of the cluster have devices
         self.only_on: dict[str, frozenset[str]] = {}  # by model: the nodes that it may be placed on
         self.machines: dict[str, int] = {}  # by model: the number of nodes that hold it together; else one
         self.cipher: FileCipher | None = None  # encrypts uploads and output files
@@ -91,6 +96,11 @@ class Bench:
         """The devices; main memory is the last one, if models can sleep there."""
         main = Device(name="main", kind="cpu", memory=self.main or 0, label="A CPU", is_main_memory=True)
         return DEVICES if self.main is None else (*DEVICES, main)
+
+    @property
+    def hardware(self) -> Hardware:
+        found = hardware(self.devices, None, self.node)
+        return msgspec.structs.replace(found, runs_models=self.runs_models)
 
     async def start(self) -> Bench:
         entries = [self.echo, self.stream, self.big, self.files_model, *self.more]
@@ -130,15 +140,16 @@ class Bench:
             capacities = [Capacity("cpu", self.capacity)]
         if self.main is not None:
             capacities.append(Capacity("main", self.main, is_main_memory=True))
-        self.scheduler = Scheduler(capacities, demands)
+        self.scheduler = Scheduler(capacities if self.runs_models else [], demands)
         self.metrics = Metrics(self.scheduler)
         self.sampler = Sampler(History())
         self.builds = ProjectBuilds(
-            self.catalogue, self.store, self.files, self.scheduler, home=self.folder, devices=self.devices
+            self.catalogue, self.store, self.files, self.scheduler, home=self.folder, hardware=self.hardware
         )
         local = [Device(name="cpu", kind="cpu", memory=self.capacity, label="A CPU")]
         local += self.devices[1:]
-        self.current_devices = Devices(on_node(local, self.node) if self.node else local, dict, threads=1)
+        local = list(on_node(local, self.node)) if self.node else local
+        self.current_devices = Devices(local if self.runs_models else [], dict, 1, self.hardware)
         dependencies = Dependencies(
             limits=self.limits,
             catalogue=self.catalogue,
@@ -189,7 +200,7 @@ class Bench:
             pull=True,
             home=self.folder,
             run_dir=self.folder / "run",
-            devices=self.devices,
+            hardware=self.hardware,
             catalogue=self.catalogue,
             store=self.store,
             cluster=self.cluster,

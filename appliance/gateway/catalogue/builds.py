@@ -34,7 +34,7 @@ from appliance.domain.prediction import new_id
 from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion, describe_pushed, trainer_of
 from appliance.gateway.catalogue.demands import demand, training_demand
 from appliance.gateway.files.file_store import FileStore
-from appliance.machine import Device
+from appliance.machine.hardware import Hardware, runs_nowhere
 from appliance.machine.processes import kill_marked
 from appliance.runners.child_environment import without_secrets
 from appliance.scheduler import Scheduler
@@ -65,14 +65,14 @@ class ProjectBuilds:
         scheduler: Scheduler,
         *,
         home: Path,
-        devices: tuple[Device, ...],
+        hardware: Hardware,
     ) -> None:
         self._catalogue = catalogue
         self._store = store
         self._files = files
         self._scheduler = scheduler
         self._home = home
-        self._devices = devices
+        self._hardware = hardware
         self.left_out: dict[str, str] = {}  # version that cannot be served -> reason
         self._under_way: dict[str, Build] = {}  # oldest first
         self._slots = asyncio.Semaphore(BUILDS_AT_ONCE)
@@ -319,9 +319,11 @@ class ProjectBuilds:
         folder = project.root(self._home) / pushed.build
         config, revision = project.pushed(pushed.model, folder, pushed.memory)
         entry = describe_pushed(config, revision, pushed.created_at)
-        demands = [demand(entry.model, self._home, self._devices)]
+        if (reason := runs_nowhere(entry.model, self._hardware)) is not None:
+            raise WeightsError(reason)
+        demands = [demand(entry.model, self._home, self._hardware)]
         if trainer_of(entry) is not None:
-            demands.append(training_demand(entry.model, self._home, self._devices))
+            demands.append(training_demand(entry.model, self._home, self._hardware))
         for each in demands:
             self._scheduler.add(each)
         catalogue.add_pushed(entry)

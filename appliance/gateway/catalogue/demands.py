@@ -7,27 +7,28 @@ from pathlib import Path
 from typing import Final
 
 from appliance import weights
-from appliance.config import CogModel, ModelConfig
+from appliance.config import ModelConfig
 from appliance.domain.weight_size import WeightSize
 from appliance.machine import Device
+from appliance.machine.hardware import Hardware, head_only
 from appliance.runners.adapters import AdaptableModel
 from appliance.scheduler import Capacity, Demand, Origin, SleepFootprint
 
 TRAINER_IDLE: Final = 60.0  # seconds without a training after which its memory is given back
 
 
-def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Demand:
-    """Return how many devices and how much memory a configured model needs on a machine with these devices.
+def demand(model: ModelConfig, home: Path, hardware: Hardware) -> Demand:
+    """Return how many devices and how much memory a configured model needs on machines with this hardware.
 
     If main memory is a device beside others, models can sleep, and models that compute on the CPU are placed
     in main memory.
     """
     share, memory, count, origin = None, None, 1, Origin.DECLARED
     weight = _size(model, home)
-    kind, with_host_memory = devices[0].kind, devices[-1].is_main_memory
-    on_host = with_host_memory and kind == "cuda" and model.options.on_cpu
-    kind = "cpu" if on_host else kind
-    may_sleep = with_host_memory and not on_host and model.sleep == "auto" and model.machines == 1
+    on_host = hardware.with_host_memory and hardware.kind == "cuda" and model.options.on_cpu
+    kind = "cpu" if on_host else hardware.kind
+    may_sleep = hardware.with_host_memory and not on_host and model.sleep == "auto"
+    may_sleep = may_sleep and model.machines == 1
     sleep = model.options.sleep_footprint(weight, kind) if may_sleep else None
     if model.memory is not None:
         memory = model.memory
@@ -51,22 +52,13 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
         priority=model.priority,
         sleep_footprint=None if sleep is None else SleepFootprint(*sleep),
         on_cpu=on_host,
-        nodes=None if head_only(model) is None else _head(devices),
+        nodes=None if head_only(model) is None else _head(hardware),
     )
 
 
-def head_only(model: ModelConfig) -> str | None:
-    """Return why the model runs only on the head of a cluster; None if it runs on all nodes."""
-    if isinstance(model, CogModel):
-        return "Cog project"
-    if model.environment is not None:
-        return "environment of its own"
-    return None
-
-
-def _head(devices: Sequence[Device]) -> frozenset[str] | None:
-    """Return the node of the devices of this machine; None without a cluster."""
-    return frozenset({devices[0].node}) if devices[0].node else None
+def _head(hardware: Hardware) -> frozenset[str] | None:
+    """Return the node of this machine; None without a cluster."""
+    return frozenset({hardware.node}) if hardware.node else None
 
 
 def _adapter_size(model: ModelConfig, home: Path) -> int:
@@ -77,7 +69,7 @@ def _adapter_size(model: ModelConfig, home: Path) -> int:
     return sum(weights.weight_size_of(path).stored for path in (*folders, *model.local_adapters.values()))
 
 
-def training_demand(model: ModelConfig, home: Path, devices: Sequence[Device]) -> Demand:
+def training_demand(model: ModelConfig, home: Path, hardware: Hardware) -> Demand:
     """Return how much memory a training of the model needs while it runs. Trainings run on the head only."""
     weight = _size(model, home)
     return Demand(
@@ -86,7 +78,7 @@ def training_demand(model: ModelConfig, home: Path, devices: Sequence[Device]) -
         memory=model.options.training_footprint(weight),
         origin=Origin.ESTIMATED,
         idle_unload_after=TRAINER_IDLE,
-        nodes=_head(devices),
+        nodes=_head(hardware),
     )
 
 

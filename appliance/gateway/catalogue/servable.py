@@ -14,7 +14,7 @@ from appliance.gateway.catalogue import catalogue
 from appliance.gateway.catalogue.adapters import describe_adapter
 from appliance.gateway.catalogue.catalogue import ModelCard, ServedVersion
 from appliance.gateway.catalogue.demands import demand, training_demand
-from appliance.machine import Device
+from appliance.machine.hardware import Hardware, runs_nowhere
 from appliance.runners.adapters import adapters_of
 from appliance.scheduler import Demand
 
@@ -28,18 +28,18 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
     left_out: dict[str, str]  # model or adapter -> why it cannot be served
 
 
-def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float) -> Servable:
-    """Describe each model of ``config`` on a machine with these devices; new versions get the time ``now``.
+def servable(config: Config, home: Path, hardware: Hardware, now: float) -> Servable:
+    """Describe each model of ``config`` on machines with this hardware; new versions get the time ``now``.
 
     Runs at start and at each reload. Computes the interface, version and size of each model. An error in the
-    files of one model leaves out only that model.
+    files of one model leaves out only that model. Models that no machine can run are left out too.
     """
     models: list[ModelConfig] = []
     described: list[tuple[ModelCard, ServedVersion]] = []
     demands: list[Demand] = []
     left_out: dict[str, str] = {}
     for model in config.models:
-        if (reason := _needs_restart(model, config)) is not None:
+        if (reason := runs_nowhere(model, hardware) or _needs_restart(model, config)) is not None:
             left_out[model.name] = reason
             continue
         try:
@@ -49,9 +49,9 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
                 card, entry = catalogue.describe(completed, weights.revision(completed), now)
                 catalogue.trainer_of(entry)  # raises if trainings cannot be described
                 msgspec.json.encode((entry.document, entry.interface))  # raises if it cannot be served
-                needed = [demand(completed, home, devices)]
-                if completed.options.trainable:
-                    needed.append(training_demand(completed, home, devices))
+                needed = [demand(completed, home, hardware)]
+                if completed.options.trainable and hardware.runs_models:
+                    needed.append(training_demand(completed, home, hardware))
         except WeightsError as error:
             left_out[model.name] = error.detail
             continue

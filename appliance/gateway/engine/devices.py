@@ -12,6 +12,7 @@ from typing import Final
 
 from appliance.domain.errors import ApplianceError
 from appliance.machine import Device
+from appliance.machine.hardware import Hardware
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +54,16 @@ class _JoinedNode:
 class Devices:
     """The devices of this machine, and of the nodes that have joined. Use only on the event loop."""
 
-    def __init__(self, local: Iterable[Device], in_use: Callable[[], dict[str, int]], threads: int) -> None:
-        """``in_use`` returns the bytes in use by the local names of the devices that can be measured.
+    def __init__(
+        self,
+        local: Iterable[Device],
+        in_use: Callable[[], dict[str, int]],
+        threads: int,
+        hardware: Hardware,
+    ) -> None:
+        """``local`` are the devices of this machine, with their names in the cluster.
+
+        ``in_use`` returns the bytes in use by the local names of the devices that can be measured.
 
         ``threads`` is the number of CPU threads of this machine for a model that does not set its own.
         """
@@ -65,8 +74,8 @@ class Devices:
         self._in_use = in_use
         self._threads = threads
         self._nodes: dict[str, _JoinedNode] = {}
-        self.kind = next(iter(self.by_name.values())).kind  # of the devices that models are placed on first
-        self.node = next(iter(self.by_name.values())).node  # name of this machine; "" without a cluster
+        self.hardware = hardware
+        self.node = hardware.node  # name of this machine; "" without a cluster
 
     def __iter__(self) -> Iterator[Device]:
         return iter(list(self.by_name.values()))

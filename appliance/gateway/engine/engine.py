@@ -55,7 +55,7 @@ class Engine:
         self._tasks = Tasks()
         devices = dependencies.devices
         self._memory_profiles = MemoryProfiles(
-            self._catalogue, self._scheduler, dependencies.cluster, self._store, devices.kinds
+            self._catalogue, self._scheduler, dependencies.cluster, self._store, devices.hardware.kind
         )
         self._device_memory = DeviceMemory(self._scheduler, devices.in_use, devices.kinds, devices.refresh)
         self.budgets = dependencies.budgets
@@ -254,7 +254,7 @@ class Engine:
         if self._draining and parent is None:
             raise ShuttingDown
         recovery.add_to_scheduler(self._dependencies, self._memory_profiles, entry)
-        self._scheduler.check_fits(entry.runs_on)
+        self.nodes.check_fits(entry.runs_on)
         entry = self.instances.choose(entry)
         context = admission.RequestContext(token, trace)
         context = admission.admit(self._dependencies, self._predictions, entry, owner, context, parent)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -36,14 +35,14 @@ class MemoryProfiles:
         scheduler: Scheduler,
         cluster: Cluster,
         store: Store,
-        kinds: Mapping[str, str],
+        kind: str,
     ) -> None:
-        """``kinds`` maps devices to ``cpu`` or ``cuda``."""
+        """``kind`` is that of the devices that models are placed on first: ``cpu`` or ``cuda``."""
         self._catalogue = catalogue
         self._scheduler = scheduler
         self._cluster = cluster
         self._store = store
-        self._kinds = kinds
+        self._device_kind = kind
         self._kept: dict[tuple[str, str], MemoryProfileRow] = {}  # by `Catalogue.loads_as` and kind of device
         self._recalled: set[str] = set()
         self._main: dict[str, int] = {}  # by model: peak bytes of main memory
@@ -81,7 +80,7 @@ class MemoryProfiles:
 
     def _kind(self, model: str) -> str:
         """Return the kind of the devices that hold the model: ``cpu`` or ``cuda``."""
-        return "cpu" if self._scheduler.demand(model).on_cpu else next(iter(self._kinds.values()))
+        return "cpu" if self._scheduler.demand(model).on_cpu else self._device_kind
 
     def measured(self, model: str, taken: MemoryUsage) -> None:
         if self._scheduler.is_outdated(model):

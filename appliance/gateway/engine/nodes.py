@@ -138,12 +138,20 @@ class EngineNodes:
             raise ApplianceError("this appliance is no cluster: add a section cluster to models.yaml")
         if name == self._devices.node or name in self._devices.nodes:
             raise ApplianceError(f"the cluster has a node {name}: give the new node another name with --name")
-        kind = devices[0].kind if devices else "no devices"
-        if kind != self._devices.kind:
+        kind, hardware = devices[0].kind if devices else "no devices", self._devices.hardware
+        if kind == hardware.kind:
+            return
+        if hardware.runs_models:
             raise ApplianceError(
-                f"node {name} has devices of the kind {kind}, and the head has {self._devices.kind}: "
-                "all nodes of a cluster need GPUs, or all compute on CPUs"
+                f"node {name} has devices of the kind {kind}, and the head has {hardware.kind}: either all "
+                "machines of a cluster need GPUs, or none has any. A head that runs no models needs no GPU: "
+                "set hardware.devices to none in its models.yaml"
             )
+        used = "machines with GPUs" if hardware.kind == "cuda" else "machines without GPUs"
+        raise ApplianceError(
+            f"node {name} has devices of the kind {kind}, and this cluster uses {used} (cluster.devices in "
+            "models.yaml of the head): let other machines join, or change cluster.devices"
+        )
 
     def lost(self, name: str, reason: str) -> None:
         """Remove a node that cannot be reached; do nothing if it has not joined.
@@ -160,6 +168,17 @@ class EngineNodes:
         self._devices.remove(name)
         self._cluster.remove_node(name, reason)
         self._decide()
+
+    def check_fits(self, model: str) -> None:
+        """Check that a machine is large enough for a model with this key of the scheduler.
+
+        If only nodes run models and none has joined, the predictions wait for the first node.
+
+        Raises:
+            ModelTooLarge: no machine is large enough.
+        """
+        if self._devices.hardware.runs_models or self._devices.nodes:
+            self._scheduler.check_fits(model)
 
     def staying(self, name: str) -> dict[str, str]:
         """Return why models are still on a draining node, by model; empty if the node is not draining."""

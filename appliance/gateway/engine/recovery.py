@@ -11,7 +11,7 @@ import msgspec
 
 from appliance.domain import input_schema, usage
 from appliance.domain.access import UNRESTRICTED, Access
-from appliance.domain.errors import InvalidVersion, RequestError
+from appliance.domain.errors import HeadRunsNoModels, InvalidVersion, RequestError
 from appliance.domain.prediction import Prediction, Status
 from appliance.gateway.catalogue import adapters
 from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion, operating
@@ -21,6 +21,7 @@ from appliance.gateway.engine.instances import Instances
 from appliance.gateway.engine.loads import Loads
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
 from appliance.gateway.engine.predictions import INTERRUPTED, Predictions
+from appliance.machine.hardware import LET_HEAD_RUN, NO_MODELS
 from appliance.scheduler import Residency
 
 _log = logging.getLogger(__name__)
@@ -78,9 +79,8 @@ async def recover_predictions(
             entry = _on_its_instance(instances, entry, prediction.id, held)
             validated = input_schema.validate(entry.interface, prediction.input)
             validated = adapters.selected(dependencies.catalogue, entry, validated, Access(prediction.owner))
-        except RequestError:
-            reason = f"version {prediction.version} of {prediction.model} is no longer served here"
-            failed.append(_interrupted(prediction, reason))
+        except RequestError as error:
+            failed.append(_interrupted(prediction, _reason(prediction, error)))
             continue
         if any(prediction.input.get(name) == HIDDEN for name in entry.interface.secret_inputs):
             reason = "its secret input was lost when the appliance stopped: send the prediction again"
@@ -114,7 +114,10 @@ def add_to_scheduler(
 
     Raises:
         InvalidVersion: a reload has replaced the version since it was looked up.
+        HeadRunsNoModels: the version is a trainer, which can run on no machine.
     """
+    if entry.runs_on == entry.model.training_key and not dependencies.devices.hardware.runs_models:
+        raise HeadRunsNoModels(f"Trainings run only on the head of the cluster, {NO_MODELS}: {LET_HEAD_RUN}.")
     scheduler, catalogue = dependencies.scheduler, dependencies.catalogue
     if scheduler.knows(entry.runs_on):
         if not catalogue.serves(entry):
@@ -149,6 +152,13 @@ def _stored() -> asyncio.Future[None]:
     written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     written.set_result(None)
     return written
+
+
+def _reason(prediction: Prediction, error: RequestError) -> str:
+    """Return why a stored prediction cannot run any more, as a part of a sentence."""
+    if isinstance(error, HeadRunsNoModels):
+        return error.detail
+    return f"version {prediction.version} of {prediction.model} is no longer served here"
 
 
 def _interrupted(prediction: Prediction, reason: str) -> Prediction:

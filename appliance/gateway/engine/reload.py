@@ -22,7 +22,7 @@ from appliance.gateway.catalogue.catalogue import Catalogue
 from appliance.gateway.catalogue.servable import Servable, servable
 from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Engine
-from appliance.machine import Device
+from appliance.machine.hardware import Hardware, runs_nowhere
 from appliance.runners import preloaded_modules
 from appliance.runners.adapters import with_downloads
 from appliance.store import Store, VersionRow
@@ -38,7 +38,7 @@ class Reload:
     in_force: Config  # the config that was applied last
     home: Path  # the data folder
     run_dir: Path  # gets the config in force, for gateways that start later
-    devices: tuple[Device, ...]
+    hardware: Hardware
     catalogue: Catalogue
     store: Store
     cluster: Cluster
@@ -78,7 +78,7 @@ class Reload:
             edited = await asyncio.to_thread(configuration.load, self.file)
             changes = compare(self.in_force, edited)
             missing = await self._fetch(changes.config)
-            found = await asyncio.to_thread(servable, changes.config, self.home, self.devices, time.time())
+            found = await asyncio.to_thread(servable, changes.config, self.home, self.hardware, time.time())
             not_served = found.left_out | missing
             await self._preload(found.config)
             fresh = await self._new_catalogue(found)
@@ -98,7 +98,7 @@ class Reload:
         failed: dict[str, str] = {}
         for model in with_downloads(config.models):
             try:
-                if weights.is_prepared(self.home, model):
+                if runs_nowhere(model, self.hardware) or weights.is_prepared(self.home, model):
                     continue
                 if not self.pull:
                     environments.require(self.home, model)
@@ -113,7 +113,7 @@ class Reload:
         """Let the zygote import the modules of new kinds of models; new worker processes wait for this."""
         before = {model.kind for model in self.in_force.models}
         added = {model.kind for model in config.models} - before
-        device = self.devices[0].kind
+        device = self.hardware.kind
         wanted = dict.fromkeys(name for kind in sorted(added) for name in preloaded_modules(kind, device))
         if wanted:
             await self.cluster.prepare(list(wanted))

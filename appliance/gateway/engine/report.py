@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from appliance.gateway.catalogue.catalogue import ServedVersion
-from appliance.gateway.catalogue.demands import head_only
 from appliance.gateway.engine.loads import Loads
+from appliance.machine.hardware import head_only
 from appliance.protocols import serializers
 from appliance.protocols.admin_types import (
     Decision,

@@ -140,7 +140,7 @@ _PARTS: Final[dict[str, Callable[[Request], Awaitable[PagePart]]]] = {
 def render_devices(status: ApplianceStatusResponse) -> Markup:
     state = {each.name: each.state for each in status.models}
     colour = _colours(status)
-    parts = []
+    parts = [] if status.runs_models else [_on_nodes(status)]
     for device in status.devices:
         held = sorted(device.reserved.items(), key=lambda each: -each[1])
         segments = [
@@ -162,6 +162,14 @@ def render_devices(status: ApplianceStatusResponse) -> Markup:
         note = f"{device.label}, {held_text}"
         parts.append(markup.section(device.name, drawn, note, level=3))
     return markup.join(parts)
+
+
+def _on_nodes(status: ApplianceStatusResponse) -> Markup:
+    """Return a note that only nodes run models."""
+    notes = [_("This machine runs no models: the nodes of its cluster do.")]
+    if not status.devices:
+        notes.append(_("No node has joined yet, so predictions wait until one does."))
+    return markup.join(map(markup.note, notes))
 
 
 def _colours(status: ApplianceStatusResponse) -> dict[str, str]:

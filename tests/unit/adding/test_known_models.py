@@ -179,6 +179,10 @@ def test_fit_names_the_fewest_models_to_evict(needed: int, fit: Fit) -> None:
     assert find_fit(needed * GIB, [device]) == fit
 
 
+def test_fit_is_not_known_without_devices() -> None:
+    assert find_fit(5, []) == Fit("not known")
+
+
 def test_fit_prefers_a_device_without_evictions() -> None:
     full = DeviceUse("cuda:0", "cuda", 10, 0, {"a/a": 10})
     empty = DeviceUse("cuda:1", "cuda", 10, 10)

@@ -33,7 +33,7 @@ from appliance.protocols.response_types import (
 )
 from appliance.scheduler import MARGIN
 from appliance.store import MemoryProfileRow
-from tests.support.engine_bench import DEVICES
+from tests.support.engine_bench import HARDWARE
 from tests.support.response_examples import completed
 from tests.support.store_files import opened
 from tests.unit.gateway.catalogue.test_servable import nested_header
@@ -638,7 +638,7 @@ def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_
     declared += "  - {name: test/pinned, kind: echo, memory: 600MiB, pin: true}\n"
     declared += "  - {name: test/large, kind: echo, memory: 500MiB}\n"
     (tmp_path / "models.yaml").write_text(declared)
-    found = servable(config.load(tmp_path / "models.yaml"), tmp_path, DEVICES, 0.0)
+    found = servable(config.load(tmp_path / "models.yaml"), tmp_path, HARDWARE, 0.0)
     built = Catalogue([card for card, _ in found.described], [entry for _, entry in found.described], ())
     loaded = built.loads_as(built.entry_for("test/echo"))
     row = MemoryProfileRow(

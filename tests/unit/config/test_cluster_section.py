@@ -180,6 +180,31 @@ def test_machines_are_applied_without_a_restart(tmp_path: Path) -> None:
     assert changes.needs_restart == ()
 
 
+def test_the_head_may_run_no_models(tmp_path: Path) -> None:
+    found = read(tmp_path, "hardware: {devices: none}\ncluster: {address: a}")
+    assert found is not None
+    assert found.devices == "gpu"
+    found = read(tmp_path, "hardware: {devices: none}\ncluster: {address: a, devices: cpu}")
+    assert found is not None
+    assert found.devices == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ("hardware: {devices: none}", "only other machines run models, but there is no section cluster: add"),
+        (
+            "hardware: {devices: none, host_memory: 1GiB}\ncluster: {address: a}",
+            "hardware.devices is none, so this machine runs no models: remove host_memory",
+        ),
+        ("cluster: {address: a, devices: tpu}", "devices"),
+    ],
+)
+def test_devices_of_the_cluster_that_are_refused(tmp_path: Path, sections: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, sections)
+
+
 def test_a_model_may_be_too_large_for_the_head(tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     text = (

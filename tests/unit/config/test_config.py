@@ -310,7 +310,7 @@ REFUSALS = [
         "there is no group 'vison'; did you mean vision?",
     ),
     ("limits:\n  budgets: [{model: A, tokens: 1}]\n" + ECHO, 2, None, "limits.budgets[0].model", "owner/"),
-    ("hardware: {devices: gpu}\n" + ECHO, 1, None, "hardware.devices", "'auto'"),
+    ("hardware: {devices: gpu}\n" + ECHO, 1, None, "hardware.devices", "'auto' or 'none'"),
     ("hardware: {devices: []}\n" + ECHO, 1, None, "hardware.devices", "at least one"),
     ("hardware:\n  devices:\n  - name: a\n" + ECHO, 3, None, "hardware.devices[0].memory", "is missing"),
     (

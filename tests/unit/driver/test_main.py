@@ -16,7 +16,7 @@ from rich.console import Console
 
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, ConfigError, LeaseLost
-from appliance.driver import main, own_process, standby
+from appliance.driver import main, own_process, standby, zygote
 from appliance.gateway.settings import GatewaySettings
 
 
@@ -168,7 +168,7 @@ async def test_an_error_after_a_takeover_restarts_the_driver_only_if_it_had_wait
         ui=False,
         pull=False,
     )
-    monkeypatch.setattr(main, "zygote_supervisor", lambda _: SimpleNamespace(start=start))
+    monkeypatch.setattr(zygote, "supervisors_of_head", lambda _: [SimpleNamespace(start=start)])
     monkeypatch.setattr(main, "_ray_node", lambda *_: None)
     monkeypatch.setattr(main, "_run", fails)
     monkeypatch.setattr(standby, "lease_of", lambda _: object())

@@ -292,7 +292,7 @@ async def _plan(given: ProposalRequest, services: Services) -> adding.AdditionPl
             task=given.task,
             relative=False,
         )
-        return adding.plan(proposal, file, config, devices)
+        return adding.plan(proposal, file, config, devices, services.devices.hardware)
 
     devices = _devices(services)
     with _as_request_errors():
@@ -360,7 +360,7 @@ def _device_fit(device: adding.DeviceUse, needed: int | None) -> DeviceFit:
     fit = None if needed is None else adding.find_fit(needed, [device])
     return DeviceFit(
         device=device.name,
-        state=None if fit is None else fit.state,
+        state=None if fit is None or fit.state == "not known" else fit.state,
         evicts=() if fit is None else fit.evicts,
         memory=device.memory,
         free=device.free,

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain.access import Right
-from appliance.domain.errors import FieldProblem, InvalidInput, PermissionDenied
+from appliance.domain.errors import FieldProblem, HeadRunsNoModels, InvalidInput, PermissionDenied
 from appliance.domain.file import File
 from appliance.domain.token import Scope, Token
 from appliance.domain.values import Bytes
@@ -23,6 +23,7 @@ from appliance.gateway.api import requests, responses
 from appliance.gateway.api.replicate.models import require_own
 from appliance.gateway.api.services import services_of
 from appliance.gateway.files.file_store import FileStore
+from appliance.machine.hardware import LET_HEAD_RUN, NO_MODELS
 from appliance.protocols import serializers
 from appliance.protocols.request_types import VersionRequest
 
@@ -40,6 +41,10 @@ async def create_version(request: Request) -> Response:
         raise PermissionDenied(
             "Cog projects are programs that run with the rights of the appliance, "
             "and models.yaml does not permit it: set code.cog to true there."
+        )
+    if not services.devices.hardware.runs_models:
+        raise HeadRunsNoModels(
+            f"Cog projects run only on the head of the cluster, {NO_MODELS}: {LET_HEAD_RUN}."
         )
     source = await _upload(given.source, caller, services.files)
     services.erasures.refuse_new_data(caller.owner)

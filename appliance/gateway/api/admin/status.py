@@ -67,6 +67,7 @@ async def get_status(request: Request) -> Response:
             not_served=[
                 ModelNotServed(name=name, problem=why) for name, why in left_out.items() if allows(name)
             ],
+            runs_models=services.devices.hardware.runs_models,
         )
     )
 

@@ -20,7 +20,7 @@ from appliance.gateway.catalogue.servable import Servable, servable
 from appliance.runners.adapters import AdaptableModel
 from appliance.runners.echo.options import EchoOptions
 from tests.support.api_client import SECRET, Api, services_of
-from tests.support.engine_bench import DEVICES, MIB, Bench
+from tests.support.engine_bench import HARDWARE, MIB, Bench
 from tests.support.trainable_kind import pupil
 from tests.support.web_server import Answer, Origin, serving
 
@@ -194,7 +194,7 @@ def tried(folder: Path, adapters: str) -> Servable:
         "models:\n  - name: test/llm\n    kind: vllm\n    source: {path: weights}\n    adapters:\n"
         f"{adapters}"
     )
-    return servable(configuration.load(file), folder / "home", DEVICES, 0.0)
+    return servable(configuration.load(file), folder / "home", HARDWARE, 0.0)
 
 
 def test_an_adapter_that_cannot_run_is_left_out_alone(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from appliance.config import ModelConfig
-from appliance.gateway.catalogue.demands import capacities, demand, head_only, training_demand
+from appliance.config import ClusterConfig, ModelConfig
+from appliance.gateway.catalogue.demands import capacities, demand, training_demand
 from appliance.machine import Device, on_node
+from appliance.machine.hardware import hardware, head_only
 from appliance.scheduler import Capacity, Demand, SleepFootprint
 
 MIB = 1024**2
@@ -32,7 +33,7 @@ def asked(
     source = {} if kind == "echo" else {"source": {"path": str(folder)}}
     model = ModelConfig.model_validate({"name": "a/a", "kind": kind, **source, **keys})
     devices = (GPU if cuda else LOGICAL, *([MAIN] if with_host_memory else []))
-    return demand(model, folder, devices)
+    return demand(model, folder, hardware(devices, None))
 
 
 @pytest.mark.parametrize("kind", ["vllm", "diffusers", "embeddings", "transformers"])
@@ -72,8 +73,19 @@ def test_main_memory_is_a_device_of_its_own() -> None:
     assert capacities((GPU, MAIN)) == [Capacity("cuda:0", 5), Capacity("cpu", 7, is_main_memory=True)]
 
 
+@pytest.mark.parametrize("kind", ["vllm", "piper", "echo"])
+def test_without_devices_of_its_own_the_head_knows_the_demand_on_nodes(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(bytes(MIB))
+    source = {} if kind == "echo" else {"source": {"path": str(tmp_path)}}
+    model = ModelConfig.model_validate({"name": "a/a", "kind": kind, **source})
+    gpus, cpus = (ClusterConfig(address="a", devices=each) for each in ("gpu", "cpu"))
+    on_gpu, on_cpu = hardware((GPU, MAIN), None), hardware((LOGICAL,), None)
+    assert demand(model, tmp_path, hardware((), gpus, "head")) == demand(model, tmp_path, on_gpu)
+    assert demand(model, tmp_path, hardware((), cpus, "head")) == demand(model, tmp_path, on_cpu)
+
+
 def test_in_a_cluster_trainings_and_models_with_local_parts_stay_on_the_head(tmp_path: Path) -> None:
-    head = on_node((Device(name="cpu", kind="cpu", memory=5, label="A CPU"),), "head")
+    head = hardware(on_node((Device(name="cpu", kind="cpu", memory=5, label="A CPU"),), "head"), None)
     echo = {"name": "a/b", "kind": "echo", "memory": 1}
     portable = ModelConfig.model_validate(echo)
     apart = ModelConfig.model_validate({**echo, "environment": {"requirements": ["cowsay"]}})
@@ -99,7 +111,7 @@ def on_machines(folder: Path, machines: int, **keys: Any) -> Demand:
     model = ModelConfig.model_validate(
         {"name": "a/a", "kind": "vllm", "machines": machines, **source, **keys}
     )
-    return demand(model, folder, (GPU, MAIN))
+    return demand(model, folder, hardware((GPU, MAIN), None))
 
 
 def test_each_machine_has_its_share_of_the_weights_and_embeddings(tmp_path: Path) -> None:

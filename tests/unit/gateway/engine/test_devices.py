@@ -10,6 +10,7 @@ import pytest
 from appliance.domain.errors import NodeLost
 from appliance.gateway.engine.devices import Devices
 from appliance.machine import Device, on_node
+from appliance.machine.hardware import hardware
 
 CPU = Device(name="cpu", kind="cpu", memory=10, label="a CPU")
 
@@ -29,15 +30,16 @@ class Memory:
 
 @pytest.fixture
 async def devices() -> AsyncIterator[Devices]:
-    devices = Devices(on_node((CPU,), "head"), lambda: {"cpu": 1}, threads=2)
+    local = on_node((CPU,), "head")
+    devices = Devices(local, lambda: {"cpu": 1}, 2, hardware(local, None))
     yield devices
     await devices.close()
 
 
 async def test_on_a_single_machine_devices_have_their_own_names() -> None:
-    devices = Devices((CPU,), lambda: {"cpu": 1}, threads=2)
+    devices = Devices((CPU,), lambda: {"cpu": 1}, 2, hardware((CPU,), None))
     assert ([each.name for each in devices], devices.node, devices.nodes) == (["cpu"], "", [])
-    assert (devices.in_use(), devices.threads("cpu"), devices.kind) == ({"cpu": 1}, 2, "cpu")
+    assert (devices.in_use(), devices.threads("cpu")) == ({"cpu": 1}, 2)
 
 
 async def test_a_node_adds_its_devices_and_takes_them_away(devices: Devices) -> None:

@@ -131,7 +131,7 @@ async def test_a_worker_of_an_earlier_gateway_is_sent_it_too(bench: Bench) -> No
     cluster = LocalCluster()
     demand = Demand(model="test/echo", concurrency=1, memory=2 * MIB)
     scheduler = Scheduler([Capacity("cpu", 9 * MIB)], [demand])
-    profiles = MemoryProfiles(bench.catalogue, scheduler, cluster, bench.store, {"cpu": "cpu"})
+    profiles = MemoryProfiles(bench.catalogue, scheduler, cluster, bench.store, "cpu")
     scheduler.adopted("test/echo", ("cpu",), 3 * MIB, 0.0, levels=(), level=None)
     profiles.adopted("test/echo")
     profiles.send_limits()

@@ -53,7 +53,7 @@ class Edited:
             )
         self.services = services_of(self.bench, config)
         before = self.bench.catalogue.entries_by_key
-        found = servable(config, self.bench.folder, self.bench.devices, 0.0)
+        found = servable(config, self.bench.folder, self.bench.hardware, 0.0)
         self.bench.catalogue.replace_with(await catalogue_of(found, self.bench.store))
         self.bench.engine.reconcile([], before)
         self.services.configure(config)

@@ -14,7 +14,7 @@ from appliance.domain.weight_size import WeightSize
 from appliance.gateway.catalogue.servable import servable
 from appliance.runners.diffusers import pipeline
 from appliance.runners.diffusers.options import DescribedDiffusersOptions
-from tests.support.engine_bench import DEVICES
+from tests.support.engine_bench import HARDWARE
 
 
 def weights(folder: Path, name: Any, **components: Any) -> Path:
@@ -125,7 +125,7 @@ def test_models_get_their_pipeline_or_are_left_out(tmp_path: Path) -> None:
         "  - {name: test/gone, kind: diffusers, source: {path: gone}}\n"
         "  - {name: test/echo, kind: echo}\n"
     )
-    found = servable(configuration.load(file), tmp_path, DEVICES, 0.0)
+    found = servable(configuration.load(file), tmp_path, HARDWARE, 0.0)
     assert [model.name for model in found.config.models] == ["test/here", "test/echo"]
     assert found.left_out.keys() == {"test/gone"}
     options = found.config.models[0].options

@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from appliance import adding, config
 from appliance.adding import download_process
 from appliance.config import Config, Report
 from appliance.domain.errors import ApplianceError, ConfigError
+from appliance.gateway.api.admin import additions
 from appliance.gateway.api.services import Services
 from appliance.gateway.engine.additions import ADDITION_MARK, Additions
 from appliance.machine.processes import kill_marked
@@ -77,7 +79,13 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    bench = Bench(tmp_path / "home")
+    async with api_of(Bench(tmp_path / "home")) as client:
+        yield client
+
+
+@asynccontextmanager
+async def api_of(bench: Bench) -> AsyncIterator[Api]:
+    """An API with a models.yaml, which additions change."""
     bench.folder.mkdir()
     bench.capacity = 64 * GIB
     await bench.start()
@@ -474,8 +482,8 @@ async def test_a_model_is_updated(api: Api, hub: StubHub) -> None:
 async def test_a_model_that_does_not_fit_needs_force(
     api: Api, hub: StubHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, small = adding.plan, [adding.DeviceUse("cpu", "cpu", GIB, GIB)]
-    monkeypatch.setattr(adding, "plan", lambda proposal, path, config, _: plan(proposal, path, config, small))
+    small = [adding.DeviceUse("cpu", "cpu", GIB, GIB)]
+    monkeypatch.setattr(additions, "_devices", lambda _: small)
     proposal = (await api.post("/admin/proposals", json={"source": "hub:Org/Model"})).json()
     assert proposal["fit"]["state"] == "does not fit"
     assert proposal["problem"].endswith("or add it anyway with the field force")
