@@ -118,6 +118,19 @@ def test_a_dry_run_shows_the_change_and_makes_none(command: Command) -> None:
     ]
 
 
+def test_on_a_head_that_runs_no_models_it_is_not_known_what_fits(command: Command) -> None:
+    head = "hardware: {devices: none}\ncluster: {address: a}\n"
+    Path("models.yaml").write_text(head + CONFIG)
+    folder("model", FILES)
+    code, out, err = command("add", "./model", "--dry-run")
+    assert (code, err) == (0, "")
+    assert "not known whether it fits, because no node has joined" in out
+    folder("project", {"cog.yaml": b"run: run.py:Runner\n", "run.py": b"class Runner: pass\n"})
+    code, _, err = command("add", "./project", "--yes")
+    assert code == 1
+    assert "Cog project: it runs only on the head of the cluster, which runs no models" in err
+
+
 def test_a_kind_and_a_task_are_written(command: Command) -> None:
     t5 = json.dumps({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}).encode()
     folder("t5", {**FILES, "config.json": t5})

@@ -632,6 +632,34 @@ def test_check_says_which_models_run_on_the_head_of_a_cluster_only(command: Comm
     assert "test/own runs on the head of the cluster only: environment of its own" in command("check").out
 
 
+def test_check_on_a_head_that_runs_no_models_does_not_know_what_fits(
+    command: Command, tmp_path: Path
+) -> None:
+    models = "[{name: test/echo, kind: echo, pin: true}, {name: test/own, kind: echo, environment: {python: "
+    (tmp_path / "models.yaml").write_text(
+        "hardware: {devices: none}\ncluster: {address: 127.0.0.2, devices: cpu}\n"
+        f"models: {models}'3.11'}}}}]"
+    )
+    ran = command("check", "--json")
+    found = json.loads(ran.out)
+    echo, own = found["models"]
+    assert (found["runs_models"], found["devices"]) == (False, [])
+    assert (echo["fits"], echo["problem"]) == (None, None)
+    assert (own["fits"], own["problem"].partition(":")[0]) == (False, "environment of its own")
+    shown = command("check")
+    assert shown.code == 1  # because of test/own
+    assert "this machine runs no models (hardware.devices: none)" in shown.out
+    assert "not known" in shown.out
+    assert "test/own is not served: environment of its own: it runs only on the head" in shown.out
+
+
+def test_status_of_a_head_that_runs_no_models(command: Command, server: Server) -> None:
+    found = filled(ApplianceStatusResponse, {"devices": [], "models": [], "runs_models": False})
+    server.answer("GET", "/admin/status", found)
+    shown = command("status").out
+    assert "this machine runs no models: the nodes of its cluster do, and no node has joined" in shown
+
+
 def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_path: Path) -> None:
     declared = "hardware: {devices: [{name: one, memory: 1GiB}]}\nmodels:\n"
     declared += "  - {name: test/echo, kind: echo}\n"

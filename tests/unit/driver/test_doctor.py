@@ -105,6 +105,16 @@ def test_libraries_that_a_configured_kind_needs(tmp_path: Path, monkeypatch: pyt
     assert "scripts/install" in missing.fix
 
 
+def test_a_head_that_runs_no_models_needs_no_libraries_of_kinds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", specs(ray="built-in"))
+    models = f"models: [{{name: a/b, kind: vllm, source: {{path: {tmp_path}}}}}]"
+    read = config(tmp_path, f"hardware: {{devices: none}}\ncluster: {{address: a}}\n{models}")
+    assert [finding.state for finding in doctor.libraries(read)] == ["ok"]
+    assert doctor.devices(read).found == "none: only the nodes of the cluster run models"
+
+
 def test_python_that_writes_no_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert doctor.bytecode().state == "warning"
