@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from appliance.config import ClusterConfig
 from appliance.domain.errors import ConfigError, JoinRefused
+from appliance.domain.local_url import host_and_port
 from appliance.gateway.listener import ListeningSocket
-from appliance.gateway.settings import HeadSettings
+from appliance.gateway.settings import GatewaySettings, HeadSettings
 
 if TYPE_CHECKING:
     from appliance.cluster.ray_node import RayBinding
@@ -90,6 +91,16 @@ def prepare(config: ClusterConfig | None, home: Path) -> HeadSettings | None:
         raise ConfigError(error.detail, key=identity.TOKEN_VARIABLE) from error
     os.environ |= identity.ray_variables(own)
     return head
+
+
+def how_to_join(settings: GatewaySettings) -> list[str]:
+    """Return a line about joining if this machine runs no models, so that nothing runs before."""
+    cluster, head = settings.config.cluster, settings.head
+    if cluster is None or head is None or settings.hardware.runs_models:
+        return []
+    command = f"appliance join {host_and_port(head.host, cluster.port)}"
+    from_here = "the token that `appliance nodes token` prints here"
+    return [f"nodes:  this machine runs no models. Run `{command}` on other machines, with {from_here}"]
 
 
 @contextlib.contextmanager

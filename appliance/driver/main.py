@@ -167,6 +167,7 @@ def banner(settings: GatewaySettings, secret: str | None) -> str:
             f"appliance is ready at {address}",
             f"token:  {shown}",
             f"models: {', '.join(model.name for model in models)}",
+            *cluster_head.how_to_join(settings),
             "",
             f"  export REPLICATE_BASE_URL={address} REPLICATE_API_TOKEN={secret or '<token>'}",
             "  python -c 'import replicate",

@@ -17,7 +17,7 @@ from rich.console import Console
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, ConfigError, LeaseLost
 from appliance.driver import main, own_process, standby, zygote
-from appliance.gateway.settings import GatewaySettings
+from appliance.gateway.settings import GatewaySettings, HeadSettings
 
 
 def serve(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -63,6 +63,27 @@ def test_the_url_at_the_start_can_be_called(bind_address: str, url: str, tmp_pat
     assert shown.startswith(f"appliance is ready at {url}\n")
     assert f"REPLICATE_BASE_URL={url} REPLICATE_API_TOKEN=secret" in shown
     assert """replicate.run("test/echo", input={"text": "Hello!"})""" in shown
+
+
+def test_a_head_that_runs_no_models_says_how_machines_join(tmp_path: Path) -> None:
+    given = {
+        "models": [{"name": "test/echo", "kind": "echo"}],
+        "hardware": {"devices": "none"},
+        "cluster": {"address": "192.0.2.10"},
+    }
+    settings = GatewaySettings(
+        config=Config.model_validate(given),
+        home=tmp_path,
+        host="127.0.0.1",
+        port=8000,
+        devices=(),
+        config_file=tmp_path / "models.yaml",
+        ui=False,
+        pull=False,
+        head=HeadSettings("head", "192.0.2.10", "1"),
+    )
+    assert "Run `appliance join 192.0.2.10:8770` on other machines" in main.banner(settings, "secret")
+    assert zygote.supervisors_of_head(settings) == []
 
 
 async def test_the_appliance_is_called_ready_only_once_its_pages_answer(tmp_path: Path) -> None:
