@@ -51,7 +51,13 @@ class ModelMemory(Struct, kw_only=True):
     peak: Annotated[int | None, Meta(description="Highest measured use; null before the first load")]
     exceeds: Annotated[bool, Meta(description="Whether the model takes more than models.yaml declares")]
     out_of_memory: Annotated[int, Meta(description="How often its worker process ran out of memory")]
-    fits: Annotated[bool, Meta(description="Whether the model could be loaded beside the pinned models")]
+    fits: Annotated[
+        bool,
+        Meta(
+            description="Whether the model could be loaded beside the pinned models; true while it is not "
+            "known, because only nodes run models, and none has joined"
+        ),
+    ]
     fits_on: Annotated[tuple[str, ...], Meta(description="Devices that could hold the model")]
     problem: Annotated[str | None, Meta(description="Why the model does not fit")]
 

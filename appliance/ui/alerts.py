@@ -52,6 +52,8 @@ def find(
     found += _failed_loads(status, decisions or [])
     if history is not None:
         found += _lasting(history)
+    if not (status.devices or status.runs_models):
+        found.append(Alert("bad", _("No node has joined yet, so predictions wait until one does.")))
     for model in status.models:
         memory = model.memory
         if not memory.fits:

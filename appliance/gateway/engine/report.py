@@ -22,7 +22,7 @@ from appliance.protocols.admin_types import (
     SchedulerStatus,
     WaitingModel,
 )
-from appliance.scheduler import Event, EventKind, Footprint, Residency, Scheduler
+from appliance.scheduler import Event, EventKind, Residency, Scheduler
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def _model_status(
         running=sum(len(scheduler.running(key)) for key in instances),
         devices=tuple(scheduler.devices(name)),
         instances=sum(scheduler.residency(key) is not Residency.COLD for key in instances),
-        memory=footprint(scheduler.footprints.of(name)),
+        memory=footprint(scheduler, name),
         copying_to=None if loads is None else ", ".join(sorted(loads.copying.get(name, ()))) or None,
         parts=[] if loads is None else loads.parts(name),
         head_only=None if scheduler.demand(name).nodes is None else head_only(entry.model),
@@ -120,7 +120,7 @@ def residency(scheduler: Scheduler) -> ResidencyResponse:
                 load_seconds=_rounded(scheduler.load_seconds(model)),
                 pinned=scheduler.pinned(model),
                 priority=scheduler.demand(model).priority,
-                memory=footprint(scheduler.footprints.of(model)),
+                memory=footprint(scheduler, model),
             )
             for model in scheduler.models
         ],
@@ -138,7 +138,9 @@ def residency(scheduler: Scheduler) -> ResidencyResponse:
     )
 
 
-def footprint(known: Footprint) -> ModelMemory:
+def footprint(scheduler: Scheduler, model: str) -> ModelMemory:
+    """Return the memory of a model. If no machine with devices has joined, it is not known what fits."""
+    known, any_devices = scheduler.footprints.of(model), bool(scheduler.capacities)
     return ModelMemory(
         bytes=known.demand.memory,
         share=known.demand.share,
@@ -147,9 +149,9 @@ def footprint(known: Footprint) -> ModelMemory:
         peak=known.peak,
         exceeds=known.exceeds,
         out_of_memory=known.out_of_memory,
-        fits=known.fits,
+        fits=known.fits or not any_devices,
         fits_on=known.devices,
-        problem=known.problem,
+        problem=known.problem if any_devices else None,
     )
 
 

@@ -140,7 +140,7 @@ _PARTS: Final[dict[str, Callable[[Request], Awaitable[PagePart]]]] = {
 def render_devices(status: ApplianceStatusResponse) -> Markup:
     state = {each.name: each.state for each in status.models}
     colour = _colours(status)
-    parts = [] if status.runs_models else [_on_nodes(status)]
+    parts = [] if status.runs_models else [_runs_no_models()]
     for device in status.devices:
         held = sorted(device.reserved.items(), key=lambda each: -each[1])
         segments = [
@@ -164,12 +164,8 @@ def render_devices(status: ApplianceStatusResponse) -> Markup:
     return markup.join(parts)
 
 
-def _on_nodes(status: ApplianceStatusResponse) -> Markup:
-    """Return a note that only nodes run models."""
-    notes = [_("This machine runs no models: the nodes of its cluster do.")]
-    if not status.devices:
-        notes.append(_("No node has joined yet, so predictions wait until one does."))
-    return markup.join(map(markup.note, notes))
+def _runs_no_models() -> Markup:
+    return markup.note(_("This machine runs no models: the nodes of its cluster do."))
 
 
 def _colours(status: ApplianceStatusResponse) -> dict[str, str]:

@@ -124,6 +124,9 @@ async def test_the_routes_say_that_the_head_runs_no_models(bench: Bench, tmp_pat
     async with api_of(bench) as api:
         status = (await api.get("/admin/status")).json()
         assert (status["runs_models"], status["devices"]) == (False, [])
+        assert {(each["memory"]["fits"], each["memory"]["problem"]) for each in status["models"]} == {
+            (True, None)
+        }
         assert (await api.get("/v1/hardware")).json() == []
         for path in ("/admin/residency", "/admin/history", "/admin/machine", "/metrics"):
             assert (await api.get(path)).status_code == 200
@@ -134,3 +137,4 @@ async def test_the_routes_say_that_the_head_runs_no_models(bench: Bench, tmp_pat
         join(bench, tmp_path)
         status = (await api.get("/admin/status")).json()
         assert [each["name"] for each in status["devices"]] == ["box/cpu"]
+        assert [each["name"] for each in status["models"] if not each["memory"]["fits"]] == ["test/big"]
