@@ -62,9 +62,8 @@ def search(
     for model, fit in rows:
         sizes = readable_bytes(model.size), readable_bytes(model.memory)
         licence = model.licence + (", gated" if model.gated else "")
-        table.add_row(
-            model.short, model.task, *sizes, licence, str(fit), "yes" if model.tested else "not yet"
-        )
+        here = fit.state if fit.state == "not known" else str(fit)
+        table.add_row(model.short, model.task, *sizes, licence, here, "yes" if model.tested else "not yet")
     Console().print(table)
 
 

@@ -353,7 +353,7 @@ def pull(
 ) -> None:
     """Download the weights of models to the data folder, and build Cog projects and environments.
 
-    What is there already is skipped.
+    What is there already is skipped. Without names, so are models that no machine of a cluster can run.
     """
     from rich.progress import (
         BarColumn,
@@ -365,10 +365,13 @@ def pull(
     )
 
     from appliance import weights
+    from appliance.machine.hardware import head_only
     from appliance.runners.adapters import with_downloads
 
     checked = load_config(config)
     chosen = _chosen(checked, models or [])
+    if not models and checked.hardware.devices == "none":
+        chosen = [model for model in chosen if head_only(model) is None]
     permissions.restrict()
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     failed = []

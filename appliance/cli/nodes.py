@@ -49,8 +49,9 @@ def nodes(context: typer.Context, url: UrlOption = None, as_json: JsonOption = F
             devices.add_row(device.name, readable_bytes(device.memory), used, models)
     console = Console()
     console.print(machines)
-    console.print()
-    console.print(devices)
+    if devices.rows:
+        console.print()
+        console.print(devices)
     for node in found:
         if node.reason is not None:
             console.print(f"{node.name} is lost: {node.reason}", style="red", markup=False, soft_wrap=True)

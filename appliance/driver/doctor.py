@@ -38,6 +38,7 @@ from appliance.driver.backup_format import DATABASE
 from appliance.gateway.listener import socket_address
 from appliance.gateway.sign_on import discover
 from appliance.machine import landlock
+from appliance.machine.hardware import LET_HEAD_RUN, NO_MODELS, head_only
 from appliance.runners import KINDS
 from appliance.runners.adapters import with_downloads
 from appliance.store import Store, snapshot
@@ -317,7 +318,12 @@ def shared_memory(mount: Path) -> CheckResult:
 
 def downloads(config: Config, home: Path) -> Iterator[CheckResult]:
     """Check for each model whether its weights are downloaded, and its environment is built."""
+    runs_models = config.hardware.devices != "none"
     for model in with_downloads(config.models):
+        if not runs_models and (reason := head_only(model)) is not None:
+            found = f"{model.name}: {reason}: it runs only on the head of the cluster, {NO_MODELS}"
+            yield CheckResult("model", "warning", found, f"remove it, or {LET_HEAD_RUN}")
+            continue
         if model.environment is not None:
             yield _environment(model, home)
         if model.source is None:

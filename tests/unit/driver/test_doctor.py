@@ -113,6 +113,10 @@ def test_a_head_that_runs_no_models_needs_no_libraries_of_kinds(
     read = config(tmp_path, f"hardware: {{devices: none}}\ncluster: {{address: a}}\n{models}")
     assert [finding.state for finding in doctor.libraries(read)] == ["ok"]
     assert doctor.devices(read).found == "none: only the nodes of the cluster run models"
+    own = "models: [{name: a/own, kind: echo, environment: {requirements: [cowsay]}}]"
+    read = config(tmp_path, f"hardware: {{devices: none}}\ncluster: {{address: a}}\n{own}")
+    (model,) = doctor.downloads(read, tmp_path / "home")
+    assert model.found.startswith("a/own: environment of its own: it runs only on the head of the cluster")
 
 
 def test_python_that_writes_no_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
