@@ -14,6 +14,8 @@ from appliance.domain.errors import ConfigError
 from appliance.domain.units import readable_bytes
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from appliance.protocols.node_types import NodeResponse
 
 group = typer.Typer(help="List the machines of a cluster, and print the token to join it.")
@@ -53,13 +55,17 @@ def nodes(context: typer.Context, url: UrlOption = None, as_json: JsonOption = F
         console.print()
         console.print(devices)
     for node in found:
-        if node.reason is not None:
-            console.print(f"{node.name} is lost: {node.reason}", style="red", markup=False, soft_wrap=True)
-        if node.no_parts is not None:
-            text = f"{node.name} gets no parts of models on several machines: {node.no_parts}"
-            console.print(text, markup=False, soft_wrap=True)
-        for model, reason in node.staying.items():
-            console.print(f"{model} is still on {node.name}: {reason}", markup=False, soft_wrap=True)
+        _print_reasons(console, node)
+
+
+def _print_reasons(console: Console, node: NodeResponse) -> None:
+    if node.reason is not None:
+        console.print(f"{node.name} is lost: {node.reason}", style="red", markup=False, soft_wrap=True)
+    if node.no_parts is not None:
+        text = f"{node.name} gets no parts of models on several machines: {node.no_parts}"
+        console.print(text, markup=False, soft_wrap=True)
+    for model, reason in node.staying.items():
+        console.print(f"{model} is still on {node.name}: {reason}", markup=False, soft_wrap=True)
 
 
 @group.command()
