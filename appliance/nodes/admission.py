@@ -14,8 +14,15 @@ import msgspec
 from appliance.domain.errors import NodeError
 from appliance.nodes import identity
 from appliance.nodes.channel import Channel
-from appliance.nodes.identity import Identity
-from appliance.nodes.messages import Admitted, AskAuthority, Authority, Join
+from appliance.nodes.identity import Identity, Role
+from appliance.nodes.messages import (
+    Admitted,
+    AskAuthority,
+    Authority,
+    Join,
+    JoinAsStandby,
+    StandbyAdmitted,
+)
 from appliance.nodes.server import Peer
 
 _log = logging.getLogger(__name__)
@@ -66,29 +73,12 @@ class Admission:
         await channel.send(Authority(authority, proof))
 
     async def join(self, request: Join, channel: Channel, peer: Peer) -> None:
-        await self._check_secret(request, peer)
+        await self._check(request, peer)
         settings = self._settings
-        if request.version != settings.version:
-            raise NodeError(
-                f"this machine has version {request.version} of the appliance, and the head has "
-                f"{settings.version}: install the version of the head"
-            )
-        if not NODE_NAME.fullmatch(request.name):
-            raise NodeError(
-                f"{request.name!r} cannot be the name of a node: use at most 63 lower-case letters, digits "
-                "and hyphens (--name)"
-            )
         if request.name == settings.head:
             raise NodeError(f"{request.name} is the name of the head: choose another name with --name")
         await self._check_name(request.name, peer.host)
-        try:
-            certificate = await asyncio.to_thread(
-                identity.sign_request, self._identity, request.request, request.name, peer.host
-            )
-        except ValueError as error:
-            raise NodeError(f"the certificate signing request is not valid: {error}") from error
-        self._logged.discard(peer.host)
-        _log.info("node %s at %s gets a certificate of the cluster", request.name, peer.host)
+        certificate = await self._sign(request, "node", peer)
         await channel.send(
             Admitted(
                 certificate=certificate,
@@ -105,11 +95,41 @@ class Admission:
             )
         )
 
+    async def join_as_standby(self, request: JoinAsStandby, channel: Channel, peer: Peer) -> None:
+        """Send a certificate for a standby, which may have the name of the head or of a node."""
+        await self._check(request, peer)
+        await channel.send(StandbyAdmitted(await self._sign(request, "standby", peer)))
+
+    async def _check(self, request: Join | JoinAsStandby, peer: Peer) -> None:
+        await self._check_secret(request.secret, peer)
+        settings = self._settings
+        if request.version != settings.version:
+            raise NodeError(
+                f"this machine has version {request.version} of the appliance, and the head has "
+                f"{settings.version}: install the version of the head"
+            )
+        if not NODE_NAME.fullmatch(request.name):
+            raise NodeError(
+                f"{request.name!r} cannot be the name of a node: use at most 63 lower-case letters, digits "
+                "and hyphens (--name)"
+            )
+
+    async def _sign(self, request: Join | JoinAsStandby, role: Role, peer: Peer) -> bytes:
+        try:
+            certificate = await asyncio.to_thread(
+                identity.sign_request, self._identity, request.request, role, request.name, peer.host
+            )
+        except ValueError as error:
+            raise NodeError(f"the certificate signing request is not valid: {error}") from error
+        self._logged.discard(peer.host)
+        _log.info("%s %s at %s gets a certificate of the cluster", role, request.name, peer.host)
+        return certificate
+
     def _secret(self) -> str:
         return self._identity.secret.read_text().strip()  # `appliance nodes token --renew` replaces it
 
-    async def _check_secret(self, request: Join, peer: Peer) -> None:
-        if hmac.compare_digest(request.secret.encode(), self._secret().encode()):
+    async def _check_secret(self, secret: str, peer: Peer) -> None:
+        if hmac.compare_digest(secret.encode(), self._secret().encode()):
             return
         if peer.host not in self._logged and len(self._logged) < _MAX_LOGGED_HOSTS:
             self._logged.add(peer.host)

@@ -1,4 +1,4 @@
-"""Connections of a node to the gateway of the head: one for each connection of an HTTP client."""
+"""Connections of a node or standby to the gateway of the head: one for each connection of an HTTP client."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ _MAX_HANDSHAKES: Final = 16  # at once; many more would all take too long on a b
 _NEXT_HEAD_DELAY: Final = 2.0  # seconds after which the next machine that can be the head is tried
 _MAX_SPARE_AGE: Final = 60.0  # seconds; the head closes idle connections later than this
 
+_NOT_JOINED: Final = (
+    "This machine has not joined the cluster yet, so it did not pass on the request; "
+    f"try again in {HeadUnreachable.retry_after} seconds."
+)
+
 
 class GatewayChannels:
     """Opens connections to the gateway of the head."""
@@ -27,7 +32,7 @@ class GatewayChannels:
     def __init__(
         self, folder: Path, heads: Sequence[tuple[str, int]], own_address: str | None = None
     ) -> None:
-        """``folder`` has the certificate of this node. ``own_address`` is the IP address to connect from.
+        """``folder`` has the certificate of this machine. ``own_address`` is the IP address to connect from.
 
         ``heads`` are host and port of each machine that can be the head.
         """
@@ -39,11 +44,16 @@ class GatewayChannels:
         self._filling: asyncio.Task[None] | None = None
         self._handshakes = asyncio.Semaphore(_MAX_HANDSHAKES)
 
+    def set_heads(self, heads: Sequence[tuple[str, int]]) -> None:
+        """Connect only to these machines from now on."""
+        self._heads = list(heads)
+        self._close_spare()
+
     async def open(self, request: OpenGateway, seconds: float) -> Channel:
         """Return a connection for the bytes of a client. Nothing of the client has been sent on it yet.
 
         Raises:
-            HeadUnreachable: this machine has never joined the cluster.
+            HeadUnreachable: this machine has never joined the cluster, or does not know the head.
             NodeError: the gateway refuses; the message has the reason.
             OSError, EOFError, TimeoutError, msgspec.DecodeError: the head cannot be reached now, or no
                 gateway answers within ``seconds``.
@@ -67,6 +77,9 @@ class GatewayChannels:
         if self._filling is not None:
             self._filling.cancel()
             await asyncio.wait({self._filling})  # it may be in the middle of a TLS handshake
+        self._close_spare()
+
+    def _close_spare(self) -> None:
         for _, channel in self._spare:
             channel.close()
         self._spare.clear()
@@ -97,6 +110,8 @@ class GatewayChannels:
 
     async def _connect(self) -> Channel:
         """Connect to the head. Other machines that can be the head refuse, or have no certificate of it."""
+        if not self._heads:
+            raise HeadUnreachable(_NOT_JOINED)
         for head in self._heads[:-1]:
             try:
                 async with asyncio.timeout(_NEXT_HEAD_DELAY):
@@ -124,7 +139,5 @@ class GatewayChannels:
             if self._context is None or self._context[0] != changed:
                 self._context = changed, identity.client_context(self._identity)
         except OSError as error:
-            raise HeadUnreachable(
-                "This node has not joined the cluster yet; try again in a few seconds."
-            ) from error
+            raise HeadUnreachable(_NOT_JOINED) from error
         return self._context[1]

@@ -1,4 +1,4 @@
-"""The HTTP server of a node: forwards the connections of clients to the gateway of the head.
+"""The HTTP server of a node or standby: forwards the connections of clients to the gateway of the head.
 
 This server parses only the first line of a request. The gateway gets all bytes as they are, and also the IP
 address of the client. So requests work as on the head: bodies and streams are not stored here, and the
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 RETRY_TIMEOUT: Final = 10.0
 #: Seconds that a health check waits for the head: load balancers wait only a few.
 HEALTH_TIMEOUT: Final = 2.0
-HEALTH: Final = "/healthz"
+HEALTH: Final = frozenset({"/healthz", "/readyz"})
 _RETRY_DELAY: Final = 0.25  # seconds between attempts to connect to the head
 _READ_TIMEOUT: Final = 30.0  # seconds in which the first line of a request must arrive
 _MAX_LINE: Final = 64 * 1024  # bytes
@@ -50,7 +50,7 @@ _HANDSHAKE_TIMEOUT: Final = 10.0  # seconds
 _SHUTDOWN_TIMEOUT: Final = 4.0  # seconds that open connections get when this server stops
 
 _UNREACHABLE: Final = (
-    "This node cannot reach the head of the cluster, so it did not pass on the request; "
+    "This machine cannot reach the head of the cluster, so it did not pass on the request; "
     f"try again in {HeadUnreachable.retry_after} seconds."
 )
 
@@ -83,6 +83,18 @@ class HttpServer:
         self._clients: set[asyncio.Task[None]] = set()
         self._is_unreachable = False
         self._is_stopping = False
+        self._refusal: ApplianceError | None = None
+        self._forwarded: set[asyncio.Task[None]] = set()  # clients whose connections are forwarded now
+
+    def refuse(self, error: ApplianceError) -> None:
+        """Forward nothing from now on: close forwarded connections, and answer requests with ``error``."""
+        self._refusal = error
+        self.abort_forwarded()
+
+    def abort_forwarded(self) -> None:
+        """Close the connections that are forwarded, because the head has changed."""
+        for task in self._forwarded:
+            task.cancel()
 
     def fail_health_checks(self) -> None:
         """Answer health checks with an error, so that load balancers send no more requests to this node."""
@@ -136,8 +148,11 @@ class HttpServer:
         if not received:
             return
         line = RequestLine.of(received)
-        if self._is_stopping and line.path == HEALTH:
+        if self._is_stopping and line.path in HEALTH:
             await _respond(reader, writer, line, NodeStopping())
+            return
+        if self._refusal is not None:
+            await _respond(reader, writer, line, self._refusal)
             return
         request = OpenGateway((client[0], client[1]), (server[0], server[1]), self._scheme)
         try:
@@ -147,7 +162,22 @@ class HttpServer:
             return
         if channel is not None:
             channel.writer.write(received)
+            await self._forward(channel, reader, writer)
+
+    async def _forward(
+        self, channel: Channel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("asyncio runs this in a task")
+        self._forwarded.add(task)
+        try:
             await pipe(channel, _Requests(reader, self), writer)
+        except asyncio.CancelledError:
+            channel.abort()  # a head that does not answer would never take the last bytes
+            raise
+        finally:
+            self._forwarded.discard(task)
 
     async def _open_for_client(
         self, request: OpenGateway, line: RequestLine, reader: asyncio.StreamReader, received: bytearray
@@ -185,10 +215,13 @@ class HttpServer:
         Raises:
             HeadUnreachable: no gateway answered in time.
             ForwardingRefused: the gateway refuses requests that nodes forward.
+            ApplianceError: this server refuses requests meanwhile.
         """
         clock = asyncio.get_running_loop().time
-        deadline = clock() + (HEALTH_TIMEOUT if line.path == HEALTH else RETRY_TIMEOUT)
+        deadline = clock() + (HEALTH_TIMEOUT if line.path in HEALTH else RETRY_TIMEOUT)
         while True:
+            if self._refusal is not None:
+                raise self._refusal
             try:
                 channel = await self._channels.open(request, deadline - clock())
             except NodeError as error:
@@ -221,7 +254,7 @@ class _Requests:
         """
         data = await self._reader.read(limit)
         if self._server.fails_health_checks and data.startswith((b"GET ", b"HEAD ")):
-            return b"" if RequestLine.of(data[:_MAX_LINE]).path == HEALTH else data
+            return b"" if RequestLine.of(data[:_MAX_LINE]).path in HEALTH else data
         return data
 
 

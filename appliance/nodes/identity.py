@@ -15,7 +15,7 @@ import secrets
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, cast, get_args
 
 import msgspec
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.hashes import SHA256
 
-Role = Literal["head", "node"]
+Role = Literal["head", "node", "standby"]
 
 #: Environment variable with the join token.
 TOKEN_VARIABLE: Final = "APPLIANCE_CLUSTER_TOKEN"  # noqa: S105 - the name of a variable
@@ -185,8 +185,10 @@ def certificate_request(identity: Identity) -> bytes:
     return request.sign(key, _sha256()).public_bytes(serialization.Encoding.PEM)
 
 
-def sign_request(identity: Identity, request: bytes, name: str, address: str) -> bytes:
-    """Return a certificate in PEM for the node ``name`` at ``address``; the request contributes only its key.
+def sign_request(identity: Identity, request: bytes, role: Role, name: str, address: str) -> bytes:
+    """Return a certificate in PEM for the machine ``name`` at ``address``.
+
+    Only the key of the request is used.
 
     Raises:
         ValueError: the request is not a valid certificate signing request.
@@ -196,7 +198,7 @@ def sign_request(identity: Identity, request: bytes, name: str, address: str) ->
     parsed = x509.load_pem_x509_csr(request)
     if not parsed.is_signature_valid:
         raise ValueError("the signature of the request is wrong")
-    return _sign(identity, parsed, "node", name, [address])
+    return _sign(identity, parsed, role, name, [address])
 
 
 def fingerprint(certificate: Path) -> str:
@@ -268,7 +270,7 @@ def peer(certificate: dict[str, object] | None) -> tuple[Role, str] | None:
         return None
     values = {key: value for pairs in subject for key, value in pairs}
     role = values.get("organizationalUnitName")
-    return (cast("Role", role), values.get("commonName", "")) if role in {"head", "node"} else None
+    return (cast("Role", role), values.get("commonName", "")) if role in get_args(Role) else None
 
 
 def issued_by(certificate: bytes, authority: bytes) -> bool:

@@ -6,8 +6,9 @@ import asyncio
 import hmac
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -28,15 +29,19 @@ from appliance.nodes.messages import (
     AskMembership,
     Authority,
     Join,
+    JoinAsStandby,
     Leave,
     Left,
     Membership,
     NodeFacts,
     Ok,
+    StandbyAdmitted,
 )
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
+
+A = TypeVar("A", Admitted, StandbyAdmitted)
 
 _ANNOUNCE_TIMEOUT: Final = 60.0  # seconds: the head connects to the node before it answers
 
@@ -59,6 +64,46 @@ async def join(
         JoinRefused: the head is another one, or refuses this machine; the message has the reason.
         ApplianceError: the certificate cannot be written.
     """
+
+    def message(request: bytes) -> Join:
+        return Join(token.secret, name, version, device, request)
+
+    return await _get_certificate(folder, token, host, port, own_address, message, Admitted)
+
+
+async def join_as_standby(
+    folder: Path, token: JoinToken, host: str, port: int, *, name: str, version: str, own_address: str
+) -> None:
+    """Check that the head is the one of the token, and write a certificate for this standby to ``folder``.
+
+    Raises:
+        HeadUnreachable: the head does not answer, or the connection broke.
+        JoinRefused: the head is another one, or refuses this machine; the message has the reason.
+        ApplianceError: the certificate cannot be written.
+    """
+
+    def message(request: bytes) -> JoinAsStandby:
+        return JoinAsStandby(token.secret, name, version, request)
+
+    await _get_certificate(folder, token, host, port, own_address, message, StandbyAdmitted)
+
+
+async def _get_certificate(
+    folder: Path,
+    token: JoinToken,
+    host: str,
+    port: int,
+    own_address: str | None,
+    message: Callable[[bytes], msgspec.Struct],
+    reply_type: type[A],
+) -> tuple[Identity, A]:
+    """Send the result of ``message``, which gets a certificate signing request; return the reply.
+
+    Raises:
+        HeadUnreachable: the head does not answer, or the connection broke.
+        JoinRefused: the head is another one, or refuses this machine; the message has the reason.
+        ApplianceError: the certificate cannot be written.
+    """
     own = Identity(folder)
     try:
         channel = await Channel.open(host, port, identity.unauthenticated_context(), own_address)
@@ -69,9 +114,8 @@ async def join(
             _check_head(reply, challenge, channel.peer_certificate, token, f"{host}:{port}")
             authority = reply.certificate
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            request = identity.certificate_request(own)
-            await channel.send(Join(token.secret, name, version, device, request))
-            admitted = await channel.reply(Admitted, seconds=120.0)
+            await channel.send(message(identity.certificate_request(own)))
+            admitted = await channel.reply(reply_type, seconds=120.0)
         finally:
             channel.close()
     except TemporaryNodeError as error:
@@ -84,7 +128,7 @@ async def join(
         identity.write_private(own.authority, authority)
         identity.write_private(own.certificate, admitted.certificate)
     except OSError as error:
-        text = f"the certificate of this node cannot be written to {folder}: {error.strerror}"
+        text = f"the certificate of this machine cannot be written to {folder}: {error.strerror}"
         raise ApplianceError(text) from error
     return own, admitted
 

@@ -76,6 +76,15 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
     request: bytes  # certificate signing request in PEM
 
 
+class JoinAsStandby(msgspec.Struct, frozen=True, tag="join_as_standby"):
+    """Ask for a certificate with which a standby can send only ``OpenGateway``."""
+
+    secret: str
+    name: str
+    version: str
+    request: bytes  # certificate signing request in PEM
+
+
 # -- requests of a node to the head -------------------------------------------------------------------------
 
 
@@ -112,14 +121,14 @@ class ReadWeights(msgspec.Struct, frozen=True, tag="read_weights"):
 
 
 class OpenGateway(msgspec.Struct, frozen=True, tag="open_gateway"):
-    """Let the gateway answer the HTTP requests of a client that has connected to this node.
+    """Let the gateway answer the HTTP requests of a client that has connected to this node or standby.
 
     After ``GatewayOpened``, the connection carries only the bytes between the client and the gateway.
     """
 
     client: tuple[str, int]  # IP address and port of the client
     server: tuple[str, int]  # IP address and port that the client has connected to
-    scheme: Literal["http", "https"]  # of the client's connection to the node
+    scheme: Literal["http", "https"]  # of the client's connection to this machine
 
 
 # -- requests of the gateway to a node ----------------------------------------------------------------------
@@ -216,6 +225,12 @@ class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
     object_manager_port: int
 
 
+class StandbyAdmitted(msgspec.Struct, frozen=True, tag="standby_admitted"):
+    """The certificate of a standby."""
+
+    certificate: bytes  # PEM
+
+
 class Membership(msgspec.Struct, frozen=True, tag="membership"):
     """Whether the node is a member."""
 
@@ -292,7 +307,7 @@ class WeightsFound(msgspec.Struct, frozen=True, tag="found"):
     complete: bool
 
 
-JoinRequest = AskAuthority | Join
+JoinRequest = AskAuthority | Join | JoinAsStandby
 HeadRequest = JoinRequest | Announce | AskMembership | Leave | Left | ReadWeights | OpenGateway
 NodeRequest = (
     Ping
@@ -311,6 +326,7 @@ NodeRequest = (
 Reply = (
     Authority
     | Admitted
+    | StandbyAdmitted
     | Membership
     | Ok
     | ErrorReply

@@ -30,6 +30,7 @@ from appliance.nodes.messages import (
     GatewayOpened,
     HeadRequest,
     Join,
+    JoinAsStandby,
     Leave,
     Left,
     Membership,
@@ -129,19 +130,21 @@ class NodeRegistry:
         self._listeners: list[NodeListener] = []
         self._adopting = True  # until ``start`` has asked all members of a previous gateway
         self._http: asyncio.Future[Http] | None = None
-        self._forwarded: dict[str, set[asyncio.WriteTransport]] = {}  # by node: connections of HTTP clients
+        #: Connections of HTTP clients by the role and name of the machine that forwards them.
+        self._forwarded: dict[tuple[identity.Role | None, str], set[asyncio.WriteTransport]] = {}
         admission = Admission(own, settings, self._check_name)
         anyone = frozenset[identity.Role | None]({None, "node"})
         nodes = frozenset[identity.Role | None]({"node"})
         routes = {
             AskAuthority: RequestRoute(admission.authority, anyone),
             Join: RequestRoute(admission.join, anyone),
+            JoinAsStandby: RequestRoute(admission.join_as_standby, frozenset({None})),
             Announce: RequestRoute(self._announce, nodes),
             AskMembership: RequestRoute(self._ask_membership, nodes),
             Leave: RequestRoute(self._leave, nodes),
             Left: RequestRoute(self._left, nodes),
             ReadWeights: RequestRoute(self._read_weights, nodes),
-            OpenGateway: RequestRoute(self._open_gateway, nodes),
+            OpenGateway: RequestRoute(self._open_gateway, frozenset({"node", "standby"})),
         }
         context = identity.server_context(own, unauthenticated=True)
         self._server = AgentServer(routes, HeadRequest, context)
@@ -151,7 +154,7 @@ class NodeRegistry:
         self._listeners.append(listener)
 
     def serve_http(self, http: Http) -> None:
-        """Let the gateway's HTTP server answer requests that come through nodes, also those that wait."""
+        """Let the gateway's HTTP server answer requests that other machines forward, also those that wait."""
         self._http_server.set_result(http)
 
     async def start(self, listener: socket.socket) -> None:
@@ -309,11 +312,12 @@ class NodeRegistry:
     async def _open_gateway(self, request: OpenGateway, channel: Channel, peer: Peer) -> None:
         seen = seen_by_head(request, peer.host)
         http = await asyncio.shield(self._http_server)  # while the gateway starts
-        if peer.name not in self._members:  # the node tries again: it may be joining
+        if peer.role == "node" and peer.name not in self._members:  # the node tries again: it may be joining
             raise ConnectionError(f"node {peer.name} is not a member of the cluster")
         channel.hand_over(GatewayOpened(), http(seen, channel))
-        open_ones = {each for each in self._forwarded.get(peer.name, ()) if not each.is_closing()}
-        self._forwarded[peer.name] = {*open_ones, channel.writer.transport}
+        key = peer.role, peer.name
+        open_ones = {each for each in self._forwarded.get(key, ()) if not each.is_closing()}
+        self._forwarded[key] = {*open_ones, channel.writer.transport}
 
     def _abort_forwarded(self, name: str) -> None:
         """Close the connections of HTTP clients that come through a lost node.
@@ -321,7 +325,7 @@ class NodeRegistry:
         If data is on the way to a machine that does not answer, TCP itself notices only after minutes.
         Connections through a node that has left are not closed: their last bytes may still be on the way.
         """
-        for transport in self._forwarded.pop(name, ()):
+        for transport in self._forwarded.pop(("node", name), ()):
             transport.abort()
 
     def _member(self, name: str, incarnation: str) -> _Member | None:

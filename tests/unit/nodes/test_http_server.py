@@ -209,7 +209,7 @@ async def test_connections_through_a_lost_node_are_closed(tmp_path: Path) -> Non
     ):
         parts = reply.aiter_raw()
         assert await anext(parts) == b"first"
-        (transport,) = head.nodes._forwarded["a"]
+        (transport,) = head.nodes._forwarded["node", "a"]
         connection = transport.get_extra_info("socket")
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         # a client may pause while it reads a response, so bytes that wait for it do not end the connection
@@ -364,7 +364,7 @@ async def test_without_the_head_clients_get_an_error_of_their_api(
         assert reply.headers["content-type"] == "application/problem+json"
         assert reply.json() == {
             "title": "Head unreachable",
-            "detail": "This node cannot reach the head of the cluster, so it did not pass on the request; "
+            "detail": "This machine cannot reach the head of the cluster, so it did not pass on the request; "
             "try again in 5 seconds.",
             "status": 503,
             "retry_after": 5,
