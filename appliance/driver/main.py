@@ -224,18 +224,24 @@ async def run(
     if warning is not None:
         console.print(f"[yellow]{warning}[/]", soft_wrap=True)
 
-    def on_waiting() -> None:
-        state.past_first_start = True
+    from appliance.driver import standby_http
 
-    held = await standby.wait(lease, settings.database, state.stop, console, on_waiting)
-    if held is None:
-        for child in started:
-            await child.stop()
-        return 0
-    try:
-        return await _run(held.in_term(settings), node, started, held, listeners, state, console)
-    finally:
-        held.release()  # last, because another machine then takes over at once
+    async with standby_http.forwarding(settings, listeners[0], console) as http:
+
+        async def on_waiting(head: str | None) -> None:
+            state.past_first_start = True
+            await http.forward_to(head)
+
+        held = await standby.wait(lease, settings.database, state.stop, console, on_waiting)
+        if held is None:
+            for child in started:
+                await child.stop()
+            return 0
+        try:
+            http.take_over()
+            return await _run(held.in_term(settings), node, started, held, listeners, state, console)
+        finally:
+            held.release()  # last, because another machine then takes over at once
 
 
 async def _run(

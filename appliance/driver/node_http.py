@@ -1,6 +1,6 @@
-"""``python -m appliance.driver.node_http``: the HTTP server of a node, which ``appliance join`` starts.
+"""``python -m appliance.driver.node_http``: the HTTP server of a node or standby, which its driver starts.
 
-It is a process of its own, which the driver of the node restarts. It also responds while the node joins.
+It is a process of its own, which the driver restarts. It also responds while the machine joins.
 """
 
 from __future__ import annotations
@@ -21,23 +21,33 @@ from typing import Final
 import msgspec
 import uvloop
 
-from appliance.domain.errors import ConfigError
+from appliance.domain.errors import ConfigError, HeadUnreachable
 from appliance.driver.supervisor import Supervisor
 from appliance.gateway.listener import ListeningSocket, receive_listener
 from appliance.nodes.gateway_channels import GatewayChannels
 from appliance.nodes.http_server import HttpServer
 from appliance.observability import logs
 
-#: Line on the standard input of the process: this node is going to stop.
+#: Lines on the standard input of the process: this node is going to stop; this standby is becoming the head.
 STOPPING: Final = "stopping"
+TAKING_OVER: Final = "taking over"
+_HEAD: Final = "head "  # begins a line with the host and port of the head
+_TAKING_OVER: Final = (
+    f"This machine is becoming the head of the cluster; try again in {HeadUnreachable.retry_after} seconds."
+)
+
+
+def head_line(host: str, port: int) -> str:
+    """Return the line on the standard input of the process that names the head to forward requests to."""
+    return f"{_HEAD}{host} {port}"
 
 
 class Listen(msgspec.Struct, frozen=True):
-    """Where a node answers HTTP. Paths are absolute."""
+    """Where a machine answers HTTP. Paths are absolute."""
 
     host: str
     port: int
-    certificate: str | None = None  # without a certificate, the node answers HTTP without TLS
+    certificate: str | None = None  # without a certificate, HTTP is answered without TLS
     key: str | None = None
 
     def tls(self) -> ssl.SSLContext | None:
@@ -64,9 +74,15 @@ class HttpSettings(msgspec.Struct, frozen=True):
 
     listen: Listen
     listener: str  # Unix socket from which the process gets the listening socket of the driver
-    cluster: str  # folder with the certificate of this node
+    cluster: str  # folder with the certificate of this machine
     heads: tuple[tuple[str, int], ...]  # host and port of each machine that can be the head
-    own_address: str | None  # from which the node connects to the head
+    own_address: str | None  # from which this machine connects to the head
+
+
+def supervisor(settings: HttpSettings, log: Path) -> Supervisor:
+    """Return the supervisor of the process."""
+    command = [sys.executable, "-m", "appliance.driver.node_http", msgspec.json.encode(settings).decode()]
+    return Supervisor("HTTP server", lambda: command, log)
 
 
 @contextlib.asynccontextmanager
@@ -84,11 +100,9 @@ async def serving(settings: HttpSettings | None, log: Path) -> AsyncIterator[Cal
         return
     listen = settings.listen
     listen.tls()
-    encoded = msgspec.json.encode(settings).decode()
-    command = [sys.executable, "-m", "appliance.driver.node_http", encoded]
     with ListeningSocket(listen.host, listen.port, Path(settings.listener), keys="--listen") as listener:
         listener.hand_out()
-        child = Supervisor("HTTP server", lambda: command, log)
+        child = supervisor(settings, log)
         await child.start()
         try:
             yield partial(child.send_line, STOPPING)
@@ -106,17 +120,32 @@ async def serve(settings: HttpSettings) -> None:
     channels = GatewayChannels(Path(settings.cluster), settings.heads, settings.own_address)
     server = HttpServer(channels, settings.listen.tls())
 
+    received = bytearray()
+
     def read_driver() -> None:
-        if os.read(0, 1024):  # the driver sends only the line ``STOPPING``
-            server.fail_health_checks()
-        else:  # the driver has ended
+        data = os.read(0, 4096)
+        if not data:  # the driver has ended
             loop.remove_reader(0)
             stop.set()
+        *lines, received[:] = (received + data).split(b"\n")
+        for line in lines:
+            _obey(line.decode(), server, channels)
 
     loop.add_reader(0, read_driver)
     await server.start(await asyncio.to_thread(receive_listener, Path(settings.listener)))
     await stop.wait()
     await server.close()
+
+
+def _obey(line: str, server: HttpServer, channels: GatewayChannels) -> None:
+    if line == STOPPING:
+        server.fail_health_checks()
+    elif line == TAKING_OVER:
+        server.refuse(HeadUnreachable(_TAKING_OVER))
+    elif line.startswith(_HEAD):
+        host, port = line.removeprefix(_HEAD).split()
+        channels.set_heads([(host, int(port))])
+        server.abort_forwarded()
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from appliance.store.encryption import check_files_key
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
+_AT: Final = " at "  # between the name and the IP address of a machine
 _POLL: Final = 0.5  # seconds between attempts of a standby to get the lease
 _RENEWALS: Final = 10  # of the lease in the time in which it would end
 _CHECK_INTERVAL: Final = 0.2  # seconds between checks of whether the lease was renewed
@@ -40,7 +41,7 @@ def lease_of(settings: GatewaySettings) -> Lease | None:
     cluster, head, url = settings.config.cluster, settings.head, settings.config.store.url
     if cluster is None or head is None or url is None:
         return None
-    return Lease(url, f"{head.name} at {head.host}", cluster.lost_after)
+    return Lease(url, f"{head.name}{_AT}{head.host}", cluster.lost_after)
 
 
 def files_warning(config: Config, home: Path) -> str | None:
@@ -56,14 +57,24 @@ def files_warning(config: Config, home: Path) -> str | None:
     )
 
 
+def head_address(holder: str) -> str | None:
+    """Return the IP address in the name that ``lease_of`` gives a machine; None if there is none."""
+    _, separator, host = holder.rpartition(_AT)
+    return host if separator else None
+
+
 async def wait(
-    lease: Lease, database: Path, stop: asyncio.Event, console: Console, on_waiting: Callable[[], None]
+    lease: Lease,
+    database: Path,
+    stop: asyncio.Event,
+    console: Console,
+    on_waiting: Callable[[str | None], Awaitable[None]],
 ) -> HeldLease | None:
     """Wait until this machine is the head; return None once ``stop`` is set.
 
     ``database`` is the path of the SQLite database in the data folder, beside which encryption.json is; it
-    need not exist. ``on_waiting`` is called when this machine begins to wait as a standby, and may be called
-    again later.
+    need not exist. ``on_waiting`` is called when this machine begins to wait as a standby, and each time that
+    another machine has become the head. It gets the IP address of the head; None if it is not known.
 
     Raises:
         StoreError: the first attempt failed, although the server answered.
@@ -86,7 +97,8 @@ async def wait(
             if await asyncio.to_thread(lease.acquire):
                 return HeldLease(lease)
             connected = True
-            text = f"standby: {await asyncio.to_thread(lease.holder)} is the head; waiting"
+            holder = await asyncio.to_thread(lease.holder)
+            head, text = head_address(holder), f"standby: {holder} is the head; waiting"
         except EncryptionError:
             raise
         except StoreError as error:
@@ -95,9 +107,9 @@ async def wait(
             if connected:  # After a restart of the server, the head gets its lease back first.
                 pause = lease.seconds
             connected = False
-            text = f"standby: {error}: trying again"
+            head, text = None, f"standby: {error}: trying again"
         if text != shown:
-            on_waiting()
+            await on_waiting(head)
             console.print(text, highlight=False, markup=False, soft_wrap=True)
             _log.info("%s", text)
             service_manager.standing_by(text)

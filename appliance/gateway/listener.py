@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -38,6 +39,8 @@ class ListeningSocket:
         self._advice = _ADVICE if keys is None else f"choose another one in {keys}"
         self._path = path
         self._handing_out = False
+        #: Called each time that a process has got the socket.
+        self.on_hand_out: Callable[[], None] | None = None
         try:
             family, address = socket_address(host, port)
         except OSError as error:
@@ -59,7 +62,9 @@ class ListeningSocket:
         self.close()
 
     def hand_out(self) -> None:
-        """Begin to hand the socket to processes of this user that connect to ``path``."""
+        """Hand the socket to processes of this user that connect to ``path``, from now on."""
+        if self._handing_out:
+            return
         self._path.unlink(missing_ok=True)
         self._handout.bind(str(self._path))
         self._path.chmod(0o600)
@@ -89,6 +94,8 @@ class ListeningSocket:
                 client.send(f"cannot listen on {self._bind_address}: {self._reason(error)}".encode())
             else:
                 socket.send_fds(client, [_LISTENING], [self._socket.fileno()])
+                if self.on_hand_out is not None:
+                    self.on_hand_out()
 
     def _reason(self, error: OSError) -> str:
         return f"{error.strerror}; {self._advice}"

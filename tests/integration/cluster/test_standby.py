@@ -86,6 +86,7 @@ class Machines:
         for node in self.nodes.values():
             node.start()
         wait_for(lambda: "alpha at" in self.heads["beta"].output.read_text(), "the standby")
+        wait_for(self.heads["beta"].answers, "the standby to forward requests")
         self.wait_for_members("alpha")
 
     def wait_for_members(self, head: str) -> None:
@@ -136,13 +137,14 @@ class Clients:
                         timeout=5.0,
                         trust_env=False,
                     )
-                except httpx.HTTPError:  # this machine is the standby, or it is gone
+                except httpx.HTTPError:  # this machine is gone
                     time.sleep(0.1)
                     continue
                 if reply.status_code in {201, 202}:
                     with self._lock:
                         self.accepted[reply.json()["id"]] = text
                     break
+                time.sleep(0.1)
 
 
 @pytest.fixture
@@ -175,8 +177,12 @@ def test_a_standby_takes_over_after_the_death_of_the_head(machines: Machines, se
         stream = Stream(client)
     clients = Clients(machines)
     clients.wait_until(PREDICTIONS // 3)
-    alpha.kill()
-    wait_for(beta.answers, "the standby as the head")
+    through_the_standby(beta, machines.network)
+    with health_checks(beta) as answers:
+        alpha.kill()
+        wait_for(lambda: answers[-1:] == [200] and 503 in answers, "the standby as the head")
+    print(Counter(answers))
+    assert set(answers) == {200, 503}  # no connection is refused, and no request is left without an answer
     machines.wait_for_members("beta")
     clients.join()
     with beta.client() as client:
@@ -214,6 +220,45 @@ def test_a_head_without_a_network_stops_and_the_standby_takes_over(
     assert driver.poll() is None  # the same process
     clients.join()
     check(beta, clients, server)
+
+
+def through_the_standby(standby: Head, network: Network) -> None:
+    """Check that the head answers requests that come to the standby."""
+    with standby.client() as client:
+        body = {"version": "test/model-0", "input": {"text": "through the standby"}}
+        made = client.post("/v1/predictions", json=body).raise_for_status().json()
+        assert made["urls"]["get"].startswith(f"{standby.url}/")
+        record = wait_for(partial(ended, client, made["id"]), "the prediction")
+        assert record["output"] == "through the standby"
+        client.post("/admin/tokens", json={"name": "of the standby"}).raise_for_status()
+        records = client.get("/admin/audit").raise_for_status().json()["results"]
+        (record,) = [each for each in records if each["action"] == "token.create"]
+        assert record["address"] == network.own_address
+        assert client.get("/readyz").status_code == 200
+    assert httpx.get(f"{standby.url}/v1/account", trust_env=False).status_code == 401
+
+
+@contextlib.contextmanager
+def health_checks(machine: Head) -> Iterator[list[int]]:
+    """Send health checks to a machine, each on its own connection. Yield their statuses; 0: no answer."""
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def check_health() -> None:
+        while not stop.wait(0.05):
+            try:
+                reply = httpx.get(f"{machine.url}/healthz", timeout=PATIENCE, trust_env=False)
+                statuses.append(reply.status_code)
+            except httpx.HTTPError:
+                statuses.append(0)
+
+    thread = threading.Thread(target=check_health, daemon=True)
+    thread.start()
+    try:
+        yield statuses
+    finally:
+        stop.set()
+        thread.join(2 * PATIENCE)
 
 
 @contextlib.contextmanager

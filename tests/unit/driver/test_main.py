@@ -16,8 +16,10 @@ from rich.console import Console
 
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, ConfigError, LeaseLost
-from appliance.driver import main, own_process, standby, zygote
+from appliance.driver import main, own_process, standby, standby_http, zygote
+from appliance.gateway.listener import ListeningSocket
 from appliance.gateway.settings import GatewaySettings, HeadSettings
+from tests.support.appliance_process import free_port
 
 
 def serve(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -168,12 +170,12 @@ async def test_an_error_after_a_takeover_restarts_the_driver_only_if_it_had_wait
 ) -> None:
     released: list[bool] = []
 
-    async def start() -> None:
+    async def start(*_: object) -> None:
         pass
 
     async def held(*arguments: Any) -> Any:
         if waited:
-            arguments[-1]()
+            await arguments[-1](None)
         return SimpleNamespace(in_term=lambda same: same, release=lambda: released.append(True))
 
     async def fails(*_: object) -> NoReturn:
@@ -194,8 +196,12 @@ async def test_an_error_after_a_takeover_restarts_the_driver_only_if_it_had_wait
     monkeypatch.setattr(main, "_run", fails)
     monkeypatch.setattr(standby, "lease_of", lambda _: object())
     monkeypatch.setattr(standby, "wait", held)
+    monkeypatch.setattr(standby_http.StandbyHttp, "forward_to", start)
     state = own_process.DriverState(past_first_start=False)
-    with pytest.raises(ApplianceError, match="Ray did not start") as raised:
-        await main.run(settings, tmp_path, [], Console(file=io.StringIO()), state)
+    with (
+        ListeningSocket("127.0.0.1", free_port(), tmp_path / "listener.sock") as listener,
+        pytest.raises(ApplianceError, match="Ray did not start") as raised,
+    ):
+        await main.run(settings, tmp_path, [listener], Console(file=io.StringIO()), state)
     assert state.starts_again(raised.value) is waited
     assert released == [True]

@@ -68,20 +68,25 @@ async def waited(
     lease: Lease,
     stop: asyncio.Event,
     database: Path = Path("appliance.db"),
-    on_waiting: Callable[[], None] = lambda: None,
+    heads: list[str | None] | None = None,
 ) -> tuple[standby.HeldLease | None, list[str]]:
+    """Wait for the lease. ``heads`` gets the addresses of the heads for which this machine waits."""
     shown = io.StringIO()
+
+    async def on_waiting(head: str | None) -> None:
+        if heads is not None:
+            heads.append(head)
+
     held = await standby.wait(lease, database, stop, Console(file=shown), on_waiting)
     return held, shown.getvalue().splitlines()
 
 
 async def test_the_first_machine_is_the_head_at_once() -> None:
-    waiting: list[bool] = []
-    lease = ScriptedLease(True)
-    held, shown = await waited(lease, asyncio.Event(), on_waiting=lambda: waiting.append(True))
+    heads: list[str | None] = []
+    held, shown = await waited(ScriptedLease(True), asyncio.Event(), heads=heads)
     assert held is not None
     held.release()
-    assert (shown, waiting) == ([], [])
+    assert (shown, heads) == ([], [])
 
 
 async def test_a_standby_names_the_head_once_and_takes_over() -> None:
@@ -93,8 +98,10 @@ async def test_a_standby_names_the_head_once_and_takes_over() -> None:
 
 async def test_a_standby_waits_for_a_server_that_does_not_answer() -> None:
     away = StoreUnavailable("the server does not answer")
-    held, shown = await waited(ScriptedLease(away, away, False, True), asyncio.Event())
+    heads: list[str | None] = []
+    held, shown = await waited(ScriptedLease(away, away, False, True), asyncio.Event(), heads=heads)
     assert held is not None
+    assert heads == [None, "10.0.0.2"]
     held.release()
     assert shown == [
         "standby: the server does not answer: trying again",
@@ -116,15 +123,15 @@ async def test_a_standby_does_not_end_when_a_takeover_fails() -> None:
 
 async def test_a_standby_has_begun_to_wait_after_its_first_attempt() -> None:
     """So its driver starts again after an error that it does not expect."""
-    waiting: list[bool] = []
+    heads: list[str | None] = []
     descriptors = OSError("too many open files")
     with pytest.raises(OSError, match="too many open files"):
-        await waited(ScriptedLease(descriptors), asyncio.Event(), on_waiting=lambda: waiting.append(True))
-    assert waiting == []
+        await waited(ScriptedLease(descriptors), asyncio.Event(), heads=heads)
+    assert heads == []
     lease = ScriptedLease(False, False, descriptors)
     with pytest.raises(OSError, match="too many open files"):
-        await waited(lease, asyncio.Event(), on_waiting=lambda: waiting.append(True))
-    assert waiting == [True]
+        await waited(lease, asyncio.Event(), heads=heads)
+    assert heads == ["10.0.0.2"]
 
 
 async def test_the_head_is_first_after_a_restart_of_the_server() -> None:
@@ -215,6 +222,11 @@ async def test_the_new_head_waits_for_a_database_that_does_not_answer(
     with pytest.raises(LeaseLost):
         await lost.retry(work)
     lost.release()
+
+
+def test_the_address_of_the_head() -> None:
+    assert standby.head_address("two at 10.0.0.2") == "10.0.0.2"
+    assert standby.head_address("another machine") is None
 
 
 @pytest.fixture

@@ -44,6 +44,18 @@ async def test_connections_wait_while_no_gateway_lives(tmp_path: Path, port: int
         await asyncio.open_connection("127.0.0.1", port)
 
 
+async def test_the_driver_notices_that_a_gateway_has_the_socket(tmp_path: Path, port: int) -> None:
+    path, times = tmp_path / "listener.sock", []
+    with ListeningSocket("127.0.0.1", port, path) as listener:
+        listener.hand_out()
+        (await asyncio.to_thread(receive_listener, path)).close()
+        listener.on_hand_out = lambda: times.append(1)
+        listener.hand_out()  # it is handed out already
+        assert times == []
+        (await asyncio.to_thread(receive_listener, path)).close()
+        assert times == [1]
+
+
 def test_an_address_that_is_taken_is_reported(tmp_path: Path, port: int) -> None:
     with socket.create_server(("127.0.0.1", port)), pytest.raises(ApplianceError) as caught:
         ListeningSocket("127.0.0.1", port, tmp_path / "listener.sock")
