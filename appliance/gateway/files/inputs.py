@@ -2,6 +2,9 @@
 
 An input of ``format: uri`` may be a ``data:`` URL, an ``http(s)`` URL, or the URL of an upload or output file
 of this appliance, with any hostname by which the caller reaches this appliance.
+
+A file is fetched once, also if the gateway restarts before its prediction has run: the URL may have expired
+then. The folder of a file exists only with the whole file.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ _log = logging.getLogger(__name__)
 _OURS: Final = re.compile(r"(?:/.+)?(?:/files/([A-Za-z0-9]+)(?:/download)?/?|/outputs/([0-9a-f]{64})/[^/]+)")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _REDIRECTS: Final = 10
+_FETCHED: Final = "fetched"  # folder in the folder of a prediction
 _TIMEOUT: Final = 30.0  # seconds to connect, and between two chunks
 
 
@@ -56,7 +60,7 @@ class Inputs:
     """Fetches input files; used on the gateway's event loop only."""
 
     def __init__(self, files: FileStore, fetch_guard: FetchGuard, folder: Path, home: Path) -> None:
-        """Download into ``folder``, whose files need not survive a restart, and adapters into ``home``."""
+        """Download into ``folder``, whose files a restart does not delete, and adapters into ``home``."""
         self._files = files
         self._fetch_guard = fetch_guard
         self._folder = folder
@@ -80,7 +84,7 @@ class Inputs:
         Raises:
             PredictionFailed: a file cannot be downloaded; the message names the input.
         """
-        folder = self._folder / record.id
+        folder = self._folder / record.id / _FETCHED
         fetched = dict(input)
         try:
             async with asyncio.timeout(self._files.config.input_timeout):
@@ -135,21 +139,27 @@ class Inputs:
         return copy
 
     async def _one(self, record: Prediction, field: str, url: str, folder: Path) -> str:
-        """Download one file and return its path.
+        """Download one file into ``folder``, unless it is there already, and return its path.
 
         Raises:
             PredictionFailed: the file cannot be downloaded.
         """
         try:
-            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
             if url[:5].lower() == "data:":
                 return await asyncio.to_thread(_written, url, folder)
+            found = await asyncio.to_thread(_whole_file, folder)
+            if found is not None:
+                return str(found)
+            unfinished = folder.with_name(f".{folder.name}")
+            await asyncio.to_thread(_make_empty, unfinished)
             ours = await self._ours(url, record.owner)
             if ours is not None:
-                path = folder / safe_name(ours.name)
+                path = unfinished / safe_name(ours.name)
                 await self._copy(ours, path)
-                return str(path)
-            return await self._download(url, folder)
+            else:
+                path = Path(await self._download(url, unfinished))
+            await asyncio.to_thread(_finish, path, folder)
+            return str(folder / path.name)
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, UrlRefused) as error:
             full = DiskFull.is_cause_of(error)
             reason = DiskFull().detail if full else str(error) or type(error).__name__
@@ -256,9 +266,33 @@ def _append(file: BinaryIO, pieces: Iterable[bytes], limit: int) -> None:
 def _written(url: str, folder: Path) -> str:
     """Write the content of a ``data:`` URL to a file; return the path of the file."""
     kind, data = media.from_data(url)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"file{mimetypes.guess_extension(kind) or ''}"
     path.write_bytes(data)
     return str(path)
+
+
+def _whole_file(folder: Path) -> Path | None:
+    """Return the file in ``folder``, which an earlier gateway has fetched; None if there is none."""
+    try:
+        with os.scandir(folder) as entries:
+            files = [Path(entry) for entry in entries if entry.is_file(follow_symlinks=False)]
+    except FileNotFoundError:
+        return None
+    return files[0] if len(files) == 1 else None
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _finish(file: Path, folder: Path) -> None:
+    """Write the content of ``file`` to the disk, and let ``folder`` be the name of the folder that has it."""
+    with file.open("rb") as written:
+        os.fsync(written.fileno())  # else the file might be incomplete after a power failure
+    shutil.rmtree(folder, ignore_errors=True)
+    file.parent.rename(folder)
 
 
 def _as_data(file: Path) -> str:

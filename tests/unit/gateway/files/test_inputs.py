@@ -57,3 +57,28 @@ async def test_the_error_names_the_line(store: Store, tmp_path: Path) -> None:
             PredictionFailed, match=r"^input\.inputs, line 3: .*/gone\.png cannot be fetched: HTTP 404"
         ):
             await fetched(store, tmp_path, f"a text\n\n{web.url}/gone.png")
+
+
+async def test_a_file_is_fetched_once_even_after_a_restart(store: Store, tmp_path: Path) -> None:
+    with serving() as web:
+        web.answers["/cat.png"] = Answer(b"a cat")
+        url = f"{web.url}/cat.png"
+        (before,) = await fetched(store, tmp_path, url)
+        web.answers["/cat.png"] = Answer(b"", status=410)  # the URL has expired
+        (after,) = await fetched(store, tmp_path, url)
+        assert after == before
+        assert Path(after["file"]).read_bytes() == b"a cat"
+
+
+async def test_a_file_that_was_not_complete_is_fetched_again(store: Store, tmp_path: Path) -> None:
+    with serving() as web:
+        web.answers["/cat.png"] = Answer(b"", status=503)
+        url = f"{web.url}/cat.png"
+        with pytest.raises(PredictionFailed, match="HTTP 503"):
+            await fetched(store, tmp_path, url)
+        (unfinished,) = tmp_path.glob("inputs/p/fetched/inputs/.1")
+        (unfinished / "cat.png").write_bytes(b"a c")  # the gateway died during the download
+        web.answers["/cat.png"] = Answer(b"a cat")
+        (line,) = await fetched(store, tmp_path, url)
+        assert Path(line["file"]).read_bytes() == b"a cat"
+        assert not unfinished.exists()
