@@ -7,6 +7,7 @@ them goes on. The events of one prediction keep their order. Predictions do not 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections import deque
@@ -34,6 +35,8 @@ _DROP_DELAY: Final = 1.0
 #: Acknowledged predictions of each model whose repeated events are still recognized. The replica repeats the
 #: events of those whose acknowledgement it has not received.
 _REMEMBERED: Final = 1000
+#: File in the folder with the input files of a prediction: the copies of weights that it uses on its node.
+_COPIES: Final = "copies.json"
 
 
 class Folders(NamedTuple):
@@ -118,7 +121,8 @@ class NodeFiles:
         self._acknowledged.append(id)
         if len(self._acknowledged) > _REMEMBERED:
             self._last.pop(self._acknowledged.popleft(), None)
-        self._weights.pop(id, None)
+        if self._weights.pop(id, None) is not None:
+            _delete_copies(self._folders.inputs / id)
         self._on_node.pop(id, None)
         paths = self._all_on_node(id)
         asyncio.get_running_loop().call_later(_DROP_DELAY, self._drop, paths)
@@ -133,6 +137,7 @@ class NodeFiles:
             if weights:
                 copies = await self._transferred(partial(self._copy_weights, weights))
                 self._weights[job.id] = list(copies.values())
+                await asyncio.to_thread(_save_copies, self._folders.inputs / job.id, self._weights[job.id])
                 paths |= copies
         except NodeLost:
             if self._lost.done():  # the reader of the events reports the loss
@@ -229,8 +234,11 @@ class NodeFiles:
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
 
     def adopt(self, predictions: Iterable[str]) -> None:
-        """Note that predictions (ids), which a previous gateway has sent, have files on the node."""
-        self._on_node |= {id: self._all_on_node(id) for id in predictions}
+        """Note that predictions (ids) of a previous gateway have files and weights on the node."""
+        for id in predictions:
+            self._on_node[id] = self._all_on_node(id)
+            if copies := _saved_copies(self._folders.inputs / id):
+                self._weights[id] = copies
 
     def _all_on_node(self, id: str) -> list[str]:
         return [str(self._folders.node_inputs / id), str(self._folders.node_outputs / id)]
@@ -363,6 +371,31 @@ def _weights_of(job: Job) -> list[str]:
 def _with_paths(job: Job, paths: Mapping[str, str]) -> Job:
     adapter = job.adapter if job.adapter is None else paths[job.adapter]
     return msgspec.structs.replace(job, input=replaced(job.input, paths), adapter=adapter)
+
+
+def _save_copies(folder: Path, copies: list[str]) -> None:
+    """Let the next gateway know which copies of weights a prediction uses on its node."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _COPIES).write_bytes(msgspec.json.encode(copies))
+    except OSError as error:  # the prediction can run
+        _log.warning("the copies of weights of a prediction cannot be written to %s: %s", folder, error)
+
+
+def _saved_copies(folder: Path) -> list[str]:
+    try:
+        return msgspec.json.decode((folder / _COPIES).read_bytes(), type=list[str])
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.DecodeError) as error:
+        _log.warning("the copies of weights of a prediction cannot be read from %s: %s", folder, error)
+        return []
+
+
+def _delete_copies(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        (folder / _COPIES).unlink(missing_ok=True)
+        folder.rmdir()  # unless input files are in it
 
 
 def _digest(file: Path) -> tuple[int, str] | None:

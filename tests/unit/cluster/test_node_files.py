@@ -250,6 +250,22 @@ async def test_a_copy_of_weights_deletes_none_that_are_in_use(bench: Bench, tmp_
     assert bench.files.used_weights() == [str(copies / "two")]
 
 
+async def test_the_next_gateway_keeps_the_weights_of_predictions_that_run(
+    bench: Bench, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        bench.files.submit(Job(name, 1, {}, adapter=str(tmp_path / name)))
+    await until(lambda: len(bench.jobs) == 2)
+    bench.files.acknowledged("one")
+    after = Bench(tmp_path).files
+    after.adopt(["one", "two", "three"])
+    assert after.used_weights() == [str(bench.node.home / "weights" / "two")]
+    after.acknowledged("two")
+    assert after.used_weights() == []
+    assert list(bench.folders.inputs.iterdir()) == []
+
+
 async def test_an_unexpected_error_fails_the_prediction(bench: Bench) -> None:
     bench.node.problem = ValueError("zip() argument 2 is shorter")
     bench.files.submit(bench.job("a", file=bench.input("a", "in.bin")))
