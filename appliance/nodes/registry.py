@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -46,8 +47,11 @@ from appliance.nodes.weight_index import WeightIndex
 _log = logging.getLogger(__name__)
 
 HEARTBEAT: Final = 1.0  # seconds
-#: Seconds that a node has to answer the first request of a new gateway, at most.
-_ADOPTION_TIMEOUT: Final = 5.0
+#: How often a new gateway asks a node, within ``lost_after``, before the node counts as lost.
+_ADOPTION_TRIES: Final = 3
+_BACKLOG: Final = 2048  # connections that wait to be accepted, as many as at the port of the HTTP API
+#: Share of the file descriptors of the gateway that the HTTP clients of one node or standby may use.
+_FORWARDED_SHARE: Final = 0.5
 
 State = Literal["ready", "draining", "lost"]
 
@@ -132,6 +136,8 @@ class NodeRegistry:
         self._http: asyncio.Future[Http] | None = None
         #: Connections of HTTP clients by the role and name of the machine that forwards them.
         self._forwarded: dict[tuple[identity.Role | None, str], set[asyncio.WriteTransport]] = {}
+        self._full: set[tuple[identity.Role | None, str]] = set()  # those of ``_forwarded`` with too many
+        self.max_forwarded = int(_FORWARDED_SHARE * resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         admission = Admission(own, settings, self._check_name)
         anyone = frozenset[identity.Role | None]({None, "node"})
         nodes = frozenset[identity.Role | None]({"node"})
@@ -314,9 +320,16 @@ class NodeRegistry:
         http = await asyncio.shield(self._http_server)  # while the gateway starts
         if peer.role == "node" and peer.name not in self._members:  # the node tries again: it may be joining
             raise ConnectionError(f"node {peer.name} is not a member of the cluster")
-        channel.hand_over(GatewayOpened(), http(seen, channel))
         key = peer.role, peer.name
         open_ones = {each for each in self._forwarded.get(key, ()) if not each.is_closing()}
+        if len(open_ones) >= self.max_forwarded:  # the client gets status 503 if none ends soon
+            if key not in self._full:
+                text = "%s %s forwards %d connections of HTTP clients, and gets no more"
+                _log.warning(text, peer.role, peer.name, len(open_ones))
+            self._full.add(key)
+            raise ConnectionError(f"{peer.role} {peer.name} has {len(open_ones)} connections")
+        self._full.discard(key)
+        channel.hand_over(GatewayOpened(), http(seen, channel))
         self._forwarded[key] = {*open_ones, channel.writer.transport}
 
     def _abort_forwarded(self, name: str) -> None:
@@ -337,7 +350,7 @@ class NodeRegistry:
     async def _adopt(self, member: _Member) -> None:
         client = self._new_client(member.facts)
         try:
-            await client.ping(min(_ADOPTION_TIMEOUT, self._lost_after()))
+            await self._ask_often(client)
         except (NodeLost, NodeError) as error:
             await client.close()
             _log.warning("node %s does not answer the new gateway: %s", member.facts.name, error)
@@ -347,6 +360,24 @@ class NodeRegistry:
             self._add(member, client)
         except ApplianceError as error:
             _log.warning("node %s can no longer be a member: %s", member.facts.name, error.detail)
+
+    async def _ask_often(self, client: NodeClient) -> None:
+        """Return once a node has answered.
+
+        Raises:
+            NodeLost: its agent has ended, or it has not answered within ``lost_after``.
+            NodeError: the agent refuses to answer.
+        """
+        patience = self._lost_after()
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return await client.ping(patience / _ADOPTION_TRIES)
+            except NodeLost as error:
+                left = deadline - time.monotonic()
+                if left <= 0 or isinstance(error.__cause__, ConnectionRefusedError):
+                    raise
+            await asyncio.sleep(min(HEARTBEAT, left))
 
     def _new_client(self, facts: NodeFacts) -> NodeClient:
         def sources() -> Iterable[Source]:
@@ -458,7 +489,7 @@ def bind(host: str, port: int) -> socket.socket:
         OSError: the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=128)
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
 
 
 def cluster_folder(home: Path) -> Path:

@@ -26,6 +26,9 @@ _UNAUTHENTICATED_IDLE: Final = 15.0  # seconds; clients without a certificate
 _HANDSHAKE: Final = 10.0  # seconds
 _MAX_UNAUTHENTICATED: Final = 32  # connections of clients without a certificate
 _MAX_UNAUTHENTICATED_PER_HOST: Final = 8  # so that one host cannot keep others from joining
+#: Connections of one member without those that were handed over. Each client that a node serves needs one for
+#: a moment, and has to try again while there are too many.
+_MAX_PER_MEMBER: Final = 1024
 _MAX_LOGGED_HOSTS: Final = 1000  # whose invalid messages are in the log
 _BUFFER: Final = 256 * 1024  # bytes
 
@@ -60,6 +63,7 @@ class AgentServer:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._unauthenticated: Counter[str] = Counter()  # connections without a certificate, by host
+        self._authenticated: Counter[Peer] = Counter()  # connections with a certificate, by member
         self._logged: set[str] = set()  # hosts whose invalid messages are in the log
 
     async def start(self, listener: socket.socket) -> None:
@@ -91,7 +95,7 @@ class AgentServer:
             if role is None:
                 await self._serve_unauthenticated(channel, peer)
             else:
-                await self._serve(channel, peer, _IDLE, messages.MAX_MESSAGE)
+                await self._serve_member(channel, peer)
         except msgspec.DecodeError as error:
             self._log_invalid(channel.peer_host, error)
         except CONNECTION_ERRORS as error:
@@ -107,6 +111,17 @@ class AgentServer:
         if host not in self._logged and len(self._logged) < _MAX_LOGGED_HOSTS:
             self._logged.add(host)
             _log.warning("closing a connection from %s: an invalid message: %s", host, error)
+
+    async def _serve_member(self, channel: Channel, peer: Peer) -> None:
+        if self._authenticated[peer] >= _MAX_PER_MEMBER:
+            return
+        self._authenticated[peer] += 1
+        try:
+            await self._serve(channel, peer, _IDLE, messages.MAX_MESSAGE)
+        finally:
+            self._authenticated[peer] -= 1
+            if not self._authenticated[peer]:
+                del self._authenticated[peer]
 
     async def _serve_unauthenticated(self, channel: Channel, peer: Peer) -> None:
         if (

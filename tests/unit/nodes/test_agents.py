@@ -15,7 +15,7 @@ from appliance.domain.errors import (
     NodeError,
     NodeLost,
 )
-from appliance.nodes import identity
+from appliance.nodes import identity, registry, server
 from appliance.nodes.channel import Channel
 from appliance.nodes.client import NodeClient
 from appliance.nodes.identity import JoinToken
@@ -376,7 +376,7 @@ async def test_the_next_gateway_finds_its_nodes(tmp_path: Path) -> None:
     async with cluster(tmp_path, "a", "b") as (head, (_, b)):
         head.nodes.drain("a")
         await head.nodes.close()
-        await b.agent.close()
+        await b.agent.close()  # its port refuses connections, so the gateway does not wait for it
         head.events.notified.clear()
         await head.start()
         assert sorted(head.events.notified) == [("draining", "a"), ("joined", "a")]
@@ -385,6 +385,58 @@ async def test_the_next_gateway_finds_its_nodes(tmp_path: Path) -> None:
             ("b", "lost"),
         ]
         assert await head.events.clients["a"].in_use() == {"cpu": 12345}
+
+
+async def test_a_node_that_answers_the_next_gateway_late_stays_a_member(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, late = NodeClient.ping, ["a", "a"]
+
+    async def ping(self: NodeClient, *arguments: float) -> None:
+        if late:
+            raise NodeLost(f"node {late.pop()} does not answer")
+        await asked(self, *arguments)
+
+    monkeypatch.setattr(registry, "HEARTBEAT", 0.01)
+    async with cluster(tmp_path, "a") as (head, _):
+        await head.nodes.close()
+        monkeypatch.setattr(NodeClient, "ping", ping)
+        await head.start()
+        assert late == []
+        assert sorted(head.nodes.members()) == ["a"]
+
+
+async def test_a_node_that_does_not_answer_the_next_gateway_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ping(self: NodeClient, *_: float) -> None:
+        raise NodeLost(f"node {self.name} does not answer")
+
+    async with cluster(tmp_path, "a") as (head, _):
+        await head.nodes.close()
+        monkeypatch.setattr(NodeClient, "ping", ping)
+        head.lost_after = 0.1
+        await head.start()
+        assert [(status.state, status.reason) for status in head.nodes.statuses()] == [
+            ("lost", "node a does not answer")
+        ]
+
+
+async def test_a_member_cannot_keep_others_from_connecting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_MAX_PER_MEMBER", 3)
+    async with cluster(tmp_path, "a", "b") as (head, (a, b)):
+        context = identity.client_context(a.identity)
+        channels = [await Channel.open(HOST, head.port, context) for _ in range(3)]
+        await until(lambda: head.nodes._server._authenticated.total() == 3)
+        with pytest.raises(HeadUnreachable, match=r"closed|reset"):
+            await a.as_member.counts_as_member(a.incarnation)
+        assert await b.as_member.counts_as_member(b.incarnation)
+        for channel in channels:
+            channel.close()
+        await until(lambda: not head.nodes._server._authenticated)
+        assert await a.as_member.counts_as_member(a.incarnation)
 
 
 async def test_after_a_restart_of_ray_all_nodes_join_again(tmp_path: Path) -> None:

@@ -192,6 +192,19 @@ async def test_a_stream_ends_properly_when_the_head_stops(tmp_path: Path) -> Non
         assert [part async for part in parts] == [b"second"]
 
 
+async def test_a_node_has_only_so_many_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App()
+    async with forwarding(tmp_path, app.app) as (head, _, node), client(node) as http:
+        head.nodes.max_forwarded = 1
+        async with http.stream("GET", "/stream") as reply:
+            parts = reply.aiter_raw()
+            assert await anext(parts) == b"first"
+            wait_briefly(monkeypatch)
+            assert (await http.get("/echo")).status_code == 503
+        await until(lambda: app.left == 1)
+        assert (await http.get("/echo")).status_code == 200
+
+
 async def test_the_head_notices_that_a_client_disconnects(tmp_path: Path) -> None:
     app = App()
     async with forwarding(tmp_path, app.app) as (_, _, node):
