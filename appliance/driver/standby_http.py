@@ -66,7 +66,8 @@ class StandbyHttp:
         self._listener.on_hand_out = lambda: self._run(child.stop())
 
     async def close(self) -> None:
-        self._listener.on_hand_out = None
+        """End the process, and close the listening socket, for which the event loop has to run."""
+        self._listener.close()
         self._cancel()
         if self._child is not None:
             await self._child.stop()
@@ -143,7 +144,10 @@ class StandbyHttp:
 async def forwarding(
     settings: GatewaySettings, listener: ListeningSocket, console: Console
 ) -> AsyncIterator[StandbyHttp]:
-    """End the process at the end of the block. It starts with the first call of ``forward_to``."""
+    """End the process and close ``listener`` at the end of the block.
+
+    The process starts with the first call of ``forward_to``.
+    """
     http = StandbyHttp(settings, listener, console)
     try:
         yield http

@@ -102,6 +102,7 @@ async def standing_by(
         console = Console(file=standby.shown, width=1000)
         async with standby_http.forwarding(standby.settings, listener, console) as standby.http:
             yield head, http, standby
+        assert not standby.settings.listener_socket.exists()
     await http.close()
     await head.nodes.close()
 
