@@ -24,7 +24,16 @@ from tests.e2e.clients import LANGUAGE_MODEL, client_of
 from tests.e2e.contract import Contract
 from tests.e2e.rows import APART, LEFT_OUT, ROWS, named
 from tests.support import tiny_models
-from tests.support.appliance_process import PATIENCE, ROOT, TOKEN, Appliance, fetch, link_weights, wait_for
+from tests.support.appliance_process import (
+    PATIENCE,
+    ROOT,
+    TOKEN,
+    Appliance,
+    fetch,
+    http_client,
+    link_weights,
+    wait_for,
+)
 from tests.support.cluster import CLUSTER_TOKEN
 from tests.support.http_node import HttpNode
 from tests.support.network_namespaces import Network
@@ -216,7 +225,7 @@ def client(appliance: Appliance) -> Iterator[httpx.Client]:
 @pytest.fixture
 def stranger(appliance: Appliance) -> Iterator[httpx.Client]:
     """A client without a token."""
-    with httpx.Client(base_url=appliance.url, timeout=PATIENCE, trust_env=False) as client:
+    with http_client(appliance.url) as client:
         yield client
 
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import LANGUAGE_MODEL
-from tests.support.appliance_process import PATIENCE, TOKEN, Appliance, wait_for
+from tests.support.appliance_process import PATIENCE, TOKEN, Appliance, http_client, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -25,7 +25,7 @@ SUBJECTS = (
 def events(url: str, headers: dict[str, str] | None = None) -> list[dict[str, str]]:
     """Every server-sent event of a stream, in order, comments left out."""
     found: list[dict[str, str]] = []
-    with httpx.stream("GET", url, headers=headers, timeout=PATIENCE, trust_env=False) as reply:
+    with http_client() as client, client.stream("GET", url, headers=headers) as reply:
         assert reply.status_code == 200
         assert reply.headers["content-type"].split(";")[0] == "text/event-stream"
         current: dict[str, str] = {}

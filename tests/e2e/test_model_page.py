@@ -200,7 +200,7 @@ def demo(appliance: Appliance, tmp_path: Path) -> Iterator[str]:
     def answers() -> bool:
         assert process.poll() is None, (tmp_path / "demo.log").read_text()
         try:
-            return httpx.get(url, trust_env=False, timeout=PATIENCE).status_code == 303
+            return fetch(url).status_code == 303
         except httpx.HTTPError:
             return False
 

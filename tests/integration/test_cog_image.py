@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.appliance_process import ROOT, Appliance, free_port, wait_for
+from tests.support.appliance_process import ROOT, Appliance, fetch, free_port, wait_for
 from tests.support.cog_images import CogImages
 
 pytestmark = [
@@ -144,7 +144,7 @@ class Registry:
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"http://{self.address}/v2/", trust_env=False).status_code == 401
+            return fetch(f"http://{self.address}/v2/").status_code == 401
         except httpx.HTTPError:
             return False
 
@@ -279,7 +279,7 @@ SITE = f"/usr/local/lib/python{sys.version_info.major}.{sys.version_info.minor}/
 
 def _status(url: str) -> str | None:
     try:
-        return str(httpx.get(f"{url}/health-check", trust_env=False).json()["status"])
+        return str(fetch(f"{url}/health-check").json()["status"])
     except httpx.HTTPError:
         return None
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -45,6 +47,18 @@ def has_ipv6() -> bool:
             return True
     except OSError:
         return False
+
+
+@functools.cache
+def certificates() -> ssl.SSLContext:
+    """Return the certificates that httpx trusts. Without this, each client reads them, which takes 20 ms."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def http_client(url: str = "", **more: Any) -> httpx.Client:
+    """Return an HTTP client of the server at ``url``, with a timeout of ``PATIENCE`` and without proxies."""
+    options: dict[str, Any] = {"timeout": PATIENCE, "verify": certificates(), **more}
+    return httpx.Client(base_url=url, trust_env=False, **options)
 
 
 class Appliance:
@@ -125,7 +139,7 @@ class Appliance:
     def answers(self) -> bool:
         """Return whether the health route answers with 200."""
         try:
-            return httpx.get(f"{self.url}/healthz", timeout=2, trust_env=False).status_code == 200
+            return fetch(f"{self.url}/healthz", timeout=2).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -201,13 +215,13 @@ class Appliance:
 
     def client(self) -> httpx.Client:
         """Return an HTTP client with a token."""
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False)
+        return http_client(self.url, headers={"Authorization": f"Bearer {TOKEN}"})
 
 
 def fetch(address: str, **more: Any) -> httpx.Response:
-    """GET ``address``, with a timeout of ``PATIENCE``."""
-    return httpx.get(address, timeout=PATIENCE, trust_env=False, **more)
+    """GET ``address``, with a timeout of ``PATIENCE`` seconds and without proxies."""
+    options: dict[str, Any] = {"timeout": PATIENCE, "verify": certificates(), **more}
+    return httpx.get(address, trust_env=False, **options)
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from tests.support import postgres_server
-from tests.support.appliance_process import PATIENCE, TOKEN, wait_for
+from tests.support.appliance_process import PATIENCE, TOKEN, certificates, wait_for
 from tests.support.cluster import Head, Node
 from tests.support.network_namespaces import Network, available
 from tests.support.postgres_server import PostgresServer
@@ -136,6 +136,7 @@ class Clients:
                         headers={"Authorization": f"Bearer {TOKEN}"},
                         timeout=5.0,
                         trust_env=False,
+                        verify=certificates(),
                     )
                 except httpx.HTTPError:  # this machine is gone
                     time.sleep(0.1)
