@@ -17,6 +17,7 @@ from replicate.client import Client
 from replicate.exceptions import ReplicateError
 
 from tests.e2e.clients import beta, client_of, framework, node
+from tests.e2e.conftest import Background
 from tests.e2e.contract import Contract, operations
 from tests.support.appliance_process import PATIENCE, TOKEN, Appliance, fetch, wait_for
 
@@ -274,6 +275,11 @@ def test_a22_every_operation_was_answered_as_the_documents_say(
 ) -> None:
     served: dict[str, Any] = api.get("/openapi.json").json()
     assert contract.seen >= set(operations(served))
+
+
+@pytest.mark.last
+def test_the_ui_closes_no_connection_before_the_gateway(slow: dict[str, Background]) -> None:
+    assert slow["kept"].result() == 200
 
 
 def test_a_proxy_is_not_believed_unless_the_config_says_so(api: httpx.Client, appliance: Appliance) -> None:

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.browsing import sign_in, sign_out, watched
-from tests.e2e.conftest import LANGUAGE_MODEL, Background
+from tests.e2e.conftest import LANGUAGE_MODEL
 from tests.support.appliance_process import TOKEN, Appliance
 
 pytestmark = pytest.mark.e2e
@@ -54,11 +54,6 @@ def test_cards_show_a_new_state_by_themselves(page: Page, client: httpx.Client) 
     expect(card.locator(".badge", has_text="not loaded")).to_be_visible()
     client.post("/admin/models/test/files/load")
     expect(card.locator(".badge.ready")).to_be_visible()
-
-
-@pytest.mark.last
-def test_no_connection_is_closed_under_the_gateway(slow: dict[str, Background]) -> None:
-    assert slow["kept"].result() == 200
 
 
 #: As if the way to the sign-in took long: the session is gone, and the page goes on for half a second.
