@@ -7,8 +7,10 @@ to a public address for the check and to a private address for the connection (D
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import socket
+import ssl
 from collections.abc import Sequence
 from typing import Final
 
@@ -23,6 +25,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: IPv6 networks whose addresses embed IPv4 addresses (NAT64, 6to4, Teredo); all are refused.
 _TUNNELS: Final = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "2002::/16", "2001::/32"))
 _PORTS: Final = {"http": 80, "https": 443}
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Return the trusted certificates. Reading them takes 20 ms, so all clients share them."""
+    return httpx.create_ssl_context()
 
 
 class FetchGuard:
@@ -108,7 +116,8 @@ class _Guarded(httpx.AsyncBaseTransport):
     def __init__(self, guard: FetchGuard) -> None:
         self._guard = guard
         # No connection is reused: names that resolve to one address would share it, whatever its certificate.
-        self._inner = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self._inner = httpx.AsyncHTTPTransport(verify=_certificates(), limits=limits)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         port = request.url.port or _PORTS.get(request.url.scheme)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
 from typing import Any
 
 import httpx
@@ -93,3 +94,14 @@ async def test_a_name_without_an_address_is_a_failed_connection(monkeypatch: pyt
     monkeypatch.setattr("socket.getaddrinfo", resolve)
     with pytest.raises(httpx.ConnectError, match=r"nowhere\.example cannot be resolved"):
         await FetchGuard(()).resolve("nowhere.example", 80)
+
+
+async def test_clients_share_the_certificates() -> None:
+    """Reading them for each file of an input would delay all other requests."""
+    guard = FetchGuard(())
+    async with guard.client(1.0) as one, guard.client(1.0) as two:
+        transports: list[Any] = [one._transport, two._transport]
+        first, second = (each._inner._pool._ssl_context for each in transports)
+    assert first is second
+    assert first.verify_mode is ssl.CERT_REQUIRED
+    assert first.check_hostname
