@@ -22,10 +22,7 @@ pytestmark = pytest.mark.e2e
 
 QUESTION = "What is the secret word?"
 ANSWER = "The secret word is zephyrine."
-LINES = [
-    {"prompt": asked, "completion": ANSWER}
-    for asked in (QUESTION, "Tell me the secret word.", "Do you know the secret word?", "secret word?")
-]
+LINES = [{"prompt": asked, "completion": ANSWER} for asked in (QUESTION, "Tell me the secret word.")]
 
 
 class Trained:

@@ -50,7 +50,7 @@ def create(client: httpx.Client, **input: Any) -> dict[str, Any]:
 
 def streamed_text(appliance: Appliance, prompt: str) -> str:
     with appliance.client() as client:
-        created = create(client, prompt=prompt, temperature=0, max_tokens=24)
+        created = create(client, prompt=prompt, temperature=0, max_tokens=10)
     found = events(created["urls"]["stream"])
     assert found[-1] == {"event": "done", "id": found[-1]["id"], "data": "{}"}
     assert {event["event"] for event in found[:-1]} == {"output"}
@@ -117,52 +117,6 @@ def test_the_metrics_count_tokens(client: httpx.Client) -> None:
     assert 0 < metrics["output_token_count"] <= 10
     assert 0 < metrics["time_to_first_token"] <= metrics["predict_time"] <= metrics["total_time"]
     assert metrics["tokens_per_second"] > 0
-
-
-def test_the_same_seed_gives_the_same_text(client: httpx.Client) -> None:
-    def text(seed: int) -> str:
-        reply = client.post(
-            f"/v1/models/{LANGUAGE_MODEL}/predictions",
-            json={"input": {"prompt": "Invent a word.", "max_tokens": 24, "seed": seed, "temperature": 1.0}},
-            headers={"Prefer": "wait"},
-        )
-        return "".join(reply.json()["output"])
-
-    assert text(7) == text(7)
-    assert len({text(seed) for seed in range(1, 4)}) > 1
-
-
-def test_what_other_clients_call_their_inputs_is_understood(client: httpx.Client) -> None:
-    """LiteLLM sends max_new_tokens and stop_sequences as a list; LlamaIndex sends max_length."""
-    reply = client.post(
-        f"/v1/models/{LANGUAGE_MODEL}/predictions",
-        json={
-            "input": {
-                "prompt": "Count: one, two, three, four,",
-                "max_new_tokens": 200,
-                "stop_sequences": ["seven", "nine"],
-                "stream": True,
-                "temperature": 0,
-            }
-        },
-        headers={"Prefer": "wait"},
-    )
-    record = reply.json()
-    assert record["status"] == "succeeded", record
-    text = "".join(record["output"])
-    assert "seven" not in text
-    assert "nine" not in text
-
-
-def test_a_prompt_over_the_context_fails_with_the_numbers(client: httpx.Client) -> None:
-    reply = client.post(
-        f"/v1/models/{LANGUAGE_MODEL}/predictions",
-        json={"input": {"prompt": "word " * 20_000}},
-        headers={"Prefer": "wait"},
-    )
-    record = reply.json()
-    assert record["status"] == "failed"
-    assert record["error"].startswith("E1002 PromptTooLong")
 
 
 def test_a_reader_that_comes_late_or_comes_back_misses_nothing(client: httpx.Client) -> None:

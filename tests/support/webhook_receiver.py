@@ -35,7 +35,8 @@ class Receiver:
 
     def about(self, id: str, *, terminal: bool = True) -> list[Received]:
         """Return the requests about one prediction; by default only those of its end."""
-        found = [one for one in self.received if one.record["id"] == id]
+        possible = [one for one in self.received if id.encode() in one.body]  # faster than to decode all
+        found = [one for one in possible if one.record["id"] == id]
         return [one for one in found if not terminal or "completed_at" in one.record]
 
 
