@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from appliance.domain.audit import AuditEvent
 from appliance.domain.errors import StoreError, StoreUnavailable, UnstorableValue
@@ -31,6 +32,17 @@ async def store(path: Path, postgres: PostgresServer) -> AsyncIterator[Store]:
     store = await created(path)
     yield store
     await store.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def unchanged(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Store]:
+    """One store for all tests that change nothing, because a database for each test takes 0.2 s of CPU."""
+    server.query("CREATE DATABASE unchanged")
+    store = Store(tmp_path_factory.mktemp("home") / "appliance.db", url=server.url("unchanged"))
+    await store.open()
+    yield store
+    await store.close()
+    server.query("DROP DATABASE unchanged WITH (FORCE)")
 
 
 # Backups
@@ -206,8 +218,9 @@ async def test_a_text_that_is_too_long_for_an_index_is_refused(store: Store) -> 
         await store.create(make(model=os.urandom(10_000).hex()))
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", QUERIES)
-async def test_every_statement_is_one_of_postgresql(store: Store, name: str) -> None:
+async def test_every_statement_is_one_of_postgresql(unchanged: Store, name: str) -> None:
     names = dict.fromkeys(re.findall(r":(\w+)", QUERIES[name]))
     numbers = {"limit": 1, "each": 1, **dict.fromkeys((name for name in names if name.startswith("by_")), 1)}
     count = QUERIES[name].count("?")
@@ -217,7 +230,7 @@ async def test_every_statement_is_one_of_postgresql(store: Store, name: str) -> 
         parameters: Any = [None] * count if count else {**names, **numbers}
         connection._execute(f"EXPLAIN {statement}", parameters)  # type: ignore[attr-defined]
 
-    await store.read(action)
+    await unchanged.read(action)
 
 
 async def test_times_are_grouped_by_days_of_utc(store: Store) -> None:
