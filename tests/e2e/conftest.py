@@ -113,6 +113,8 @@ def appliance(tmp_path_factory: pytest.TempPathFactory, collector: Collector) ->
     home = tmp_path_factory.mktemp("home")
     link_weights(home)
     shipped = yaml.safe_load((ROOT / "models.yaml").read_text())
+    (language_model,) = (model for model in shipped["models"] if model["name"] == LANGUAGE_MODEL)
+    language_model["options"]["max_tokens"] = 128  # the poem of the README would take a minute of CPU
     (home / "readme.md").write_text("# Streams\n\nWord by word.\n")
     shipped["models"] += ECHO_MODELS
     shipped["models"][-len(ECHO_MODELS)]["readme"] = str(home / "readme.md")
