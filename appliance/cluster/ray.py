@@ -293,9 +293,9 @@ class RayCluster:
             raise WorkerLost(f"the runner replica died while loading model {spec.model}: {error}") from error
         if outcome.failure is None:
             return frozenset(outcome.levels)
-        self._copied.pop(spec.model, None)
-        del self._links[spec.model]
-        await self._give_back(link)
+        if self._links.get(spec.model) is link:  # else the model was unloaded during its load
+            await self._give_back(self._links.pop(spec.model))
+            self._copied.pop(spec.model, None)
         raise outcome.failure.as_error()
 
     async def _load_parts(self, spec: LoadSpec, nodes: list[str]) -> None:

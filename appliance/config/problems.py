@@ -153,13 +153,14 @@ def _options(kind: str) -> type[Section]:
     return cast("type[Section]", MODELS[kind].model_fields["options"].annotation)
 
 
+_SHORT: Final = {"missing": "is missing: add it", "too_short": "should have at least one item: add one"}
+
+
 def _message(detail: ErrorDetails) -> str:
     loc, value = detail["loc"], detail["input"]
     match detail["type"]:
         case "extra_forbidden":
             return _unknown_key(loc)
-        case "missing":
-            return "is missing: add it"
         case "union_tag_not_found":
             return f"is missing: add one of {', '.join(MODELS)}"
         case "union_tag_invalid":
@@ -171,10 +172,12 @@ def _message(detail: ErrorDetails) -> str:
             return f"{_shown(value)} should be a mapping of keys to values"
         case "tuple_type":
             return f"{_shown(value)} should be a list"
-        case "too_short":
-            return "should have at least one item: add one"
+        case "missing" | "too_short" as what:
+            return _SHORT[what]
         case "none_required" if loc[-1] == "source":
             return "an echo model has no weights: remove the key"
+        case "value_error":
+            return detail["msg"].removeprefix("Value error, ")
         case _:
             message = detail["msg"].removeprefix("Input ").removeprefix("String ").removeprefix("Value ")
             return message if isinstance(value, dict | list) else f"{_shown(value)} {message}"

@@ -279,7 +279,7 @@ def _set_environment(spec: LoadSpec) -> None:
         # Run vLLM's worker in the engine core instead of in a third process.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if spec.part is not None:
-        parts.set_environment(spec.part)
+        parts.set_environment(spec.part, on_cpus=spec.device == "cpu")
     import huggingface_hub.constants
 
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # the zygote imported it before the variable was set

@@ -16,6 +16,8 @@ _KEYS: Final = {
     "kv_cache_memory_bytes": "options.kv_cache",
     "VLLM_CPU_KVCACHE_SPACE": "options.kv_cache",
     "tensor_parallel_size": "gpu",
+    "pipeline_parallel_size": "machines",
+    "nnodes": "machines",
     "max_model_len": "options.max_model_len",
     "max_num_seqs": "options.max_num_seqs",
     "dtype": "options.dtype",

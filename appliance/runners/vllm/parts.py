@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 #: Steps without a limit, computed while the model is loaded. torch compiles twice: for the several tokens of
 #: a prompt, and for the one token of a later step.
 FIRST_STEPS: Final = 2
-#: Seconds that a later step may take. vLLM notices only by this limit that another machine is gone.
+#: Seconds that a later step may take. Only this limit shows that the network to another machine is cut.
 STEP_LIMIT: Final = 60
+STEP_LIMIT_ON_CPUS: Final = 300  # vLLM's default: a step with many tokens may take more than a minute
 #: Name of the variable with which vLLM sets the limit. A value in the environment is kept.
 _STEP_VARIABLE: Final = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
 _SCHEME: Final = "appliance-parts"  # of the URL with which torch finds the other parts
@@ -41,7 +42,7 @@ def is_follower(spec: LoadSpec) -> bool:
 
 def step_limit() -> int:
     """Return vLLM's limit for a step in seconds."""
-    return int(os.environ.get(_STEP_VARIABLE, STEP_LIMIT))
+    return int(os.environ[_STEP_VARIABLE])
 
 
 def engine_arguments(spec: LoadSpec, devices: int) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def engine_arguments(spec: LoadSpec, devices: int) -> dict[str, Any]:
     }
 
 
-def set_environment(part: Part) -> None:
+def set_environment(part: Part, *, on_cpus: bool) -> None:
     """Make vLLM, gloo and NCCL listen on the part's address, and limit the time of a step.
 
     Raises:
@@ -81,7 +82,7 @@ def set_environment(part: Part) -> None:
         NCCL_SOCKET_IFNAME=f"={name}",  # "=": not other interfaces whose names begin with it
         NCCL_SOCKET_FAMILY="AF_INET",
     )
-    os.environ.setdefault(_STEP_VARIABLE, str(STEP_LIMIT))
+    os.environ.setdefault(_STEP_VARIABLE, str(STEP_LIMIT_ON_CPUS if on_cpus else STEP_LIMIT))
 
 
 def interface(address: str, addresses: Mapping[str, Sequence[str]]) -> str:

@@ -74,6 +74,14 @@ def test_sections_that_are_refused(tmp_path: Path, section: str, message: str) -
     assert "cluster" in str(caught.value)
 
 
+def test_the_error_of_a_section_begins_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, "cluster: {address: a, lost_after: 1}")
+    assert str(caught.value).endswith(
+        "key cluster: lost_after: give at least 3 s, because heartbeats are sent every second"
+    )
+
+
 def test_a_private_network(tmp_path: Path) -> None:
     found = read(tmp_path, "cluster: {address: 10.9.0.1, private_network: 10.9.0.0/24}")
     assert found is not None

@@ -151,7 +151,7 @@ from appliance.runners.vllm.options import VllmModel, VllmOptions
         ),
         (
             "You must set `--nnodes` to 2",
-            "You must set `--nnodes` to 2; models.yaml has no key for that setting of vLLM",
+            "You must set machines to 2; machines is a key of the model in models.yaml",
         ),
         (
             "The model does not support chat_template with dtype float16.",

@@ -80,7 +80,7 @@ def test_an_address_of_another_machine_is_refused() -> None:
 
 def test_the_environment_names_the_address_and_limits_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {})
-    parts.set_environment(part())
+    parts.set_environment(part(), on_cpus=False)
     name = next(
         name
         for name, found in psutil.net_if_addrs().items()
@@ -97,8 +97,14 @@ def test_the_environment_names_the_address_and_limits_a_step(monkeypatch: pytest
 
 
 def test_a_limit_for_steps_in_the_environment_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", {"VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "300"})
-    parts.set_environment(part())
+    monkeypatch.setattr(os, "environ", {"VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "120"})
+    parts.set_environment(part(), on_cpus=True)
+    assert parts.step_limit() == 120
+
+
+def test_a_step_on_cpus_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    parts.set_environment(part(), on_cpus=True)
     assert parts.step_limit() == 300
 
 
