@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import ssl
 import sys
@@ -127,7 +128,7 @@ def check_tls(config: Config) -> None:
 
 
 def pull_missing(settings: GatewaySettings, console: Console) -> None:
-    """Download missing weights, and build projects and environments; not of models that cannot run.
+    """Download missing weights, and build projects and environments, of all models that a machine can run.
 
     A failure for one model is printed, and the other models are served.
     """
@@ -230,6 +231,8 @@ async def run(
 
         async def on_waiting(head: str | None) -> None:
             state.past_first_start = True
+            # Input files of predictions that this machine ran as the head. Another head runs them now.
+            await asyncio.to_thread(shutil.rmtree, settings.run_dir / "inputs", ignore_errors=True)
             await http.forward_to(head)
 
         held = await standby.wait(lease, settings.database, state.stop, console, on_waiting)

@@ -104,6 +104,7 @@ async def recover_predictions(
             dependencies.cluster.stored(entry.runs_on, prediction.id, prediction.attempt, prediction.n)
     for record in failed:  # they are unfinished until their end is stored
         dependencies.budgets.add(record)
+    await dependencies.inputs.keep_only(ids - {record.id for record in failed})
     return failed
 
 

@@ -3,8 +3,8 @@
 An input of ``format: uri`` may be a ``data:`` URL, an ``http(s)`` URL, or the URL of an upload or output file
 of this appliance, with any hostname by which the caller reaches this appliance.
 
-A file is fetched once, also if the gateway restarts before its prediction has run: the URL may have expired
-then. The folder of a file exists only with the whole file.
+A file is fetched only once, even if the gateway restarts before its prediction has run, because the URL may
+have expired by then. The folder of a file gets its name only when the file is complete.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 from urllib.parse import urlsplit
@@ -115,6 +115,10 @@ class Inputs:
         if folder.exists():
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
+    async def keep_only(self, ids: Collection[str]) -> None:
+        """Delete the files of all predictions except these (ids): an earlier gateway may have left them."""
+        await asyncio.to_thread(_delete_others, self._folder, ids)
+
     async def _lines(
         self, record: Prediction, name: str, value: str | list[str] | None, folder: Path
     ) -> list[dict[str, str]]:
@@ -146,6 +150,8 @@ class Inputs:
         """
         try:
             if url[:5].lower() == "data:":
+                # Before the content is decoded: `discard` then finds the folder, and a later write fails.
+                await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
                 return await asyncio.to_thread(_written, url, folder)
             found = await asyncio.to_thread(_whole_file, folder)
             if found is not None:
@@ -266,10 +272,16 @@ def _append(file: BinaryIO, pieces: Iterable[bytes], limit: int) -> None:
 def _written(url: str, folder: Path) -> str:
     """Write the content of a ``data:`` URL to a file; return the path of the file."""
     kind, data = media.from_data(url)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"file{mimetypes.guess_extension(kind) or ''}"
     path.write_bytes(data)
     return str(path)
+
+
+def _delete_others(folder: Path, ids: Collection[str]) -> None:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name not in ids:
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _whole_file(folder: Path) -> Path | None:
@@ -288,7 +300,7 @@ def _make_empty(folder: Path) -> None:
 
 
 def _finish(file: Path, folder: Path) -> None:
-    """Write the content of ``file`` to the disk, and let ``folder`` be the name of the folder that has it."""
+    """Flush ``file`` to the disk, and rename its folder to ``folder``."""
     with file.open("rb") as written:
         os.fsync(written.fileno())  # else the file might be incomplete after a power failure
     shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ from appliance.config import FilesConfig
 from appliance.domain import input_schema
 from appliance.domain.errors import InvalidInput, PredictionFailed
 from appliance.domain.prediction import Prediction
+from appliance.domain.values import MIB
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
+from appliance.runners.echo.runner import EchoRunner
 from appliance.runners.transformers.runner import TransformersRunner
 from appliance.store import Store
 from tests.support.web_server import Answer, serving
@@ -68,6 +73,46 @@ async def test_a_file_is_fetched_once_even_after_a_restart(store: Store, tmp_pat
         (after,) = await fetched(store, tmp_path, url)
         assert after == before
         assert Path(after["file"]).read_bytes() == b"a cat"
+
+
+async def test_a_data_url_that_is_written_after_the_cancel_leaves_no_file(
+    store: Store, tmp_path: Path
+) -> None:
+    inputs = Inputs(
+        FileStore(store.files, tmp_path / "files", FilesConfig()),
+        FetchGuard([]),
+        tmp_path / "inputs",
+        tmp_path,
+    )
+    url = f"data:text/plain;base64,{base64.b64encode(bytes(20 * MIB)).decode()}"
+    interface = EchoRunner.interface({})
+    folder = tmp_path / "inputs" / "p"
+    loop = asyncio.get_running_loop()
+    threads = ThreadPoolExecutor()
+    loop.set_default_executor(threads)
+    fetch = asyncio.ensure_future(inputs.fetch(record(file=url), interface, {"file": url}))
+    while not list(folder.glob("fetched/file")):
+        await asyncio.sleep(0)
+    fetch.cancel()
+    await asyncio.wait({fetch})
+    await inputs.discard("p")
+    loop.set_default_executor(ThreadPoolExecutor())
+    threads.shutdown()  # waits for the thread that writes the file
+    assert not folder.exists()
+
+
+async def test_only_the_files_of_these_predictions_are_kept(store: Store, tmp_path: Path) -> None:
+    inputs = Inputs(
+        FileStore(store.files, tmp_path / "files", FilesConfig()),
+        FetchGuard([]),
+        tmp_path / "inputs",
+        tmp_path,
+    )
+    await inputs.keep_only({"a"})  # there is no folder yet
+    for id in ("a", "b"):
+        (tmp_path / "inputs" / id / "fetched" / "file").mkdir(parents=True)
+    await inputs.keep_only({"a", "c"})
+    assert [path.name for path in (tmp_path / "inputs").iterdir()] == ["a"]
 
 
 async def test_a_file_that_was_not_complete_is_fetched_again(store: Store, tmp_path: Path) -> None:
