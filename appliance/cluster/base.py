@@ -131,7 +131,7 @@ class Cluster(Protocol):
     async def copy_weights(self, spec: LoadSpec) -> int:
         """Copy the weights of a model to the node that will load it; return how many bytes were copied.
 
-        For a model on several machines, call this for each of them, with the devices of one machine only.
+        For a model on several machines, call this once for each machine, with the devices of this machine.
 
         Raises:
             LoadFailed: a file cannot be copied; the message has the reason.
@@ -141,8 +141,8 @@ class Cluster(Protocol):
     async def load(self, spec: LoadSpec) -> frozenset[int]:
         """Load a model; return the sleep levels that its worker process supports.
 
-        A model with devices of several nodes gets a part on each. If one of them fails, the others are
-        unloaded, and the error has the ``node`` of the part that failed.
+        A model with devices of several nodes gets a part on each of them. If a part fails, the others are
+        unloaded, and the attribute ``node`` of the error names the node of the part that failed.
 
         Raises:
             LoadFailed: the model cannot be loaded; the message has the reason.

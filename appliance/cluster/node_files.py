@@ -35,7 +35,7 @@ _DROP_DELAY: Final = 1.0
 #: Acknowledged predictions of each model whose repeated events are still recognized. The replica repeats the
 #: events of those whose acknowledgement it has not received.
 _REMEMBERED: Final = 1000
-#: File in the folder with the input files of a prediction: the copies of weights that it uses on its node.
+#: File that lists the copies of weights that a prediction uses on its node. It is beside the input files.
 _COPIES: Final = "copies.json"
 
 
@@ -379,7 +379,11 @@ def _save_copies(folder: Path, copies: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _COPIES).write_bytes(msgspec.json.encode(copies))
     except OSError as error:  # the prediction can run
-        _log.warning("the copies of weights of a prediction cannot be written to %s: %s", folder, error)
+        text = (
+            "the list of copied adapters of a prediction cannot be written to %s: %s: if the gateway "
+            "restarts while the prediction runs, it may delete these copies"
+        )
+        _log.warning(text, folder, error)
 
 
 def _saved_copies(folder: Path) -> list[str]:
@@ -388,7 +392,11 @@ def _saved_copies(folder: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except (OSError, msgspec.DecodeError) as error:
-        _log.warning("the copies of weights of a prediction cannot be read from %s: %s", folder, error)
+        text = (
+            "the list of copied adapters of a prediction cannot be read from %s: %s: these copies may be "
+            "deleted while the prediction runs"
+        )
+        _log.warning(text, folder, error)
         return []
 
 

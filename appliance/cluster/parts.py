@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _UNLOAD_AGAIN: Final = 1.0
 #: Seconds, at most, to wait for the last events of the leader, and their files, after another part has ended.
 _LAST_EVENTS: Final = 10.0
-#: Errors that explain why other parts failed too.
+#: Errors of one part that make other parts fail too.
 _CAUSES: Final = (NodeLost, OutOfMemory)
 
 _Failure = LoadFailed | WorkerLost
@@ -47,7 +47,7 @@ class FoundPart(NamedTuple):
     stats: ReplicaStats
 
 
-def complete(found: Sequence[FoundPart]) -> dict[int, Link] | None:
+def links_of_complete_load(found: Sequence[FoundPart]) -> dict[int, Link] | None:
     """Return the links by index if these are all parts of one load, and all are ready; else None."""
     specs = {each.stats.spec == found[0].stats.spec for each in found}
     loads = {(part.count, part.leader, part.port) for _, part, _ in found}
@@ -61,10 +61,19 @@ class Parts:
     """The parts of one model, on the gateway's event loop."""
 
     def __init__(
-        self, model: str, *, give_back: Callable[[Link], Awaitable[None]], on_end: Callable[[], None]
+        self,
+        model: str,
+        port: int,
+        *,
+        give_back: Callable[[Link], Awaitable[None]],
+        on_end: Callable[[], None],
     ) -> None:
-        """``give_back`` makes a replica available again. ``on_end`` is called once all parts have ended."""
+        """The leader listens on ``port`` as long as the model is loaded.
+
+        ``give_back`` makes a replica spare again. ``on_end`` is called once all parts are unloaded.
+        """
         self._model = model
+        self.port = port
         self._give_back = give_back
         self._on_end = on_end
         self.links: dict[int, Link] = {}  # by index of the part
@@ -112,19 +121,41 @@ class Parts:
         self._nodes = [pool.machine.name for pool in pools]
         for index, pool in enumerate(pools):
             self._loads[index] = loop.create_task(self._load(index, pool, arguments))
-        pending = set(self._loads.values())
         try:
-            while pending and not self._failures and self._stopping is None:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if not task.cancelled():
-                        task.result()
+            await self._until_loaded()
         except asyncio.CancelledError:
             self._stop_soon()
             raise
         if self._failures or self._stopping is not None:
             await self.end()
             raise self._cause()
+
+    async def _until_loaded(self) -> None:
+        """Return once all parts are loaded, one has failed or ended, or they are being unloaded."""
+        pending, watches = set(self._loads.values()), set[asyncio.Task[None]]()
+        try:
+            while pending and not self._failures and self._stopping is None:
+                done, _ = await asyncio.wait(pending | watches, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if not task.cancelled():
+                        task.result()
+                loaded = [index for index, task in self._loads.items() if task in done & pending]
+                if not self._failures and self._stopping is None:
+                    watches |= {asyncio.ensure_future(self._watch(self.links[index])) for index in loaded}
+                pending -= done
+                watches -= done
+        finally:
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
+
+    async def _watch(self, link: Link) -> None:
+        """Notice the end of a loaded part. Parts that are still loading may wait for it for ever."""
+        try:
+            async for _ in events_of(self._model, link):
+                pass
+        except WorkerLost as error:
+            self._failed(link.machine, error)
 
     async def _load(
         self, index: int, pool: ReplicaPool, arguments: Callable[[int, Machine], list[bytes]]
@@ -146,7 +177,7 @@ class Parts:
                 self._failed(pool.machine, failure)
 
     def _failed(self, machine: Machine, error: _Failure) -> None:
-        """Remember the error of a part. After the first error, only those that explain it are remembered."""
+        """Record the error of a part; during the unload, only errors that can be the cause of the others."""
         if self._stopping is None or isinstance(error, _CAUSES):
             self._failures.append(_on_node(error, machine.name))
 
@@ -168,11 +199,16 @@ class Parts:
     async def _end(self) -> None:
         try:
             await asyncio.shield(self._stop_soon())
-            for link in self.links.values():
-                await link.until_ended()
-                await self._give_back(link)
+            ends = await asyncio.gather(*map(self._end_part, self.links.values()), return_exceptions=True)
+            for end in ends:
+                if end is not None:
+                    raise end
         finally:
             self._on_end()
+
+    async def _end_part(self, link: Link) -> None:
+        await link.until_ended()
+        await self._give_back(link)
 
     def _stop_soon(self) -> asyncio.Task[None]:
         """Begin to unload all parts."""
@@ -243,9 +279,9 @@ class Parts:
     async def _read(
         self, index: int, link: Link, received: asyncio.Queue[_Received | Exception | None]
     ) -> None:
-        """Put the messages of a part into ``received``, and at last None or an unexpected error.
+        """Put the messages of a part into ``received``; at the end an unexpected error, if any, and None.
 
-        The stream of a follower that is still loaded is continued.
+        If the stream of a follower ends while the model is loaded, read the next one.
         """
         try:
             while self._stopping is None:

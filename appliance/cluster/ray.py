@@ -24,7 +24,7 @@ from appliance.cluster import node_spec
 from appliance.cluster.base import AdoptedModel, NodeConnection, NodeFolders, PartState
 from appliance.cluster.event_streams import events_of
 from appliance.cluster.node_files import Folders
-from appliance.cluster.parts import FoundPart, Parts, complete
+from appliance.cluster.parts import FoundPart, Parts, links_of_complete_load
 from appliance.cluster.replicas import (
     REPLICA_ERRORS,
     RUNNER,
@@ -76,7 +76,7 @@ class RayCluster:
         self._node = node
         self._links: dict[str, Link] = {}  # by model; of a model on several machines: that of its leader
         self._parts: dict[str, Parts] = {}  # by model on several machines
-        self._ports = itertools.cycle(ports)
+        self._ports, self._port_count = itertools.cycle(ports), len(ports)
         self._numbers: dict[str, int] = {}  # by node: the number of its next replica
         self._adopted = False
         own = [Machine(node, zygote_socket, run_dir, address=address)] if runs_models else []
@@ -181,12 +181,12 @@ class RayCluster:
         adopted: list[AdoptedModel] = []
         ending: list[Coroutine[Any, Any, None]] = []
         for model, each in found.items():
-            links = complete(each)
+            links = links_of_complete_load(each)
             if links is None or model in self._links:
                 _log.warning("model %s is unloaded: not all of its parts are loaded and ready", model)
                 ending += (self._unload(part.link, model) for part in each)
                 continue
-            self._parts[model] = self._new_parts(model)
+            self._parts[model] = self._new_parts(model, each[0].part.port)
             self._parts[model].adopt(links)
             for link, part, stats in each:
                 self._copied.setdefault(model, {})[link.machine.name] = {path: path for path in stats.copies}
@@ -304,13 +304,13 @@ class RayCluster:
         if (former := self._links.pop(spec.model, None)) is not None:  # its worker process has died
             await former.until_ended()
             await self._unload(former, spec.model)
-        port, leader = next(self._ports), pools[0].machine.address
+        port, leader = self._unused_port(), pools[0].machine.address
 
         def arguments(index: int, machine: Machine) -> list[bytes]:
             part = Part(index=index, count=len(nodes), address=machine.address, leader=leader, port=port)
             return self._arguments(spec, machine, part)
 
-        parts = self._parts[spec.model] = self._new_parts(spec.model)
+        parts = self._parts[spec.model] = self._new_parts(spec.model, port)
         await parts.load(pools, arguments)
         self._links[spec.model] = parts.leader
 
@@ -318,8 +318,16 @@ class RayCluster:
         parts = self._parts.get(model)
         return [] if parts is None else parts.states
 
-    def _new_parts(self, model: str) -> Parts:
-        return Parts(model, give_back=self._give_back, on_end=partial(self._forget, model))
+    def _unused_port(self) -> int:
+        """Return the next port that no loaded model uses; any port if models use all of them."""
+        used = {parts.port for parts in self._parts.values()}
+        for port in itertools.islice(self._ports, self._port_count):
+            if port not in used:
+                return port
+        return next(self._ports)
+
+    def _new_parts(self, model: str, port: int) -> Parts:
+        return Parts(model, port, give_back=self._give_back, on_end=partial(self._forget, model))
 
     def _forget(self, model: str) -> None:
         """Forget a model on several machines that is no longer loaded."""
@@ -437,7 +445,7 @@ class RayCluster:
     async def close(self) -> None:
         for link in self._links.values():
             link.close()
-        for parts in self._parts.values():
+        for parts in list(self._parts.values()):  # a closed one may remove itself
             await parts.close()
         for pool in self._pools.values():
             await pool.close()

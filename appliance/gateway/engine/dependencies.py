@@ -34,7 +34,7 @@ class Dependencies(msgspec.Struct, kw_only=True):
     scheduler: Scheduler
     home: Path  # the data folder
     devices: Devices
-    section: ClusterConfig | None = None  # ``cluster`` of models.yaml
+    cluster_config: ClusterConfig | None = None  # ``cluster`` of models.yaml
     files: FileStore
     inputs: Inputs
     run_tokens: RunTokens

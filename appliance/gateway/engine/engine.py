@@ -196,7 +196,7 @@ class Engine:
             case Ready(levels):
                 self._scheduler.loaded(model, now, levels)
                 self._loads.resolve(model)
-                if self._scheduler.residency(model) is Residency.READY:
+                if self._scheduler.residency(model) in {Residency.READY, Residency.DRAINING}:
                     self._workers.follow(model)
                     self._loads.reload_model(model)
             case Retry(reason):

@@ -99,7 +99,7 @@ class Loads:
         try:
             for device in decided.devices:
                 if device not in self._devices.by_name:
-                    raise _node_lost(device)
+                    raise _node_lost(node_spec.node_of(device), "before the load began")
             spec = self._spec(entry, decided)
             self._options[instance] = spec.options
             await self._copy_weights(spec)
@@ -137,13 +137,27 @@ class Loads:
         others = [node for node in node_spec.nodes_of(spec) if node != self._devices.node]
         if not self._devices.node or not others:
             return
-        copies = [asyncio.ensure_future(self._copy_weights_to(node, spec)) for node in others]
+        copies = {asyncio.ensure_future(self._copy_weights_to(node, spec)) for node in others}
+        lost = asyncio.ensure_future(self._until_one_is_lost(others))  # its own copy may have ended
+        pending = set(copies)
         try:
-            await asyncio.gather(*copies)
+            while pending:
+                done, _ = await asyncio.wait({*pending, lost}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                pending -= done
         finally:
-            for copy in copies:
-                copy.cancel()
-            await asyncio.gather(*copies, return_exceptions=True)
+            for task in (*copies, lost):
+                task.cancel()
+            await asyncio.gather(*copies, lost, return_exceptions=True)
+
+    async def _until_one_is_lost(self, nodes: Sequence[str]) -> None:
+        """Raise ``NodeLost`` once one of these nodes is lost."""
+        while True:
+            for node in nodes:
+                if node not in self._devices.nodes:
+                    raise _node_lost(node, "during the copy of weights")
+            await asyncio.sleep(1.0)
 
     async def _copy_weights_to(self, node: str, spec: LoadSpec) -> None:
         instance = spec.model
@@ -173,6 +187,8 @@ class Loads:
         spec = adopted.spec
         kept = self._catalogue.would_load(spec) and not adopted.changing_sleep_state
         kept = kept and all(device in self._devices.by_name for device in spec.placement)
+        if kept and self._devices.node:
+            kept = len(node_spec.nodes_of(spec)) == self._scheduler.demand(spec.model).machines
         if kept and adopted.level is not None:
             kept = self._scheduler.demand(spec.model).sleep_footprint is not None
         if not kept:
@@ -293,9 +309,9 @@ class Loads:
         )
 
 
-def _node_lost(device: str) -> NodeLost:
-    error = NodeLost(f"the node of {device} was lost before the load began")
-    error.node = node_spec.node_of(device)
+def _node_lost(node: str, when: str) -> NodeLost:
+    error = NodeLost(f"node {node} was lost {when}")
+    error.node = node
     return error
 
 

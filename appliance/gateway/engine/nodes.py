@@ -44,7 +44,7 @@ class EngineNodes:
         self._tasks = tasks
         self._loads = loads
         self._devices = dependencies.devices
-        self._section = dependencies.section
+        self._cluster_config = dependencies.cluster_config
         self._scheduler = dependencies.scheduler
         self._cluster = dependencies.cluster
         self._decide = decide
@@ -62,7 +62,7 @@ class EngineNodes:
         self._check(facts.name, facts.devices)
         devices = machine.on_node(facts.devices, facts.name)
         try:
-            self._scheduler.add_devices(capacities(devices, holds_parts=self._holds_parts(facts)))
+            self._scheduler.add_devices(capacities(devices, may_hold_parts=self._may_hold_parts(facts)))
         except ValueError as error:
             raise ApplianceError(
                 f"node {facts.name} was lost, and its models are still being removed: try again"
@@ -77,12 +77,16 @@ class EngineNodes:
         self._tasks.spawn(self._find_copies(facts.name, client))
         self._decide()
 
-    def _holds_parts(self, facts: NodeFacts) -> bool:
+    def _may_hold_parts(self, facts: NodeFacts) -> bool:
         """Return whether models on several machines may use the node; log why not."""
-        reason = None if self._section is None else self._section.no_parts(facts.host)
+        reason = None if self._cluster_config is None else self._cluster_config.no_parts_reason(facts.host)
         if reason is not None:
-            _log.warning("node %s gets no parts of models on several machines: %s", facts.name, reason)
-        return self._section is None or self._section.in_private_network(facts.host)
+            text = (
+                "node %s gets no parts of models on several machines: %s: join with an address in this "
+                "network (appliance join --address)"
+            )
+            _log.warning(text, facts.name, reason)
+        return self._cluster_config is None or self._cluster_config.in_private_network(facts.host)
 
     async def _find_copies(self, node: str, client: NodeClient) -> None:
         """Find the weights that a node has from a previous time in the cluster, then measure all weights."""

@@ -44,7 +44,7 @@ _HINTS: Final = (
     ("torchvision", "vision models need torchvision, which only the installation for GPUs has"),
     (
         "divisible by tensor parallel size",
-        "change the number of devices (gpu), or set across_machines to pipeline if the model has machines",
+        "change the number of devices (gpu), or set across_machines to pipeline if machines is over 1",
     ),
     ("Free memory on device", "stop other programs on the device, or lower the model's memory"),
     ("out of memory", "raise the model's memory, or lower its kv_cache or max_num_seqs"),

@@ -1,9 +1,9 @@
 """Lets vLLM run one model on several machines: one part on each, without authentication between them.
 
-vLLM's own options make the parts find each other. This module sets them and changes three things in vLLM
-0.32: the first part listens on its own address only, pipelines work on a CPU without compilation, and the
-first steps have no time limit. The engine core and vLLM's workers are forks of the worker process, and
-inherit the changes. Tested on CPUs, not on GPUs.
+vLLM's own options make the parts find each other. This module sets them and changes four things in vLLM
+0.32: the first part listens on its own address only, all parts get the seed of the first one, pipelines
+work on a CPU without compilation, and the first steps have no time limit. The engine core and vLLM's
+workers are forks of the worker process, and inherit the changes. Tested on CPUs, not on GPUs.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def set_environment(part: Part, *, on_cpus: bool) -> None:
 
 
 def interface(address: str, addresses: Mapping[str, Sequence[str]]) -> str:
-    """Return the name of the network interface with this IPv4 address, of a mapping from names to addresses.
+    """Return the network interface with this IPv4 address. ``addresses`` maps interfaces to addresses.
 
     Raises:
         LoadFailed: no interface has the address, or vLLM would use another address of the interface.
@@ -96,8 +96,9 @@ def interface(address: str, addresses: Mapping[str, Sequence[str]]) -> str:
             continue
         if own[0] != address:  # gloo and NCCL take the first one
             raise LoadFailed(
-                f"the network interface {name} has {address} only as a further address: a model on several "
-                f"machines needs it as the first: the first is {own[0]}"
+                f"a model on several machines needs {address} as the first address of its network interface, "
+                f"but interface {name} has {address} only after others: the first is {own[0]}: change their "
+                "order, or use another address for this machine (--address, cluster.address)"
             )
         return name
     if ipaddress.IPv4Address(address).is_loopback:  # an interface lists only one address of its network
@@ -107,7 +108,8 @@ def interface(address: str, addresses: Mapping[str, Sequence[str]]) -> str:
     known = ", ".join(each for own in addresses.values() for each in own) or "none"
     raise LoadFailed(
         f"this machine does not have the address {address}, which the cluster has for it, so the parts of a "
-        f"model on several machines cannot find each other: correct that address; the machine has {known}"
+        "model on several machines cannot find each other: correct cluster.address, or --address of a joined "
+        f"node; the machine has {known}"
     )
 
 
@@ -120,19 +122,26 @@ def prepare(part: Part) -> None:
 
 
 def check_ports() -> None:
-    """Check that no process of this worker process listens on all network interfaces.
+    """Check that neither this worker process nor a child of it listens on all network interfaces.
 
     Raises:
         LoadFailed: one does, which would let every machine read and change what the parts send each other.
     """
     own = psutil.Process()
     for process in (own, *own.children(recursive=True)):
-        for each in process.net_connections("inet"):
+        for each in _connections(process):
             if each.status == psutil.CONN_LISTEN and ipaddress.ip_address(each.laddr.ip).is_unspecified:
                 raise LoadFailed(
                     f"vLLM listens on all network interfaces, at port {each.laddr.port}: the model was "
                     "not loaded, because this port has no authentication"
                 )
+
+
+def _connections(process: psutil.Process) -> list[Any]:
+    try:
+        return process.net_connections("inet")
+    except psutil.NoSuchProcess:  # a compiler that has ended meanwhile
+        return []
 
 
 def _find_parts_without_open_port() -> None:
@@ -203,7 +212,7 @@ def _make_receive_buffers() -> None:
 
 
 def _permit_slow_first_steps() -> None:
-    """Take vLLM's limit for a step from the first steps, which compile for a minute or more."""
+    """Remove vLLM's time limit from the first steps, which compile for a minute or more."""
     from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
     executor: Any = MultiprocExecutor

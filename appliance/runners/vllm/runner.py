@@ -208,9 +208,9 @@ class VllmRunner:
         if "," not in self._spec.device:
             for process in self._processes:
                 process.kill()  # frees everything at once; a shutdown would take a second
-        elif self._follower is not None:  # as below
+        elif self._follower is not None:  # a shutdown, because vLLM's workers must release shared memory
             self._follower.shutdown()
-        else:  # its worker processes must release shared memory
+        else:  # for the same reason
             self._engine.shutdown(timeout=_SHUTDOWN_SECONDS)
 
     def _prepare_prompts(self) -> None:

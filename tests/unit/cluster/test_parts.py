@@ -222,6 +222,13 @@ async def test_each_load_gets_the_next_port(machines: Machines) -> None:
     assert ports == [20000, 20001, 20000]
 
 
+async def test_the_port_of_a_loaded_model_is_not_used_again(machines: Machines) -> None:
+    await machines.loaded()
+    await adopt(machines)
+    await machines.cluster.load(msgspec.structs.replace(spec(), model="a/other"))
+    assert [_part(each).port for each in machines.workers] == [20000] * 3 + [20001] * 3
+
+
 async def test_each_part_reads_the_weights_of_its_node(machines: Machines, tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     weights.write_text("weights")
@@ -303,6 +310,29 @@ async def test_a_node_that_is_lost_during_the_load(machines: Machines, node: str
     with pytest.raises(NodeLost, match=f"node {node} is lost") as failed:
         await machines.loaded()
     assert failed.value.node == node
+
+
+@pytest.mark.usefixtures("slow")
+async def test_a_loaded_part_that_ends_while_another_is_still_loading(machines: Machines) -> None:
+    loading = asyncio.ensure_future(machines.loaded())
+    await machines.until_started()
+    machines.worker("box").receive(WorkerReady())
+    await until(lambda: ("box", "ready") in states(machines))
+    machines.worker("box").die("was killed by signal 9")
+    with pytest.raises(WorkerLost, match=r"^on node box: .* was killed by signal 9"):
+        await asyncio.wait_for(loading, 60)
+    assert machines.running == []
+
+
+@pytest.mark.usefixtures("slow")
+async def test_the_node_of_a_loaded_part_is_lost_while_another_is_still_loading(machines: Machines) -> None:
+    loading = asyncio.ensure_future(machines.loaded())
+    await machines.until_started()
+    machines.worker("box").receive(WorkerReady())
+    await until(lambda: ("box", "ready") in states(machines))
+    machines.cluster.remove_node("box", "no heartbeat")
+    with pytest.raises(NodeLost, match="node box is lost: no heartbeat"):
+        await asyncio.wait_for(loading, 60)
 
 
 @pytest.mark.usefixtures("slow")

@@ -68,18 +68,18 @@ async def test_a_model_is_loaded_on_a_node_with_its_weights_and_threads(bench: B
 
 
 @pytest.mark.parametrize(
-    ("network", "holds_parts", "logged"), [("10.0.0.0/24", True, False), ("10.9.0.0/24", False, True)]
+    ("network", "may_hold_parts", "logged"), [("10.0.0.0/24", True, False), ("10.9.0.0/24", False, True)]
 )
 async def test_only_nodes_in_the_private_network_hold_parts(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, network: str, holds_parts: bool, logged: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, network: str, may_hold_parts: bool, logged: bool
 ) -> None:
     bench = Bench(tmp_path / "head")
     bench.node = "head"
-    bench.section = ClusterConfig(address="head", private_network=network)
+    bench.cluster_config = ClusterConfig(address="head", private_network=network)
     await bench.start()
     join(bench, tmp_path)
     bench.scheduler.add(Demand(model="a/large", concurrency=1, memory=MIB, machines=2))
-    assert bench.scheduler.footprints.of("a/large").devices == ("head/cpu", "box/cpu")[: 1 + holds_parts]
+    assert bench.scheduler.footprints.of("a/large").devices == ("head/cpu", "box/cpu")[: 1 + may_hold_parts]
     reason = "its address 10.0.0.2 is outside of cluster.private_network (10.9.0.0/24)"
     assert (f"node box gets no parts of models on several machines: {reason}" in caplog.text) is logged
     await bench.stop()

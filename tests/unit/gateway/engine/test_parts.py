@@ -97,6 +97,29 @@ async def test_a_copy_that_fails_ends_the_others_and_its_node_is_avoided(
     assert list(bench.scheduler._models[MODEL].avoided) == ["third"]
 
 
+async def test_a_node_that_is_lost_ends_the_copy_to_another(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, ended, works = asyncio.Event(), asyncio.Event(), bench.cluster.copy_weights
+
+    async def copy_weights(spec: LoadSpec) -> int:
+        if ended.is_set() or spec.placement != ("box/cpu",):
+            return await works(spec)
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return 0
+
+    monkeypatch.setattr(bench.cluster, "copy_weights", copy_weights)
+    prediction = await bench.submit(bench.stream, text="a")
+    await began.wait()
+    bench.engine.nodes.lost("third", "no heartbeat")
+    assert (await bench.ended(prediction)).status is Status.SUCCEEDED
+    assert ended.is_set()
+
+
 @pytest.mark.parametrize("error", [LoadFailed("wrong format"), NodeLost("the connection broke")])
 async def test_the_node_of_the_part_that_failed_is_avoided(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, error: LoadFailed | WorkerLost
