@@ -32,9 +32,9 @@ WEIGHTS = Path(os.environ.get("APPLIANCE_TEST_WEIGHTS", "/var/tmp/appliance-test
 
 
 def free_port() -> int:
-    """Return a free port outside of the ranges from which the system and Ray choose ports."""
+    """Return a free port outside of the ranges from which the system, Ray and vLLM choose ports."""
     while True:
-        port = 20_000 + secrets.randbelow(12_768)
+        port = 20_100 + secrets.randbelow(12_668)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

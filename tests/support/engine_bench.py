@@ -84,7 +84,7 @@ class Bench:
         self.tracing: Tracing | None = None
         self.files_config = FilesConfig.model_validate({"max_upload": "1MB", "max_input": "1MB"})
         self.node = ""  # name of this machine in a cluster
-        self.section: ClusterConfig | None = None  # `cluster` of models.yaml
+        self.cluster_config: ClusterConfig | None = None  # `cluster` of models.yaml
         self.runs_models = True  # false: only the other nodes of the cluster have devices
         self.only_on: dict[str, frozenset[str]] = {}  # by model: the nodes that it may be placed on
         self.machines: dict[str, int] = {}  # by model: the number of nodes that hold it together; else one
@@ -158,7 +158,7 @@ class Bench:
             scheduler=self.scheduler,
             home=self.folder,
             devices=self.current_devices,
-            section=self.section,
+            cluster_config=self.cluster_config,
             files=self.files,
             inputs=self.inputs,
             run_tokens=self.run_tokens,
