@@ -39,7 +39,7 @@ class Fit(msgspec.Struct, frozen=True):
 def uses_of_config(config: Config) -> list[DeviceUse]:
     """Return the devices of this machine as if only the pinned models with a declared size were loaded.
 
-    There are none if only the nodes of a cluster run models.
+    Return no devices if only the nodes of a cluster run models.
     """
     devices = [each for each in machine.discover(config.hardware) if not each.is_main_memory]
     pinned = sum(model.memory or 0 for model in config.models if model.pin)
@@ -50,7 +50,7 @@ def uses_of_config(config: Config) -> list[DeviceUse]:
 
 
 def find_fit(needed: int, devices: Sequence[DeviceUse]) -> Fit:
-    """Return the fit on the device that needs the fewest evictions; without devices it is not known.
+    """Return the fit on the device that needs the fewest evictions; ``not known`` without devices.
 
     The scheduler decides later which models it evicts; the ones named here are the smallest that suffice.
     """

@@ -209,7 +209,7 @@ def _present(home: Path, model: ModelConfig) -> bool:
 
 
 def _placed(model: ModelConfig, scheduler: Scheduler, *, present: bool, runs_models: bool) -> dict[str, Any]:
-    """Report where a model fits; without ``runs_models``, this machine does not know where."""
+    """Report where a model fits. If this machine runs no models, ``fits`` is None, which means not known."""
     known = scheduler.footprints.of(model.name)
     wanted = known.demand
     return {
@@ -353,7 +353,7 @@ def pull(
 ) -> None:
     """Download the weights of models to the data folder, and build Cog projects and environments.
 
-    What is there already is skipped. Without names, so are models that no machine of a cluster can run.
+    Skips what is there already. Without names, also skips models that no machine of the cluster can run.
     """
     from rich.progress import (
         BarColumn,

@@ -61,9 +61,10 @@ def nodes(context: typer.Context, url: UrlOption = None, as_json: JsonOption = F
 def _print_reasons(console: Console, node: NodeResponse) -> None:
     if node.reason is not None:
         console.print(f"{node.name} is lost: {node.reason}", style="red", markup=False, soft_wrap=True)
-    if node.no_parts is not None:
-        text = f"{node.name} gets no parts of models on several machines: {node.no_parts}"
-        console.print(text, markup=False, soft_wrap=True)
+    if node.no_parts_reason is not None:
+        text = f"{node.name} gets no parts of models on several machines: {node.no_parts_reason}"
+        advice = "join with an address in this network (appliance join --address)"
+        console.print(f"{text}: {advice}", markup=False, soft_wrap=True)
     for model, reason in node.staying.items():
         console.print(f"{model} is still on {node.name}: {reason}", markup=False, soft_wrap=True)
 

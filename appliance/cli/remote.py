@@ -251,7 +251,7 @@ def _show_devices(console: Console, found: ApplianceStatusResponse) -> None:
     from rich.table import Table
 
     if not found.runs_models:
-        joined = "" if found.devices else ", and no node has joined"
+        joined = "" if found.devices else ", and no node is ready"
         console.print(f"this machine runs no models: the nodes of its cluster do{joined}", soft_wrap=True)
     if not found.devices:
         return

@@ -88,7 +88,8 @@ class ClusterPorts(Section):
         if any(first <= port <= last for port in fixed) or not (
             last < self.workers[0] or first > self.workers[1]
         ):
-            return "parallel: the range must not contain the other ports"
+            others = "gcs, node_manager, object_manager and workers"
+            return f"parallel: the range must not contain the other ports, {others}"
         return None
 
 
@@ -160,7 +161,7 @@ class ClusterConfig(Section):
             ipaddress.ip_address(address) in ipaddress.ip_network(self.private_network)
         )
 
-    def no_parts(self, address: str) -> str | None:
+    def no_parts_reason(self, address: str) -> str | None:
         """Return why a machine with this IP address gets no parts of models on several machines.
 
         None if it gets some, and also if no model can use several machines.

@@ -153,7 +153,8 @@ def _options(kind: str) -> type[Section]:
     return cast("type[Section]", MODELS[kind].model_fields["options"].annotation)
 
 
-_SHORT: Final = {"missing": "is missing: add it", "too_short": "should have at least one item: add one"}
+#: By pydantic's type of the error.
+_MESSAGES: Final = {"missing": "is missing: add it", "too_short": "should have at least one item: add one"}
 
 
 def _message(detail: ErrorDetails) -> str:
@@ -173,7 +174,7 @@ def _message(detail: ErrorDetails) -> str:
         case "tuple_type":
             return f"{_shown(value)} should be a list"
         case "missing" | "too_short" as what:
-            return _SHORT[what]
+            return _MESSAGES[what]
         case "none_required" if loc[-1] == "source":
             return "an echo model has no weights: remove the key"
         case "value_error":
@@ -375,8 +376,9 @@ def _machines(model: ModelConfig, config: Config) -> Iterator[tuple[str, str]]:
     if config.cluster is None:
         yield "machines", "needs a cluster: add the section cluster (docs/cluster.md), or remove machines"
     elif config.cluster.private_network is None:
+        network = "a network that only the machines of the cluster can reach"
         why = "whoever reaches the ports between the machines can run code on them"
-        yield "machines", f"set cluster.private_network too, to a network that only they can reach: {why}"
+        yield "machines", f"set cluster.private_network too, to {network}: {why}"
 
 
 def _too_large(model: ModelConfig, config: Config) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ class WeightSize(NamedTuple):
         return 2 * self.in_16_bits
 
     def on_each_of(self, machines: int, embeddings: int) -> WeightSize:
-        """Return the most that one of several machines has of the weights.
+        """Return the largest share of the weights that one of ``machines`` machines can have.
 
         ``embeddings`` is the number of parameters of the input embeddings. The machines with the first and
         the last layers have embeddings in addition to their share.

@@ -94,7 +94,7 @@ def prepare(config: ClusterConfig | None, home: Path) -> HeadSettings | None:
 
 
 def how_to_join(settings: GatewaySettings) -> list[str]:
-    """Return a line about joining if this machine runs no models, so that nothing runs before."""
+    """Return the lines of the start message that say how machines join; empty if this machine runs models."""
     cluster, head = settings.config.cluster, settings.head
     if cluster is None or head is None or settings.hardware.runs_models:
         return []

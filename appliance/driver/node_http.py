@@ -129,7 +129,7 @@ async def serve(settings: HttpSettings) -> None:
             stop.set()
         *lines, received[:] = (received + data).split(b"\n")
         for line in lines:
-            _obey(line.decode(), server, channels)
+            _handle_line(line.decode(), server, channels)
 
     loop.add_reader(0, read_driver)
     await server.start(await asyncio.to_thread(receive_listener, Path(settings.listener)))
@@ -137,7 +137,8 @@ async def serve(settings: HttpSettings) -> None:
     await server.close()
 
 
-def _obey(line: str, server: HttpServer, channels: GatewayChannels) -> None:
+def _handle_line(line: str, server: HttpServer, channels: GatewayChannels) -> None:
+    """Do what a line from the driver says."""
     if line == STOPPING:
         server.fail_health_checks()
     elif line == TAKING_OVER:

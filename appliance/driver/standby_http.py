@@ -44,9 +44,9 @@ class StandbyHttp:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def forward_to(self, head: str | None) -> None:
-        """Forward requests to the head at the IP address ``head``; None if it is not known now.
+        """Forward requests to the head at the IP address ``head``.
 
-        Requests are then forwarded to the last head that was known.
+        With None, which means that the head is not known now, continue with the last known head.
         """
         if self._child is None:
             self._child = await self._start()
@@ -66,7 +66,7 @@ class StandbyHttp:
         self._listener.on_hand_out = lambda: self._run(child.stop())
 
     async def close(self) -> None:
-        """End the process, and close the listening socket, for which the event loop has to run."""
+        """End the process and close the listening socket. Call this while the event loop runs."""
         self._listener.close()
         self._cancel()
         if self._child is not None:
@@ -144,9 +144,9 @@ class StandbyHttp:
 async def forwarding(
     settings: GatewaySettings, listener: ListeningSocket, console: Console
 ) -> AsyncIterator[StandbyHttp]:
-    """End the process and close ``listener`` at the end of the block.
+    """Yield a ``StandbyHttp``; at the end of the block, end its process and close ``listener``.
 
-    The process starts with the first call of ``forward_to``.
+    The first call of ``forward_to`` starts the process.
     """
     http = StandbyHttp(settings, listener, console)
     try:

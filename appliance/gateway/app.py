@@ -132,7 +132,7 @@ async def build_services(
         scheduler=scheduler,
         home=home,
         devices=current,
-        section=settings.config.cluster,
+        cluster_config=settings.config.cluster,
         files=files,
         inputs=Inputs(files, fetch_guard, settings.run_dir / "inputs", home),
         run_tokens=run_tokens,

@@ -48,7 +48,10 @@ def head_only(model: ModelConfig) -> str | None:
 
 
 def runs_nowhere(model: ModelConfig, hardware: Hardware) -> str | None:
-    """Return why no machine can run the model: it runs only on the head, which runs none; else None."""
+    """Return why no machine can run the model; None if a machine can.
+
+    A model that runs only on the head cannot run if the head runs no models.
+    """
     reason = head_only(model)
     if reason is None or hardware.runs_models:
         return None

@@ -47,11 +47,10 @@ from appliance.nodes.weight_index import WeightIndex
 _log = logging.getLogger(__name__)
 
 HEARTBEAT: Final = 1.0  # seconds
-#: How often a new gateway asks a node, within ``lost_after``, before the node counts as lost.
-_ADOPTION_TRIES: Final = 3
+_ADOPTION_TRIES: Final = 3  # requests of a new gateway to a node, before the node counts as lost
+_MAX_ADOPTION: Final = 15.0  # seconds for these requests; the gateway does not answer HTTP meanwhile
 _BACKLOG: Final = 2048  # connections that wait to be accepted, as many as at the port of the HTTP API
-#: Share of the file descriptors of the gateway that the HTTP clients of one node or standby may use.
-_FORWARDED_SHARE: Final = 0.5
+_FORWARDED_SHARE: Final = 0.5  # of the gateway's file descriptors: for HTTP clients of one node or standby
 
 State = Literal["ready", "draining", "lost"]
 
@@ -136,7 +135,8 @@ class NodeRegistry:
         self._http: asyncio.Future[Http] | None = None
         #: Connections of HTTP clients by the role and name of the machine that forwards them.
         self._forwarded: dict[tuple[identity.Role | None, str], set[asyncio.WriteTransport]] = {}
-        self._full: set[tuple[identity.Role | None, str]] = set()  # those of ``_forwarded`` with too many
+        #: Keys of ``_forwarded`` that have ``max_forwarded`` connections.
+        self._full: set[tuple[identity.Role | None, str]] = set()
         self.max_forwarded = int(_FORWARDED_SHARE * resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         admission = Admission(own, settings, self._check_name)
         anyone = frozenset[identity.Role | None]({None, "node"})
@@ -324,7 +324,10 @@ class NodeRegistry:
         open_ones = {each for each in self._forwarded.get(key, ()) if not each.is_closing()}
         if len(open_ones) >= self.max_forwarded:  # the client gets status 503 if none ends soon
             if key not in self._full:
-                text = "%s %s forwards %d connections of HTTP clients, and gets no more"
+                text = (
+                    "%s %s forwards %d connections of HTTP clients, as many as it may: further clients get "
+                    "status 503: raise the gateway's limit of open files (LimitNOFILE, ulimit -n)"
+                )
                 _log.warning(text, peer.role, peer.name, len(open_ones))
             self._full.add(key)
             raise ConnectionError(f"{peer.role} {peer.name} has {len(open_ones)} connections")
@@ -350,7 +353,7 @@ class NodeRegistry:
     async def _adopt(self, member: _Member) -> None:
         client = self._new_client(member.facts)
         try:
-            await self._ask_often(client)
+            await self._wait_for_answer(client)
         except (NodeLost, NodeError) as error:
             await client.close()
             _log.warning("node %s does not answer the new gateway: %s", member.facts.name, error)
@@ -361,14 +364,14 @@ class NodeRegistry:
         except ApplianceError as error:
             _log.warning("node %s can no longer be a member: %s", member.facts.name, error.detail)
 
-    async def _ask_often(self, client: NodeClient) -> None:
-        """Return once a node has answered.
+    async def _wait_for_answer(self, client: NodeClient) -> None:
+        """Send pings to a node until it answers one.
 
         Raises:
-            NodeLost: its agent has ended, or it has not answered within ``lost_after``.
+            NodeLost: its agent has ended, or it has not answered within ``lost_after`` or 15 s.
             NodeError: the agent refuses to answer.
         """
-        patience = self._lost_after()
+        patience = min(self._lost_after(), _MAX_ADOPTION)
         deadline = time.monotonic() + patience
         while True:
             try:

@@ -26,8 +26,8 @@ _UNAUTHENTICATED_IDLE: Final = 15.0  # seconds; clients without a certificate
 _HANDSHAKE: Final = 10.0  # seconds
 _MAX_UNAUTHENTICATED: Final = 32  # connections of clients without a certificate
 _MAX_UNAUTHENTICATED_PER_HOST: Final = 8  # so that one host cannot keep others from joining
-#: Connections of one member without those that were handed over. Each client that a node serves needs one for
-#: a moment, and has to try again while there are too many.
+#: Connections of one member, not counting those that were handed over. Each HTTP client of a node needs one
+#: for a moment; while there are too many, the node tries again.
 _MAX_PER_MEMBER: Final = 1024
 _MAX_LOGGED_HOSTS: Final = 1000  # whose invalid messages are in the log
 _BUFFER: Final = 256 * 1024  # bytes

@@ -40,7 +40,7 @@ class NodeResponse(Struct, kw_only=True):
     staying: Annotated[
         dict[str, str], Meta(description="Why each model is still on a draining node, by model")
     ] = field(default_factory=dict)
-    no_parts: Annotated[
+    no_parts_reason: Annotated[
         str | None, Meta(description="Why the machine gets no parts of models on several machines")
     ] = None
 

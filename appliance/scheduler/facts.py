@@ -56,7 +56,7 @@ class Capacity(msgspec.Struct, frozen=True):
     memory: int
     is_main_memory: bool = False  # only with GPUs: for sleeping models, and models on the CPU
     node: str = ""  # the machine of a cluster that has the device; empty on a single machine
-    holds_parts: bool = True  # whether models on several machines may use its node
+    may_hold_parts: bool = True  # whether models on several machines may use its node
 
 
 class SleepFootprint(msgspec.Struct, frozen=True):
@@ -87,7 +87,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
     def may_use(self, capacity: Capacity) -> bool:
         """Return whether the model may be on the node of this device."""
-        if self.machines > 1 and not capacity.holds_parts:
+        if self.machines > 1 and not capacity.may_hold_parts:
             return False
         return self.nodes is None or capacity.node in self.nodes
 

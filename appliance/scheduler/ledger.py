@@ -191,7 +191,7 @@ class Ledger:
         return [each for each in devices if self.capacities[each].node not in nodes]
 
     def first_devices(self, devices: Iterable[str], demand: Demand) -> tuple[str, ...] | None:
-        """Return the first of the devices that are as many as the demand asks for, grouped by node.
+        """Return the first devices that are enough for the demand, grouped by node.
 
         Returns None if too few nodes have enough of these devices.
         """
@@ -278,9 +278,9 @@ class Ledger:
             ):
                 yield device
 
-    def unused_nodes(self, demand: Demand) -> str:
-        """Return a sentence about nodes that hold no parts of models; empty if the model has no parts."""
-        found = sorted({each.node for each in self.member_capacities if not each.holds_parts})
+    def unused_nodes_note(self, demand: Demand) -> str:
+        """Return a sentence that names the nodes that may hold no part of the model; "" if there are none."""
+        found = sorted({each.node for each in self.member_capacities if not each.may_hold_parts})
         if demand.machines == 1 or not found:
             return ""
         return f". Outside of cluster.private_network, and so not used: {', '.join(found)}"
@@ -355,8 +355,8 @@ class Ledger:
         if demand.machines > 1 and not self.has_enough_nodes(demand, draining=True):
             raise ModelTooLarge(
                 f"model {model.name} cannot be loaded: it needs {demand.nodes_and_devices}, and the cluster "
-                "has too few such machines: add a node, or lower its machines in models.yaml"
-                f"{self.unused_nodes(demand)}"
+                "has too few such machines: add a node, or lower the key machines of the model in models.yaml"
+                f"{self.unused_nodes_note(demand)}"
             )
         sizes = ", ".join(f"{each} has {readable_bytes(self.capacities[each].memory)}" for each in devices)
         needs = f"{demand.share:.0%}" if demand.memory is None else readable_bytes(demand.memory)

@@ -145,7 +145,7 @@ class NodeChanges:
                 entry.demand.devices,
                 self._needed(entry),
                 self._missing(entry),
-                self._why_unplaceable(entry) + self._ledger.unused_nodes(entry.demand),
+                self._why_unplaceable(entry) + self._ledger.unused_nodes_note(entry.demand),
             )
             for entry in waiting
             if not self._ledger.fits(entry, draining=False)

@@ -50,19 +50,20 @@ class Placements:
         self._transitions = transitions
         self._devices = DeviceIndex(ledger, locality)
         self._backlog = Backlog(index, ledger, self._devices, self.rank, many_devices)
-        self._without_loads: Collection[str] = ()  # devices, see `decide`
+        self._devices_without_new_loads: Collection[str] = ()  # devices, see `decide`
 
-    def decide(self, now: float, without_loads: Collection[str]) -> list[Decision]:
+    def decide(self, now: float, devices_without_new_loads: Collection[str]) -> list[Decision]:
         """Load waiting models, the most urgent first, and evict other models for them.
 
         Memory that a model waits for is kept for it: less urgent models do not get that memory. An exception
         is a model that a child prediction waits for, if its memory is free or held by idle models: the parent
         may hold the memory that is kept for others until its child has finished.
 
-        No load begins on the devices ``without_loads``: a drained model on several nodes leaves them once no
-        load runs on any of them, and always some load would run if new ones began.
+        No load begins on the devices ``devices_without_new_loads``. A drained model on several nodes can be
+        unloaded from them only while no load runs on any of them. If new loads began there, this might never
+        be the case.
         """
-        decisions = self.load_for_children(now, without_loads)
+        decisions = self.load_for_children(now, devices_without_new_loads)
         if self._backlog.in_use:
             return decisions + self._decide_with_backlog(now)
         self._backlog.reset()
@@ -146,7 +147,7 @@ class Placements:
         - a model on several nodes has the memory, but a load or an unload runs on one of its devices, or
         - a victim on several nodes could be evicted now, but a load runs on one of its devices.
 
-        Without this, always a load might run on one of the devices.
+        Otherwise there might never be a moment when no load runs on any of the devices.
         """
         missing = {device: self.missing_memory(entry, device) for device in chosen.devices}
         held: list[str] = []
@@ -163,12 +164,14 @@ class Placements:
         return missing
 
     def _waits_for_loads(self, victim: ModelState, now: float) -> bool:
-        """Return whether the idle victim could be evicted now, if no load ran on its devices."""
+        """Return whether only loads on its devices keep the idle victim from being evicted now."""
         elapsed = victim.idle and policy.residency_elapsed(victim, now)
         return elapsed and not self._ledger.none_loading(victim.devices)
 
-    def load_for_children(self, now: float, without_loads: Collection[str] = ()) -> list[Decision]:
-        self._without_loads = without_loads
+    def load_for_children(
+        self, now: float, devices_without_new_loads: Collection[str] = ()
+    ) -> list[Decision]:
+        self._devices_without_new_loads = devices_without_new_loads
         loads: list[Decision] = []
         if not self._children:
             return loads
@@ -296,7 +299,7 @@ class Placements:
 
         Engines measure free memory while they load, and a second change at a time would falsify the result.
         """
-        if device in self._without_loads:
+        if device in self._devices_without_new_loads:
             return False
         busy = self._ledger.loading(device) is not None or self._ledger.unloading(device)
         needed = self.missing_memory(entry, device) + reserved_for_others[device]

@@ -190,8 +190,8 @@ def _part(model: ModelState, node: _NodePlan, locality: Locality) -> _Part:
 def _combination(model: ModelState, parts: list[_Part], numbers: tuple[int, ...]) -> _Combination:
     """Return the cost of a model with these parts.
 
-    Evictions count once for each model. The parts load at the same time, so of the waits for memory and of
-    the copies of weights the longest counts.
+    The eviction of a model counts once. The parts load at the same time, so only the longest wait for memory
+    and the longest copy of weights count.
     """
     chosen = [parts[number] for number in numbers]
     victims: dict[ModelState, float] = {}
@@ -243,9 +243,8 @@ def _plan_for_device(
     # A sleeping model can use the memory that is still reserved for it on this device.
     available = ledger.free(device) + ledger.reserved_by(model, device) - reserved_for_others
     missing = needed - available
-    if (
-        ledger.removed_nodes
-    ):  # models with a part on a removed node are gone, and the engine reports that soon
+    # A model with a part on a removed node has ended; the engine will call ``lost`` for it.
+    if ledger.removed_nodes:
         missing -= sum(ledger.reserved_by(each, device) for each in others if each.node_removed)
         others = [each for each in others if not each.node_removed]
 

@@ -142,8 +142,9 @@ class Scheduler(SchedulerQueries):
     def remove_devices(self, node: str) -> list[str]:
         """Remove the devices of a lost node; return the models that hold memory there.
 
-        A model on several nodes is returned for the first of them that is removed. Call ``lost`` for each of
-        these models. Until then nothing is decided about them, and no prediction starts on them.
+        A model on several nodes is returned only when the first of its nodes is removed. Call ``lost`` for
+        each of the returned models. Until then nothing is decided about them, and none of them starts a
+        prediction.
         """
         return self._node_changes.remove(node)
 
@@ -351,10 +352,10 @@ class Scheduler(SchedulerQueries):
         decisions += self._refuse_deadlocked()
         if children_only:
             return decisions + self._placements.load_for_children(now)
-        without_loads: set[str] = set()
-        decisions += self._departures(now, without_loads)
+        devices_without_new_loads: set[str] = set()
+        decisions += self._departures(now, devices_without_new_loads)
         self._rebalancing.load_more_instances(now, self.fits_now)
-        decisions += self._placements.decide(now, without_loads)
+        decisions += self._placements.decide(now, devices_without_new_loads)
         return decisions
 
     def start_queued(self, model: str, now: float) -> list[Start]:
@@ -401,11 +402,11 @@ class Scheduler(SchedulerQueries):
             self.withdrawn(id)
         return refused
 
-    def _departures(self, now: float, without_loads: set[str]) -> list[Decision]:
+    def _departures(self, now: float, devices_without_new_loads: set[str]) -> list[Decision]:
         """Unload models, or put them to sleep, if they are drained, marked for unload or long idle.
 
-        Adds the devices of drained models on several nodes to ``without_loads`` if a load delays their
-        unload.
+        Adds the devices of drained models on several nodes to ``devices_without_new_loads`` if a load delays
+        their unload.
         """
         decisions: list[Decision] = []
         self._node_changes.drain_models(now)
@@ -415,7 +416,7 @@ class Scheduler(SchedulerQueries):
             drained = entry.state is Residency.DRAINING and self._is_drained(entry, now)
             if not self._ledger.none_loading(entry.devices):
                 if drained and entry.demand.machines > 1:
-                    without_loads.update(entry.devices)
+                    devices_without_new_loads.update(entry.devices)
                 continue
             if entry.state is Residency.DRAINING:
                 if drained:

@@ -53,7 +53,7 @@ def find(
     if history is not None:
         found += _lasting(history)
     if not (status.devices or status.runs_models):
-        found.append(Alert("bad", _("No node has joined yet, so predictions wait until one does.")))
+        found.append(Alert("bad", _("No node is ready, so predictions wait until one joins.")))
     for model in status.models:
         memory = model.memory
         if not memory.fits:

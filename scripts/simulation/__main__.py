@@ -59,7 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         "--models", type=int, nargs="+", metavar="N", help="models (default: 5 for each GPU)"
     )
     growing.add_argument(
-        "--on-two-nodes", type=int, default=0, metavar="PERCENT", help="models on two nodes (default: 0)"
+        "--on-two-nodes",
+        type=int,
+        default=0,
+        metavar="PERCENT",
+        help="percentage of the models that are on two nodes (default: 0)",
     )
     growing.add_argument(
         "--predictions", type=int, default=20, metavar="N", help="predictions for each GPU (default: 20)"

@@ -108,7 +108,7 @@ def _capacities(size: ClusterSize) -> list[Capacity]:
 
 
 def scheduler(size: ClusterSize, world: Workload) -> Scheduler:
-    # Not in the order of the models, because the first of each group are the most popular.
+    # Chosen at random, because the first models of each group are the most popular ones.
     two = set(random.Random(1).sample(world.models, len(world.models) * size.on_two_nodes // 100))
     demands = [
         Demand(

@@ -227,14 +227,14 @@ async def test_a_follower_whose_leader_never_comes_is_unloaded_at_once(
     assert not remains(pid)
 
 
-async def test_a_leader_whose_port_is_taken_says_so(parts: Parts, weights: Path, cache: Path) -> None:
+async def test_a_leader_whose_port_is_taken_fails_to_load(parts: Parts, weights: Path, cache: Path) -> None:
     with socket.create_server((LEADER, 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(LoadFailed, match=f"cannot listen at {LEADER}:{port} for the other parts"):
             await parts.replicas[0].load(load_spec(weights, cache, part(0, port)))
 
 
-async def test_a_part_on_a_machine_without_its_address_says_so(
+async def test_a_part_fails_to_load_on_a_machine_that_does_not_have_its_address(
     parts: Parts, weights: Path, cache: Path
 ) -> None:
     elsewhere = msgspec.structs.replace(part(1, free_port()), address="192.0.2.7")

@@ -95,10 +95,10 @@ def _part(weight: WeightSize, model: ModelConfig, home: Path) -> WeightSize:
     return weight.on_each_of(model.machines, weights.embedding_parameters(weights.folder(home, model)))
 
 
-def capacities(devices: Sequence[Device], *, holds_parts: bool = True) -> list[Capacity]:
+def capacities(devices: Sequence[Device], *, may_hold_parts: bool = True) -> list[Capacity]:
     """Return the capacities of the devices of one machine for the scheduler.
 
-    ``holds_parts`` is whether models on several machines may use the machine.
+    ``may_hold_parts`` is whether models on several machines may use the machine.
     """
     return [
         Capacity(
@@ -106,7 +106,7 @@ def capacities(devices: Sequence[Device], *, holds_parts: bool = True) -> list[C
             device.memory,
             is_main_memory=device.is_main_memory,
             node=device.node,
-            holds_parts=holds_parts,
+            may_hold_parts=may_hold_parts,
         )
         for device in devices
     ]

@@ -375,7 +375,7 @@ def node(**facts: Any) -> dict[str, Any]:
 
 
 def test_nodes_tell_why_a_node_gets_no_parts_of_models(command: Command, server: Server) -> None:
-    outside = node(no_parts="its address 10.0.0.2 is outside of cluster.private_network (10.9.0.0/24)")
+    outside = node(no_parts_reason="its address 10.0.0.2 is outside of cluster.private_network (10.9.0.0/24)")
     server.answer("GET", "/admin/nodes", {"nodes": [outside]})
     assert (
         "box gets no parts of models on several machines: its address 10.0.0.2 is outside of "
@@ -657,7 +657,7 @@ def test_status_of_a_head_that_runs_no_models(command: Command, server: Server) 
     found = filled(ApplianceStatusResponse, {"devices": [], "models": [], "runs_models": False})
     server.answer("GET", "/admin/status", found)
     shown = command("status").out
-    assert "this machine runs no models: the nodes of its cluster do, and no node has joined" in shown
+    assert "this machine runs no models: the nodes of its cluster do, and no node is ready" in shown
 
 
 def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ async def test_a_standby_forwards_requests_until_it_is_the_head(tmp_path: Path) 
             assert [(await standby.get()).status_code for _ in range(5)] == [204] * 5
 
 
-async def test_the_head_is_never_another_machine_of_which_the_secret_is_unknown(tmp_path: Path) -> None:
+async def test_requests_are_not_forwarded_to_a_machine_that_does_not_know_the_token(tmp_path: Path) -> None:
     async with standing_by(tmp_path, "another secret, which the head does not know") as (_, _, standby):
         await standby.http.forward_to(HOST)
         async with asyncio.timeout(PATIENCE):
@@ -160,7 +160,7 @@ async def test_the_head_is_never_another_machine_of_which_the_secret_is_unknown(
         assert (await standby.get()).status_code == 503
 
 
-async def test_nothing_starts_on_a_machine_that_is_the_head_at_once(tmp_path: Path) -> None:
+async def test_a_machine_that_never_waits_as_a_standby_starts_no_http_process(tmp_path: Path) -> None:
     async with standing_by(tmp_path) as (_, _, standby):
         standby.http.take_over()
         assert standby.http._child is None

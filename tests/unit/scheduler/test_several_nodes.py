@@ -231,7 +231,10 @@ def test_a_child_is_loaded_for_a_waiting_parent_on_devices_that_a_drained_model_
 # -- whether it fits ------------------------------------------------------------------------------------
 
 
-FEW = "and the cluster has too few such machines: add a node, or lower its machines in models.yaml"
+FEW = (
+    "and the cluster has too few such machines: add a node, or lower the key machines of the model in "
+    "models.yaml"
+)
 SIZES = (
     "but a/cuda:0 has 20.0 GiB, b/cuda:0 has 10.0 GiB, b/cuda:1 has 12.0 GiB, c/cuda:0 has 8.0 GiB, "
     "c/cuda:1 has 8.0 GiB: lower its memory in models.yaml, or choose a smaller model"
@@ -283,7 +286,7 @@ def test_the_reason_why_a_model_fits_on_too_few_nodes_is_given(
     assert found == ("m/m", 1, demand.devices, demand.memory, missing * GIB, reason)
 
 
-def test_a_model_that_fits_when_a_node_is_used_again_is_told_so() -> None:
+def test_the_reason_names_a_draining_node_on_which_the_model_would_fit() -> None:
     subject = Scheduler(nodes("ab"), [model("m/m", machines=2)])
     subject.drain_node("b")
     subject.check_fits("m/m")

@@ -94,7 +94,7 @@ def _node(
         state=status.state,
         since=timestamp(status.since),
         reason=status.reason,
-        no_parts=None if section is None else section.no_parts(facts.host),
+        no_parts_reason=None if section is None else section.no_parts_reason(facts.host),
         version=facts.version,
         threads=facts.threads,
         devices=_devices(f"{facts.name}/", facts.devices, used),

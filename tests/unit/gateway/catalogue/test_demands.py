@@ -147,8 +147,8 @@ def test_devices_of_each_machine(tmp_path: Path) -> None:
 
 
 def test_a_machine_outside_of_the_private_network_holds_no_parts() -> None:
-    assert capacities(on_node((GPU,), "box"), holds_parts=False) == [
-        Capacity("box/cuda:0", 5, node="box", holds_parts=False)
+    assert capacities(on_node((GPU,), "box"), may_hold_parts=False) == [
+        Capacity("box/cuda:0", 5, node="box", may_hold_parts=False)
     ]
 
 

@@ -36,7 +36,7 @@ async def test_the_machine_page_says_that_nodes_run_the_models(pages: Pages) -> 
     async with pages.signed_in(SECRET) as browser:
         page = (await browser.get("/machine")).text
     assert "This machine runs no models: the nodes of its cluster do." in page
-    assert page.count("No node has joined yet, so predictions wait until one does.") == 1
+    assert page.count("No node is ready, so predictions wait until one joins.") == 1
     assert "does not fit" not in page
 
 

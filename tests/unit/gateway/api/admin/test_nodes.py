@@ -45,7 +45,7 @@ async def test_a_node_outside_of_the_private_network_gets_no_parts(api: Api, tmp
             section = ClusterConfig(address="head", private_network=network)
             api.services.config = api.services.config.model_copy(update={"cluster": section})
             found = (await api.get("/admin/nodes")).json()["nodes"]
-            assert [each["no_parts"] for each in found] == [None, reason]
+            assert [each["no_parts_reason"] for each in found] == [None, reason]
 
 
 async def test_the_reason_why_a_model_is_still_on_a_draining_node_is_shown(
