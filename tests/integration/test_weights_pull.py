@@ -231,24 +231,40 @@ def test_a_gguf_file_that_is_none_is_said_and_leaves_nothing(index: Index, tmp_p
     assert not weights.present(tmp_path / "home", model)
 
 
+#: Pulls weights. Once their conversion has begun, suspends its process, so that it cannot end, and prints
+#: its id.
+_PULL = """
+import signal, sys
+from pathlib import Path
+
+import psutil
+from rich.progress import Progress
+
+from appliance import weights
+from appliance.config import ModelConfig
+
+
+class Suspending(Progress):
+    def update(self, *arguments, **changes):
+        if "converting" in str(changes.get("description")):
+            (conversion,) = psutil.Process().children()
+            conversion.suspend()
+            print(conversion.pid, flush=True)
+            signal.pause()
+
+
+weights.pull(Path(sys.argv[1]), ModelConfig.model_validate_json(sys.argv[2]), Suspending(disable=True))
+"""
+
+
 def test_a_conversion_ends_with_the_process_that_asked_for_it(index: Index, tmp_path: Path) -> None:
     model, home = wanted(index, "testweights/broken.gguf"), tmp_path / "home"
-    code = (
-        "from pathlib import Path; from appliance import weights; from appliance.config import ModelConfig\n"
-        f"weights.pull(Path({str(home)!r}), ModelConfig.model_validate_json({model.model_dump_json()!r}))"
-    )
-    asking = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-
-    def converting() -> psutil.Process | None:
-        children = psutil.Process(asking.pid).children()
-        # Once PyTorch is being loaded, its own main has begun.
-        return next(
-            (child for child in children if any("torch" in m.path for m in child.memory_maps())), None
-        )
-
-    conversion = wait_for(converting, "the conversion")
-    conversion.suspend()  # so that it cannot end by itself
-    asking.kill()
-    asking.wait()
+    command = [sys.executable, "-c", _PULL, str(home), model.model_dump_json()]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as asking:
+        try:
+            assert asking.stdout is not None
+            conversion = psutil.Process(int(asking.stdout.readline()))
+        finally:
+            asking.kill()
     wait_for(lambda: not conversion.is_running(), "the conversion to end")
     assert not weights.present(home, model)
