@@ -26,8 +26,8 @@ from appliance.worker.replica import ReplicaStats
 
 _log = logging.getLogger(__name__)
 
-#: Seconds after which a part whose load has not ended is told again to unload: the first call may have
-#: arrived before the load.
+#: Seconds until ``unload`` is called again for a part that is still loading: the first call may have arrived
+#: before the call of ``load``.
 _UNLOAD_AGAIN: Final = 1.0
 #: Seconds, at most, to wait for the last events of the leader, and their files, after another part has ended.
 _LAST_EVENTS: Final = 10.0

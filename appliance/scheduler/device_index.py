@@ -17,8 +17,8 @@ from appliance.scheduler.model import ModelState
 _MAX_FREE: Final = 4  # with free memory
 _MAX_EVICTING: Final = 12  # on which models would be evicted
 _MAX_WITH_WEIGHTS: Final = 12  # on nodes that have the weights
-#: Nodes instead of devices, of each of these sorts, for a model with several devices. A model on several
-#: nodes gets one more for each further node.
+#: For a model with several devices, nodes are counted instead of devices: so many of each of the sorts above.
+#: For a model on several nodes, it is one more for each further node.
 _MAX_NODES: Final = 4
 #: Devices that are checked to find one on a node without another instance of the model.
 _MAX_CHECKED: Final = 64

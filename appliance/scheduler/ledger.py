@@ -193,7 +193,7 @@ class Ledger:
     def first_devices(self, devices: Iterable[str], demand: Demand) -> tuple[str, ...] | None:
         """Return the first devices that are enough for the demand, grouped by node.
 
-        Returns None if too few nodes have enough of these devices.
+        Returns None if fewer nodes have enough devices than the demand needs.
         """
         by_node: dict[str, list[str]] = {}
         chosen: list[str] = []

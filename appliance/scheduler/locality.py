@@ -68,6 +68,6 @@ class Locality:
         return bool(self._other_instances.get(model))
 
     def instances_on(self, model: str, node: str) -> int:
-        """Return how many other instances of the model are on the node, with a part or as a whole."""
+        """Return how many other instances of the model use the node, alone or together with other nodes."""
         found = (self._models.get(name) for name in self._other_instances.get(model, ()))
         return sum(each is not None and self._ledger.is_on(each, node) for each in found)

@@ -119,7 +119,7 @@ def _order(plan: _NodePlan) -> tuple[object, ...]:
 
 
 def _plan_on(nodes: list[_NodePlan], cost: float) -> Plan:
-    """Return the plan with the options of these nodes."""
+    """Return the plan that uses all of ``nodes``."""
     devices: list[str] = []
     victims: dict[str, ModelState] = {}
     sleep = True
@@ -156,7 +156,7 @@ class _Combination(NamedTuple):
 def _plan_on_several_nodes(
     model: ModelState, plans: list[_NodePlan], locality: Locality, now: float, *, spare_busy: bool
 ) -> Plan | None:
-    """Return the plan with the cheapest combination of these plans, of ``Demand.machines`` nodes.
+    """Combine the plans of ``Demand.machines`` nodes into the cheapest plan for the model.
 
     Each combination begins with one node. The node that costs least in addition is added until there are
     enough. A model to evict may be on several of the nodes, so a node that is cheap together with the first

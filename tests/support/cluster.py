@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -68,6 +68,39 @@ class Node(Appliance):
         assert process is not None
         wait_for(lambda: process.poll() is not None or self.joined >= times, f"{self.name} to join")
         assert process.poll() is None, self.output.read_text()
+
+
+class HeadAndNodes:
+    """A head, and nodes that join it by their names: each a machine of one network."""
+
+    def __init__(
+        self, folder: Path, config: str, nodes: Sequence[str], *options: str, **values: object
+    ) -> None:
+        """``config`` is the text of models.yaml, with ``{address}`` of the head, and names of ``values``.
+
+        ``options`` are those of `appliance join`.
+        """
+        self.folder = folder
+        self.network = Network(["head", *nodes])
+        self.address = self.network.addresses["head"]
+        file = folder / "models.yaml"
+        file.write_text(config.format(address=self.address, **values))
+        self.head = Head(folder / "head", file, self.network, "head")
+        self.nodes: dict[str, Node] = {}
+        self._options = options
+
+    def join(self, name: str) -> None:
+        node = Node(self.folder / name, self.network, name, self.address, *self._options)
+        self.nodes[name] = node
+        node.start()
+        node.wait_until_joined()
+
+    def close(self) -> None:
+        for node in self.nodes.values():
+            node.kill()
+        if self.head.process is not None:
+            self.head.kill()
+        self.network.close()
 
 
 def _started(machine: Appliance, command: list[str]) -> subprocess.Popen[str]:

@@ -14,6 +14,7 @@ from appliance.scheduler import (
     Sleep,
     SleepLevel,
     Unload,
+    Wake,
 )
 
 GIB = 1024**3
@@ -44,7 +45,7 @@ def on(*names: str) -> tuple[str, ...]:
 
 
 def finish(subject: Scheduler, decisions: list[Decision], now: float) -> list[Decision]:
-    """Confirm these loads, unloads and sleeps at once."""
+    """Confirm these loads, unloads, sleeps and wakes at once."""
     for each in decisions:
         match each:
             case Load(name):
@@ -53,6 +54,8 @@ def finish(subject: Scheduler, decisions: list[Decision], now: float) -> list[De
                 subject.unloaded(name, now)
             case Sleep(name):
                 subject.asleep(name, now)
+            case Wake(name):
+                subject.woken(name, now)
     return decisions
 
 

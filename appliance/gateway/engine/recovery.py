@@ -156,7 +156,7 @@ def _stored() -> asyncio.Future[None]:
 
 
 def _reason(prediction: Prediction, error: RequestError) -> str:
-    """Return why a stored prediction cannot run any more, as a part of a sentence."""
+    """Return the reason why a stored prediction can no longer run, for the text of its error."""
     if isinstance(error, HeadRunsNoModels):
         return error.detail
     return f"version {prediction.version} of {prediction.model} is no longer served here"

@@ -55,7 +55,7 @@ class EarlierOutputs:
         return path in self._problems
 
     def problem(self, path: str) -> str | None:
-        """Return the problem of the file at ``path``, one of these files; None if there is none."""
+        """Return the problem of the file at ``path``, which was checked; None if it has none."""
         return self._problems[path]
 
     def problem_in(self, record: Prediction) -> str | None:

@@ -94,7 +94,7 @@ class VllmRunner:
             parts.check_ports()
 
     def _watch(self, processes: list[BaseProcess]) -> None:
-        """Exit when one of these processes ends."""
+        """Let this process exit as soon as one of ``processes`` ends."""
         self._processes = processes
         for process in processes:
             asyncio.get_running_loop().add_reader(process.sentinel, self._process_died)

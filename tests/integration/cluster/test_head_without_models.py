@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.support.appliance_process import wait_for
-from tests.support.cluster import Head, Node
-from tests.support.network_namespaces import Network, available
+from tests.support.cluster import HeadAndNodes
+from tests.support.network_namespaces import available
 
 pytestmark = [
     pytest.mark.integration,
@@ -29,33 +28,9 @@ models:
 FINAL = {"succeeded", "failed", "canceled"}
 
 
-class Machines:
-    def __init__(self, folder: Path) -> None:
-        self.network = Network(["head", "one", "two"])
-        self.address = self.network.addresses["head"]
-        self.folder = folder
-        config = folder / "models.yaml"
-        config.write_text(CONFIG.format(address=self.address))
-        self.head = Head(folder / "head", config, self.network, "head")
-        self.nodes: dict[str, Node] = {}
-
-    def join(self, name: str) -> None:
-        node = Node(self.folder / name, self.network, name, self.address, "--device", "small=600MiB")
-        self.nodes[name] = node
-        node.start()
-        node.wait_until_joined()
-
-    def close(self) -> None:
-        for node in self.nodes.values():
-            node.kill()
-        if self.head.process is not None:
-            self.head.kill()
-        self.network.close()
-
-
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    machines = Machines(tmp_path_factory.mktemp("m"))
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadAndNodes]:
+    machines = HeadAndNodes(tmp_path_factory.mktemp("m"), CONFIG, ["one", "two"], "--device", "small=600MiB")
     try:
         machines.head.start()
         yield machines
@@ -64,7 +39,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 
 @pytest.fixture
-def client(machines: Machines) -> Iterator[httpx.Client]:
+def client(machines: HeadAndNodes) -> Iterator[httpx.Client]:
     with machines.head.client() as http:
         yield http
 
@@ -94,7 +69,7 @@ def model(client: httpx.Client, name: str) -> dict[str, Any]:
     return next(each for each in status(client)["models"] if each["name"] == f"test/{name}")
 
 
-def test_the_head_runs_nothing(machines: Machines, client: httpx.Client) -> None:
+def test_the_head_runs_nothing(machines: HeadAndNodes, client: httpx.Client) -> None:
     found = status(client)
     assert (found["devices"], found["runs_models"]) == ([], False)
     assert client.get("/v1/hardware").json() == []
@@ -109,7 +84,7 @@ def test_the_head_runs_nothing(machines: Machines, client: httpx.Client) -> None
 
 
 def test_a_prediction_waits_for_a_node_and_survives_gateway_and_node(
-    machines: Machines, client: httpx.Client
+    machines: HeadAndNodes, client: httpx.Client
 ) -> None:
     waiting = create(client, text="a")
     wait_for(lambda: model(client, "stream")["fits_nowhere"] is not None, "the reason of the wait")

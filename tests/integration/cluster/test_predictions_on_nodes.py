@@ -16,13 +16,14 @@ import pytest
 
 from tests.support import tiny_models
 from tests.support.appliance_process import wait_for
-from tests.support.cluster import Head, Node
-from tests.support.network_namespaces import Network, available
+from tests.support.cluster import HeadAndNodes
+from tests.support.network_namespaces import available
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(not available(), reason="network namespaces need root and iproute2"),
 ]
+# A pinned model takes the memory of the head.
 CONFIG = """
 cluster: {{address: {address}, name: head, lost_after: 4}}
 hardware: {{devices: [{{name: small, memory: 250MiB}}]}}
@@ -42,34 +43,6 @@ def make_weights(folder: Path) -> None:
     words = len(tiny_models.SPECIAL + tiny_models.WORDS)
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(vocab_size=words, max_position_embeddings=32, **size)).save_pretrained(folder)
-
-
-class Machines:
-    """The head, whose memory is taken by a pinned model, and nodes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.network = Network(["head", "one", "two"])
-        self.address = self.network.addresses["head"]
-        self.folder = folder
-        config = folder / "models.yaml"
-        self.weights = folder / "weights"
-        make_weights(self.weights)
-        config.write_text(CONFIG.format(address=self.address, weights=self.weights))
-        self.head = Head(folder / "head", config, self.network, "head")
-        self.nodes: dict[str, Node] = {}
-
-    def join(self, name: str) -> None:
-        node = Node(self.folder / name, self.network, name, self.address, "--device", "big=1500MiB")
-        self.nodes[name] = node
-        node.start()
-        node.wait_until_joined()
-
-    def close(self) -> None:
-        for node in self.nodes.values():
-            node.kill()
-        if self.head.process is not None:
-            self.head.kill()
-        self.network.close()
 
 
 class Client:
@@ -109,8 +82,11 @@ class Client:
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    machines = Machines(tmp_path_factory.mktemp("m"))
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadAndNodes]:
+    folder = tmp_path_factory.mktemp("m")
+    make_weights(folder / "weights")
+    options = ("--device", "big=1500MiB")
+    machines = HeadAndNodes(folder, CONFIG, ["one", "two"], *options, weights=folder / "weights")
     try:
         machines.head.start()
         machines.join("one")
@@ -120,7 +96,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 
 @pytest.fixture
-def client(machines: Machines) -> Iterator[Client]:
+def client(machines: HeadAndNodes) -> Iterator[Client]:
     with machines.head.client() as http:
         yield Client(http)
 
@@ -134,11 +110,11 @@ def test_files_go_to_the_node_and_come_back(client: Client) -> None:
     assert client.devices("files") == ["one/big"]
 
 
-def test_weights_are_copied_to_the_node_once(machines: Machines, client: Client) -> None:
+def test_weights_are_copied_to_the_node_once(machines: HeadAndNodes, client: Client) -> None:
     ended = client.ended(client.create("words", texts=["the cat"]))
     assert ended["status"] == "succeeded", ended["error"]
     assert client.devices("words") == ["one/big"]
-    content = (machines.weights / "model.safetensors").read_bytes()
+    content = (machines.folder / "weights" / "model.safetensors").read_bytes()
     copies = machines.folder / "one" / "cluster" / "weights"
 
     def copied() -> list[int]:
@@ -154,7 +130,7 @@ def test_weights_are_copied_to_the_node_once(machines: Machines, client: Client)
     assert copied() == first
 
 
-def test_a_killed_gateway_loses_nothing_that_runs_on_a_node(machines: Machines, client: Client) -> None:
+def test_a_killed_gateway_loses_nothing_that_runs_on_a_node(machines: HeadAndNodes, client: Client) -> None:
     silent, words = client.run_until_output(silent=3)
     machines.head.gateway().kill()
     wait_for(machines.head.answers, "the next gateway")
@@ -163,7 +139,7 @@ def test_a_killed_gateway_loses_nothing_that_runs_on_a_node(machines: Machines, 
     assert [each["output"] for each in ended] == [["a"]] * 3 + [["a ", "b ", "c ", "d ", "e ", "f"]]
 
 
-def test_the_predictions_of_a_killed_node_run_on_another(machines: Machines, client: Client) -> None:
+def test_the_predictions_of_a_killed_node_run_on_another(machines: HeadAndNodes, client: Client) -> None:
     assert client.ended(client.create("stream", text="a"))["status"] == "succeeded"
     machines.join("two")
     assert client.devices("stream") == ["one/big"]

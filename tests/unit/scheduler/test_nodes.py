@@ -9,8 +9,6 @@ import pytest
 
 from appliance.domain.errors import ModelTooLarge
 from appliance.scheduler import (
-    Capacity,
-    Decision,
     Demand,
     Load,
     Origin,
@@ -23,48 +21,11 @@ from appliance.scheduler import (
     Unload,
     Wake,
 )
-
-GIB = 1024**3
-LEVELS = list(SleepLevel)
-
-
-def node(name: str, *gpus: int, main: int | None = None) -> list[Capacity]:
-    """The devices of a node: GPUs of so many GiB, and main memory."""
-    devices = [Capacity(f"{name}/cuda:{n}", size * GIB, node=name) for n, size in enumerate(gpus)]
-    if main is None:
-        return devices
-    return [*devices, Capacity(f"{name}/cpu", main * GIB, is_main_memory=True, node=name)]
-
-
-def model(name: str, gib: int = 6, **options: Any) -> Demand:
-    return Demand(model=name, memory=gib * GIB, **{"concurrency": 2, **options})
+from tests.support.scheduler_nodes import GIB, LEVELS, finish, load, model, node
 
 
 def sleeper(name: str, gib: int = 6, **options: Any) -> Demand:
     return model(name, gib, sleep_footprint=SleepFootprint(GIB // 2, gib * GIB), **options)
-
-
-def finish(subject: Scheduler, decisions: list[Decision], now: float) -> list[Decision]:
-    """Confirm these loads, unloads, sleeps and wakes at once."""
-    for each in decisions:
-        match each:
-            case Load(name):
-                subject.loaded(name, now, LEVELS)
-            case Unload(name):
-                subject.unloaded(name, now)
-            case Sleep(name):
-                subject.asleep(name, now)
-            case Wake(name):
-                subject.woken(name, now)
-    return decisions
-
-
-def load(subject: Scheduler, *names: str, now: float = 0.0) -> None:
-    """Load these models, one after the other."""
-    for name in names:
-        subject.request_load(name)
-        finish(subject, subject.decide(now), now)
-        assert subject.residency(name) is Residency.READY
 
 
 def put_to_sleep(subject: Scheduler, name: str, now: float) -> None:
