@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, Route, expect
+from playwright.sync_api import APIResponse, Browser, Locator, Page, Route, expect
 
 from tests.e2e.browsing import sign_in, sign_out, watched
 from tests.e2e.conftest import LANGUAGE_MODEL
@@ -20,6 +20,7 @@ from tests.support.appliance_process import TOKEN, Appliance, wait_for
 pytestmark = pytest.mark.e2e
 
 COMPLETIONS = "**/_ui/api/openai/v1/chat/completions"
+ALL_STORED = "() => !Object.keys(localStorage).some((key) => key.includes('unsaved'))"
 ANSWER = """# Sums
 
 Here is **code**:
@@ -70,6 +71,12 @@ def send(page: Page, text: str) -> None:
     field(page).press("Enter")
 
 
+def reload(page: Page) -> None:
+    """Reload once all is stored: a page may be refused a change that the page before it was still storing."""
+    page.wait_for_function(ALL_STORED)
+    page.reload()
+
+
 def last(page: Page) -> Locator:
     return page.locator(".message").last
 
@@ -101,7 +108,7 @@ def test_a_model_answers_and_everything_is_there_after_a_reload(page: Page, clie
     text = last(page).locator(".markdown").last.inner_text()
     assert text.strip()
     expect(page.locator("#spoken")).not_to_be_empty()
-    page.reload()
+    reload(page)
     expect(last(page).locator(".markdown").last).to_have_text(text, use_inner_text=True)
     expect(page.locator("#conversations a[aria-current]")).to_have_text("Name three fruits.")
     kept = stored(client, page)
@@ -121,7 +128,7 @@ def test_a_stopped_answer_keeps_its_text_and_ends_its_prediction(page: Page, cli
     page.get_by_role("button", name="Stop").click()
     expect(last(page)).to_contain_text("You stopped this answer.")
     expect(last(page).get_by_role("button", name="Regenerate")).to_be_visible()
-    page.reload()
+    reload(page)
     expect(last(page)).to_contain_text("You stopped this answer.")
     answer = stored(client, page)["messages"][1]
     assert (answer["state"], bool(answer["text"])) == ("stopped", True)
@@ -188,7 +195,7 @@ def test_repeated_answers_and_edited_messages_are_branches(page: Page, client: h
     assert asked[2]["messages"] == [{"role": "user", "content": "Count on"}]
     page.locator(".message.user").get_by_role("button", name="Show the previous version").click()
     expect(last(page).locator(".markdown").last).to_have_text("two")
-    page.reload()
+    reload(page)
     expect(last(page).locator(".markdown").last).to_have_text("two")
     assert len(stored(client, page)["messages"]) == 5
 
@@ -201,14 +208,42 @@ def test_a_page_made_before_a_change_was_stored_shows_the_change(page: Page) -> 
     expect(last(page)).to_contain_text("one")
     last(page).get_by_role("button", name="Regenerate").click()
     expect(last(page)).to_contain_text("2 of 2")
-    all_stored = "() => !Object.keys(localStorage).some((key) => key.includes('unsaved'))"
-    page.wait_for_function(all_stored)
+    page.wait_for_function(ALL_STORED)
     before = page.request.get(page.url).text()
     last(page).get_by_role("button", name="Show the previous version").click()
-    page.wait_for_function(all_stored)
+    page.wait_for_function(ALL_STORED)
     page.route(page.url, lambda route: route.fulfill(body=before, content_type="text/html"))
     page.reload()
     expect(last(page).locator(".markdown").last).to_have_text("one")
+
+
+def test_a_page_left_while_it_stores_a_change_loses_no_later_change(
+    browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any
+) -> None:
+    """The next page sends the later change with an old revision, is refused, and merges the conversation."""
+    answer, _ = script(says("one"), says("two"))
+    with watched(browser, appliance.url, refused=True, storage_state=signed_in) as page:
+        page.route(COMPLETIONS, answer)
+        page.goto("/chat")
+        send(page, "Count")
+        expect(last(page)).to_contain_text("one")
+        last(page).get_by_role("button", name="Regenerate").click()
+        expect(last(page)).to_contain_text("2 of 2")
+        page.wait_for_function(ALL_STORED)
+        before = page.request.get(page.url).text()
+        received: list[APIResponse] = []  # the page is left before it gets the response
+        page.route("**/admin/conversations/*", lambda route: received.append(route.fetch()), times=1)
+        last(page).get_by_role("button", name="Show the previous version").click()
+        wait_for(lambda: page.evaluate("true") and received, "the stored change")
+        assert received[0].status == 200
+        last(page).get_by_role("button", name="Show the next version").click()
+        expect(last(page).locator(".markdown").last).to_have_text("two")
+        page.route(page.url, lambda route: route.fulfill(body=before, content_type="text/html"))
+        page.reload()
+        expect(last(page).locator(".markdown").last).to_have_text("two")
+        page.wait_for_function(ALL_STORED)
+        found = stored(client, page)
+        assert (found["leaf"], len(found["messages"])) == (found["messages"][-1]["id"], 3)
 
 
 def test_tool_calls_are_shown_and_their_results_sent(page: Page) -> None:

@@ -66,7 +66,11 @@ async def get_conversation(request: Request) -> Response:
 
 
 async def replace_conversation(request: Request) -> Response:
-    """``PUT /admin/conversations/{id}``: ``revision`` must be that of the stored conversation."""
+    """``PUT /admin/conversations/{id}``: ``revision`` must be that of the stored conversation.
+
+    A conversation equal to the stored one is no conflict: browsers send a change again if they were closed or
+    lost the connection before the response.
+    """
     caller = await _caller(request, Scope.RUN)
     given = await _parse(request, ConversationUpdateRequest)
     stored = await _find(request, caller)
@@ -79,7 +83,12 @@ async def replace_conversation(request: Request) -> Response:
         content=given.content,
     )
     services_of(request).erasures.refuse_new_data(caller.owner)
-    _check(await services_of(request).store.conversations.replace(changed), stored.id)
+    result = await services_of(request).store.conversations.replace(changed)
+    if result is ConversationWrite.CHANGED:
+        stored = await _find(request, caller)
+        if (stored.title, stored.model, stored.content) == (given.title, given.model, given.content):
+            return responses.json(_summary(stored))
+    _check(result, stored.id)
     return responses.json(_summary(changed))
 
 

@@ -144,6 +144,14 @@ async def test_a_change_of_an_older_revision_is_refused(api: Api) -> None:
     assert (await api.get(path)).json()["title"] == "one"
 
 
+async def test_a_change_that_is_sent_twice_is_stored_once(api: Api) -> None:
+    path = f"{PATH}/{(await create(api))['id']}"
+    first, again = [await api.put(path, json=body(title="one", revision=0)) for _ in range(2)]
+    assert (again.status_code, again.json()) == (200, first.json())
+    for changes in ({"title": "two"}, {"model": "test/other"}, {"leaf": None}):
+        assert (await api.put(path, json=body(**{"title": "one", **changes}, revision=0))).status_code == 409
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
