@@ -71,6 +71,15 @@ def test_pairs_that_training_never_showed_come_out_right(api: httpx.Client) -> N
     assert right / count >= 0.9
 
 
+def test_stars_have_points(api: httpx.Client) -> None:
+    """At least nine of ten stars, of all colours, are stars and no circles."""
+    shown_shapes = []
+    for colour in shapes.COLOURS:
+        images = drawn(api, prompt=f"{colour} star", seed=200, num_outputs=2)
+        shown_shapes += [found and found.shape for found in map(seen, images)]
+    assert shown_shapes.count("star") / len(shown_shapes) >= 0.9, shown_shapes
+
+
 def test_places_sizes_and_backgrounds(api: httpx.Client) -> None:
     (left,) = drawn(api, prompt="a small blue square on the left", seed=3)
     (right,) = drawn(api, prompt="a small blue square on the right", seed=3)
