@@ -1,4 +1,4 @@
-"""Fixtures of the integration tests: an appliance for a whole module, and a replica."""
+"""Fixtures of the integration tests: an appliance for a whole module, a replica, and a zygote with vLLM."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from appliance.runners import preloaded_modules
 from appliance.worker.replica import Replica
 from tests.support.appliance_process import Appliance
+from tests.support.worker_processes import VLLM_STEP_LIMIT, Zygote
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +39,16 @@ async def replica(tmp_path: Path) -> AsyncIterator[Replica]:
     replica = Replica("runner-0", str(tmp_path / "none.sock"), str(tmp_path))
     yield replica
     await replica.unload()
+
+
+@pytest.fixture(scope="session")
+def vllm_zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """A zygote as `appliance serve` starts it for language models.
+
+    All modules share it, because its imports take longer than the load of a small model.
+    ``VLLM_STEP_LIMIT`` applies to models on several machines only.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", str(VLLM_STEP_LIMIT))
+        with Zygote(tmp_path_factory.mktemp("run"), ",".join(preloaded_modules("vllm", "cpu"))) as running:
+            yield running

@@ -17,7 +17,7 @@ import pytest_asyncio
 from PIL import Image
 
 from appliance.domain.prediction import Done
-from appliance.runners import preloaded_modules, video_frames
+from appliance.runners import video_frames
 from appliance.runners.operations import CHAT
 from appliance.runners.vllm.options import VllmOptions
 from appliance.worker.replica import Replica
@@ -31,23 +31,22 @@ GREEDY = {"prompt": "is this a cat", "temperature": 0, "max_tokens": 8, "min_tok
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def caller(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Caller]:
+async def caller(vllm_zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Caller]:
     weights = tmp_path_factory.mktemp("weights")
     tiny_vision_models.vision_language(weights)
     options = VllmOptions(kv_cache=64 << 20, max_num_seqs=4, max_adapters=0, dtype="float32")
-    with Zygote(tmp_path_factory.mktemp("run"), ",".join(preloaded_modules("vllm", "cpu"))) as zygote:
-        replica = Replica("runner-0", str(zygote.socket), str(zygote.run_dir))
-        asked = spec(tmp_path_factory.mktemp("cache"), "vllm", concurrency=4)
-        await replica.load(
-            msgspec.structs.replace(
-                asked,
-                options=options.completed(weights).model_dump(),
-                weights=str(weights),
-                memory=1 << 30,
-            )
+    replica = Replica("runner-0", str(vllm_zygote.socket), str(vllm_zygote.run_dir))
+    asked = spec(tmp_path_factory.mktemp("cache"), "vllm", concurrency=4)
+    await replica.load(
+        msgspec.structs.replace(
+            asked,
+            options=options.completed(weights).model_dump(),
+            weights=str(weights),
+            memory=1 << 30,
         )
-        yield Caller(replica)
-        await replica.unload()
+    )
+    yield Caller(replica)
+    await replica.unload()
 
 
 @pytest.fixture(scope="module")

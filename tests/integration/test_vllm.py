@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +24,6 @@ from appliance import config, weights
 from appliance.domain.errors import LoadFailed
 from appliance.domain.prediction import Done
 from appliance.machine.processes import is_running
-from appliance.runners import preloaded_modules
 from appliance.runners.base import LoadSpec
 from appliance.runners.operations import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES
 from appliance.runners.vllm import engine
@@ -60,19 +59,12 @@ def load_spec(folder: Path, cache: Path, **options: Any) -> LoadSpec:
     )
 
 
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """A zygote as `appliance serve` starts it for language models."""
-    with Zygote(tmp_path_factory.mktemp("run"), ",".join(preloaded_modules("vllm", "cpu"))) as running:
-        yield running
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def caller(
-    zygote: Zygote, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+    vllm_zygote: Zygote, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Caller]:
     """One loaded model for all tests that leave it running."""
-    replica = Replica("runner-0", str(zygote.socket), str(zygote.run_dir))
+    replica = Replica("runner-0", str(vllm_zygote.socket), str(vllm_zygote.run_dir))
     report = await replica.load(load_spec(smollm2, tmp_path_factory.mktemp("cache")))
     assert report.forked
     yield Caller(replica)
@@ -375,20 +367,6 @@ async def test_the_parsers_in_the_config_are_those_of_vllm() -> None:
     assert sorted(get_args(ReasoningParser)) == sorted(ReasoningParserManager.list_registered())
 
 
-async def test_without_a_parser_there_are_no_tools(zygote: Zygote, smollm2: Path, tmp_path: Path) -> None:
-    replica = Replica("runner-3", str(zygote.socket), str(zygote.run_dir))
-    await replica.load(load_spec(smollm2, tmp_path, tool_parser=None))
-    caller = Caller(replica)
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-    asked = {"model": "m", "messages": QUESTION, "tools": [tool], "max_tokens": 5}
-    assert "its options in models.yaml have no tool_parser" in str(
-        (await caller.run("a", CHAT, **asked)).error
-    )
-    ignored = await caller.run("b", CHAT, **asked, tool_choice="none")
-    assert ignored == Done("succeeded")
-    await replica.unload()
-
-
 async def test_tokens_are_counted_without_an_answer(caller: Caller) -> None:
     assert await caller.run("counted", COUNT_TOKENS, model="m", messages=QUESTION) == Done("succeeded")
     (answer,) = caller.output("counted")
@@ -437,31 +415,11 @@ async def test_predictions_are_computed_together(caller: Caller) -> None:
         assert await caller.done(id) == Done("canceled")
 
 
-async def test_the_host_ends_when_what_computes_is_killed(
-    zygote: Zygote, smollm2: Path, tmp_path: Path
+async def test_weights_that_cannot_be_used_say_why(
+    vllm_zygote: Zygote, smollm2: Path, tmp_path: Path
 ) -> None:
-    replica = Replica("runner-1", str(zygote.socket), str(zygote.run_dir))
-    report = await replica.load(load_spec(smollm2, tmp_path))
-    caller = Caller(replica)
-    await caller.start("a", prompt="Count.", min_tokens=10_000, max_tokens=10_000)
-    await caller.begun("a")
-    (core,) = psutil.Process(report.pid).children()
-    os.kill(core.pid, signal.SIGKILL)
-    lost = await caller.over()
-    assert lost is not None
-    assert "vLLM's engine core for" in lost
-    assert "has ended unexpectedly" in lost
-    assert "a" not in caller.order
-    await until_gone(report.pid)
-    assert not is_running(core.pid)
-    await replica.load(load_spec(smollm2, tmp_path))
-    assert "Paris" in await text(Caller(replica), "b", **CAPITAL)
-    await replica.unload()
-
-
-async def test_weights_that_cannot_be_used_say_why(zygote: Zygote, smollm2: Path, tmp_path: Path) -> None:
     async def refusal(folder: Path, **options: Any) -> str:
-        replica = Replica("runner-2", str(zygote.socket), str(zygote.run_dir))
+        replica = Replica("runner-2", str(vllm_zygote.socket), str(vllm_zygote.run_dir))
         with pytest.raises(LoadFailed) as caught:
             await replica.load(load_spec(folder, tmp_path, **options))
         await replica.unload()
@@ -482,3 +440,35 @@ async def test_weights_that_cannot_be_used_say_why(zygote: Zygote, smollm2: Path
     described = folder / "config.json"
     described.write_text(described.read_text().replace("LlamaForCausalLM", "NoSuchForCausalLM"))
     assert "NoSuchForCausalLM" in await refusal(folder)
+
+
+async def test_the_host_ends_when_what_computes_is_killed(caller: Caller) -> None:
+    """The last test of the model that all tests share."""
+    await caller.start("a", prompt="Count.", min_tokens=10_000, max_tokens=10_000)
+    await caller.begun("a")
+    worker = (await caller.replica.stats()).pid
+    assert worker is not None
+    (core,) = psutil.Process(worker).children()
+    os.kill(core.pid, signal.SIGKILL)
+    lost = await caller.over()
+    assert lost is not None
+    assert "vLLM's engine core for" in lost
+    assert "has ended unexpectedly" in lost
+    assert "a" not in caller.order
+    await until_gone(worker)
+    assert not is_running(core.pid)
+
+
+async def test_a_model_is_loaded_again_without_a_parser_and_then_there_are_no_tools(
+    caller: Caller, smollm2: Path, tmp_path: Path
+) -> None:
+    """In the replica whose worker process was killed."""
+    replica = caller.replica
+    await replica.load(load_spec(smollm2, tmp_path, tool_parser=None))
+    again = Caller(replica)
+    assert "Paris" in await text(again, "paris", **CAPITAL)
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    asked = {"model": "m", "messages": QUESTION, "tools": [tool], "max_tokens": 5}
+    refused = await again.run("a", CHAT, **asked)
+    assert "its options in models.yaml have no tool_parser" in str(refused.error)
+    assert await again.run("b", CHAT, **asked, tool_choice="none") == Done("succeeded")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 import pytest
+import pytest_asyncio
 
 from appliance.domain.errors import LoadFailed
 from appliance.domain.prediction import Done
-from appliance.runners import preloaded_modules
 from appliance.runners.base import LoadSpec
 from appliance.runners.lora_training.runner import LoraTrainer
 from appliance.runners.vllm import engine, engine_arguments
@@ -33,12 +33,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     tiny_models.language_model(folder, hidden_size=64)
     return folder
-
-
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    with Zygote(tmp_path_factory.mktemp("run"), ",".join(preloaded_modules("vllm", "cpu"))) as running:
-        yield running
 
 
 def load_spec(folder: Path, cache: Path, **options: Any) -> LoadSpec:
@@ -79,16 +73,26 @@ async def test_engine_arguments_reach_vllm(
     assert arguments.cpu_offload_params == {"layers"}
 
 
-async def test_a_model_runs_with_engine_arguments(zygote: Zygote, weights: Path, tmp_path: Path) -> None:
-    replica = Replica("runner-0", str(zygote.socket), str(zygote.run_dir))
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def caller(
+    vllm_zygote: Zygote, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Caller]:
+    """One loaded model, with arguments of the engine and with adapters."""
+    replica = Replica("runner-1", str(vllm_zygote.socket), str(vllm_zygote.run_dir))
+    arguments = {"max_num_batched_tokens": 32}
+    cache = tmp_path_factory.mktemp("cache")
+    await replica.load(load_spec(weights, cache, max_adapters=2, engine=arguments))
+    yield Caller(replica)
+    await replica.unload()
+
+
+async def test_engine_arguments_that_do_not_fit_are_refused(
+    vllm_zygote: Zygote, weights: Path, tmp_path: Path
+) -> None:
+    replica = Replica("runner-0", str(vllm_zygote.socket), str(vllm_zygote.run_dir))
     too_few = load_spec(weights, tmp_path, max_num_seqs=64, engine={"max_num_batched_tokens": 32})
     with pytest.raises(LoadFailed, match=r"max_num_batched_tokens \(32\)"):
         await replica.load(too_few)
-    await replica.load(load_spec(weights, tmp_path, engine={"max_num_batched_tokens": 32}))
-    caller = Caller(replica)
-    done = await caller.run("one", prompt="the cat", max_tokens=4, min_tokens=4)
-    assert done.status == "succeeded", caller.logs("one")
-    await replica.unload()
 
 
 TRAINING = {"max_adapter_rank": 16, "chat_template": None, "system_prompt": "", "trust_remote_code": False}
@@ -98,14 +102,14 @@ TRAINING = {"max_adapter_rank": 16, "chat_template": None, "system_prompt": "", 
 PROMPT = "[CLS] the cat"
 
 
-async def train(weights: Path, folder: Path, completion: str) -> Path:
+async def train(weights: Path, folder: Path, completion: str, steps: int = 200) -> Path:
     """Train an adapter that continues "the cat" with ``completion``; return its folder."""
     trainer = LoraTrainer(runner_calls.load_spec("lora", weights, **TRAINING))
     await trainer.setup()
     folder.mkdir()
     data = folder / "train.jsonl"
     data.write_text(json.dumps({"prompt": PROMPT, "completion": f" {completion}"}) + "\n")
-    settings = {"max_train_steps": 200, "learning_rate": 0.01, "train_batch_size": 1, "lora_rank": 16}
+    settings = {"max_train_steps": steps, "learning_rate": 0.01, "train_batch_size": 1, "lora_rank": 16}
     job = runner_calls.job(LoraTrainer.interface(TRAINING), folder, train_data=data, **settings)
     return Path((await runner_calls.run(trainer, job)).output)
 
@@ -117,13 +121,10 @@ async def answer(caller: Caller, id: str, adapter: Path | None = None, **more: A
 
 
 async def test_a_base_model_and_two_adapters_answer_at_the_same_time(
-    zygote: Zygote, weights: Path, tmp_path: Path
+    caller: Caller, weights: Path, tmp_path: Path
 ) -> None:
     first = await train(weights, tmp_path / "first", "sat on the mat")
     second = await train(weights, tmp_path / "second", "ran on a hill")
-    replica = Replica("runner-1", str(zygote.socket), str(zygote.run_dir))
-    await replica.load(load_spec(weights, tmp_path, max_adapters=2))
-    caller = Caller(replica)
     plain = await answer(caller, "alone")
     answers = await asyncio.gather(
         *(answer(caller, f"base {at}") for at in range(2)),
@@ -134,20 +135,14 @@ async def test_a_base_model_and_two_adapters_answer_at_the_same_time(
     assert answers[:2] == [plain] * 2
     assert learnt == ["sat on the mat"] * 2 + ["ran on a hill"] * 2
     assert plain.strip() not in learnt
-    await replica.unload()
 
 
-async def test_an_adapter_that_does_not_fit_fails_alone(
-    zygote: Zygote, weights: Path, tmp_path: Path
-) -> None:
+async def test_an_adapter_that_does_not_fit_fails_alone(caller: Caller, tmp_path: Path) -> None:
     tiny_models.language_model(tmp_path / "large", hidden_size=128)
-    foreign = await train(tmp_path / "large", tmp_path / "foreign", "sat")
+    foreign = await train(tmp_path / "large", tmp_path / "foreign", "sat", steps=1)
     high = tmp_path / "high"
     high.mkdir()
     (high / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 32}))
-    replica = Replica("runner-2", str(zygote.socket), str(zygote.run_dir))
-    await replica.load(load_spec(weights, tmp_path, max_adapters=2))
-    caller = Caller(replica)
     plain = await answer(caller, "before")
     for folder, reason in (
         (foreign, "it was made for another base model: its model.layers.0."),
@@ -158,4 +153,3 @@ async def test_an_adapter_that_does_not_fit_fails_alone(
         assert done.status == "failed"
         assert reason in str(done.error)
     assert await answer(caller, "after") == plain
-    await replica.unload()

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,17 @@ import pytest_asyncio
 
 from appliance.domain.errors import LoadFailed
 from appliance.domain.prediction import Done
-from appliance.runners import preloaded_modules
 from appliance.runners.base import LoadSpec, Part
 from appliance.runners.vllm.options import VllmOptions
 from appliance.worker.cleanup import pid_folder
 from appliance.worker.replica import Replica
 from tests.support import tiny_models
 from tests.support.appliance_process import until
-from tests.support.worker_processes import Caller, Zygote, spec, until_gone
+from tests.support.worker_processes import VLLM_STEP_LIMIT, Caller, Zygote, spec, until_gone
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 LEADER, FOLLOWER = "127.0.0.2", "127.0.0.3"
-STEP_LIMIT = 4  # seconds
 PROMPT = {
     "prompt": "the cat sat on",
     "prompt_template": "",
@@ -61,16 +59,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder for what torch compiles, as on machines that have loaded the model before."""
     return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """A zygote whose worker processes end after a step of four seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", str(STEP_LIMIT))
-        run_dir = tmp_path_factory.mktemp("run")
-        with Zygote(run_dir, ",".join(preloaded_modules("vllm", "cpu"))) as running:
-            yield running
 
 
 def load_spec(folder: Path, cache: Path, part: Part | None = None, **options: Any) -> LoadSpec:
@@ -104,9 +92,9 @@ def remains(pid: int) -> list[Path]:
 class Parts:
     """The replicas of two machines."""
 
-    def __init__(self, zygote: Zygote) -> None:
+    def __init__(self, vllm_zygote: Zygote) -> None:
         self.replicas = [
-            Replica("runner-0", str(zygote.socket), str(zygote.run_dir / machine))
+            Replica("runner-0", str(vllm_zygote.socket), str(vllm_zygote.run_dir / machine))
             for machine in ("leader", "follower")
         ]
         self.pids: list[int] = []
@@ -127,8 +115,8 @@ class Parts:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def parts(zygote: Zygote) -> AsyncIterator[Parts]:
-    parts = Parts(zygote)
+async def parts(vllm_zygote: Zygote) -> AsyncIterator[Parts]:
+    parts = Parts(vllm_zygote)
     yield parts
     await parts.unload()
 
@@ -147,9 +135,9 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def expected(zygote: Zygote, weights: Path, cache: Path) -> str:
+async def expected(vllm_zygote: Zygote, weights: Path, cache: Path) -> str:
     """The answer of the model on one machine."""
-    replica = Replica("runner-9", str(zygote.socket), str(zygote.run_dir))
+    replica = Replica("runner-9", str(vllm_zygote.socket), str(vllm_zygote.run_dir))
     await replica.load(load_spec(weights, cache))
     text = await answer(replica, "whole")
     await replica.unload()
@@ -188,7 +176,7 @@ async def test_the_leader_ends_within_the_limit_of_a_step_when_the_follower_is_g
     assert "part 2 of 2, on 127.0.0.3" in lost
     lost = await leader.over()
     assert lost is not None
-    assert f"or a step took longer than {STEP_LIMIT} s" in lost
+    assert f"or a step took longer than {VLLM_STEP_LIMIT} s" in lost
     await until_gone(*(process.pid for each in before for process in each))
 
 
@@ -197,11 +185,10 @@ async def test_two_parts_of_every_layer_give_the_tokens_of_one_process(
 ) -> None:
     await parts.load(weights, cache, across_machines="tensor")
     assert await answer(parts.replicas[0], "tensor") == expected
-    await parts.unload()
 
 
-async def test_an_unload_leaves_nothing_behind(parts: Parts, weights: Path, cache: Path) -> None:
-    await parts.load(weights, cache)
+async def test_an_unload_leaves_nothing_behind(parts: Parts) -> None:
+    """After the test before, which has loaded the model."""
     processes = [process.pid for pid in parts.pids for process in family(pid)]
     assert len(processes) >= 5  # two worker processes, two of vLLM's workers, an engine core
     assert all(map(remains, parts.pids))

@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -22,6 +22,9 @@ from appliance.worker.protocol import Commands
 from appliance.worker.replica import Replica
 from tests.support.appliance_process import PATIENCE, ROOT, until, wait_for
 from tests.support.replica_events import events_of
+
+#: Seconds that a step of a model on several machines may take, in worker processes of ``vllm_zygote``.
+VLLM_STEP_LIMIT: Final = 10
 
 
 class Zygote:
