@@ -148,7 +148,7 @@ def test_no_input_is_in_a_log_and_an_erasure_leaves_nothing(
     assert traces(appliance.home, MARKER) == []
 
 
-def test_a_killed_appliance_continues_to_erase(appliance: Appliance) -> None:
+def test_the_next_gateway_continues_to_erase(appliance: Appliance) -> None:
     with client_of(appliance, "carl") as carl:
         for _ in range(30):
             body: dict[str, Any] = {"input": {"text": "x", "delay": 300}}
@@ -170,9 +170,11 @@ def test_a_killed_appliance_continues_to_erase(appliance: Appliance) -> None:
         return any(each["object"] == "carl" for each in reply.json()["results"])
 
     wait_for(lambda: recorded("account.erase"), "the erasure to begin")
-    appliance.kill()
+    gateway = appliance.gateway()
+    gateway.kill()
+    gateway.wait(PATIENCE)
     erasing.wait(PATIENCE)
-    appliance.start()
+    wait_for(appliance.answers, "the next gateway")
     wait_for(lambda: recorded("account.erased"), "the erasure to end")
     found = json.loads(appliance.command("erase", "carl", "--dry-run", "--json"))
     assert not any(count for name, count in found.items() if isinstance(count, int)), found
