@@ -112,9 +112,18 @@ def port(given: int | None, config: Config) -> int:
     Raises:
         ConfigError: APPLIANCE_PORT is not a port number.
     """
+    return port_override(given) or config.server.port
+
+
+def port_override(given: int | None) -> int | None:
+    """Return the port from ``given``, else from APPLIANCE_PORT; None if neither is set.
+
+    Raises:
+        ConfigError: APPLIANCE_PORT is not a port number.
+    """
     text = os.environ.get("APPLIANCE_PORT")
     if given is not None or not text:
-        return given or config.server.port
+        return given
     if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= 65535:
         raise ConfigError(f"APPLIANCE_PORT is {text!r}: set it to a port, 1 to 65535")
     return int(text)

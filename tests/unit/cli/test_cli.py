@@ -692,7 +692,7 @@ def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_
 
 def test_a_wrong_config_is_refused_with_its_line(command: Command, tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text("models:\n  - {name: test/echo, kind: echo, pinn: true}\n")
-    for arguments in (("check",), ("serve",), ("token", "list"), ("doctor",)):
+    for arguments in (("check",), ("token", "list"), ("doctor",)):
         ran = command(*arguments)
         assert ran.code == 2
         assert "models.yaml:2" in ran.err
@@ -788,7 +788,7 @@ def test_serve_becomes_the_driver(
     (arguments, environment), (_, second) = executed
     assert arguments[1:] == [
         *("-m", "appliance.driver.main", "--config", str(tmp_path / "models.yaml")),
-        *("--home", str(tmp_path / "home"), "--port", "8123"),
+        *("--port", "8123"),
     ]
     assert "PYTHONDONTWRITEBYTECODE" not in environment
     assert environment["MALLOC_ARENA_MAX"] == "4"  # the user's own value wins
@@ -872,17 +872,6 @@ def test_a_models_yaml_that_cannot_be_written_is_named(
     ran = command("serve")
     assert (ran.code, executed) == (2, [])
     assert f"{tmp_path / 'models.yaml'}: models.yaml cannot be created: File exists" in ran.err
-
-
-def test_a_user_without_a_home_folder_is_told_what_to_set(
-    command: Command, executed: Calls, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("APPLIANCE_HOME")
-    monkeypatch.delenv("HOME")
-    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
-    ran = command("serve")
-    assert (ran.code, executed) == (2, [])
-    assert "has no home folder for the data of the appliance: set APPLIANCE_HOME or server.data" in ran.err
 
 
 @pytest.mark.parametrize("port", ["none", "0", "65536", "-1", "٣"])

@@ -42,6 +42,30 @@ def test_a_data_folder_that_cannot_be_used(
     assert "--home or APPLIANCE_HOME" in said
 
 
+def test_a_wrong_config_is_refused_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text("models:\n  - {name: test/echo, kind: echo, pinn: true}\n")
+    assert serve(["--config", str(config)], monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert f"{config}:2" in said
+    assert "pinn" in said
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text("models:\n  - {name: test/echo, kind: echo}\n")
+    for name in ("APPLIANCE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    assert serve(["--config", str(config)], monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert "has no home folder for the data of the appliance: set APPLIANCE_HOME or server.data" in said
+
+
 @pytest.mark.parametrize(
     ("bind_address", "url"),
     [
