@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -13,25 +12,23 @@ from typing import Any
 from appliance.domain.prediction import Prediction, new_id, new_stream_token
 from appliance.store import Store
 from appliance.store.postgres_connection import PostgresConnection
-from tests.support.postgres_server import PostgresServer
+from tests.support.postgres_databases import Databases
 
 _empty: list[bytes] = []  # an empty database, once this process has made one
-_servers: list[PostgresServer] = []  # the server on which stores are made now; none for SQLite
+_servers: list[Databases] = []  # the databases of the server on which stores are made now; none for SQLite
 _made: dict[Path, str] = {}  # path -> database on that server
 
 
 @contextlib.contextmanager
-def on_server(server: PostgresServer) -> Iterator[None]:
+def on_server(databases: Databases) -> Iterator[None]:
     """Make stores on a server: one database for each path."""
-    if not server.query("SELECT 1 FROM pg_database WHERE datname = 'empty'"):
-        server.query("CREATE DATABASE empty")
-    _servers.append(server)
+    _servers.append(databases)
     try:
         yield
     finally:
         _servers.pop()
         for name in _made.values():
-            server.query(f'DROP DATABASE "{name}" WITH (FORCE)')
+            databases.give_back(name)
         _made.clear()
 
 
@@ -62,16 +59,10 @@ async def opened(path: Path) -> Store:
     return await created(path)
 
 
-async def _opened_on(server: PostgresServer, path: Path) -> Store:
+async def _opened_on(databases: Databases, path: Path) -> Store:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path not in _made:
-        if not server.query("SELECT 1 FROM pg_tables WHERE tablename = 'predictions'", "empty"):
-            template = Store(path, url=server.url("empty"), durability="normal")
-            await template.open()
-            await template.close()
-        name = f"test_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-        server.query(f'CREATE DATABASE "{name}" TEMPLATE empty')
-        _made[path] = name
+        _made[path] = await databases.take(path)
     store = Store(path, url=url_of(path), durability="normal")
     await store.open()
     return store
@@ -79,13 +70,13 @@ async def _opened_on(server: PostgresServer, path: Path) -> Store:
 
 def url_of(path: Path) -> str | None:
     """Return the URL of the database that is made for a path; None for SQLite."""
-    return _servers[-1].url(_made[path]) if _servers else None
+    return _servers[-1].server.url(_made[path]) if _servers else None
 
 
 def query(path: Path, *statements: str) -> list[tuple[Any, ...]]:
     """Execute statements in another connection; return the rows of the last one."""
     if _servers:
-        return [_servers[-1].query(statement, _made[path]) for statement in statements][-1]
+        return [_servers[-1].server.query(statement, _made[path]) for statement in statements][-1]
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         return [connection.execute(statement).fetchall() for statement in statements][-1]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import postgres_server, store_files
+from tests.support.postgres_databases import Databases
 from tests.support.postgres_server import PostgresServer
 
 
@@ -18,6 +19,11 @@ def server() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def databases(server: PostgresServer) -> Databases:
+    return Databases(server)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run a test on both databases."""
@@ -25,12 +31,12 @@ def database(request: pytest.FixtureRequest) -> Iterator[str]:
     if name == "sqlite":
         yield name
         return
-    with store_files.on_server(request.getfixturevalue("server")):
+    with store_files.on_server(request.getfixturevalue("databases")):
         yield name
 
 
 @pytest.fixture
-def postgres(server: PostgresServer) -> Iterator[PostgresServer]:
+def postgres(databases: Databases) -> Iterator[PostgresServer]:
     """Run a test on PostgreSQL only."""
-    with store_files.on_server(server):
-        yield server
+    with store_files.on_server(databases):
+        yield databases.server
