@@ -8,11 +8,11 @@ import logging
 import os
 import socket
 import sqlite3
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Final, TypeVar, cast
 
 from appliance.domain.audit import AuditEvent
@@ -61,8 +61,10 @@ class Connections:
         self._lock = OwnerLock(path)
         self._writer: Writer | None = None
         self._inline: sqlite3.Connection | None = None  # for single rows of SQLite
-        self._row_readers: SimpleQueue[PostgresConnection] = SimpleQueue()  # for single rows on a server
-        self._readers: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        # As many as threads. The last one used is the next one used, because those of a server connect when
+        # they are first used.
+        self._row_readers: deque[PostgresConnection] = deque()  # for single rows on a server
+        self._readers: deque[sqlite3.Connection] = deque()
         self._row_threads: ThreadPoolExecutor | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._heads: set[asyncio.Future[Any]] = set()  # writes whose audit record is not in the head file yet
@@ -77,24 +79,18 @@ class Connections:
         writing = await asyncio.to_thread(prepare)
         if self._server is not None:
             self._row_threads = ThreadPoolExecutor(_ROW_READERS, "store-row-reader")
-        self._threads = ThreadPoolExecutor(self._readers.qsize(), "store-reader")
+        self._threads = ThreadPoolExecutor(len(self._readers), "store-reader")
         self._writer = Writer(writing, self._name, remote=self._server is not None)
 
     def _prepare_server(self, server: Server) -> sqlite3.Connection:
         with contextlib.ExitStack() as opened:
             self._key = files_key(self._path)
-            writing = opened.enter_context(contextlib.closing(server.open(writes=True)))
+            writing = opened.enter_context(contextlib.closing(server.open()))
             postgres.upgrade(writing, server.name)
-            readers = [
-                opened.enter_context(contextlib.closing(server.open(writes=False)))
-                for _ in range(_ROW_READERS + _SERVER_READERS)
-            ]
             opened.pop_all()
         self._owner = writing
-        for reader in readers[:_ROW_READERS]:
-            self._row_readers.put(reader)
-        for reader in readers[_ROW_READERS:]:
-            self._readers.put(cast("sqlite3.Connection", reader))
+        self._row_readers.extend(server.reader() for _ in range(_ROW_READERS))
+        self._readers.extend(cast("sqlite3.Connection", server.reader()) for _ in range(_SERVER_READERS))
         return cast("sqlite3.Connection", writing)
 
     def _prepare(self) -> sqlite3.Connection:
@@ -113,8 +109,7 @@ class Connections:
                 raise store_error(exc, self._path) from exc
             opened.pop_all()
         self._inline = inline
-        for reader in readers:
-            self._readers.put(reader)
+        self._readers.extend(readers)
         return writing
 
     @property
@@ -187,10 +182,10 @@ class Connections:
         for threads in pools:
             if threads is not None:
                 await asyncio.to_thread(threads.shutdown)
-        while not self._readers.empty():
-            self._readers.get_nowait().close()
-        while not self._row_readers.empty():
-            self._row_readers.get_nowait().close()
+        while self._readers:
+            self._readers.pop().close()
+        while self._row_readers:
+            self._row_readers.pop().close()
         inline, self._inline = self._inline, None
         if inline is not None:
             inline.close()
@@ -262,13 +257,13 @@ class Connections:
             return self._row_inline(query, parameters)
 
         def reading() -> rows.Row | None:
-            reader = self._row_readers.get()
+            reader = self._row_readers.pop()
             try:
                 return reader.row(QUERIES[query], parameters)
             except sqlite3.Error as exc:
                 raise store_error(exc, self._name) from exc
             finally:
-                self._row_readers.put(reader)
+                self._row_readers.append(reader)
 
         return await self._in_thread(reading, self._row_threads)
 
@@ -285,7 +280,7 @@ class Connections:
         """Run ``action`` in a reader thread, in one transaction."""
 
         def reading() -> T:
-            connection = self._readers.get()
+            connection = self._readers.pop()
             try:
                 connection.execute("BEGIN")
                 return action(connection)
@@ -294,7 +289,7 @@ class Connections:
             finally:
                 with contextlib.suppress(sqlite3.Error):  # if the rollback fails, the next BEGIN reports it
                     connection.rollback()
-                self._readers.put(connection)
+                self._readers.append(connection)
 
         return await self._in_thread(reading, self._threads)
 

@@ -144,7 +144,7 @@ class Lease:
 
     def _acquire_again(self) -> None:
         """Get the lease for a new session, unless another machine had the lease meanwhile."""
-        before, connection = self._session, self._server.open(writes=True)
+        before, connection = self._session, self._server.open()
         self._connection = connection
         try:
             if before is not None:  # the server may not know yet that the connection of this session is lost
@@ -170,7 +170,7 @@ class Lease:
         if self._connection is None:
             if self.term:
                 raise ConnectionLost("the connection was lost")
-            self._connection = self._server.open(writes=True)
+            self._connection = self._server.open()
             self._connection.run(_STAND_BY)
         return self._connection
 

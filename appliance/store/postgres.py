@@ -94,15 +94,19 @@ class Server:
         connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in settings.items()))
         connection.cursor_factory = _cursor_class()
 
-    def open(self, *, writes: bool) -> PostgresConnection:
-        """Open a connection for the tables of the store.
+    def open(self) -> PostgresConnection:
+        """Open a connection that writes into the tables of the store.
 
         Raises:
             StoreError: psycopg is not installed, or the server cannot be reached, or refuses the user.
         """
         require(self.name)
         with errors(self.name):
-            return PostgresConnection(self, writes=writes)
+            return PostgresConnection(self)
+
+    def reader(self) -> PostgresConnection:
+        """Return a connection that only reads. It connects when it is first used."""
+        return PostgresConnection(self, reads=True)
 
 
 def _cursor_class() -> Any:

@@ -81,9 +81,10 @@ class OwnershipLost(sqlite3.OperationalError):
 class PostgresConnection:
     """For use by one thread at a time."""
 
-    def __init__(self, server: Server, *, writes: bool) -> None:
+    def __init__(self, server: Server, *, reads: bool = False) -> None:
+        """Connect; with ``reads``, connect at the first use, as after a lost connection."""
         self._server = server
-        self._writes = writes
+        self._writes = not reads
         self._connection: psycopg.Connection | None = None
         self._failures = 0  # attempts to connect that failed since the last success
         self._retry_at = 0.0  # monotonic time of the next attempt
@@ -93,7 +94,8 @@ class PostgresConnection:
         self._sessions: list[tuple[Any, ...]] = []  # process ids and starts of sessions that may be open
         self.generation: int | None = None  # of the database, since this connection owns it
         self.lost: str | None = None  # why this process no longer owns the database
-        self._connect()
+        if self._writes:
+            self._connect()
 
     # -- the interface of sqlite3.Connection
 

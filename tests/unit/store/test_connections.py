@@ -29,9 +29,9 @@ class FaultyReader:
 async def test_a_connection_that_cannot_end_a_transaction_is_used_again(tmp_path: Path) -> None:
     """A store whose connections are lost would answer nothing."""
     store = await created(tmp_path / "one.db")
-    size = store._readers.qsize()
-    for _ in range(size):
-        store._readers.put(cast("sqlite3.Connection", FaultyReader(store._readers.get())))
+    size = len(store._readers)
+    for index in range(size):
+        store._readers[index] = cast("sqlite3.Connection", FaultyReader(store._readers[index]))
     for _ in range(size + 1):
         assert await store.read(lambda connection: connection.execute("SELECT 1").fetchone()) == (1,)
     await store.close()

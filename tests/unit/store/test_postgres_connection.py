@@ -147,6 +147,19 @@ async def test_a_single_row_does_not_wait_for_slow_reads(store: Store) -> None:
     await asyncio.gather(*reads)
 
 
+async def test_connections_that_read_are_opened_when_they_are_needed(store: Store, path: Path) -> None:
+    sessions = (
+        "SELECT application_name FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    await store.create(record := make())
+    assert query(path, sessions) == [("appliance",)]
+    for _ in range(2):
+        assert await store.files.get("missing") is None
+        assert await store.list("me") == [record]
+    assert sorted(query(path, sessions)) == [("appliance",), *[("appliance reader",)] * 2]
+
+
 # Lost connections
 
 
