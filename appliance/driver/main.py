@@ -438,13 +438,15 @@ def main() -> int:
         own_process.wait_to_restart(console)
         code = _RESTART
     if code == _RESTART:
+        if arguments.home is not None:  # else a changed server.data would take effect now
+            environment[configuration.HOME_VARIABLE] = str(arguments.home)
         own_process.restart({**environment, _WAS_RUNNING: "1"})
     return code
 
 
 def _serve(arguments: argparse.Namespace, console: Console, state: DriverState) -> int:
     config = configuration.load(arguments.config)
-    home = (arguments.home or configuration.home(config)).absolute()
+    home = arguments.home = (arguments.home or configuration.home(config)).absolute()
     permissions.restrict()
     settings = GatewaySettings(
         config=config,

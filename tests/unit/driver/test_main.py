@@ -188,6 +188,30 @@ def test_a_driver_that_was_running_starts_again_after_any_error(monkeypatch: pyt
     assert ended(monkeypatch, LeaseLost("another head"), was_running=False) is None
 
 
+def test_a_driver_that_starts_again_keeps_its_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if server.data was changed meanwhile: the accepted predictions are in the old folder."""
+    config = tmp_path / "models.yaml"
+    models = "models: [{name: test/echo, kind: echo}]\n"
+    config.write_text(f"server: {{data: {tmp_path}/first}}\n{models}")
+
+    def fails(settings: GatewaySettings) -> NoReturn:
+        config.write_text(f"server: {{data: {tmp_path}/second}}\n{models}")
+        raise LeaseLost("another head")
+
+    def restart(environment: Mapping[str, str]) -> NoReturn:
+        assert environment["APPLIANCE_HOME"] == f"{tmp_path}/first"
+        raise Replaced
+
+    monkeypatch.delenv("APPLIANCE_HOME", raising=False)
+    monkeypatch.setattr(main, "prepare_home", fails)
+    monkeypatch.setattr(own_process, "restart", restart)
+    monkeypatch.setattr(own_process, "wait_to_restart", lambda _: None)
+    with pytest.raises(Replaced):
+        serve(["--config", str(config)], monkeypatch)
+
+
 @pytest.mark.parametrize("waited", [True, False])
 async def test_an_error_after_a_takeover_restarts_the_driver_only_if_it_had_waited(
     waited: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
