@@ -442,8 +442,10 @@ async def test_weights_that_cannot_be_used_say_why(
     assert "NoSuchForCausalLM" in await refusal(folder)
 
 
-async def test_the_host_ends_when_what_computes_is_killed(caller: Caller) -> None:
-    """The last test of the model that all tests share."""
+async def test_the_host_ends_when_what_computes_is_killed_and_is_loaded_again_without_a_parser(
+    caller: Caller, smollm2: Path, tmp_path: Path
+) -> None:
+    """The last test, because it kills the worker process that all tests share."""
     await caller.start("a", prompt="Count.", min_tokens=10_000, max_tokens=10_000)
     await caller.begun("a")
     worker = (await caller.replica.stats()).pid
@@ -457,15 +459,8 @@ async def test_the_host_ends_when_what_computes_is_killed(caller: Caller) -> Non
     assert "a" not in caller.order
     await until_gone(worker)
     assert not is_running(core.pid)
-
-
-async def test_a_model_is_loaded_again_without_a_parser_and_then_there_are_no_tools(
-    caller: Caller, smollm2: Path, tmp_path: Path
-) -> None:
-    """In the replica whose worker process was killed."""
-    replica = caller.replica
-    await replica.load(load_spec(smollm2, tmp_path, tool_parser=None))
-    again = Caller(replica)
+    await caller.replica.load(load_spec(smollm2, tmp_path, tool_parser=None))
+    again = Caller(caller.replica)
     assert "Paris" in await text(again, "paris", **CAPITAL)
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     asked = {"model": "m", "messages": QUESTION, "tools": [tool], "max_tokens": 5}
