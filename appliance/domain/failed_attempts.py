@@ -21,7 +21,7 @@ class FailedAttempts:
         self._window = window
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
-    def wait(self, key: str, now: float) -> int:
+    def retry_after(self, key: str, now: float) -> int:
         """Return the seconds until the next attempt may be made; 0 if it may be made ``now``, in seconds."""
         times = self._failures.get(key)
         if times is None:
@@ -31,11 +31,11 @@ class FailedAttempts:
         return max(1, math.ceil(times[0] + self._window - now)) if len(times) >= self._most else 0
 
     def record(self, key: str, now: float) -> int:
-        """Count a failure at ``now``; return the seconds to wait, as ``wait``.
+        """Count a failure at ``now``; return the seconds to wait, as ``retry_after``.
 
         A refused attempt is not counted, so the wait does not grow with the attempts.
         """
-        wait = self.wait(key, now)
+        wait = self.retry_after(key, now)
         if wait:
             self._failures.move_to_end(key)
             return wait

@@ -111,7 +111,7 @@ class SignOn:
             (self._by_account, name),
         )
         now = time.monotonic()
-        if wait := max(failures.wait(key, now) for failures, key in counters):
+        if wait := max(failures.retry_after(key, now) for failures, key in counters):
             raise Throttled(f"Too many wrong passwords: try again in {wait} s.", retry_after=wait)
         for failures, key in counters:  # before the check, so that parallel guesses are counted too
             failures.record(key, now)

@@ -18,17 +18,17 @@ def test_the_wait_ends_when_the_first_failure_is_old_enough() -> None:
 
 def test_asking_for_the_wait_counts_nothing() -> None:
     attempts = FailedAttempts(2, 60.0)
-    assert attempts.wait("anna", 0.0) == 0
+    assert attempts.retry_after("anna", 0.0) == 0
     assert [attempts.record("anna", at) for at in (0.0, 10.0)] == [0, 0]
-    assert [attempts.wait("anna", at) for at in (10.0, 20.0, 59.5, 60.0)] == [50, 40, 1, 0]
-    assert attempts.wait("ben", 20.0) == 0
+    assert [attempts.retry_after("anna", at) for at in (10.0, 20.0, 59.5, 60.0)] == [50, 40, 1, 0]
+    assert attempts.retry_after("ben", 20.0) == 0
     attempts.record("anna", 60.0)
-    assert attempts.wait("anna", 60.0) == 10
+    assert attempts.retry_after("anna", 60.0) == 10
     attempts.withdraw("anna")
-    assert attempts.wait("anna", 60.0) == 0
+    assert attempts.retry_after("anna", 60.0) == 0
     attempts.record("anna", 60.0)
     attempts.forget("anna")
-    assert attempts.wait("anna", 60.0) == 0
+    assert attempts.retry_after("anna", 60.0) == 0
 
 
 def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
