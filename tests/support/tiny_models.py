@@ -6,11 +6,14 @@ or blue, and which document holds the word of a query.
 
 from __future__ import annotations
 
+import functools
 import json
 import string
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, ParamSpec
+
+P = ParamSpec("P")
 
 SPECIAL: Final = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS: Final = [
@@ -21,6 +24,20 @@ SMALL: Final = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
 }  # fmt: skip
 SIZE: Final = {"height": 32, "width": 32}
+
+
+def repeatable(write: Callable[P, None]) -> Callable[P, None]:
+    """Let ``write`` draw the same weights in each run."""
+
+    @functools.wraps(write)
+    def seeded(*args: P.args, **kwargs: P.kwargs) -> None:
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            write(*args, **kwargs)
+
+    return seeded
 
 
 def tokenizer(folder: Path, **more: Any) -> Any:
@@ -96,10 +113,12 @@ def _learn(model: Any, loss: Callable[[], Any], rate: float, below: float) -> No
     raise AssertionError(f"it has not learned it: the loss is {mean}")
 
 
+@repeatable
 def text_classification(folder: Path) -> None:
     _bert(folder, "BertForSequenceClassification", ["bad", "good"])
 
 
+@repeatable
 def text_classification_without_mask(folder: Path) -> None:
     """FNet, which mixes all tokens of a text without an attention mask."""
     from transformers import FNetConfig, FNetForSequenceClassification
@@ -115,25 +134,28 @@ def text_classification_without_mask(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+@repeatable
 def zero_shot_classification(folder: Path) -> None:
     _bert(folder, "BertForSequenceClassification", ["contradiction", "neutral", "entailment"])
 
 
+@repeatable
 def token_classification(folder: Path) -> None:
     _bert(folder, "BertForTokenClassification", ["O", "B-ANIMAL", "I-ANIMAL"])
 
 
+@repeatable
 def fill_mask(folder: Path) -> None:
     _bert(folder, "BertForMaskedLM")
 
 
+@repeatable
 def reranking(folder: Path) -> None:
     """Learns in seconds whether the second of two texts holds the word of the first."""
     import random
 
     import torch
 
-    torch.manual_seed(0)
     model = _bert(
         folder, "BertForSequenceClassification", ["relevant"],
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
@@ -155,12 +177,12 @@ def reranking(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+@repeatable
 def image_classification(folder: Path) -> None:
     """Learns in seconds whether an image is red or blue."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-    torch.manual_seed(0)
     ViTImageProcessorPil(size=SIZE).save_pretrained(folder)
     model = ViTForImageClassification(
         ViTConfig(
@@ -182,6 +204,7 @@ def image_classification(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+@repeatable
 def object_detection(folder: Path) -> None:
     from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessorPil
 
@@ -193,6 +216,7 @@ def object_detection(folder: Path) -> None:
     YolosImageProcessorPil(size=SIZE).save_pretrained(folder)
 
 
+@repeatable
 def image_captioning(folder: Path) -> None:
     """BLIP, which goes on from a beginning."""
     from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
@@ -208,6 +232,7 @@ def image_captioning(folder: Path) -> None:
     BlipProcessor(BlipImageProcessorPil(size=SIZE), tokenizer(folder)).save_pretrained(folder)
 
 
+@repeatable
 def captioning_without_beginning(folder: Path) -> None:
     """An image encoder and a text decoder put together, as ViT-GPT2 is."""
     from transformers import (
@@ -232,6 +257,7 @@ def captioning_without_beginning(folder: Path) -> None:
     ViTImageProcessorPil(size=SIZE).save_pretrained(folder)
 
 
+@repeatable
 def summarization(folder: Path) -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -243,6 +269,7 @@ def summarization(folder: Path) -> None:
     T5ForConditionalGeneration(config).save_pretrained(folder)
 
 
+@repeatable
 def t5_told_what_to_do(folder: Path) -> None:
     """The same, told what to do by a word before the text."""
     summarization(folder)
@@ -251,9 +278,9 @@ def t5_told_what_to_do(folder: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | told))
 
 
+@repeatable
 def translation(folder: Path) -> None:
     """NLLB, which knows many languages."""
-    import torch
     from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
 
     letters = {
@@ -267,10 +294,10 @@ def translation(folder: Path) -> None:
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=1024,
         init_std=1.0,  # else it repeats the code of the language, whatever the text is
     )  # fmt: skip
-    torch.manual_seed(0)
     M2M100ForConditionalGeneration(config).save_pretrained(folder)
 
 
+@repeatable
 def language_model(folder: Path, **more: Any) -> None:
     """A causal language model without a chat template; vLLM needs heads of at least 32 numbers on a CPU."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -283,6 +310,7 @@ def language_model(folder: Path, **more: Any) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
+@repeatable
 def text_to_speech(folder: Path) -> None:
     from transformers import VitsConfig, VitsModel, VitsTokenizer
 
@@ -305,6 +333,7 @@ def text_to_speech(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+@repeatable
 def csm(folder: Path) -> None:
     """CSM with the sampling rate and the frame rate of the real one: 24000 samples/s and 12.5 frames/s."""
     from transformers import (
@@ -347,15 +376,18 @@ def csm(folder: Path) -> None:
     CsmProcessor(EncodecFeatureExtractor(), words, chat_template=template).save_pretrained(folder)
 
 
+@repeatable
 def musicgen(folder: Path) -> None:
     """MusicGen with one channel of 3200 samples/s and 50 tokens/s, in four codebooks."""
     _musicgen(folder, "Musicgen", channels=1)
 
 
+@repeatable
 def musicgen_stereo(folder: Path) -> None:
     _musicgen(folder, "Musicgen", channels=2)
 
 
+@repeatable
 def musicgen_melody(folder: Path) -> None:
     _musicgen(folder, "MusicgenMelody", channels=1)
 
@@ -395,6 +427,7 @@ def _musicgen(folder: Path, name: str, *, channels: int) -> None:
     model.save_pretrained(folder)
 
 
+@repeatable
 def automatic_speech_recognition(folder: Path) -> None:
     """wav2vec2, which spells."""
     from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
@@ -411,6 +444,7 @@ def automatic_speech_recognition(folder: Path) -> None:
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
 
 
+@repeatable
 def whisper(folder: Path) -> None:
     """Whisper as transformers has it, of two languages."""
     from tokenizers import pre_tokenizers
@@ -453,6 +487,7 @@ def whisper(folder: Path) -> None:
     WhisperFeatureExtractor().save_pretrained(folder)
 
 
+@repeatable
 def captioning_by_chat(folder: Path) -> None:
     """LLaVA, which is asked in a chat."""
     from transformers import (

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.tiny_models import SIZE, SMALL, SPECIAL, WORDS, learn, tokenizer
+from tests.support.tiny_models import SIZE, SMALL, SPECIAL, WORDS, learn, repeatable, tokenizer
 
 COLOURS: Final = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 READ: Final = ("cat", "dog", "sun", "moon")
 
 
+@repeatable
 def image_text_embeddings(folder: Path) -> None:
     """CLIP, which learns the words for three colours."""
     import torch
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-    torch.manual_seed(0)
     words = tokenizer(folder)
     CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size=SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
@@ -43,6 +43,7 @@ def image_text_embeddings(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+@repeatable
 def siglip(folder: Path) -> None:
     from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
@@ -54,6 +55,7 @@ def siglip(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+@repeatable
 def zero_shot_object_detection(folder: Path) -> None:
     """OWL-ViT."""
     from transformers import OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessorPil, OwlViTProcessor
@@ -69,6 +71,7 @@ def zero_shot_object_detection(folder: Path) -> None:
     OwlViTProcessor(OwlViTImageProcessorPil(size=SIZE, crop_size=SIZE), words).save_pretrained(folder)
 
 
+@repeatable
 def grounding_dino(folder: Path) -> None:
     from transformers import (
         BertConfig,
@@ -94,12 +97,12 @@ def grounding_dino(folder: Path) -> None:
     GroundingDinoProcessor(processor, words).save_pretrained(folder)
 
 
+@repeatable
 def image_segmentation(folder: Path) -> None:
     """SegFormer, which learns where a bright square is in a dark image."""
     import torch
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-    torch.manual_seed(0)
     config = SegformerConfig(
         num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[16, 16], patch_sizes=[3, 3],
         strides=[2, 2], num_attention_heads=[1, 1], mlp_ratios=[2, 2], decoder_hidden_size=16,
@@ -124,6 +127,7 @@ def image_segmentation(folder: Path) -> None:
     )
 
 
+@repeatable
 def detr(folder: Path) -> None:
     """DETR, which finds objects and their masks."""
     from transformers import DetrConfig, DetrForSegmentation, DetrImageProcessorPil, ResNetConfig
@@ -142,6 +146,7 @@ def detr(folder: Path) -> None:
     DetrImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(folder)
 
 
+@repeatable
 def depth_estimation(folder: Path) -> None:
     """Depth Anything."""
     from transformers import (
@@ -165,12 +170,12 @@ def depth_estimation(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+@repeatable
 def super_resolution(folder: Path) -> None:
     """Swin2SR, which learns to double plain images and gradients."""
     import torch
     from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution, Swin2SRImageProcessorPil
 
-    torch.manual_seed(0)
     config = Swin2SRConfig(
         image_size=32, embed_dim=16, depths=[1], num_heads=[2], window_size=4, upscale=2,
         upsampler="pixelshuffledirect", mlp_ratio=2.0,
@@ -197,6 +202,7 @@ def written(word: str, left: int = 2, top: int = 2) -> Any:
     return image
 
 
+@repeatable
 def ocr(folder: Path) -> None:
     """TrOCR's processor with a ViT and a GPT-2, which learn to read four words."""
     import numpy as np
@@ -210,7 +216,6 @@ def ocr(folder: Path) -> None:
         ViTImageProcessorPil,
     )
 
-    torch.manual_seed(0)
     words = tokenizer(folder)
     encoder = ViTConfig(image_size=[16, 32], patch_size=4, **{**SMALL, "hidden_size": 32})
     decoder = GPT2Config(
@@ -236,6 +241,7 @@ def ocr(folder: Path) -> None:
     TrOCRProcessor(ViTImageProcessorPil(size={"height": 16, "width": 32}), words).save_pretrained(folder)
 
 
+@repeatable
 def visual_question_answering(folder: Path) -> None:
     """BLIP, which generates answers."""
     from transformers import BlipConfig, BlipForQuestionAnswering, BlipImageProcessorPil, BlipProcessor
@@ -251,6 +257,7 @@ def visual_question_answering(folder: Path) -> None:
     BlipProcessor(BlipImageProcessorPil(size=SIZE), tokenizer(folder)).save_pretrained(folder)
 
 
+@repeatable
 def vilt(folder: Path) -> None:
     """ViLT, which chooses one of its answers."""
     from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessorPil, ViltProcessor
@@ -265,6 +272,7 @@ def vilt(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+@repeatable
 def vision_language(folder: Path) -> None:
     """Idefics3, a chat model that accepts images."""
     from transformers import (
