@@ -36,7 +36,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load_spec(folder: Path, cache: Path, **options: Any) -> LoadSpec:
-    filled = VllmOptions(**{"kv_cache": 16 << 20, "max_num_seqs": 4, "max_adapters": 0} | options)
+    asked: dict[str, Any] = {"kv_cache": 16 << 20, "max_num_seqs": 4, "max_adapters": 0, "dtype": "float32"}
+    filled = VllmOptions(**asked | options)
     return msgspec.structs.replace(
         spec(cache, "vllm", concurrency=4),
         options=filled.model_dump(),
