@@ -206,53 +206,48 @@ def in_clear(outputs: Path) -> list[Path]:
     return [path for path in files if path.name.startswith(".") or MARKER.encode() in path.read_bytes()]
 
 
-def test_an_encrypted_appliance_stores_nothing_in_clear(tmp_path: Path, collector: Collector) -> None:
-    config = tmp_path / "models.yaml"
-    config.write_text(CONFIG)
+def test_an_encrypted_appliance_stores_nothing_in_clear(appliance: Appliance, tmp_path: Path) -> None:
+    """The last test: it stops the appliance, and encrypts its data."""
+    with client_of(appliance, "dora") as dora, receiving() as receiver, serving() as origin:
+        use(dora, receiver, origin)
+    home = appliance.home
+    assert traces(home, MARKER)
+    assert appliance.stop() == 0
+
     key = tmp_path / "key"
     key.write_text(b64encode(os.urandom(32)).decode())
-    home = tmp_path / "home"
-    clear = Appliance(home, config)
-    clear.start()
-    with client_of(clear, "ada") as ada, receiving() as receiver, serving() as origin:
-        use(ada, receiver, origin)
-    assert traces(home, MARKER)
-    assert clear.stop() == 0
-
-    encrypted = Appliance(home, config, variables={"APPLIANCE_ENCRYPTION_KEY_FILE": str(key)})
-    assert "is encrypted with the key" in encrypted.command("encryption", "enable")
+    appliance.variables = {"APPLIANCE_ENCRYPTION_KEY_FILE": str(key)}
+    config = ("--config", str(appliance.config))
+    assert "is encrypted with the key" in appliance.command("encryption", "enable", *config)
     earlier = traces(home, MARKER)  # names of output files only
     assert [path for path in earlier if MARKER.encode() in Path(path).read_bytes()] == []
-    encrypted.start()
-    try:
-        with client_of(encrypted, "ada") as ada, receiving() as receiver, serving() as origin:
-            use(ada, receiver, origin)
-            found = ada.get("/admin/predictions", params={"search": MARKER}).json()["results"]
-            assert len(found) == 16
-            file = next(each for each in found if each["model"] == "test/files" and each["preview"]["output"])
-            record = ada.get(f"/v1/predictions/{file['id']}").json()
-            assert MARKER.encode() in ada.get(record["output"][0]).content
-        wait_for(lambda: not in_clear(home / "files" / "outputs"), "all output files to be encrypted")
-        assert [path for path in traces(home, MARKER) if path not in earlier] == []
-        backup = tmp_path / "backup.tar.gz"
-        encrypted.command("backup", str(backup))
-        assert encrypted.stop() == 0
-        wrong = {**encrypted.variables, "APPLIANCE_ENCRYPTION_KEY_FILE": ""}
-        refused = subprocess.run(
-            [str(Path(sys.executable).parent / "appliance"), "serve", "--config", str(config)],
-            env={**encrypted.environment, **wrong},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-        assert refused.returncode == 1
-        assert "the database is encrypted with the key" in " ".join(refused.stderr.split())
-        restored = Appliance(tmp_path / "restored", config, variables=encrypted.variables)
-        restored.output.unlink(missing_ok=True)
-        restored.command("restore", str(backup))
-        restored.start()
-        with restored.client() as client:
-            assert MARKER.encode() in client.get(f"/admin/predictions/{file['id']}").content
-        restored.kill()
-    finally:
-        encrypted.kill()
+    appliance.start()
+    with client_of(appliance, "dora") as dora, receiving() as receiver, serving() as origin:
+        use(dora, receiver, origin)
+        found = dora.get("/admin/predictions", params={"search": MARKER}).json()["results"]
+        assert len(found) == 16
+        file = next(each for each in found if each["model"] == "test/files" and each["preview"]["output"])
+        record = dora.get(f"/v1/predictions/{file['id']}").json()
+        assert MARKER.encode() in dora.get(record["output"][0]).content
+    wait_for(lambda: not in_clear(home / "files" / "outputs"), "all output files to be encrypted")
+    assert [path for path in traces(home, MARKER) if path not in earlier] == []
+    backup = tmp_path / "backup.tar.gz"
+    appliance.command("backup", str(backup), *config)
+    assert appliance.stop() == 0
+    refused = subprocess.run(
+        [str(appliance.program), "serve", *config],
+        env={**appliance.environment, "APPLIANCE_ENCRYPTION_KEY_FILE": ""},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert refused.returncode == 1
+    assert "the database is encrypted with the key" in " ".join(refused.stderr.split())
+    restored = Appliance(tmp_path / "restored", appliance.config, variables=appliance.variables)
+    restored.output.unlink(missing_ok=True)
+    restored.command("restore", str(backup))
+    exported = tmp_path / "predictions.jsonl"
+    restored.command("export", str(exported), *config)
+    lines = exported.read_text().splitlines()
+    (line,) = (line for line in lines if json.loads(line)["id"] == file["id"])
+    assert MARKER in line
