@@ -149,7 +149,7 @@ def test_other_events_are_sent_once_and_failure_tells_of_itself(
     assert len(receiver.about(id, terminal=False)) == 2
 
 
-def test_nothing_is_lost_when_the_appliance_is_killed_and_the_receiver_is_away(appliance: Appliance) -> None:
+def test_nothing_is_lost_when_the_gateway_is_killed_and_the_receiver_is_away(appliance: Appliance) -> None:
     port = free_port()
     with appliance.client() as client:
         hook = f"http://127.0.0.1:{port}/"
@@ -157,8 +157,10 @@ def test_nothing_is_lost_when_the_appliance_is_killed_and_the_receiver_is_away(a
         for id in done:
             succeeded(client, id)
         under_way = [create(client, hook, text=str(number), delay=1.5) for number in range(10)]
-        appliance.kill()
-    appliance.start()
+    gateway = appliance.gateway()
+    gateway.kill()
+    gateway.wait(PATIENCE)
+    wait_for(appliance.answers, "the next gateway")
     with receiving(port) as receiver:
         for id in (*done, *under_way):
             *_, end = completed(receiver, id)
