@@ -387,7 +387,7 @@ def test_a_conversation_is_exported(page: Page) -> None:
 def test_another_account_in_the_same_browser_sees_nothing(
     browser: Browser, appliance: Appliance, new_token: Callable[..., str]
 ) -> None:
-    other = new_token("visitor", "--owner", "visitor", "--scope", "run")
+    other = new_token("visitor", owner="visitor", scope="run")
     with watched(browser, appliance.url, refused=True) as page:
         sign_in(page, TOKEN)
         answer, _ = script(says("a secret answer"))

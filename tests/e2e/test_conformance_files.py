@@ -296,7 +296,7 @@ def test_f21_f22_f23_outputs(api: httpx.Client, stranger: httpx.Client, applianc
 
 def test_f24_files_of_others(api: httpx.Client, appliance: Appliance, new_token: Callable[..., str]) -> None:
     file = upload(api)
-    with client_of(appliance.url, new_token("theirs", "--owner", "somebody")) as other:
+    with client_of(appliance.url, new_token("theirs", owner="somebody")) as other:
         assert other.accounts.current().username == "somebody"
         assert list(other.files.list()) == []
         headers = {"Authorization": f"Bearer {other._api_token}"}

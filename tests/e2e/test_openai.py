@@ -503,7 +503,7 @@ def test_what_is_refused_is_refused_in_its_words(
 
 
 def test_a_reader_cannot_call(gpt: OpenAI, new_token: Callable[..., str]) -> None:
-    reader = gpt.with_options(api_key=new_token("for reading", "--scope", "read"))
+    reader = gpt.with_options(api_key=new_token("for reading", scope="read"))
     assert list(reader.models.list())
     with pytest.raises(openai.PermissionDeniedError, match="read"):
         reader.chat.completions.create(model=MODEL, messages=QUESTION)

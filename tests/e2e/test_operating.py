@@ -122,7 +122,7 @@ def test_without_the_admin_scope_one_sees_ones_own_and_no_buttons(
     browser: Browser, appliance: Appliance, client: httpx.Client, new_token: Callable[..., str]
 ) -> None:
     mine = run(client, STREAM, input={"text": "x"})
-    secret = new_token("--scope", "read", "--owner", "guest", "guest")
+    secret = new_token("guest", scope="read", owner="guest")
     with watched(browser, appliance.url, refused=True) as page:
         sign_in(page, secret)
         expect(page.get_by_role("link", name="Settings")).to_have_count(0)

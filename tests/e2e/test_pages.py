@@ -207,7 +207,7 @@ def test_a_page_says_that_the_appliance_does_not_answer_and_greys_what_is_stale(
 def test_a_page_says_that_the_session_has_ended_and_keeps_what_was_typed(
     browser: Browser, appliance: Appliance, client: httpx.Client, new_token: Callable[..., str], path: str
 ) -> None:
-    secret = new_token("--scope", "run", "--owner", "guest", "leaves")
+    secret = new_token("leaves", scope="run", owner="guest")
     ended = ("Response Status Error Code 401",)  # htmx
     with watched(browser, appliance.url, refused=True, allowed=ended) as page:
         sign_in(page, secret)

@@ -200,7 +200,7 @@ def test_a_running_build_is_listed_and_can_be_canceled(api: httpx.Client) -> Non
 
 
 def test_only_an_administrator_pushes(api: httpx.Client, appliance: Appliance, new_token: Any) -> None:
-    headers = {"Authorization": f"Bearer {new_token('--scope', 'run')}"}
+    headers = {"Authorization": f"Bearer {new_token('runner', scope='run')}"}
     answer = httpx.post(
         f"{appliance.url}/v1/models/cog/everything/versions",
         json={"source": "x"},

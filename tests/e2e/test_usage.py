@@ -76,7 +76,7 @@ def test_metrics_usage_and_predictions_agree_to_the_unit(
     appliance: Appliance, client: httpx.Client, new_token: Callable[..., str]
 ) -> None:
     with appliance.client() as loading:
-        loading.headers["Authorization"] = f"Bearer {new_token('load', '--scope', 'run')}"
+        loading.headers["Authorization"] = f"Bearer {new_token('load', scope='run')}"
         made = load(loading)
         wait_for(lambda: is_quiet(client), "all predictions to be over")
         assert loading.get("/metrics").status_code == 200  # it is of the appliance's own account
@@ -127,8 +127,8 @@ def test_metrics_want_a_token_that_may_read(
 ) -> None:
     assert stranger.get("/metrics").status_code == 401
     secrets = {
-        new_token("prometheus", "--scope", "read"): 200,
-        new_token("guest", "--scope", "run", "--owner", "guest"): 403,
+        new_token("prometheus", scope="read"): 200,
+        new_token("guest", scope="run", owner="guest"): 403,
     }
     for secret, status in secrets.items():
         reply = stranger.get("/metrics", headers={"Authorization": f"Bearer {secret}"})

@@ -517,8 +517,9 @@ def test_a_token_is_shown_once_and_can_be_revoked(command: Command, tmp_path: Pa
 
 def test_a_token_with_limits_is_listed_with_them(command: Command) -> None:
     limits = ("--expires", "1h", "--network", "10.0.0.1/8", "--model", "a/*", "--description", "the robot's")
-    assert command("token", "create", "robot", *limits).code == 0
+    assert command("token", "create", "robot", "--scope", "read", "--owner", "guest", *limits).code == 0
     (listed,) = json.loads(command("token", "list", "--json").out)
+    assert (listed["scope"], listed["owner"]) == ("read", "guest")
     assert (listed["networks"], listed["models"]) == (["10.0.0.0/8"], ["a/*"])
     assert 3590 < listed["expires_at"] - listed["created_at"] <= 3600
     line = command("token", "list").out
