@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ import yaml
 from playwright.sync_api import Browser, Page
 from replicate.client import Client
 
+from tests.e2e import model_groups
 from tests.e2e.browsing import sign_in, started, watched
 from tests.e2e.clients import LANGUAGE_MODEL, client_of
 from tests.e2e.contract import Contract
 from tests.e2e.rows import APART, LEFT_OUT, ROWS, named
-from tests.support import tiny_models
 from tests.support.appliance_process import (
     PATIENCE,
     ROOT,
@@ -42,7 +41,6 @@ from tests.support.webhook_receiver import Receiver, receiving
 
 __all__ = ["LANGUAGE_MODEL"]
 
-PROJECTS = ROOT / "tests" / "projects"
 COMMAND = str(ROOT / ".venv" / "bin" / "appliance")
 ECHO_MODELS: list[dict[str, Any]] = [
     {"name": "test/stream", "kind": "echo", "memory": "64MiB", "options": {"stream": True}},
@@ -58,46 +56,6 @@ ECHO_MODELS: list[dict[str, Any]] = [
     {"name": "test/whole-machine", "kind": "echo", "gpu": 1},
     {"name": "test/too-big", "kind": "echo", "memory": "100TiB"},
 ]
-COG_MODELS: list[dict[str, Any]] = [
-    {"name": f"cog/{name}", "kind": "cog", "memory": "256MiB", "source": {"path": str(PROJECTS / name)}}
-    for name in (
-        "everything",
-        "concurrent",
-        "broken",
-        "fragile",
-        "pupil",
-        "caller",
-        "hello",
-        "resize",
-        "words",
-    )
-] + [
-    {
-        "name": "example/storyteller",
-        "kind": "cog",
-        "memory": "256MiB",
-        "source": {"path": str(ROOT / "examples" / "storyteller")},
-    },
-    {
-        "name": "cog/odd",
-        "kind": "cog",
-        "memory": "256MiB",
-        "source": {"path": str(PROJECTS / "odd")},
-        "options": {"environment": {"COG_WEIGHTS": "/srv/fine-tuned.tar"}},
-    },
-]
-
-
-def small_models() -> list[dict[str, Any]]:
-    """The models in the manual whose weights are in Python packages."""
-    pages = [ROOT / "docs/models" / name for name in ("tasks.md", "onnx.md", "speech.md")]
-    blocks = [
-        block
-        for page in pages
-        for block in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-    ]
-    models = [model for block in blocks for model in yaml.safe_load(block)["models"]]
-    return [model for model in models if "pypi" in model.get("source", {})]
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +67,9 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="session")
-def appliance(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Appliance]:
+def appliance(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, collector: Collector
+) -> Iterator[Appliance]:
     home = tmp_path_factory.mktemp("home")
     link_weights(home)
     shipped = yaml.safe_load((ROOT / "models.yaml").read_text())
@@ -118,27 +78,8 @@ def appliance(tmp_path_factory: pytest.TempPathFactory, collector: Collector) ->
     (home / "readme.md").write_text("# Streams\n\nWord by word.\n")
     shipped["models"] += ECHO_MODELS
     shipped["models"][-len(ECHO_MODELS)]["readme"] = str(home / "readme.md")
-    shipped["models"] += COG_MODELS
-    tiny_models.image_classification(home / "colours")
-    shipped["models"].append(
-        {
-            "name": "test/colours",
-            "kind": "transformers",
-            "source": {"path": str(home / "colours")},
-            "options": {"task": "image-classification"},
-        }
-    )
-    tiny_models.reranking(home / "reranker")
-    shipped["models"].append(
-        {
-            "name": "test/reranker",
-            "kind": "transformers",
-            "source": {"path": str(home / "reranker")},
-            "options": {"task": "reranking"},
-            "aliases": ["rerank-english-v3.0"],
-        }
-    )
-    shipped["models"] += small_models()
+    for group in sorted(model_groups.needed(request.session.items)):
+        shipped["models"] += model_groups.prepare(group, home)
     shipped["code"] = {"cog": True}
     shipped["egress"] = {"allow": ["127.0.0.0/8"]}
     shipped["telemetry"] = {"otlp_endpoint": collector.url}
@@ -320,7 +261,20 @@ def slow(request: pytest.FixtureRequest) -> dict[str, Background]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What looks back on the other tests comes after them."""
+    model_groups.needed(items)  # fails if a test names a group that does not exist
     items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say which marker a failed test lacks."""
+    report = yield
+    if report.failed and "appliance" in getattr(item, "fixturenames", ()):
+        for hint in model_groups.missing(item.session.items, report.longreprtext):
+            report.sections.append(("models that the appliance of this run does not serve", hint))
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

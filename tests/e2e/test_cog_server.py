@@ -22,11 +22,11 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.e2e.conftest import PROJECTS
+from tests.e2e.model_groups import PROJECTS
 from tests.e2e.test_conformance_predictions import create, ended
 from tests.support.appliance_process import PATIENCE, Appliance, fetch, free_port, wait_for
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.models("cog")]
 
 TEXT = {"type": "string", "title": "Text", "x-order": 0}
 WORDS = {

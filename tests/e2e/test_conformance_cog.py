@@ -17,7 +17,7 @@ from tests.e2e.test_conformance_webhooks import last
 from tests.support.appliance_process import Appliance, fetch, wait_for
 from tests.support.webhook_receiver import Receiver
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.models("cog")]
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 

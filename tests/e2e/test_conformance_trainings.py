@@ -195,6 +195,7 @@ def test_m19_a_version_is_deleted(api: httpx.Client, official: Client, trained: 
     assert api.delete(f"/v1/models/appliance/trained/versions/{newest}").status_code == 202
 
 
+@pytest.mark.models("cog")
 def test_t4_t5_a_cog_project_is_trained(api: httpx.Client) -> None:
     model = {"owner": "appliance", "name": "parrot", "visibility": "private", "hardware": "cpu"}
     assert api.post("/v1/models", json=model).status_code == 201

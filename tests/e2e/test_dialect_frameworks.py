@@ -139,6 +139,7 @@ print(json.dumps({**told, "errors": errors}))
     return told
 
 
+@pytest.mark.models("tasks")
 def test_coheres_client_ranks_with_both_versions_of_its_api(cohere: dict[str, Any]) -> None:
     first, second = cohere["1"], cohere["2"]
     (best, score), (_, other) = first["results"]
@@ -152,6 +153,7 @@ def test_coheres_client_ranks_with_both_versions_of_its_api(cohere: dict[str, An
     assert first["tokens"] == second["tokens"] > 0
 
 
+@pytest.mark.models("tasks")
 def test_coheres_client_tells_errors_apart(cohere: dict[str, Any]) -> None:
     errors = cohere["errors"]
     assert errors["token"][:2] == ["UnauthorizedError", 401]

@@ -78,6 +78,7 @@ def test_the_readme_is_a_front_page() -> None:
     assert len(PAGES[0].read_text().splitlines()) <= README_LINES
 
 
+@pytest.mark.models("manual")
 def test_python(appliance: Appliance) -> None:
     def result(block: Block) -> tuple[Block, str]:
         return block, run(appliance, [sys.executable, "-c", block.code])

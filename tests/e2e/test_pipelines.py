@@ -12,7 +12,7 @@ from tests.e2e.clients import LANGUAGE_MODEL
 from tests.e2e.test_conformance_predictions import create, ended, get
 from tests.support.appliance_process import Appliance, fetch, wait_for
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.models("cog")]
 
 Call = tuple[str, dict[str, Any]]
 

@@ -14,11 +14,12 @@ import httpx
 import pytest
 from replicate.client import Client
 
-from tests.e2e.conftest import COMMAND, PROJECTS, command
+from tests.e2e.conftest import COMMAND, command
+from tests.e2e.model_groups import PROJECTS
 from tests.e2e.test_conformance_predictions import create, ended
 from tests.support.appliance_process import Appliance, wait_for
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.models("cog")]
 
 
 def push(appliance: Appliance, folder: Path, model: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -136,6 +136,7 @@ def test_a_long_text_is_cancelled_between_sentences(api: httpx.Client) -> None:
     assert after["status"] == "succeeded"
 
 
+@pytest.mark.models("tasks")
 def test_a_model_of_kind_transformers(official: Client, api: httpx.Client) -> None:
     for colour in ("red", "blue"):
         picture = io.BytesIO()

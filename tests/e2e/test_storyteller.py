@@ -13,7 +13,7 @@ from tests.e2e.test_conformance_predictions import create, ended
 from tests.support.appliance_process import Appliance, fetch
 from tests.support.runner_calls import word_error_rate
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.models("cog")]
 
 MODELS = ["appliance/smollm2-135m-instruct", "appliance/tiny-shapes", "appliance/piper-joe"]
 
