@@ -32,6 +32,7 @@ class Head(Appliance):
         super().__init__(home, config, host=everywhere, port=8000, variables=variables)
         CREATED.append(self)
         self.prefix = network.prefix(name)
+        self.name = name
         self.url = f"http://{network.addresses[name]}:{self.port}"
 
     def start_waiting(self) -> None:
