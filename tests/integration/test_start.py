@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -37,47 +38,57 @@ def test_ray_cannot_start_in_a_folder_with_a_long_path(tmp_path: Path) -> None:
     assert appliance.processes() == []
 
 
-def test_the_service_manager_is_told_when_the_appliance_is_ready_and_when_it_stops(tmp_path: Path) -> None:
-    config = tmp_path / "models.yaml"
-    config.write_text("server: {drain_timeout: 20}\nmodels:\n  - {name: test/echo, kind: echo}\n")
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[socket.socket]:
+    """The socket of a service manager."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
+        manager.bind(str(tmp_path_factory.mktemp("manager") / "notify"))
         manager.settimeout(PATIENCE)
-        variables = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
-        appliance = Appliance(tmp_path / "home", config, variables=variables)
-        appliance.start()
-        try:
-            assert manager.recv(4096).decode() == f"READY=1\nSTATUS=serving at {appliance.url}"
-        finally:
-            code = appliance.stop()
-        assert code == 0
-        assert manager.recv(4096).decode() == "STOPPING=1\nEXTEND_TIMEOUT_USEC=80000000\nSTATUS=stopping"
+        yield manager
+
+
+@pytest.fixture(scope="module")
+def appliance(manager: socket.socket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+    """An appliance that a service manager has started; it listens on IPv6 if the machine has it."""
+    folder = tmp_path_factory.mktemp("appliance")
+    config = folder / "models.yaml"
+    config.write_text(
+        "server: {drain_timeout: 20}\nmodels:\n  - {name: test/echo, kind: echo, options: {stream: true}}\n"
+    )
+    host = "::1" if has_ipv6() else None
+    variables = {"NOTIFY_SOCKET": manager.getsockname()}
+    appliance = Appliance(folder / "home", config, ui=True, host=host, variables=variables)
+    with appliance.running():
+        yield appliance
+
+
+def test_the_service_manager_is_told_when_the_appliance_is_ready(
+    appliance: Appliance, manager: socket.socket
+) -> None:
+    assert manager.recv(4096).decode() == f"READY=1\nSTATUS=serving at {appliance.url}"
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="the machine has no IPv6")
-@pytest.mark.parametrize("host", ["::1", "::"])
-def test_the_api_and_the_ui_answer_at_an_ipv6_address(tmp_path: Path, host: str) -> None:
-    config = tmp_path / "models.yaml"
-    config.write_text("models:\n  - {name: test/echo, kind: echo, options: {stream: true}}\n")
-    appliance = Appliance(tmp_path / "home", config, ui=True, host=host)
+def test_the_api_and_the_ui_answer_at_an_ipv6_address(appliance: Appliance) -> None:
     assert appliance.url == f"http://[::1]:{appliance.port}"
-    appliance.start()
-    try:
-        with appliance.client() as client:
-            body = {"version": "test/echo", "input": {"text": "a b"}}
-            record = client.post("/v1/predictions", json=body, headers={"Prefer": "wait"}).json()
-            assert record["output"] == ["a ", "b"], record
-            assert all(url.startswith(f"{appliance.url}/") for url in record["urls"].values())
-            assert "event: done" in client.get(record["urls"]["stream"]).text
-        wait_for(lambda: fetch(f"{appliance.url}/signin").status_code == 200, "the UI")
-        with httpx.Client(
-            base_url=appliance.url, headers={"Accept": "text/html"}, timeout=PATIENCE, trust_env=False
-        ) as browser:
-            form = {"token": TOKEN}
-            assert browser.post("/signin", data=form, headers={"Origin": appliance.url}).status_code == 303
-            assert browser.get("/explore").status_code == 200
-        if host == "::":
-            assert fetch(f"http://127.0.0.1:{appliance.port}/readyz").status_code == 200
-    finally:
-        appliance.stop()
-    assert appliance.processes() == []
+    with appliance.client() as client:
+        body = {"version": "test/echo", "input": {"text": "a b"}}
+        record = client.post("/v1/predictions", json=body, headers={"Prefer": "wait"}).json()
+        assert record["output"] == ["a ", "b"], record
+        assert all(url.startswith(f"{appliance.url}/") for url in record["urls"].values())
+        assert "event: done" in client.get(record["urls"]["stream"]).text
+    wait_for(lambda: fetch(f"{appliance.url}/signin").status_code == 200, "the UI")
+    with httpx.Client(
+        base_url=appliance.url, headers={"Accept": "text/html"}, timeout=PATIENCE, trust_env=False
+    ) as browser:
+        form = {"token": TOKEN}
+        assert browser.post("/signin", data=form, headers={"Origin": appliance.url}).status_code == 303
+        assert browser.get("/explore").status_code == 200
+
+
+def test_the_service_manager_is_told_when_the_appliance_stops(
+    appliance: Appliance, manager: socket.socket
+) -> None:
+    """The last test of this appliance."""
+    assert appliance.stop() == 0
+    assert manager.recv(4096).decode() == "STOPPING=1\nEXTEND_TIMEOUT_USEC=80000000\nSTATUS=stopping"

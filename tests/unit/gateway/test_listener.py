@@ -94,6 +94,17 @@ def test_ipv6_addresses_and_names_are_bound(
 
 
 @needs_ipv6
+async def test_all_ipv6_addresses_include_all_ipv4_addresses(tmp_path: Path, port: int) -> None:
+    path = tmp_path / "listener.sock"
+    with ListeningSocket("::", port, path) as listener:
+        listener.hand_out()
+        (await asyncio.to_thread(receive_listener, path)).close()
+        for address in ("::1", "127.0.0.1"):
+            _, writer = await asyncio.open_connection(address, port)
+            writer.close()
+
+
+@needs_ipv6
 def test_a_name_that_has_only_an_ipv6_address_is_bound(
     tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
