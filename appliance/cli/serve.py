@@ -40,8 +40,8 @@ ENVIRONMENT: Final = {
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-    # By default, Serve passes the metrics of a replica to Ray ten times a second, also if Ray collects none,
-    # as here. 0 would pass on each measurement at once.
+    # By default, the gateway and each replica report Serve's metrics to Ray ten times a second, although Ray
+    # collects none here. With 0, they would report each measurement immediately.
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
     # Replicas request no GPU from Ray. They must see no GPU, so that they use no GPU memory.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",

@@ -31,7 +31,7 @@ class FailedAttempts:
         return max(1, math.ceil(times[0] + self._window - now)) if len(times) >= self._most else 0
 
     def record(self, key: str, now: float) -> int:
-        """Count a failure at ``now``; return the seconds to wait, as ``retry_after``.
+        """Count a failure at ``now``, unless the attempt must wait; return the seconds to wait, else 0.
 
         A refused attempt is not counted, so the wait does not grow with the attempts.
         """

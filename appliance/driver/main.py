@@ -438,21 +438,22 @@ def main() -> int:
         own_process.wait_to_restart(console)
         code = _RESTART
     if code == _RESTART:
-        if arguments.home is not None:  # else a changed server.data would take effect now
-            environment[configuration.HOME_VARIABLE] = str(arguments.home)
-        own_process.restart({**environment, _WAS_RUNNING: "1"})
+        own_process.restart({**environment, _WAS_RUNNING: "1"}, state.options)
     return code
 
 
 def _serve(arguments: argparse.Namespace, console: Console, state: DriverState) -> int:
     config = configuration.load(arguments.config)
-    home = arguments.home = (arguments.home or configuration.home(config)).absolute()
+    home = (arguments.home or configuration.home(config)).absolute()
+    port = arguments.port or config.server.port
+    if arguments.home is None or arguments.port is None:
+        state.options = ("--home", str(home), "--port", str(port))
     permissions.restrict()
     settings = GatewaySettings(
         config=config,
         home=home,
         host=arguments.host or config.server.host,
-        port=arguments.port or config.server.port,
+        port=port,
         devices=machine.discover(config.hardware),
         config_file=arguments.config.absolute(),
         ui=config.ui.enabled if arguments.ui is None else arguments.ui,

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -46,6 +46,8 @@ class DriverState:
         """``past_first_start``: a driver that this one replaces has served, or was the standby."""
         self.past_first_start = past_first_start
         self.stop = asyncio.Event()  # set at SIGINT and SIGTERM
+        #: For the driver that replaces this one: what it must not read again from models.yaml.
+        self.options: tuple[str, ...] = ()
 
     def starts_again(self, error: Exception) -> bool:
         """Return whether to start again after ``error``.
@@ -74,8 +76,8 @@ def wait_to_restart(console: Console) -> None:
     time.sleep(_RESTART_DELAY)
 
 
-def restart(environment: Mapping[str, str]) -> NoReturn:
-    """Replace this process by a new driver with the same command line and process id."""
+def restart(environment: Mapping[str, str], options: Sequence[str] = ()) -> NoReturn:
+    """Replace this process by a new driver: same process id, same command line and ``options`` after it."""
     # `appliance reload` sends SIGHUP, which would end the new driver before it has a handler. At a terminal,
     # SIGHUP also means that the terminal was closed.
     if not os.isatty(0):
@@ -89,4 +91,4 @@ def restart(environment: Mapping[str, str]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # the output may be a file on a full disk
             stream.flush()
-    os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 - no shell is needed
+    os.execve(sys.executable, [*sys.orig_argv, *options], environment)  # noqa: S606 - no shell is needed

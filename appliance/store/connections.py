@@ -61,8 +61,8 @@ class Connections:
         self._lock = OwnerLock(path)
         self._writer: Writer | None = None
         self._inline: sqlite3.Connection | None = None  # for single rows of SQLite
-        # As many as threads. The last one used is the next one used, because those of a server connect when
-        # they are first used.
+        # One for each thread. The reader used last is taken first: each reader of a server connects at its
+        # first use, so few connections are opened. A reader that failed is taken last.
         self._row_readers: deque[PostgresConnection] = deque()  # for single rows on a server
         self._readers: deque[sqlite3.Connection] = deque()
         self._row_threads: ThreadPoolExecutor | None = None
@@ -257,13 +257,14 @@ class Connections:
             return self._row_inline(query, parameters)
 
         def reading() -> rows.Row | None:
-            reader = self._row_readers.pop()
+            reader, put_back = self._row_readers.pop(), self._row_readers.append
             try:
                 return reader.row(QUERIES[query], parameters)
             except sqlite3.Error as exc:
+                put_back = self._row_readers.appendleft
                 raise store_error(exc, self._name) from exc
             finally:
-                self._row_readers.append(reader)
+                put_back(reader)
 
         return await self._in_thread(reading, self._row_threads)
 
@@ -280,16 +281,17 @@ class Connections:
         """Run ``action`` in a reader thread, in one transaction."""
 
         def reading() -> T:
-            connection = self._readers.pop()
+            connection, put_back = self._readers.pop(), self._readers.append
             try:
                 connection.execute("BEGIN")
                 return action(connection)
             except sqlite3.Error as exc:
+                put_back = self._readers.appendleft
                 raise store_error(exc, self._name) from exc
             finally:
                 with contextlib.suppress(sqlite3.Error):  # if the rollback fails, the next BEGIN reports it
                     connection.rollback()
-                self._readers.append(connection)
+                put_back(connection)
 
         return await self._in_thread(reading, self._threads)
 

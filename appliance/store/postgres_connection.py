@@ -82,7 +82,7 @@ class PostgresConnection:
     """For use by one thread at a time."""
 
     def __init__(self, server: Server, *, reads: bool = False) -> None:
-        """Connect; with ``reads``, connect at the first use, as after a lost connection."""
+        """Connect now. With ``reads``, the connection is read-only, and connects at its first use."""
         self._server = server
         self._writes = not reads
         self._connection: psycopg.Connection | None = None

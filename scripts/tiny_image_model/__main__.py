@@ -37,7 +37,7 @@ def main() -> int:
         ("small shapes of long prompts", measure.long_prompts("small")),
         ("large shapes of long prompts", measure.long_prompts("large")),
     ):
-        print(f"  {name}: {measure.share_right(pipeline, prompts):.0%} of {len(prompts)}", flush=True)
+        print(f"  {name}: {measure.accuracy(pipeline, prompts):.0%} of {len(prompts)}", flush=True)
     return 0
 
 
@@ -64,7 +64,7 @@ def _arguments() -> argparse.Namespace:
         "shapes. Takes under an hour on two CPU cores. Two colours of each shape are left out of it.",
     )
     parser.add_argument("--output", type=Path, default=_HOME, help="folder to save to (default: %(default)s)")
-    parser.add_argument("--measure", action="store_true", help="do not train; measure the model in --output")
+    parser.add_argument("--measure", action="store_true", help="only draw samples and measure the model")
     parser.add_argument(
         "--sheet",
         type=Path,

@@ -199,7 +199,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="session")
 def new_token(appliance: Appliance) -> Callable[..., str]:
-    """Makes tokens, and returns their secrets. The keywords are those of the request, such as ``scope``."""
+    """A function that creates a token and returns its secret. Keywords are fields of POST /admin/tokens."""
 
     def make(name: str, **more: str) -> str:
         with appliance.client() as admin:
@@ -260,7 +260,7 @@ def slow(request: pytest.FixtureRequest) -> dict[str, Background]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What looks back on the other tests comes after them."""
+    """Check the names of model groups, and run tests marked ``last`` at the end."""
     model_groups.needed(items)  # fails if a test names a group that does not exist
     items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
@@ -272,7 +272,7 @@ def pytest_runtest_makereport(
     """Say which marker a failed test lacks."""
     report = yield
     if report.failed and "appliance" in getattr(item, "fixturenames", ()):
-        for hint in model_groups.missing(item.session.items, report.longreprtext):
+        for hint in model_groups.missing_markers(item.session.items, report.longreprtext):
             report.sections.append(("models that the appliance of this run does not serve", hint))
     return report
 

@@ -103,8 +103,8 @@ def prepare(group: str, home: Path) -> list[dict[str, Any]]:
     return _groups()[group]
 
 
-def missing(tests: Iterable[pytest.Item], failure: str) -> Iterator[str]:
-    """What to do about each model in the text of a failure that no group of the run's ``tests`` has."""
+def missing_markers(tests: Iterable[pytest.Item], failure: str) -> Iterator[str]:
+    """Yield which marker to add, for each model that a failure names and this run does not serve."""
     for group in sorted(_groups().keys() - needed(tests)):
         for model in _groups()[group]:
             if any(name in failure for name in (model["name"], *model.get("aliases", ()))):

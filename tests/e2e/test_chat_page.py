@@ -72,7 +72,7 @@ def send(page: Page, text: str) -> None:
 
 
 def reload(page: Page) -> None:
-    """Reload once all is stored: a page may be refused a change that the page before it was still storing."""
+    """Wait until all changes are stored, then reload. Otherwise the new page may get status 409."""
     page.wait_for_function(ALL_STORED)
     page.reload()
 
@@ -217,10 +217,10 @@ def test_a_page_made_before_a_change_was_stored_shows_the_change(page: Page) -> 
     expect(last(page).locator(".markdown").last).to_have_text("one")
 
 
-def test_a_page_left_while_it_stores_a_change_loses_no_later_change(
+def test_a_change_made_while_another_is_being_stored_survives_a_reload(
     browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any
 ) -> None:
-    """The next page sends the later change with an old revision, is refused, and merges the conversation."""
+    """After the reload, the later change is sent with an old revision and gets 409; the page merges both."""
     answer, _ = script(says("one"), says("two"))
     with watched(browser, appliance.url, refused=True, storage_state=signed_in) as page:
         page.route(COMPLETIONS, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def vllm_zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     All modules share it, because its imports take longer than the load of a small model.
     ``VLLM_STEP_LIMIT`` applies to models on several machines only.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", str(VLLM_STEP_LIMIT))
-        with Zygote(tmp_path_factory.mktemp("run"), ",".join(preloaded_modules("vllm", "cpu"))) as running:
-            yield running
+    zygote = Zygote(tmp_path_factory.mktemp("run"), ",".join(preloaded_modules("vllm", "cpu")))
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", str(VLLM_STEP_LIMIT))
+            stack.enter_context(zygote)
+        yield zygote

@@ -206,6 +206,11 @@ def in_clear(outputs: Path) -> list[Path]:
     return [path for path in files if path.name.startswith(".") or MARKER.encode() in path.read_bytes()]
 
 
+def output_files(home: Path) -> dict[Path, bytes]:
+    folder = home / "files" / "outputs"
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_an_encrypted_appliance_stores_nothing_in_clear(appliance: Appliance, tmp_path: Path) -> None:
     """The last test: it stops the appliance, and encrypts its data."""
     with client_of(appliance, "dora") as dora, receiving() as receiver, serving() as origin:
@@ -251,3 +256,4 @@ def test_an_encrypted_appliance_stores_nothing_in_clear(appliance: Appliance, tm
     lines = exported.read_text().splitlines()
     (line,) = (line for line in lines if json.loads(line)["id"] == file["id"])
     assert MARKER in line
+    assert output_files(restored.home) == output_files(home)

@@ -132,7 +132,7 @@ def test_nothing_accepted_is_lost(appliance: Appliance) -> None:
     assert statuses["canceled"] == statuses["aborted"] == 0
     interrupted = [record for record in records if record["status"] == "failed"]
     assert all("interrupted" in record["error"] for record in interrupted)
-    assert all(record["output"] for record in interrupted)  # those without output run again
+    assert all(record["output"] for record in interrupted)  # those without run again
     assert statuses["succeeded"] > accepted / 2
 
 

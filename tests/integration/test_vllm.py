@@ -442,7 +442,7 @@ async def test_weights_that_cannot_be_used_say_why(
     assert "NoSuchForCausalLM" in await refusal(folder)
 
 
-async def test_the_host_ends_when_what_computes_is_killed_and_is_loaded_again_without_a_parser(
+async def test_a_killed_engine_core_ends_the_worker_process_and_the_model_loads_again(
     caller: Caller, smollm2: Path, tmp_path: Path
 ) -> None:
     """The last test, because it kills the worker process that all tests share."""

@@ -188,7 +188,7 @@ async def test_two_parts_of_every_layer_give_the_tokens_of_one_process(
 
 
 async def test_an_unload_leaves_nothing_behind(parts: Parts) -> None:
-    """After the test before, which has loaded the model."""
+    """Needs the model that the test before has loaded."""
     processes = [process.pid for pid in parts.pids for process in family(pid)]
     assert len(processes) >= 5  # two worker processes, two of vLLM's workers, an engine core
     assert all(map(remains, parts.pids))

@@ -1,6 +1,6 @@
-"""Databases with the tables of the store, for one test after another.
+"""A pool of PostgreSQL databases with the tables of the store.
 
-A database is used again, because PostgreSQL takes 0.2 s of CPU to create one and to drop it.
+Databases are reused, because PostgreSQL takes 0.2 s of CPU to create and drop one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Databases:
         self._created = 0
         self._free: list[str] = []
         self._definitions = ""
-        self._filled: dict[str, bytes] = {}  # the rows of a new database by table, as COPY writes them
+        self._initial_rows: dict[str, bytes] = {}  # the rows of a new database by table, as COPY writes them
         self._find_rows = ""  # a statement that returns the tables with rows
         self._restart = ""  # a statement that restarts all sequences
 
@@ -98,14 +98,14 @@ class Databases:
             self._restart = f"SELECT {', '.join(restarts)}"
             for (table,) in connection.execute(self._find_rows.encode()).fetchall():
                 with connection.cursor().copy(f"COPY {table} TO STDOUT".encode()) as rows:
-                    self._filled[table] = b"".join(bytes(each) for each in rows)
+                    self._initial_rows[table] = b"".join(bytes(each) for each in rows)
 
     def _empty(self, connection: psycopg.Connection) -> None:
         tables = [table for (table,) in connection.execute(self._find_rows.encode())]
         deletions = [f"DELETE FROM {table}" for table in tables]
         statements = ["BEGIN", "SET LOCAL session_replication_role = replica", *deletions, self._restart]
-        connection.execute("; ".join(statements).encode())  # without the triggers
-        for table, rows in self._filled.items():
+        connection.execute("; ".join(statements).encode())  # replica: run no triggers
+        for table, rows in self._initial_rows.items():
             with connection.cursor().copy(f"COPY {table} FROM STDIN".encode()) as copy:
                 copy.write(rows)
         connection.execute("COMMIT")

@@ -15,18 +15,18 @@ from appliance.store.postgres_connection import PostgresConnection
 from tests.support.postgres_databases import Databases
 
 _empty: list[bytes] = []  # an empty database, once this process has made one
-_servers: list[Databases] = []  # the databases of the server on which stores are made now; none for SQLite
+_pools: list[Databases] = []  # the databases of the server on which stores are made now; none for SQLite
 _made: dict[Path, str] = {}  # path -> database on that server
 
 
 @contextlib.contextmanager
 def on_server(databases: Databases) -> Iterator[None]:
     """Make stores on a server: one database for each path."""
-    _servers.append(databases)
+    _pools.append(databases)
     try:
         yield
     finally:
-        _servers.pop()
+        _pools.pop()
         for name in _made.values():
             databases.give_back(name)
         _made.clear()
@@ -34,8 +34,8 @@ def on_server(databases: Databases) -> Iterator[None]:
 
 async def created(path: Path) -> Store:
     """Open a store that does not wait for the disk."""
-    if _servers:
-        return await _opened_on(_servers[-1], path)
+    if _pools:
+        return await _opened_on(_pools[-1], path)
     store = Store(path, durability="normal")
     await store.open()
     return store
@@ -46,7 +46,7 @@ async def opened(path: Path) -> Store:
 
     Each step of the schema is a transaction of its own, and waits for the disk.
     """
-    if _servers:
+    if _pools:
         return await created(path)
     if not _empty:
         with tempfile.TemporaryDirectory() as folder:
@@ -70,13 +70,13 @@ async def _opened_on(databases: Databases, path: Path) -> Store:
 
 def url_of(path: Path) -> str | None:
     """Return the URL of the database that is made for a path; None for SQLite."""
-    return _servers[-1].server.url(_made[path]) if _servers else None
+    return _pools[-1].server.url(_made[path]) if _pools else None
 
 
 def query(path: Path, *statements: str) -> list[tuple[Any, ...]]:
     """Execute statements in another connection; return the rows of the last one."""
-    if _servers:
-        return [_servers[-1].server.query(statement, _made[path]) for statement in statements][-1]
+    if _pools:
+        return [_pools[-1].server.query(statement, _made[path]) for statement in statements][-1]
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         return [connection.execute(statement).fetchall() for statement in statements][-1]
 

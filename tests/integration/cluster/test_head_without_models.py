@@ -61,6 +61,13 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadAndNodes]
 
 
 @pytest.fixture
+def node_one(machines: HeadAndNodes) -> None:
+    """The node "one" has joined."""
+    if "one" not in machines.nodes:
+        machines.join("one")
+
+
+@pytest.fixture
 def client(machines: HeadAndNodes) -> Iterator[httpx.Client]:
     with machines.head.client() as http:
         yield http
@@ -116,6 +123,7 @@ def test_a_prediction_waits_for_a_node(machines: HeadAndNodes, client: httpx.Cli
     assert client.get("/v1/hardware").json()[0]["sku"] == "small"
 
 
+@pytest.mark.usefixtures("node_one")
 def test_files_go_to_the_node_and_come_back(client: httpx.Client) -> None:
     content = b"content" * 200_000
     url = "data:text/plain;base64," + base64.b64encode(content).decode()
@@ -125,6 +133,7 @@ def test_files_go_to_the_node_and_come_back(client: httpx.Client) -> None:
     assert model(client, "files")["devices"] == ["one/small"]
 
 
+@pytest.mark.usefixtures("node_one")
 def test_weights_are_copied_to_the_node_once(machines: HeadAndNodes, client: httpx.Client) -> None:
     record = ended(client, create(client, "words", texts=["the cat"]))
     assert record["status"] == "succeeded", record["error"]
@@ -145,6 +154,7 @@ def test_weights_are_copied_to_the_node_once(machines: HeadAndNodes, client: htt
     assert copied() == first
 
 
+@pytest.mark.usefixtures("node_one")
 def test_a_killed_gateway_loses_nothing_that_runs_on_a_node(
     machines: HeadAndNodes, client: httpx.Client
 ) -> None:
@@ -156,9 +166,11 @@ def test_a_killed_gateway_loses_nothing_that_runs_on_a_node(
     assert [each["output"] for each in records] == [["a"]] * 3 + [["a ", "b ", "c ", "d ", "e ", "f"]]
 
 
+@pytest.mark.usefixtures("node_one")
 def test_the_predictions_of_a_killed_node_run_on_another(
     machines: HeadAndNodes, client: httpx.Client
 ) -> None:
+    assert ended(client, create(client, text="a"))["status"] == "succeeded"
     assert model(client, "stream")["devices"] == ["one/small"]
     machines.join("two")
     silent, words = run_until_output(client, silent=3)

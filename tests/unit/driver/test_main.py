@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -157,7 +157,7 @@ def ended(
             state.stop.set()
         raise error
 
-    def restart(environment: Mapping[str, str]) -> NoReturn:
+    def restart(environment: Mapping[str, str], _: Sequence[str]) -> NoReturn:
         assert environment["APPLIANCE_WAS_RUNNING"] == "1"
         raise Replaced
 
@@ -188,20 +188,20 @@ def test_a_driver_that_was_running_starts_again_after_any_error(monkeypatch: pyt
     assert ended(monkeypatch, LeaseLost("another head"), was_running=False) is None
 
 
-def test_a_driver_that_starts_again_keeps_its_data_folder(
+def test_a_driver_that_starts_again_keeps_its_data_folder_and_port(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if server.data was changed meanwhile: the accepted predictions are in the old folder."""
+    """Also if models.yaml was changed meanwhile: the accepted predictions are in the old folder."""
     config = tmp_path / "models.yaml"
     models = "models: [{name: test/echo, kind: echo}]\n"
-    config.write_text(f"server: {{data: {tmp_path}/first}}\n{models}")
+    config.write_text(f"server: {{data: {tmp_path}/first, port: 8001}}\n{models}")
 
     def fails(settings: GatewaySettings) -> NoReturn:
-        config.write_text(f"server: {{data: {tmp_path}/second}}\n{models}")
+        config.write_text(f"server: {{data: {tmp_path}/second, port: 8002}}\n{models}")
         raise LeaseLost("another head")
 
-    def restart(environment: Mapping[str, str]) -> NoReturn:
-        assert environment["APPLIANCE_HOME"] == f"{tmp_path}/first"
+    def restart(_: Mapping[str, str], options: Sequence[str]) -> NoReturn:
+        assert options == ("--home", f"{tmp_path}/first", "--port", "8001")
         raise Replaced
 
     monkeypatch.delenv("APPLIANCE_HOME", raising=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -42,7 +43,8 @@ class FullDisk(io.StringIO):
 def test_a_driver_continues_without_its_output(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
     own_process.DriverConsole(file=FullDisk(error)).print("node one has joined")
 
-    def replace(_: object, __: object, environment: dict[str, str]) -> NoReturn:
+    def replace(_: object, command: list[str], environment: dict[str, str]) -> NoReturn:
+        assert command == [*sys.orig_argv, "--port", "8000"]
         assert environment == {"NAME": "value"}
         raise Replaced
 
@@ -51,4 +53,4 @@ def test_a_driver_continues_without_its_output(error: OSError, monkeypatch: pyte
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr("sys.stdout", FullDisk(error))
     with pytest.raises(Replaced):
-        own_process.restart({"NAME": "value"})
+        own_process.restart({"NAME": "value"}, ["--port", "8000"])

@@ -94,7 +94,7 @@ def test_ipv6_addresses_and_names_are_bound(
 
 
 @needs_ipv6
-async def test_all_ipv6_addresses_include_all_ipv4_addresses(tmp_path: Path, port: int) -> None:
+async def test_a_socket_on_all_ipv6_addresses_also_accepts_ipv4(tmp_path: Path, port: int) -> None:
     path = tmp_path / "listener.sock"
     with ListeningSocket("::", port, path) as listener:
         listener.hand_out()

@@ -6,6 +6,9 @@ import sqlite3
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
+from appliance.domain.errors import StoreError
 from tests.support.store_files import created
 
 
@@ -33,5 +36,23 @@ async def test_a_connection_that_cannot_end_a_transaction_is_used_again(tmp_path
     for index in range(size):
         store._readers[index] = cast("sqlite3.Connection", FaultyReader(store._readers[index]))
     for _ in range(size + 1):
+        assert await store.read(lambda connection: connection.execute("SELECT 1").fetchone()) == (1,)
+    await store.close()
+
+
+class UnconnectedReader(FaultyReader):
+    """A connection to a server that accepts no more connections."""
+
+    def execute(self, statement: str) -> Any:
+        raise sqlite3.OperationalError("too many connections")
+
+
+async def test_a_connection_that_failed_is_used_after_the_others(tmp_path: Path) -> None:
+    """A reader that cannot connect must not stop those that are connected."""
+    store = await created(tmp_path / "one.db")
+    store._readers[-1] = cast("sqlite3.Connection", UnconnectedReader(store._readers[-1]))
+    with pytest.raises(StoreError, match="too many connections"):
+        await store.read(lambda connection: connection.execute("SELECT 1"))
+    for _ in range(2):
         assert await store.read(lambda connection: connection.execute("SELECT 1").fetchone()) == (1,)
     await store.close()

@@ -151,6 +151,7 @@ async def test_connections_that_read_are_opened_when_they_are_needed(store: Stor
     sessions = (
         "SELECT application_name FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND backend_type = 'client backend'"
     )
     await store.create(record := make())
     assert query(path, sessions) == [("appliance",)]

@@ -68,8 +68,8 @@ async def get_conversation(request: Request) -> Response:
 async def replace_conversation(request: Request) -> Response:
     """``PUT /admin/conversations/{id}``: ``revision`` must be that of the stored conversation.
 
-    A conversation equal to the stored one is no conflict: browsers send a change again if they were closed or
-    lost the connection before the response.
+    With another revision, it is accepted only if it equals the stored one: a browser sends a change again if
+    it did not get the response.
     """
     caller = await _caller(request, Scope.RUN)
     given = await _parse(request, ConversationUpdateRequest)
