@@ -38,6 +38,9 @@ ENVIRONMENT: Final = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
+    # While a driver stops, a callback of Serve may call Ray after its end. By default, Ray then starts again,
+    # with its dashboard and agents.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     # By default, the gateway and each replica report Serve's metrics to Ray ten times a second, although Ray

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from appliance.cli.serve import environment
 from tests.support.appliance_process import PATIENCE, TOKEN, Appliance, fetch, has_ipv6, wait_for
 
 pytestmark = pytest.mark.integration
@@ -36,6 +37,19 @@ def test_ray_cannot_start_in_a_folder_with_a_long_path(tmp_path: Path) -> None:
     assert kept.stat().st_mode & 0o777 == 0o700, "Ray's own folders are open to everybody"
     assert "Traceback" not in ran.stdout + ran.stderr
     assert appliance.processes() == []
+
+
+def test_a_call_of_ray_before_its_start_or_after_its_end_starts_no_other_ray() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", "import ray; ray.put(1)"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert "Ray has not been started" in ran.stderr
 
 
 @pytest.fixture(scope="module")
