@@ -54,6 +54,7 @@ def framework(appliance: Appliance, script: str) -> Any:
         "REPLICATE_API_TOKEN": TOKEN,
         "REPLICATE_BASE_URL": appliance.url,
         "LITELLM_LOCAL_MODEL_COST_MAP": "1",
+        "DEFAULT_REPLICATE_POLLING_RETRIES": "15",  # by default, LiteLLM gives up after 25 seconds
     }
     prelude = f"import json\nmodel = {LANGUAGE_MODEL!r}\nurl = {appliance.url!r}\n"
     return _printed([_python("frameworks"), "-W", "ignore", "-c", prelude + script], told)
