@@ -81,6 +81,18 @@ def last(page: Page) -> Locator:
     return page.locator(".message").last
 
 
+def store_two_answers(page: Page) -> None:
+    """Ask "Count" in a new conversation. It is answered with "one", and again with "two"."""
+    answer, _ = script(says("one"), says("two"))
+    page.route(COMPLETIONS, answer)
+    page.goto("/chat")
+    send(page, "Count")
+    expect(last(page)).to_contain_text("one")
+    last(page).get_by_role("button", name="Regenerate").click()
+    expect(last(page)).to_contain_text("2 of 2")
+    page.wait_for_function(ALL_STORED)
+
+
 def stored(client: httpx.Client, page: Page) -> dict[str, Any]:
     """The conversation that the page shows, as the appliance has it."""
     id = page.url.split("/chat/")[1].split("?")[0]
@@ -201,14 +213,7 @@ def test_repeated_answers_and_edited_messages_are_branches(page: Page, client: h
 
 
 def test_a_page_made_before_a_change_was_stored_shows_the_change(page: Page) -> None:
-    answer, _ = script(says("one"), says("two"))
-    page.route(COMPLETIONS, answer)
-    page.goto("/chat")
-    send(page, "Count")
-    expect(last(page)).to_contain_text("one")
-    last(page).get_by_role("button", name="Regenerate").click()
-    expect(last(page)).to_contain_text("2 of 2")
-    page.wait_for_function(ALL_STORED)
+    store_two_answers(page)
     before = page.request.get(page.url).text()
     last(page).get_by_role("button", name="Show the previous version").click()
     page.wait_for_function(ALL_STORED)
@@ -221,15 +226,8 @@ def test_a_change_made_while_another_is_being_stored_survives_a_reload(
     browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any
 ) -> None:
     """After the reload, the later change is sent with an old revision and gets 409; the page merges both."""
-    answer, _ = script(says("one"), says("two"))
     with watched(browser, appliance.url, refused=True, storage_state=signed_in) as page:
-        page.route(COMPLETIONS, answer)
-        page.goto("/chat")
-        send(page, "Count")
-        expect(last(page)).to_contain_text("one")
-        last(page).get_by_role("button", name="Regenerate").click()
-        expect(last(page)).to_contain_text("2 of 2")
-        page.wait_for_function(ALL_STORED)
+        store_two_answers(page)
         before = page.request.get(page.url).text()
         received: list[APIResponse] = []  # the page is left before it gets the response
         page.route("**/admin/conversations/*", lambda route: received.append(route.fetch()), times=1)

@@ -1,4 +1,4 @@
-"""Fixtures of the integration tests: an appliance for a whole module, a replica, and a zygote with vLLM."""
+"""Fixtures of the integration tests."""
 
 from __future__ import annotations
 
