@@ -1,4 +1,7 @@
-"""Events that a runner replica keeps until the gateway has stored the end of the prediction. No I/O."""
+"""Events that a runner replica keeps until the gateway has stored the end of the prediction. No I/O.
+
+When the model is unloaded, they are deleted: no gateway needs them, see ``Replica.unload``.
+"""
 
 from __future__ import annotations
 
@@ -84,8 +87,8 @@ class EventBuffer:
             elif (attempt := self._attempts.get(id)) is not None:
                 attempt.acknowledged = True
 
-    def forget_running(self) -> None:
-        for id in self.running:
+    def clear(self) -> None:
+        for id in self.ids:
             self._forget(id)
 
     def events(self) -> list[RelayedEvent]:

@@ -129,6 +129,7 @@ class Replica:
         self._worker: _LoadedWorker | None = None  # loading or loaded
         self._send: Callable[[ToGateway], None] | None = None  # to the gateway that reads the events
         self._relays = True  # that gateway does not get the events from the worker process itself
+        self._direct: DirectAttached | None = None  # the last one of the worker process
         self._watch: asyncio.Task[None] | None = None
 
     async def load(self, spec: LoadSpec) -> LoadReport:
@@ -155,13 +156,18 @@ class Replica:
         return task.result()
 
     async def unload(self) -> None:
-        """End the worker process, if any; return once its memory is free. Running predictions are dropped."""
+        """End the worker process, if any; return once its memory is free. Its predictions are dropped.
+
+        Events of finished predictions are dropped too. A gateway that unloads a model, or loads another, has
+        read them; its successor would not ask a replica without a model for them.
+        """
         if self._loading is not None:
             task = self._loading[1]
             task.cancel()
             await asyncio.wait({task})
         loaded, self._loaded = self._loaded, None
-        self._event_buffer.forget_running()
+        self._direct = None
+        self._event_buffer.clear()
         self._end_stream()
         if loaded is not None:
             await loaded.handle.kill(grace=CLOSE_GRACE)
@@ -246,6 +252,8 @@ class Replica:
         self._relays = True
         if events := self._event_buffer.events():
             send(RelayedEvents(events))
+        if self._direct is not None:  # the worker process may have accepted this gateway before
+            send(self._direct)
         loaded = self._loaded
         if loaded is None:
             self._end_stream(WorkerLost(f"no model is loaded in runner replica {self.name}"))
@@ -348,6 +356,8 @@ class Replica:
         self._end_stream(worker.lost)
 
     def _relay(self, message: RelayedEvents | DirectAttached | EngineMetrics) -> None:
+        if isinstance(message, DirectAttached):
+            self._direct = message
         if not isinstance(message, RelayedEvents):
             if self._send is not None:
                 self._send(message)

@@ -22,7 +22,7 @@ from appliance.domain.prediction import Job
 from appliance.runners.base import LoadSpec, Part
 from appliance.worker.protocol import Run, WorkerFailed, WorkerReady
 from tests.support.node_connection import LocalNode
-from tests.support.scripted_worker import ScriptedWorker, output
+from tests.support.scripted_worker import ScriptedWorker, done, output
 from tests.unit.worker.conftest import workers  # noqa: F401  # a fixture
 
 MODEL = "a/large"
@@ -417,6 +417,28 @@ async def test_only_the_leader_gets_predictions(machines: Machines) -> None:
     await until(lambda: machines.received)
     assert machines.received == [[output("a", 1)]]
     assert [machines.worker(node).sent for node in ("box", "third")] == [[], []]
+
+
+async def test_the_next_load_gets_no_events_of_the_last_one(machines: Machines) -> None:
+    placed = msgspec.structs.replace(spec(), placement=("box/cpu", "head/cpu"))
+    replicas = []
+    for _ in range(2):
+        machines.received.clear()
+        await machines.cluster.load(placed)
+        replicas.append(sorted(link.name for link in machines.cluster._parts[MODEL].links.values()))
+        following = machines.follow()
+        machines.cluster.submit(MODEL, Job("a", 1, {}))
+        await until(lambda: machines.worker("box").sent)
+        machines.worker("box").says(output("a", 1), done("a", 2))
+        await until(lambda: machines.received)
+        assert machines.received == [[output("a", 1), done("a", 2)]]
+        for pool in machines.cluster._pools.values():  # without a spare, the next load gets the same replica
+            await pool.close()
+            pool._spares.clear()
+        machines.worker("head").die("exited with code 3")
+        with pytest.raises(WorkerLost, match="exited with code 3"):
+            await following
+    assert replicas[0] == replicas[1]
 
 
 async def test_the_memory_peaks_of_all_parts_are_received(machines: Machines) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -234,6 +235,29 @@ async def test_jobs_and_events_bypass_the_replica(
     assert (await replica.stats()).held == []
     direct.release()
     assert (await replica.stats()).held == ["a"]
+    gateway.close()
+
+
+async def test_the_worker_process_may_accept_a_gateway_before_the_replica(
+    folder: Path, replica: Replica, direct: DirectWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[Any] = []
+    with monkeypatch.context() as busy:
+        busy.setattr(replica, "attach", waiting.append)
+        gateway = await Gateway.connected(folder)
+        async with asyncio.timeout(60):
+            while not waiting or direct.sender._write_to_gateway is None:
+                await asyncio.sleep(0)
+        direct.sender.add_received([Job("a", 1, {})])
+        direct.stream("a").emit(Output(["x"]))
+        async with asyncio.timeout(60):
+            while not replica._event_buffer.events():
+                await asyncio.sleep(0)
+    replica.attach(*waiting)
+    await switched(gateway)
+    direct.stream("b").emit(Output(["y"]))
+    assert (await gateway.until(3))[-1] == output("b", 1, "y")
+    assert gateway.events[:2] == [output("a", 1)] * 2  # from both; the engine ignores the second
     gateway.close()
 
 

@@ -60,15 +60,14 @@ def test_events_of_unknown_predictions_and_old_attempts_are_dropped() -> None:
     assert event_buffer.events() == fresh
 
 
-def test_running_predictions_of_a_lost_worker_are_forgotten() -> None:
+def test_a_cleared_buffer_knows_no_prediction() -> None:
     event_buffer = EventBuffer()
     event_buffer.admit("a", 1)
     event_buffer.admit("b", 1)
-    end = emitted("a", 1, Done("succeeded"))
-    event_buffer.record([end, emitted("b", 1, Output(["x"]))], 0.0)
-    event_buffer.forget_running()
-    assert event_buffer.events() == [end]
-    assert event_buffer.admit("b", 1)
+    event_buffer.record([emitted("a", 1, Done("succeeded")), emitted("b", 1, Output(["x"]))], 0.0)
+    event_buffer.clear()
+    assert (event_buffer.events(), event_buffer.ids) == ([], [])
+    assert [event_buffer.admit(id, 1) for id in ("a", "b")] == [True, True]
 
 
 def finish(event_buffer: EventBuffer, id: str, now: float, text: str = "") -> None:

@@ -167,16 +167,19 @@ async def test_the_model_can_be_loaded_again_after_a_death(
 ) -> None:
     await replica.load(spec())
     replica.receive(Commands(jobs=[Job("a", 1, {}), Job("b", 1, {})]))
+    first = Reader(replica)
     workers[0].says(done("a", 1), output("b", 1))
     workers[0].die("exited with code 3")
-    await settle()
+    with pytest.raises(WorkerLost, match="exited with code 3"):
+        await first.task
+    assert first.seen == [done("a", 1), output("b", 1)]
     await replica.load(spec())
     replica.receive(Commands(jobs=[Job("b", 2, {})]))
     assert workers[1].sent == [Run([Job("b", 2, {})])]
     reader = Reader(replica)
     workers[1].says(Emitted("b", 2, 1, Done("succeeded")))
     await settle()
-    assert reader.seen == [done("a", 1), Emitted("b", 2, 1, Done("succeeded"))]
+    assert reader.seen == [Emitted("b", 2, 1, Done("succeeded"))]
 
 
 async def test_loading_what_is_loaded_does_nothing(replica: Replica, workers: list[ScriptedWorker]) -> None:
@@ -198,7 +201,7 @@ async def test_another_spec_takes_the_place_of_the_first(
     assert (await replica.stats()).spec == spec("b")
 
 
-async def test_unloading_forgets_running_predictions(replica: Replica, workers: list[ScriptedWorker]) -> None:
+async def test_unloading_forgets_all_predictions(replica: Replica, workers: list[ScriptedWorker]) -> None:
     await replica.load(spec())
     replica.receive(Commands(jobs=[Job("a", 1, {}), Job("b", 1, {})]))
     workers[0].says(done("a", 1), output("b", 1))
@@ -207,9 +210,10 @@ async def test_unloading_forgets_running_predictions(replica: Replica, workers: 
     reader = Reader(replica)
     with pytest.raises(WorkerLost, match="no model is loaded"):
         await reader.task
-    assert reader.seen == [done("a", 1)]
+    assert reader.seen == []
     replica.receive(Commands(jobs=[Job("c", 1, {})]))
-    assert (await replica.stats()).spec is None
+    stats = await replica.stats()
+    assert (stats.spec, stats.held) == (None, [])
 
 
 async def test_a_model_that_cannot_be_loaded(
