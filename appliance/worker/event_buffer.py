@@ -1,6 +1,6 @@
 """Events that a runner replica keeps until the gateway has stored the end of the prediction. No I/O.
 
-When the model is unloaded, they are deleted: no gateway needs them, see ``Replica.unload``.
+They are deleted when the model is unloaded, see ``Replica.unload``.
 """
 
 from __future__ import annotations

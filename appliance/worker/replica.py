@@ -129,7 +129,7 @@ class Replica:
         self._worker: _LoadedWorker | None = None  # loading or loaded
         self._send: Callable[[ToGateway], None] | None = None  # to the gateway that reads the events
         self._relays = True  # that gateway does not get the events from the worker process itself
-        self._direct: DirectAttached | None = None  # the last one of the worker process
+        self._direct: DirectAttached | None = None  # the last one, for a gateway that attaches later
         self._watch: asyncio.Task[None] | None = None
 
     async def load(self, spec: LoadSpec) -> LoadReport:
@@ -158,8 +158,9 @@ class Replica:
     async def unload(self) -> None:
         """End the worker process, if any; return once its memory is free. Its predictions are dropped.
 
-        Events of finished predictions are dropped too. A gateway that unloads a model, or loads another, has
-        read them; its successor would not ask a replica without a model for them.
+        Events of finished predictions are dropped too, even if their end is not stored yet. A gateway that
+        starts later handles such predictions as after the death of a worker process. Events that were kept
+        would be sent to the readers of the next model.
         """
         if self._loading is not None:
             task = self._loading[1]
@@ -243,6 +244,8 @@ class Replica:
 
     def attach(self, send: Callable[[ToGateway], None]) -> None:
         """Call ``send`` with unacknowledged events, then with new messages, at last with ``StreamEnd``.
+
+        The first new message may be a ``DirectAttached`` that arrived before.
 
         The stream ends when the model is unloaded, when the worker process dies, or when another caller
         attaches. The error of a dead worker process ends with the last lines of its log.

@@ -60,16 +60,6 @@ def test_events_of_unknown_predictions_and_old_attempts_are_dropped() -> None:
     assert event_buffer.events() == fresh
 
 
-def test_a_cleared_buffer_knows_no_prediction() -> None:
-    event_buffer = EventBuffer()
-    event_buffer.admit("a", 1)
-    event_buffer.admit("b", 1)
-    event_buffer.record([emitted("a", 1, Done("succeeded")), emitted("b", 1, Output(["x"]))], 0.0)
-    event_buffer.clear()
-    assert (event_buffer.events(), event_buffer.ids) == ([], [])
-    assert [event_buffer.admit(id, 1) for id in ("a", "b")] == [True, True]
-
-
 def finish(event_buffer: EventBuffer, id: str, now: float, text: str = "") -> None:
     event_buffer.admit(id, 1)
     event_buffer.record([emitted(id, 1, Output([text])), emitted(id, 2, Done("succeeded"))], now)
@@ -97,6 +87,18 @@ def test_the_oldest_finished_predictions_make_space_for_the_newest() -> None:
     finish(event_buffer, "d", 0.0, "x" * 400)
     finish(event_buffer, "e", 0.0, "x" * 400)
     assert event_buffer.ids == ["d", "e"]
+
+
+def test_a_cleared_buffer_is_empty() -> None:
+    event_buffer = EventBuffer(keep_bytes=1000)
+    event_buffer.admit("running", 1)
+    finish(event_buffer, "large", 0.0, "x" * 5000)
+    event_buffer.clear()
+    assert (event_buffer.events(), event_buffer.ids) == ([], [])
+    assert event_buffer.admit("running", 1)
+    for id in "ab":
+        finish(event_buffer, id, 0.0, "x" * 400)
+    assert event_buffer.ids == ["running", "a", "b"]
 
 
 def test_only_the_last_event_of_a_prediction_ends_it() -> None:
