@@ -53,6 +53,7 @@ class ActivePrediction:
         self.unwritten: Unwritten | None = None  # the start, while its write is delayed
         self.claimed = False  # the claim is being stored, or is stored
         self.attempt = prediction.attempt  # of the last claim that is stored
+        self.interrupted = 0  # the last attempt that was interrupted: its events are ignored
         self.early: list[Emitted] = []  # events of the next attempt, until its claim is stored
         self.ending = False  # the terminal record is being stored
         self.submitted = 0  # number of the attempt that was sent to a worker process; 0 for none

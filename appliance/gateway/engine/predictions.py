@@ -262,7 +262,7 @@ class Predictions:
         """
         active = self.active.get(emitted.id)
         event = emitted.event
-        if active is not None and active.attempt != emitted.attempt:
+        if active is not None and (emitted.attempt != active.attempt or active.attempt == active.interrupted):
             if active.attempt + 1 == emitted.attempt:
                 active.early.append(emitted)
                 if isinstance(event, Done) and active.unwritten is not None:
@@ -473,6 +473,7 @@ class Predictions:
         elif prediction.attempt >= self._dependencies.limits.attempts:
             self.end(active, Status.FAILED, f"{INTERRUPTED}: {reason} (attempt {prediction.attempt})")
         else:
+            active.interrupted = active.attempt
             self._tasks.spawn(self._requeue(active))
 
     async def _requeue(self, active: ActivePrediction) -> None:

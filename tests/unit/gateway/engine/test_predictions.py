@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,36 @@ async def test_a_worker_that_dies_before_the_start_is_stored_costs_an_attempt(
     store.go.set()
     record = await bench.ended(await submitting)
     assert (record.output, record.attempt) == ("again", 2)
+
+
+async def test_events_of_a_lost_run_that_come_again_are_ignored(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, events = LocalCluster._run, LocalCluster.events
+    repeated: list[Emitted] = []
+
+    async def run_the_second(cluster: LocalCluster, loaded: Any, job: Job) -> None:
+        if job.attempt == 1:
+            await asyncio.Event().wait()
+        await run(cluster, loaded, job)
+
+    async def repeat(cluster: LocalCluster, model: str) -> AsyncIterator[Any]:
+        if repeated:
+            yield repeated
+        async for batch in events(cluster, model):
+            yield batch
+
+    monkeypatch.setattr(LocalCluster, "_run", run_the_second)
+    monkeypatch.setattr(LocalCluster, "events", repeat)
+    prediction = await bench.submit(text="again")
+    await bench.until(prediction, Status.PROCESSING)
+    repeated += [
+        Emitted(prediction.id, 1, 1, Output(["old"])),
+        Emitted(prediction.id, 1, 2, Done("succeeded")),
+    ]
+    bench.cluster.lose("test/echo", "its connection broke")
+    record = await bench.ended(prediction)
+    assert (record.status, record.output, record.attempt) == (Status.SUCCEEDED, "again", 2)
 
 
 async def test_a_prediction_that_may_call_the_api_runs_once_its_start_is_stored(
