@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from appliance.machine.processes import is_running
 from appliance.weights.locations import BUILTIN
 from tests.support.appliance_process import Appliance, wait_for
 from tests.support.stub_hub import StubHub, serving_hub
@@ -59,9 +58,7 @@ def test_an_addition_survives_the_gateway_and_its_model_predicts(appliance: Appl
             return dict(reply.json()) if reply.status_code == 200 else None
 
         wait_for(lambda: (addition() or {}).get("step") == "downloading from the hub", "the download")
-        gateway = appliance.gateway()
-        gateway.kill()
-        wait_for(lambda: not is_running(gateway.pid), "the end of the gateway")
+        appliance.kill_gateway()
         threading.Thread(target=hub.gate.set).start()
         wait_for(lambda: (addition() or {}).get("ended_at"), "the end of the addition")
         ended = addition()

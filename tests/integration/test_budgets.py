@@ -95,7 +95,7 @@ def test_16_clients_and_kills_get_exactly_the_budget(appliance: Appliance) -> No
     clients = Clients(appliance)
     for part in (PREDICTIONS // 8, PREDICTIONS // 4):
         wait_for(partial(clients.have, part), "a part of the budget")
-        appliance.gateway().kill()
+        appliance.kill_gateway()
         wait_for(appliance.answers, "the next gateway")
     clients.join()
     with appliance.client() as client:
@@ -105,7 +105,7 @@ def test_16_clients_and_kills_get_exactly_the_budget(appliance: Appliance) -> No
         assert {each["id"] for each in records} >= set(clients.accepted)
         assert most_at_once(records) <= CONCURRENT
         assert clients.full > 0
-    appliance.gateway().kill()  # the next one reads from the database what is spent
+    appliance.kill_gateway()  # the next one reads from the database what is spent
     wait_for(appliance.answers, "the next gateway")
     with appliance.client() as client:
         refused = client.post(CREATE, json={"input": {"text": "x"}})

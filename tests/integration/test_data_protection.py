@@ -170,9 +170,7 @@ def test_the_next_gateway_continues_to_erase(appliance: Appliance) -> None:
         return any(each["object"] == "carl" for each in reply.json()["results"])
 
     wait_for(lambda: recorded("account.erase"), "the erasure to begin")
-    gateway = appliance.gateway()
-    gateway.kill()
-    gateway.wait(PATIENCE)
+    appliance.kill_gateway()
     erasing.wait(PATIENCE)
     wait_for(appliance.answers, "the next gateway")
     wait_for(lambda: recorded("account.erased"), "the erasure to end")

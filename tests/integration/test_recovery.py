@@ -150,9 +150,7 @@ def test_a_killed_gateway_costs_no_prediction_and_runs_none_twice(appliance: App
         workers = sorted(appliance.worker_pids())
         address = client.get(f"/v1/predictions/{streamed}").json()["urls"]["stream"]
         seen = list(itertools.islice(outputs(client, address), 5))
-        gateway = appliance.gateway()
-        gateway.kill()
-        gateway.wait(PATIENCE)
+        appliance.kill_gateway()
     with appliance.client() as client:  # at once: it is answered by the next gateway, and never refused
         assert client.get(f"/v1/predictions/{streamed}").status_code == 200
         last, _ = seen[-1]
@@ -195,9 +193,7 @@ def test_a_gateway_killed_before_it_commits_a_result_has_told_nobody(appliance: 
     asking = threading.Thread(target=ask)
     asking.start()
     wait_for(lambda: set(folder.glob("*/1/*")) - before, "the output of the model")
-    gateway = appliance.gateway()
-    gateway.kill()
-    gateway.wait(PATIENCE)
+    appliance.kill_gateway()
     database.execute("ROLLBACK")
     database.close()
     asking.join(PATIENCE)
@@ -258,9 +254,7 @@ def test_an_edited_config_is_applied_and_outlives_the_gateway(appliance: Applian
         wait_for(lambda: "imported av" in zygote.read_text(), "the zygote to learn the new kind")
 
         edit({**changed, "colour": "red"})  # what the next gateway must not read
-        gateway = appliance.gateway()
-        gateway.kill()
-        gateway.wait(PATIENCE)
+        appliance.kill_gateway()
         wait_for(appliance.answers, "the next gateway")
     with appliance.client() as client:
         assert ended(client, create(client, "test/late", text="again"))["output"] == "again"

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.appliance_process import PATIENCE, Appliance, wait_for
+from tests.support.appliance_process import Appliance, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -102,9 +102,7 @@ def test_a_sleeper_outlives_the_gateway(appliance: Appliance, client: httpx.Clie
     assert said(client, "test/second", "awake") == "awake"
     becomes(client, "test/first", "asleep")
     workers = sorted(appliance.worker_pids())
-    gateway = appliance.gateway()
-    gateway.kill()
-    gateway.wait(PATIENCE)
+    appliance.kill_gateway()
     wait_for(appliance.answers, "the next gateway")
     with appliance.client() as signed_in:
         assert state(signed_in, "test/first") == "asleep"

@@ -157,9 +157,7 @@ def test_nothing_is_lost_when_the_gateway_is_killed_and_the_receiver_is_away(app
         for id in done:
             succeeded(client, id)
         under_way = [create(client, hook, text=str(number), delay=1.5) for number in range(10)]
-    gateway = appliance.gateway()
-    gateway.kill()
-    gateway.wait(PATIENCE)
+    appliance.kill_gateway()
     wait_for(appliance.answers, "the next gateway")
     with receiving(port) as receiver:
         for id in (*done, *under_way):

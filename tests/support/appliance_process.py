@@ -196,6 +196,12 @@ class Appliance:
         (process,) = self.named("ServeReplica:gateway")
         return process
 
+    def kill_gateway(self) -> None:
+        """Kill the gateway, and wait until it has ended: it answers no later request."""
+        process = self.gateway()
+        process.kill()
+        process.wait(PATIENCE)
+
     def worker_pids(self) -> list[int]:
         """Return the process ids of the worker processes."""
         return [int(mark.name) for mark in (self.home / "run" / "hosts").iterdir() if mark.name.isdigit()]

@@ -141,7 +141,7 @@ def test_nothing_accepted_is_lost(network: Network, machines: tuple[Head, dict[s
         network.mend("two")
         wait_for(lambda: members(client) == {"head", "one", "two"}, "the return of the node")
         clients.wait_until(PREDICTIONS * 3 // 6)
-        head.gateway().kill()
+        head.kill_gateway()
         clients.wait_until(PREDICTIONS * 4 // 6)
         head.kill()
         head.start()

@@ -159,7 +159,7 @@ def test_a_killed_gateway_loses_nothing_that_runs_on_a_node(
     machines: HeadAndNodes, client: httpx.Client
 ) -> None:
     silent, words = run_until_output(client, silent=3)
-    machines.head.gateway().kill()
+    machines.head.kill_gateway()
     wait_for(machines.head.answers, "the next gateway")
     records = [ended(client, id) for id in (*silent, words)]
     assert [each["status"] for each in records] == ["succeeded"] * 4

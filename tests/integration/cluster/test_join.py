@@ -168,7 +168,7 @@ def _talks_to_strangers(host: str, port: int) -> bool:
 
 def test_a_node_stays_when_the_gateway_dies(machines: Machines, node: Node) -> None:
     joined = node.joined
-    machines.head.gateway().kill()
+    machines.head.kill_gateway()
     wait_for(machines.head.answers, "the next gateway")
     wait_for(lambda: is_ready(machines), "the node to be ready")
     assert node.joined == joined

@@ -193,7 +193,7 @@ def test_usage_counts_the_devices_of_both_machines(client: Client) -> None:
 def test_a_new_gateway_continues_with_both_parts(machines: Machines, client: Client) -> None:
     running = client.create_long()
     pids = machines.head.worker_pids(), machines.node.worker_pids()
-    machines.head.gateway().kill()
+    machines.head.kill_gateway()
     wait_for(machines.head.answers, "the next gateway")
     ended = client.ended(running)
     assert (ended["status"], ended["error"]) == ("succeeded", None)

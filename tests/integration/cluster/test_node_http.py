@@ -190,9 +190,7 @@ def test_a_stream_continues_on_another_machine(machines: Machines) -> None:
 
 
 def test_a_request_waits_for_the_next_gateway(machines: Machines, client: httpx.Client) -> None:
-    gateway = machines.head.gateway()
-    gateway.kill()
-    gateway.wait(PATIENCE)
+    machines.head.kill_gateway()
     for path in ("/v1/account", "/healthz"):
         wait_for(lambda: _status(client, path) == 200, f"an answer of {path}")  # noqa: B023 - called at once
 
