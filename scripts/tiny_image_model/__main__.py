@@ -53,7 +53,8 @@ def _train(arguments: argparse.Namespace) -> None:
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         coder = autoencoder.train(arguments.autoencoder_steps, chance, progress)
-        pipeline = diffusion.train(coder, arguments.images, arguments.steps, chance, progress)
+        stages = diffusion.stages(arguments.images, arguments.steps, arguments.large_steps)
+        pipeline = diffusion.train(coder, stages, chance, progress)
     _save(pipeline, arguments.output)
 
 
@@ -61,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/train-tiny-image-model",
         description="Trains the small text-to-image model that the appliance ships, on generated images of "
-        "shapes. Takes under an hour on two CPU cores. Two colours of each shape are left out of it.",
+        "shapes. Takes two to three hours on two CPU cores. Two colours of each shape are left out of it.",
     )
     parser.add_argument("--output", type=Path, default=_HOME, help="folder to save to (default: %(default)s)")
     parser.add_argument("--measure", action="store_true", help="only draw samples and measure the model")
@@ -72,10 +73,15 @@ def _arguments() -> argparse.Namespace:
         help="image with samples (default: %(default)s)",
     )
     parser.add_argument(
-        "--autoencoder-steps", type=int, default=1200, help="steps of 32 images (%(default)s)"
+        "--autoencoder-steps", type=int, default=1200, help="steps of 32 images of 64 pixels (%(default)s)"
     )
     parser.add_argument("--images", type=int, default=20_000, help="training images (%(default)s)")
-    parser.add_argument("--steps", type=int, default=3800, help="steps of 64 images (%(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=3800, help="steps of 64 images of 64 pixels (%(default)s)"
+    )
+    parser.add_argument(
+        "--large-steps", type=int, default=5000, help="steps of 16 images of 128 pixels (%(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     return parser.parse_args()
@@ -92,7 +98,7 @@ def _save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
 
 def _sheet(pipeline: StableDiffusionPipeline, file: Path) -> None:
     """Every colour with every shape; the pairs that were held out have a dark corner."""
-    side = autoencoder.IMAGE_SIZE
+    side = diffusion.IMAGE_SIZE
     sheet = Image.new("RGB", (side * len(shapes.COLOURS), side * len(shapes.SHAPES)))
     for row, shape in enumerate(shapes.SHAPES):
         prompts = [f"a {colour} {shape}" for colour in shapes.COLOURS]

@@ -1,4 +1,4 @@
-"""The autoencoder: images of 64 x 64 pixels to 8 x 8 x 4 numbers and back."""
+"""The autoencoder: each 8 x 8 pixels to four numbers and back. It learns from images of 64 x 64 pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scripts.tiny_image_model import shapes
 
-IMAGE_SIZE: Final = 64  # pixels a side
+_IMAGE_SIZE: Final = 64  # pixels a side
 _BATCH: Final = 32
 _STRAY: Final = 1e-8  # weight of the divergence from a normal distribution, of all 256 numbers
 
@@ -20,7 +20,7 @@ _DRAWN: Final = 4.0  # how much more the pixels of the shape count
 
 
 def train(steps: int, chance: random.Random, progress: Progress) -> AutoencoderKL:
-    """A new autoencoder, whose ``scaling_factor`` makes its codes of variance 1."""
+    """A new autoencoder."""
     coder = AutoencoderKL(
         block_out_channels=(8, 16, 32, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -28,7 +28,7 @@ def train(steps: int, chance: random.Random, progress: Progress) -> AutoencoderK
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=1,  # more would normalise single channels, and colours with them
-        sample_size=IMAGE_SIZE,
+        sample_size=_IMAGE_SIZE,
     )
     optimizer = torch.optim.AdamW(coder.parameters(), lr=1.5e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -36,7 +36,7 @@ def train(steps: int, chance: random.Random, progress: Progress) -> AutoencoderK
     )
     task = progress.add_task("autoencoder", total=steps, loss="")
     for step in range(steps):
-        images = shapes.draw([shapes.scene(chance) for _ in range(_BATCH)], IMAGE_SIZE)
+        images = shapes.draw([shapes.scene(chance) for _ in range(_BATCH)], _IMAGE_SIZE)
         posterior = coder.encode(images).latent_dist
         again = coder.decode(posterior.sample()).sample
         error = (again - images).abs() + (again - images).square()
@@ -53,16 +53,14 @@ def train(steps: int, chance: random.Random, progress: Progress) -> AutoencoderK
             progress.update(task, completed=step, loss=f"off by {off.item():.4f}")
             print(f"autoencoder {step} {off.item():.4f} {posterior.kl().mean().item():.1f}", flush=True)
     progress.update(task, completed=steps)
-    sample = encode(coder, [shapes.scene(chance) for _ in range(512)])
-    coder.register_to_config(scaling_factor=float(1 / sample.std()))
     return coder.eval()
 
 
-def encode(coder: AutoencoderKL, scenes: list[shapes.Scene]) -> Tensor:
-    """Codes of images, not scaled: (number, 4, 8, 8)."""
+def encode(coder: AutoencoderKL, scenes: list[shapes.Scene], size: int) -> Tensor:
+    """Codes of images of ``size`` pixels a side, not scaled: (number, 4, size / 8, size / 8)."""
     with torch.inference_mode():
         codes = [
-            coder.encode(shapes.draw(scenes[start : start + 64], IMAGE_SIZE)).latent_dist.mean
+            coder.encode(shapes.draw(scenes[start : start + 64], size)).latent_dist.mean
             for start in range(0, len(scenes), 64)
         ]
     return torch.cat(codes)

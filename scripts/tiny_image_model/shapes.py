@@ -74,13 +74,14 @@ class Scene(msgspec.Struct, frozen=True):
     captions: tuple[str, ...]  # all of them true
 
 
-def scene(chance: random.Random) -> Scene:
-    """A scene of a pair that is trained."""
+def scene(chance: random.Random, detail: float = 0.5) -> Scene:
+    """A scene of a pair that is trained. ``detail`` is how often it has a size, a place and a background."""
     colour, shape = chance.choice(PAIRS)
-    size = chance.choice(list(SIZES)) if chance.random() < 0.5 else ""
-    place = chance.choice(list(PLACES)) if chance.random() < 0.5 else ""
-    background = chance.choice([each for each in BACKGROUNDS if each != colour])
-    if chance.random() < 0.5:
+    size = chance.choice(list(SIZES)) if chance.random() < detail else ""
+    place = chance.choice(list(PLACES)) if chance.random() < detail else ""
+    others = [each for each in BACKGROUNDS if each != colour]
+    background = chance.choice([*others, "gray"] if detail > 0.5 else others)  # gray is the hardest
+    if chance.random() >= detail:
         background = "white"
     radius = SIZES[size] * chance.uniform(0.94, 1.06)
     room = 0.92 - radius

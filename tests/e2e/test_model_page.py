@@ -94,12 +94,12 @@ def test_an_image_appears_and_is_the_one_that_was_asked_for(page: Page, tmp_path
     expect(image).to_be_visible()
     expect(image).to_be_in_viewport()  # however long the form beside it is
     expect(status(page)).to_have_text("succeeded")
-    expect(image).to_have_js_property("naturalWidth", 64)
+    expect(image).to_have_js_property("naturalWidth", 128)
     with page.expect_download() as download:
         page.locator("#media a[download]").click()
     download.value.save_as(tmp_path / "drawn")
     drawn = Image.open(tmp_path / "drawn").convert("RGB")
-    red, green, blue = drawn.getpixel((32, 32))  # type: ignore[misc] # three numbers
+    red, green, blue = drawn.getpixel((64, 64))  # type: ignore[misc] # three numbers
     assert red > 150 > max(green, blue)
     assert min(drawn.getpixel((1, 1))) > 200  # type: ignore[arg-type] # three numbers
 

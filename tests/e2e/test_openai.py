@@ -287,12 +287,12 @@ def decoded(image: Any) -> Image.Image:
 
 def test_images_show_what_they_were_asked_for(gpt: OpenAI, client: httpx.Client) -> None:
     asked: Any = {"model": PAINTER, "prompt": "a red circle", "extra_body": {"seed": 1}}
-    made = gpt.images.generate(**asked, n=2, size="64x64", response_format="b64_json", output_format="webp")
+    made = gpt.images.generate(**asked, n=2, size="128x128", response_format="b64_json", output_format="webp")
     assert made.data is not None
     assert len(made.data) == 2
     images = []
     for image in map(decoded, made.data):
-        assert (image.format, image.size) == ("WEBP", (64, 64))
+        assert (image.format, image.size) == ("WEBP", (128, 128))
         images.append(image)
     record = prediction(client, str(made._request_id))
     assert record["model"] == PAINTER
@@ -322,9 +322,9 @@ def test_images_show_what_they_were_asked_for(gpt: OpenAI, client: httpx.Client)
 
 def test_the_transparent_part_of_a_mask_is_repainted(gpt: OpenAI) -> None:
     given, mask = io.BytesIO(), io.BytesIO()
-    Image.new("RGB", (64, 64), "white").save(given, "png")
-    clear = Image.new("RGBA", (64, 64), "black")
-    clear.paste((0, 0, 0, 0), (0, 0, 32, 64))  # the left half
+    Image.new("RGB", (128, 128), "white").save(given, "png")
+    clear = Image.new("RGBA", (128, 128), "black")
+    clear.paste((0, 0, 0, 0), (0, 0, 64, 128))  # the left half
     clear.save(mask, "png")
     edited = gpt.images.edit(
         model=PAINTER,
@@ -336,7 +336,7 @@ def test_the_transparent_part_of_a_mask_is_repainted(gpt: OpenAI) -> None:
     )
     assert edited.data is not None
     image = decoded(edited.data[0]).convert("RGB")
-    left, right = image.getpixel((26, 32)), image.getpixel((48, 32))
+    left, right = image.getpixel((52, 64)), image.getpixel((96, 64))
     assert isinstance(left, tuple)
     assert isinstance(right, tuple)
     assert left[0] - left[1] > 50, left
