@@ -394,7 +394,7 @@ class ReplicaPool:
             name="runner",
             num_replicas=1,
             max_ongoing_requests=1_000_000,  # the scheduler limits predictions, so Serve must not queue calls
-            health_check_period_s=5.0,  # at most, until a killed replica is replaced; checks take CPU time
+            health_check_period_s=5.0,  # ± 10 %: until a killed replica is noticed; checks take CPU time
             health_check_timeout_s=30.0,
             graceful_shutdown_wait_loop_s=0.05,
             graceful_shutdown_timeout_s=2.0,  # the engine drains before; only the stream of events is left

@@ -159,8 +159,8 @@ class Replica:
         """End the worker process, if any; return once its memory is free. Its predictions are dropped.
 
         Events of finished predictions are dropped too, even if their end is not stored yet. A gateway that
-        starts later handles such predictions as after the death of a worker process. Events that were kept
-        would be sent to the readers of the next model.
+        starts later handles such predictions as after the death of a worker process. Otherwise the reader of
+        the next model's events would get them.
         """
         if self._loading is not None:
             task = self._loading[1]

@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/train-tiny-image-model",
         description="Trains the small text-to-image model that the appliance ships, on generated images of "
-        "shapes. Takes two to three hours on two CPU cores. Two colours of each shape are left out of it.",
+        "shapes. Takes two to three hours on two CPU cores. Training never shows two colours of each shape.",
     )
     parser.add_argument("--output", type=Path, default=_HOME, help="folder to save to (default: %(default)s)")
     parser.add_argument("--measure", action="store_true", help="only draw samples and measure the model")
@@ -75,7 +75,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--autoencoder-steps", type=int, default=1200, help="steps of 32 images of 64 pixels (%(default)s)"
     )
-    parser.add_argument("--images", type=int, default=20_000, help="training images (%(default)s)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=20_000,
+        help="training images of 64 pixels, and 4/5 as many of 128 (%(default)s)",
+    )
     parser.add_argument(
         "--steps", type=int, default=3800, help="steps of 64 images of 64 pixels (%(default)s)"
     )

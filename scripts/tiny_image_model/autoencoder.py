@@ -1,4 +1,4 @@
-"""The autoencoder: each 8 x 8 pixels to four numbers and back. It learns from images of 64 x 64 pixels."""
+"""The autoencoder: encodes each block of 8 x 8 pixels as 4 numbers. Trained on images of 64 x 64 pixels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DRAWN: Final = 4.0  # how much more the pixels of the shape count
 
 
 def train(steps: int, chance: random.Random, progress: Progress) -> AutoencoderKL:
-    """A new autoencoder."""
+    """Train and return an autoencoder, without its ``scaling_factor``."""
     coder = AutoencoderKL(
         block_out_channels=(8, 16, 32, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,

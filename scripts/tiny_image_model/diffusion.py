@@ -30,29 +30,34 @@ _UNTOLD: Final = 0.1  # share of images trained without a caption, for classifie
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """A part of the training."""
+    """A stage of the training, with images of one size."""
 
     size: int  # pixels a side
-    detail: float  # of the scenes, see ``shapes.scene``
-    images: int  # that are encoded once
+    detail: float  # of the scenes: the probability of a size, a place and a background
+    images: int  # in the training set
     steps: int
     batch: int  # images in a step
-    rate: float  # highest learning rate
-    decay: float  # of the moving average of the weights
+    learning_rate: float  # the highest
+    ema_decay: float
 
 
 def stages(images: int, steps: int, large_steps: int) -> list[Stage]:
-    """Return the stages for ``images`` of 64 pixels; ``large_steps`` are those at 128 pixels."""
-    small = Stage(64, 0.5, images, steps, batch=64, rate=1e-3, decay=0.999)
-    # Longer captions, and smaller shapes, are learnt here: at 64 pixels the autoencoder blurs small shapes.
-    large = Stage(IMAGE_SIZE, 0.75, images * 4 // 5, large_steps, batch=16, rate=6e-4, decay=0.995)
+    """Return two: ``steps`` on ``images`` of 64 pixels, then ``large_steps`` on 4/5 as many of 128 pixels."""
+    small = Stage(64, 0.5, images, steps, batch=64, learning_rate=1e-3, ema_decay=0.999)
+    # More captions name a size, a place and a background: at 64 pixels the autoencoder blurs small shapes.
+    large = Stage(
+        IMAGE_SIZE, 0.75, images * 4 // 5, large_steps, batch=16, learning_rate=6e-4, ema_decay=0.995
+    )
     return [small, large]
 
 
 def train(
     coder: AutoencoderKL, stages: list[Stage], chance: random.Random, progress: Progress
 ) -> StableDiffusionPipeline:
-    """Return the whole pipeline. It sets the ``scaling_factor`` of ``coder``: codes have the variance 1."""
+    """Train and return the whole pipeline.
+
+    Sets the ``scaling_factor`` of ``coder``, with which codes have variance 1, and its ``sample_size``.
+    """
     captions = [caption for _ in range(4000) for caption in shapes.scene(chance).captions]
     tokenizer = _tokenizer(captions)
     encoder = CLIPTextModel(
@@ -154,11 +159,11 @@ def _learn(
     progress: Progress,
 ) -> None:
     parameters = [*unet.parameters(), *encoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=stage.rate, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=stage.rate, total_steps=stage.steps, pct_start=0.05
+        optimizer, max_lr=stage.learning_rate, total_steps=stage.steps, pct_start=0.05
     )
-    smooth = EMAModel(parameters, decay=stage.decay, use_ema_warmup=True, power=0.75)
+    smooth = EMAModel(parameters, decay=stage.ema_decay, use_ema_warmup=True, power=0.75)
     task = progress.add_task(f"diffusion at {stage.size} pixels", total=stage.steps, loss="")
     mean = 0.0
     for step in range(stage.steps):

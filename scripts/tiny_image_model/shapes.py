@@ -75,12 +75,16 @@ class Scene(msgspec.Struct, frozen=True):
 
 
 def scene(chance: random.Random, detail: float = 0.5) -> Scene:
-    """A scene of a pair that is trained. ``detail`` is how often it has a size, a place and a background."""
+    """Return a scene of a pair that is trained.
+
+    ``detail`` is the probability, for each of size, place and background, that it is drawn at random. Above
+    0.5, gray backgrounds are twice as likely as others: they are the hardest.
+    """
     colour, shape = chance.choice(PAIRS)
     size = chance.choice(list(SIZES)) if chance.random() < detail else ""
     place = chance.choice(list(PLACES)) if chance.random() < detail else ""
     others = [each for each in BACKGROUNDS if each != colour]
-    background = chance.choice([*others, "gray"] if detail > 0.5 else others)  # gray is the hardest
+    background = chance.choice([*others, "gray"] if detail > 0.5 else others)
     if chance.random() >= detail:
         background = "white"
     radius = SIZES[size] * chance.uniform(0.94, 1.06)

@@ -53,28 +53,29 @@ def test_a_red_circle_is_red_and_round(official: Client, client: httpx.Client) -
     assert found.likeness > 0.85
 
 
-def test_nine_of_ten_images_show_the_colour_and_the_shape_of_their_prompt(api: httpx.Client) -> None:
-    """For each kind of prompt: pairs that training never showed, stars, and long prompts."""
+def test_images_show_the_colour_and_the_shape_of_their_prompt(api: httpx.Client) -> None:
+    """At least a share of the images of each kind of prompt. The model's card has the shares of many more."""
     pairs = json.loads((ROOT / "appliance" / "assets" / "tiny-shapes" / "held_out.json").read_text())
     assert {(pair["colour"], pair["shape"]) for pair in pairs} == shapes.HELD_OUT
     kinds = {
-        "held-out pairs": measure.held_out()[::4],
-        "stars": measure.stars()[::2],
-        "long prompts": measure.long_prompts("small")[::4] + measure.long_prompts("large")[::4],
+        "held-out pairs": (0.9, measure.held_out()[::4]),
+        "stars": (0.9, measure.stars()[::2]),
+        "long prompts": (0.85, measure.long_prompts("small")[::4] + measure.long_prompts("large")[::4]),
     }
     records = {
         kind: [create(api, MODEL, prompt=each.prompt, seed=100 + n) for n, each in enumerate(prompts)]
-        for kind, prompts in kinds.items()
+        for kind, (_, prompts) in kinds.items()
     }  # all at once, so that they share batches
-    for kind, prompts in kinds.items():
+    for kind, (share, prompts) in kinds.items():
         wrong = []
-        for prompt, record in zip(prompts, records[kind], strict=True):
-            (url,) = ended(api, record)["output"]
-            found = seen(fetch_image(api, url))
+        for prompt, created in zip(prompts, records[kind], strict=True):
+            record = ended(api, created)
+            assert record["status"] == "succeeded", record
+            found = seen(fetch_image(api, *record["output"]))
             if found is None or (found.colour, found.shape) != (prompt.colour, prompt.shape):
                 wrong.append((prompt.prompt, found and (found.colour, found.shape)))
         print(f"{len(prompts) - len(wrong)} of {len(prompts)} {kind} are right; wrong: {wrong}")
-        assert len(wrong) <= len(prompts) / 10, wrong
+        assert len(prompts) - len(wrong) >= share * len(prompts), wrong
 
 
 def test_places_sizes_and_backgrounds(api: httpx.Client) -> None:

@@ -197,7 +197,7 @@ class Appliance:
         return process
 
     def kill_gateway(self) -> None:
-        """Kill the gateway, and wait until it has ended: it answers no later request."""
+        """Kill the gateway, and wait until it has ended, so that no later request reaches it."""
         process = self.gateway()
         process.kill()
         process.wait(PATIENCE)

@@ -53,7 +53,8 @@ class ActivePrediction:
         self.unwritten: Unwritten | None = None  # the start, while its write is delayed
         self.claimed = False  # the claim is being stored, or is stored
         self.attempt = prediction.attempt  # of the last claim that is stored
-        self.interrupted = 0  # the last attempt that was interrupted: its events are ignored
+        #: The last attempt that was interrupted: its events are ignored. A waiting prediction has no other.
+        self.interrupted = prediction.attempt if prediction.status is Status.STARTING else 0
         self.early: list[Emitted] = []  # events of the next attempt, until its claim is stored
         self.ending = False  # the terminal record is being stored
         self.submitted = 0  # number of the attempt that was sent to a worker process; 0 for none

@@ -256,7 +256,7 @@ class Predictions:
         self._cluster.submit(active.entry.runs_on, job_of(self._dependencies, active, attempt, input))
 
     def apply(self, model: str, emitted: Emitted) -> bool:
-        """Apply an event of a model's worker process; ignore events of earlier attempts.
+        """Apply an event of a model's worker process; ignore those of earlier and interrupted attempts.
 
         Returns whether a slot of the model has become free.
         """

@@ -162,7 +162,7 @@ async def test_a_worker_that_dies_before_the_start_is_stored_costs_an_attempt(
     assert (record.output, record.attempt) == ("again", 2)
 
 
-async def test_events_of_a_lost_run_that_come_again_are_ignored(
+async def test_repeated_events_of_an_interrupted_attempt_are_ignored(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, events = LocalCluster._run, LocalCluster.events

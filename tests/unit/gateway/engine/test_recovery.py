@@ -12,6 +12,7 @@ import pytest
 from appliance.cluster.base import AdoptedModel
 from appliance.domain.file import OutputFile
 from appliance.domain.prediction import Done, Emitted, Job, Output, Prediction, Status
+from appliance.gateway.engine import records
 from appliance.runners.base import LoadSpec
 from tests.support.engine_bench import Bench
 from tests.support.local_cluster import LocalCluster
@@ -165,6 +166,39 @@ async def test_a_prediction_whose_start_was_not_stored_runs_only_where_it_was_se
     assert cluster.jobs == [("test/echo#2", waiting.id, 1)]  # which the replica ignores
     await bench.stop()
     await bench.cluster.close()
+
+
+class Repeating(Surviving):
+    """A replica that sends events as soon as it is adopted."""
+
+    def __init__(self, specs: list[LoadSpec], id: str, events: list[Emitted]) -> None:
+        super().__init__(specs, {spec.model: frozenset({id}) for spec in specs})
+        self.repeated = events
+
+    async def adopt(self) -> list[AdoptedModel]:
+        adopted = await super().adopt()
+        for model in adopted:
+            self.emit(model.spec.model, self.repeated)
+        return adopted
+
+
+async def test_events_of_an_attempt_that_an_earlier_gateway_queued_again_are_ignored(bench: Bench) -> None:
+    record = await bench.until(await bench.submit(delay=1000), Status.PROCESSING)
+    await records.requeue(bench.store, record.transition(Status.STARTING, started_at=None))
+    specs = [each.spec for each in bench.cluster._loaded.values()]
+    await bench.stop()
+    await bench.cluster.close()
+    cluster = bench.cluster = Repeating(specs, record.id, [Emitted(record.id, 1, 1, Done("succeeded"))])
+    await bench.start()
+    while cluster.jobs != [("test/echo", record.id, 2)]:
+        await asyncio.sleep(0)
+    end = [
+        Emitted(record.id, 2, 1, Output(["again"], append=False)),
+        Emitted(record.id, 2, 2, Done("succeeded")),
+    ]
+    cluster.emit("test/echo", end)
+    ended = await bench.ended(record)
+    assert (ended.status, ended.output, ended.attempt) == (Status.SUCCEEDED, "again", 2)
 
 
 async def test_input_files_that_an_earlier_gateway_fetched_are_deleted(bench: Bench) -> None:
