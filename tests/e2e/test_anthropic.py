@@ -60,7 +60,7 @@ def test_a_streamed_message_says_the_same(claude: Anthropic, client: httpx.Clien
         streamed = stream.get_final_message()
     assert whole.content[0].type == "text"
     assert "".join(pieces) == whole.content[0].text
-    assert len(pieces) > 3
+    assert len(pieces) > 1
     assert (streamed.stop_reason, streamed.usage.output_tokens) == (
         whole.stop_reason,
         whole.usage.output_tokens,

@@ -195,7 +195,7 @@ def test_litellm_completes_and_streams(litellm: dict[str, Any], provider: str) -
     text, parts, tokens = litellm[provider]
     assert "Paris" in text
     assert "".join(parts) == text
-    assert len(parts) > 3
+    assert len(parts) > 1
     assert tokens > 20
 
 

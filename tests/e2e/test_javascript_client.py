@@ -34,7 +34,7 @@ def test_stream(appliance: Appliance) -> None:
     )
     assert [name for name, _ in events][-1] == "done"
     outputs = [data for name, data in events if name == "output"]
-    assert len(outputs) > 5
+    assert len(outputs) > 1
     assert "two" in "".join(outputs).lower() or "2" in "".join(outputs)
 
 

