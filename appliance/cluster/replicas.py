@@ -419,15 +419,12 @@ class ReplicaPool:
     async def delete_all(self) -> None:
         """Delete the replicas of a lost node, which Serve would start again when the node comes back."""
         await self.close()
+        deploying = None if self._deploying is None or self._deploying[1].done() else self._deploying
         for name in sorted(self.names):
             await delete(name)
-        if self._deploying is None:
-            return
-        name, deploying = self._deploying
-        if (
-            not deploying.done()
-        ):  # its thread cannot be stopped, and may create the replica after the deletion
-            await asyncio.gather(deploying, return_exceptions=True)
+        if deploying is not None:  # its thread cannot be stopped, and may create the replica after that
+            name, created = deploying
+            await asyncio.gather(created, return_exceptions=True)
             await delete(name)
 
     async def close(self) -> None:

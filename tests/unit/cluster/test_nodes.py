@@ -309,18 +309,20 @@ async def test_a_replica_reports_the_paths_of_copied_weights(
 async def test_a_replica_that_is_being_created_when_its_node_is_lost_is_deleted_afterwards(
     fake: FakeServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    creating, lost = threading.Event(), threading.Event()
+    creating, lost, created = threading.Event(), threading.Event(), threading.Event()
     calls: list[str] = []
 
     def run_many(targets: list[Any], **options: Any) -> list[Handle]:
         creating.set()
         lost.wait(60)
         calls.append("created")
+        created.set()
         return fake.run_many(targets, **options)
 
     def delete(name: str, **_: Any) -> None:
         calls.append(f"deleted {name}")
         lost.set()
+        created.wait(60)  # the creation ends before the first deletion
 
     monkeypatch.setattr(serve, "run_many", run_many)
     monkeypatch.setattr(serve, "delete", delete)
