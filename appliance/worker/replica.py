@@ -158,9 +158,9 @@ class Replica:
     async def unload(self) -> None:
         """End the worker process, if any; return once its memory is free. Its predictions are dropped.
 
-        Events of finished predictions are dropped too, even if their end is not stored yet. A gateway that
-        starts later handles such predictions as after the death of a worker process. Otherwise the reader of
-        the next model's events would get them.
+        Events of finished predictions are dropped too, because the reader of the next model's events would
+        get them. If their end is not stored yet, a gateway that starts later handles these predictions as
+        after the death of a worker process.
         """
         if self._loading is not None:
             task = self._loading[1]

@@ -53,7 +53,8 @@ class ActivePrediction:
         self.unwritten: Unwritten | None = None  # the start, while its write is delayed
         self.claimed = False  # the claim is being stored, or is stored
         self.attempt = prediction.attempt  # of the last claim that is stored
-        #: The last attempt that was interrupted: its events are ignored. A waiting prediction has no other.
+        #: The last attempt that was interrupted: its events are ignored. A prediction that waits for another
+        #: attempt was interrupted in its last one.
         self.interrupted = prediction.attempt if prediction.status is Status.STARTING else 0
         self.early: list[Emitted] = []  # events of the next attempt, until its claim is stored
         self.ending = False  # the terminal record is being stored
